@@ -1,0 +1,1 @@
+"""Cells: one instant of a recurrent network. No time axis lives on this floor."""

@@ -1,0 +1,183 @@
+"""The LSTM at one instant. No time axis lives in this file.
+
+    z = W_x x_t + W_h h_{t-1} + b         i, f, o = σ(z_i), σ(z_f), σ(z_o)
+    g = tanh(z_g)
+    c_t = f ⊙ c_{t-1} + i ⊙ g             h_t = o ⊙ tanh(c_t)
+
+The cell state c is changed by two gated terms only, so that what it holds, and the
+gradient that flows back through it, survives for as long as f stays near 1.
+
+References: Hochreiter and Schmidhuber, "Long short-term memory", 1997,
+https://doi.org/10.1162/neco.1997.9.8.1735; the forget gate: Gers, Schmidhuber and
+Cummins, "Learning to forget", 2000, https://doi.org/10.1162/089976600300015015
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxlstm.cells.base import (
+    Activation,
+    Cell,
+    Gates,
+    LSTMParams,
+    LSTMState,
+    activation,
+)
+from jaxlstm.initializers import Preset, preset
+from jaxlstm.shapes import Hidden, Input, Key, Projected, accumulator_dtype, show
+
+
+def project(params: LSTMParams, x: Input) -> Projected:
+    """What the input adds to the pre-activations: `W_x x_t + b`, `[*b, 4, H]`.
+
+    Products take operands in the dtype of x; sums are kept in float32 or wider.
+
+    Errors: `ValueError` where x has other features than the parameters were made for.
+    """
+    inputs, hidden_size = sizes(params)
+    if x.shape[-1] != inputs:
+        raise ValueError(
+            f"xs has {x.shape[-1]} features, but these params were made for {inputs} "
+            f"(w_x is {show(params.w_x.shape)})."
+        )
+    w_x = params.w_x.reshape(inputs, 4 * hidden_size).astype(x.dtype)
+    dtype = accumulator_dtype(x.dtype)
+    z = jnp.matmul(x, w_x, preferred_element_type=dtype)
+    b = jnp.broadcast_to(params.b.astype(dtype), (*x.shape[:-1], 4, hidden_size))
+    return z.reshape(b.shape) + b
+
+
+def preactivations(params: LSTMParams, h: Hidden, z: Projected) -> Gates:
+    """`z_t + W_h h_{t-1}`, gate by gate."""
+    hidden_size = z.shape[-1]
+    w_h = params.w_h.reshape(-1, 4 * hidden_size).astype(h.dtype)
+    recurrent = jnp.matmul(h, w_h, preferred_element_type=z.dtype)
+    z = z + recurrent.reshape(z.shape)
+    return Gates(i=z[..., 0, :], f=z[..., 1, :], g=z[..., 2, :], o=z[..., 3, :])
+
+
+def activate(
+    gates: Gates,
+    *,
+    gate: Activation = jax.nn.sigmoid,
+    candidate: Activation = jnp.tanh,
+) -> Gates:
+    """`i, f, o = σ(z_i), σ(z_f), σ(z_o)` and `g = tanh(z_g)`."""
+    return Gates(
+        i=gate(gates.i), f=gate(gates.f), g=candidate(gates.g), o=gate(gates.o)
+    )
+
+
+def transition(gates: Gates, c: Hidden, *, output: Activation = jnp.tanh) -> LSTMState:
+    """`c_t = f ⊙ c_{t-1} + i ⊙ g` and `h_t = o ⊙ tanh(c_t)`."""
+    c = gates.f * c + gates.i * gates.g
+    return LSTMState(h=gates.o * output(c), c=c)
+
+
+def initial_state(
+    params: LSTMParams,
+    batch_shape: tuple[int, ...] = (),
+    *,
+    dtype: DTypeLike | None = None,
+) -> LSTMState:
+    """Zeros, `[*batch_shape, H]`: h in `dtype` (that of b), c in float32 or wider."""
+    _, hidden_size = sizes(params)
+    dtype = params.b.dtype if dtype is None else dtype
+    shape = (*batch_shape, hidden_size)
+    return LSTMState(
+        h=jnp.zeros(shape, dtype), c=jnp.zeros(shape, accumulator_dtype(dtype))
+    )
+
+
+def sizes(params: LSTMParams) -> tuple[int, int]:
+    """`(D, H)`, read from the shapes.
+
+    Errors: `ValueError` where the params are no `LSTMParams`, or their shapes do not
+    belong together.
+    """
+    if not isinstance(params, LSTMParams):
+        raise ValueError(
+            f"params is a {type(params).__name__}; an LSTM wants "
+            "LSTMParams(w_x [D, 4, H], w_h [H, 4, H], b [4, H])."
+        )
+    w_x, w_h, b = (tuple(jnp.shape(leaf)) for leaf in params)
+    hidden_size = b[-1] if b else 0
+    if len(w_x) != 3 or w_x[1:] != b or w_h != (hidden_size, *b) or b[0] != 4:
+        raise ValueError(
+            "params do not belong together: an LSTM wants w_x [D, 4, H], "
+            f"w_h [H, 4, H], b [4, H]; these are {show(w_x)}, {show(w_h)}, {show(b)}."
+        )
+    return w_x[0], hidden_size
+
+
+def lstm(
+    *,
+    forget_bias: float = 1.0,
+    candidate_activation: str = "tanh",
+    output_activation: str = "tanh",
+    gate_activation: str = "sigmoid",
+    init: str | Preset = "default",
+) -> Cell:
+    """The LSTM with a forget gate, as a record of four pure functions.
+
+    The equations are at the head of `jaxlstm.cells.lstm`. The same options give the
+    same object, so that `jit` does not trace again.
+
+    Arguments:
+        forget_bias: the forget gate's bias at initialisation. It is part of `b`.
+        candidate_activation, output_activation, gate_activation: names out of
+            `jaxlstm.cells.base.ACTIVATIONS`.
+        init: `"default"`, `"torch"`, `"keras"` or `"chrono"` (T_max = 1000; for
+            another, `initializers.chrono(T_max)`), or a `Preset`.
+
+    Errors: `ValueError` for an unknown activation or preset.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> cell = jl.lstm()
+    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+    >>> state, hs = jl.unroll(cell, params, jnp.ones((7, 2, 3)))
+    >>> hs.shape, state.c.shape
+    ((7, 2, 5), (2, 5))
+    """
+    chosen = preset(init, float(forget_bias)) if isinstance(init, str) else init
+    return _lstm(
+        activation("gate_activation", gate_activation),
+        activation("candidate_activation", candidate_activation),
+        activation("output_activation", output_activation),
+        chosen,
+    )
+
+
+@functools.cache
+def _lstm(
+    gate: Activation, candidate: Activation, output: Activation, init: Preset
+) -> Cell:
+    def draw(
+        key: Key,
+        input_size: int,
+        hidden_size: int,
+        *,
+        dtype: DTypeLike = jnp.float32,
+    ) -> LSTMParams:
+        for name, size in ("input_size", input_size), ("hidden_size", hidden_size):
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1.")
+        keys = jax.random.split(key, 3)
+        return LSTMParams(
+            w_x=init.w_x(keys[0], (input_size, 4, hidden_size), dtype),
+            w_h=init.w_h(keys[1], (hidden_size, 4, hidden_size), dtype),
+            b=init.b(keys[2], (4, hidden_size), dtype),
+        )
+
+    def step(
+        params: LSTMParams, state: LSTMState, z: Projected
+    ) -> tuple[LSTMState, Gates]:
+        gates = preactivations(params, state.h, z)
+        gates = activate(gates, gate=gate, candidate=candidate)
+        h, c = transition(gates, state.c, output=output)
+        return LSTMState(h=h.astype(state.h.dtype), c=c.astype(state.c.dtype)), gates
+
+    return Cell(draw, initial_state, project, step)

@@ -1,0 +1,182 @@
+"""Where a recurrent network begins: random matrices and biases, gate by gate.
+
+An initialiser is a function `(key, shape, dtype) -> array`, as in
+`jax.nn.initializers`. Matrices have the shape `[fan_in, 4, H]` and biases `[4, H]`,
+with the gates in the order input, forget, candidate, output. A preset is the record
+of the three initialisers that a cell needs; the same preset is the same object.
+"""
+
+import functools
+import math
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers as jax_initializers
+from jax.typing import DTypeLike
+
+from jaxlstm.shapes import Any, Key, accumulator_dtype
+
+INPUT, FORGET, CANDIDATE, OUTPUT = range(4)
+
+
+class Initializer(Protocol):
+    """Draws an array: `(key, shape, dtype) -> array`."""
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any: ...
+
+
+class Preset(NamedTuple):
+    """The initialisers of one kind of cell: `w_x` input, `w_h` recurrent, `b` bias."""
+
+    w_x: Initializer
+    w_h: Initializer
+    b: Initializer
+
+
+def orthogonal_per_gate() -> Initializer:
+    """Each gate's matrix is orthogonal on its own: `W_kᵀ W_k = I`.
+
+    An orthogonal matrix keeps the length of what it multiplies, so that neither the
+    state nor its gradient shrinks or grows at the first steps of training.
+
+    Reference: Saxe et al., "Exact solutions to the nonlinear dynamics of learning in
+    deep linear neural networks", 2014, https://arxiv.org/abs/1312.6120
+    """
+
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        rows, gates, units = shape
+        one = jax_initializers.orthogonal()
+        exact = accumulator_dtype(dtype)  # there is no 16-bit QR
+        keys = jax.random.split(key, gates)
+        each = jax.vmap(lambda key: one(key, (rows, units), exact))(keys)
+        return jnp.moveaxis(each, 0, 1).astype(dtype)
+
+    return draw
+
+
+def orthogonal_fused() -> Initializer:
+    """One orthogonal matrix over all gates, `[fan_in, 4H]`: what Keras draws."""
+
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        rows, gates, units = shape
+        exact = accumulator_dtype(dtype)
+        fused = jax_initializers.orthogonal()(key, (rows, gates * units), exact)
+        return fused.reshape(shape).astype(dtype)
+
+    return draw
+
+
+def lecun_per_gate() -> Initializer:
+    """Truncated normal of variance `1 / fan_in`, the gates counted apart."""
+    return jax_initializers.lecun_normal(in_axis=0, out_axis=2, batch_axis=1)
+
+
+def glorot_fused() -> Initializer:
+    """U(±√(6 / (fan_in + 4H))), the gates counted as outputs: what Keras draws."""
+
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        rows, gates, units = shape
+        limit = math.sqrt(6.0 / (rows + gates * units))
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return draw
+
+
+def uniform(*, draws: int = 1) -> Initializer:
+    """The sum of `draws` draws of U(±1/√H), H the last axis: what torch draws.
+
+    torch keeps two biases that are only ever added; `draws=2` is their sum.
+    """
+
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        limit = 1.0 / math.sqrt(shape[-1])
+        return jax.random.uniform(key, (draws, *shape), dtype, -limit, limit).sum(0)
+
+    return draw
+
+
+def forget_bias(value: float) -> Initializer:
+    """Zero for every gate but the forget gate, which gets `value`.
+
+    Reference: Gers, Schmidhuber and Cummins, "Learning to forget", 2000; the value 1
+    from Jozefowicz et al., "An empirical exploration of recurrent network
+    architectures", 2015.
+    """
+
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        return jnp.zeros(shape, dtype).at[FORGET].set(value)
+
+    return draw
+
+
+def chrono_bias(max_timescale: float) -> Initializer:
+    """Forget biases that spread the units' memories from 1 to `max_timescale` steps.
+
+    b_f = log u, u ~ U(1, T_max - 1)        b_i = -b_f        b_g = b_o = 0
+
+    Reference: Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018,
+    https://arxiv.org/abs/1804.11188
+    """
+
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        steps = jax.random.uniform(key, shape[-1:], dtype, 1.0, max_timescale - 1.0)
+        zeros = jnp.zeros(shape, dtype)
+        return zeros.at[FORGET].set(jnp.log(steps)).at[INPUT].set(-jnp.log(steps))
+
+    return draw
+
+
+@functools.cache
+def default(forget: float = 1.0) -> Preset:
+    """LeCun input matrix, orthogonal recurrent matrix per gate, forget bias."""
+    return Preset(lecun_per_gate(), orthogonal_per_gate(), forget_bias(forget))
+
+
+@functools.cache
+def torch() -> Preset:
+    """U(±1/√H) throughout, the bias the sum of torch's two; no forget bias."""
+    return Preset(uniform(), uniform(), uniform(draws=2))
+
+
+@functools.cache
+def keras(forget: float = 1.0) -> Preset:
+    """Glorot and orthogonal over the fused gates, forget bias: Keras's defaults."""
+    return Preset(glorot_fused(), orthogonal_fused(), forget_bias(forget))
+
+
+@functools.cache
+def chrono(max_timescale: float = 1000.0) -> Preset:
+    """The default matrices with chrono biases for memories up to `max_timescale`.
+
+    Errors: `ValueError` where `max_timescale` is not above 2.
+
+    >>> import jaxlstm as jl
+    >>> cell = jl.lstm(init=jl.initializers.chrono(784))
+    """
+    if not max_timescale > 2:
+        raise ValueError(
+            f"chrono: max_timescale is {max_timescale}; it must be above 2 steps."
+        )
+    return default()._replace(b=chrono_bias(float(max_timescale)))
+
+
+def preset(name: str, forget: float) -> Preset:
+    """The preset of that name; `forget` is the forget bias of those that have one.
+
+    Errors: `ValueError` for an unknown name, and where a forget bias other than the
+    usual 1 is asked of a preset that draws its own.
+    """
+    takes_forget = {"default": default, "keras": keras}
+    brings_its_own = {"torch": torch, "chrono": chrono}
+    if name in takes_forget:
+        return takes_forget[name](forget)
+    if name not in brings_its_own:
+        names = ", ".join(sorted(takes_forget | brings_its_own))
+        raise ValueError(f"init={name!r} is not a preset; the presets are {names}.")
+    if forget != 1.0:
+        raise ValueError(
+            f"init={name!r} draws its own biases, so forget_bias={forget} would have "
+            'no effect; leave it out, or use init="default".'
+        )
+    return brings_its_own[name]()

@@ -1,0 +1,45 @@
+"""The notation of the library: one letter for each axis, one name for each array.
+
+    T      time, always axis 0 of a sequence
+    *b     any number of batch axes, none included, between time and features
+    D      input features
+    H      hidden units
+    4      the gates, in the order of `Gates`: input, forget, candidate, output
+
+An array that stands at one instant has no T. The gate axis is explicit, just before
+H, so that the four gates of a unit stay on one device when H is split over a mesh.
+"""
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+Key = PRNGKeyArray
+
+Input = Float[Array, "*b D"]
+Hidden = Float[Array, "*b H"]
+Projected = Float[Array, "*b 4 H"]
+
+InputMatrix = Float[Array, "D 4 H"]
+RecurrentMatrix = Float[Array, "H 4 H"]
+Bias = Float[Array, "4 H"]
+
+Features = Float[Array, "T *b D"]
+Happens = Bool[Array, "T *b"]
+Rows = Bool[Array, "*b"]
+Lengths = Int[Array, "*b"]
+Any = Shaped[Array, "..."]
+
+
+def show(shape: tuple[int, ...]) -> str:
+    """The shape as error messages print it: `[32, 4, 128]`."""
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def accumulator_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """Where sums over time are kept: `dtype`, and float32 for 16-bit compute.
+
+    In bfloat16, 256 + 1 is 256: a cell state kept in 16 bits stops counting there.
+    """
+    dtype = jnp.dtype(dtype)
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
