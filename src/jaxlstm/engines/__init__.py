@@ -1,0 +1,1 @@
+"""Engines: the same many steps by different means, behind one signature."""

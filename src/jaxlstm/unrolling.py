@@ -1,0 +1,298 @@
+"""The front door to a whole sequence: `unroll`, and `explain`, which says how.
+
+One door, many engines, one signature. An engine that cannot serve refuses with
+`NotImplementedError` and a sentence; the door tries the next one.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxlstm import sequences
+from jaxlstm.cells import emit as emits
+from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.cells.emit import Emit
+from jaxlstm.engines import scan
+from jaxlstm.sequences import Steps
+from jaxlstm.shapes import Features, Key, show
+
+
+class Engine(Protocol):
+    """Carries a state through the steps of a sequence.
+
+    It may compute what it likes at the steps that do not happen, as long as the state
+    passes them untouched: the door silences what is emitted there.
+
+    Errors: `NotImplementedError` with a sentence where it cannot serve.
+    """
+
+    def __call__(
+        self,
+        cell: Cell,
+        params: Params,
+        xs: Features,
+        state: State,
+        steps: Steps,
+        *,
+        reverse: bool,
+        emit: Emit,
+        checkpoint_every: int | Literal["sqrt"] | None,
+    ) -> tuple[State, Any]:
+        """The state after the last step, and what was emitted at each."""
+        ...
+
+
+# In the order in which they are tried.
+ENGINES: dict[str, Engine] = {"scan": scan.run}
+
+
+def unroll(
+    cell: Cell,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    reverse: bool = False,
+    emit: Emit = emits.hidden,
+    key: Key | None = None,
+    checkpoint_every: int | Literal["sqrt"] | None = None,
+    engine: str | Sequence[str] | None = None,
+) -> tuple[State, Any]:
+    """Run a cell over a sequence: the loop
+
+        for t in range(T):
+            state, gates = cell.step(params, state, cell.project(params, xs[t]))
+            emitted[t] = emit(state, gates)
+
+    compiled, for any number of sequences at a time. A step that does not happen
+    leaves the state untouched and emits zeros, and what stands in its place in xs
+    never matters, NaN included. Splitting a sequence anywhere and carrying the state
+    on gives the result of the whole.
+
+    Arguments:
+        cell, params: the cell, and the parameters that its `init` drew.
+        xs: `[T, *b, D]`, time first. Its dtype is the dtype of the products and of the
+            outputs; sums over time are kept in float32 or wider.
+        state: where to begin; None for the cell's initial state.
+        lengths: integers `[*b]`: row b has lengths[b] steps, the rest is padding.
+        mask: booleans `[T, *b]`: False where the step does not happen.
+        resets: booleans `[T, *b]`: True to begin again from the cell's initial state
+            before the step.
+        reverse: run from the last step to the first; outputs stay at their own t.
+        emit: what to stack over time, `(state, gates) -> pytree`; see `jl.emit`.
+        key: noise for stochastic cells; no key, no noise.
+        checkpoint_every: remember every k-th state and compute the rest again on the
+            way back; `"sqrt"` chooses k = √T.
+        engine: None for the first that accepts, a name, or several names to try.
+
+    Returns: `(state, emitted)`, the carry first as in `lax.scan`.
+
+    Errors: `ValueError` for what does not fit together, before anything is compiled;
+    `NotImplementedError` where the engine asked for refuses, and an `ExceptionGroup`
+    of them where several do.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> cell = jl.lstm()
+    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+    >>> xs = jnp.ones((7, 2, 3))
+    >>> state, hs = jl.unroll(cell, params, xs, lengths=jnp.array([7, 4]))
+    >>> hs.shape, bool((hs[4:, 1] == 0).all()), bool((state.h[1] == hs[3, 1]).all())
+    ((7, 2, 5), True, True)
+    """
+    names = _names(engine)
+    call = _prepare(cell, params, xs, state, lengths, mask, resets, checkpoint_every)
+    refusals: dict[str, NotImplementedError] = {}
+    for name in names:
+        try:
+            return _run(ENGINES[name], cell, *call, reverse, emit, checkpoint_every)
+        except NotImplementedError as refusal:
+            refusals[name] = refusal
+    raise _all_refused(refusals)
+
+
+class Explanation(NamedTuple):
+    """Which engine would serve a call, and why each other one would not.
+
+    engine    the engine that serves, None if none does
+    reasons   a sentence for each engine that was asked or would be
+    """
+
+    engine: str | None
+    reasons: dict[str, str]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.reasons)
+        return "\n".join(
+            f"{'->' if name == self.engine else '  '} {name:{width}}  {reason}"
+            for name, reason in self.reasons.items()
+        )
+
+
+def explain(
+    cell: Cell,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    reverse: bool = False,
+    emit: Emit = emits.hidden,
+    key: Key | None = None,
+    checkpoint_every: int | Literal["sqrt"] | None = None,
+    engine: str | Sequence[str] | None = None,
+) -> Explanation:
+    """Which engine `unroll` would take for the same arguments. Nothing is computed.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> cell = jl.lstm()
+    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+    >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3))))
+    -> scan  serves
+    """
+    asked = _names(engine)
+    call = _prepare(cell, params, xs, state, lengths, mask, resets, checkpoint_every)
+    chosen, reasons = None, {}
+    for name in [*asked, *(name for name in ENGINES if name not in asked)]:
+        try:
+            jax.eval_shape(
+                lambda *call, run=ENGINES[name]: _run(
+                    run, cell, *call, reverse, emit, checkpoint_every
+                ),
+                *call,
+            )
+        except NotImplementedError as refusal:
+            reasons[name] = str(refusal)
+            continue
+        if name not in asked:
+            reasons[name] = "would serve, but was not asked for"
+        elif chosen is None:
+            chosen, reasons[name] = name, "serves"
+        else:
+            reasons[name] = f"would serve, but {chosen} comes first"
+    return Explanation(chosen, reasons)
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("engine", "cell", "reverse", "emit", "checkpoint_every"),
+)
+def _run(
+    engine: Engine,
+    cell: Cell,
+    params: Params,
+    xs: Features,
+    state: State,
+    steps: Steps,
+    reverse: bool,
+    emit: Emit,
+    checkpoint_every: int | Literal["sqrt"] | None,
+) -> tuple[State, Any]:
+    state, emitted = engine(
+        cell,
+        params,
+        sequences.silence(xs, steps),
+        state,
+        steps,
+        reverse=reverse,
+        emit=emit,
+        checkpoint_every=checkpoint_every,
+    )
+    emitted = sequences.silence(emitted, steps)
+    if steps.lost is None:
+        return state, emitted
+    poison_all = jax.vmap(sequences.poison, in_axes=(0, None))
+    return sequences.poison(state, steps.lost), poison_all(emitted, steps.lost)
+
+
+def _prepare(
+    cell: Cell,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None,
+    lengths: ArrayLike | None,
+    mask: ArrayLike | None,
+    resets: ArrayLike | None,
+    checkpoint_every: int | Literal["sqrt"] | None,
+) -> tuple[Params, Features, State, Steps]:
+    """Everything that a caller can get wrong, found before an engine is entered."""
+    try:
+        xs = sequences.features("xs", xs)
+        frame = xs.shape[:-1]
+        begin = functools.partial(
+            cell.initial_state, batch_shape=frame[1:], dtype=xs.dtype
+        )
+        jax.eval_shape(cell.project, params, xs)
+        wanted = jax.eval_shape(begin, params)
+        _check_block(checkpoint_every)
+        steps = sequences.steps(frame, lengths=lengths, mask=mask, resets=resets)
+        state = begin(params) if state is None else _conform(state, wanted)
+    except ValueError as error:
+        raise ValueError(f"unroll: {error}") from error
+    return params, xs, state, steps
+
+
+def _conform(state: State, wanted: State) -> State:
+    """The caller's state, in the dtypes that the cell carries it in."""
+    if jax.tree.structure(state) != jax.tree.structure(wanted):
+        raise ValueError(
+            f"state is {_describe(state)}; this cell wants {_describe(wanted)}. Take "
+            "it from cell.initial_state or from an earlier call."
+        )
+
+    def one(path: jax.tree_util.KeyPath, leaf: ArrayLike, want: Any) -> Any:
+        name = f"state{jax.tree_util.keystr(path)}"
+        array = sequences.as_array(name, leaf)
+        if array.shape != want.shape:
+            raise ValueError(
+                f"{name} has shape {show(array.shape)}; for this xs and these params "
+                f"{show(want.shape)} is needed."
+            )
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{name} has dtype {array.dtype}; real numbers are needed."
+            )
+        return array.astype(want.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, state, wanted)
+
+
+def _describe(state: State) -> str:
+    kind, fields = type(state).__name__, getattr(state, "_fields", ())
+    return f"{kind}({', '.join(fields)})" if fields else f"a {kind}"
+
+
+def _check_block(checkpoint_every: int | Literal["sqrt"] | None) -> None:
+    if checkpoint_every is None or checkpoint_every == "sqrt":
+        return
+    if type(checkpoint_every) is not int or checkpoint_every < 1:
+        raise ValueError(
+            f"checkpoint_every is {checkpoint_every!r}; a number of steps from 1, "
+            '"sqrt" or None is needed.'
+        )
+
+
+def _names(engine: str | Sequence[str] | None) -> tuple[str, ...]:
+    names = tuple(ENGINES) if engine is None else engine
+    names = (names,) if isinstance(names, str) else tuple(names)
+    for name in names:
+        if name not in ENGINES:
+            raise ValueError(
+                f"unroll: engine={name!r} is unknown; the engines are "
+                f"{', '.join(ENGINES)}."
+            )
+    return names
+
+
+def _all_refused(refusals: dict[str, NotImplementedError]) -> Exception:
+    if len(refusals) == 1:
+        return next(iter(refusals.values()))
+    return ExceptionGroup("unroll: every engine refuses", list(refusals.values()))
