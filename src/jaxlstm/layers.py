@@ -1,0 +1,454 @@
+"""Layers: functions of whole sequences, and how they are put together.
+
+A layer is a record of two pure functions. A combinator takes layers and gives one
+back, so that a deep network is a layer too:
+
+>>> import jax, jax.numpy as jnp, jaxlstm as jl
+>>> model = jl.serial(
+...     jl.embed(65, 16), jl.stack(jl.lstm(), (32, 32), dropout=0.1), jl.linear(65)
+... )
+>>> params, size = model.init(jax.random.key(0))
+>>> state, logits = model.apply(params, jnp.zeros((7, 2), jnp.int32))
+>>> logits.shape, size
+((7, 2, 65), 65)
+
+Every layer means the same by a step that does not happen: what stands there in its
+input never matters, and what it puts there is zero. No key, no noise.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.nn import initializers
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxlstm import sequences
+from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.shapes import Features, Key, show
+from jaxlstm.unrolling import unroll
+
+
+class LayerInit(Protocol):
+    """Draws the parameters of a layer for inputs of `input_size` features.
+
+    Returns: the parameters, and the number of features of the outputs.
+    """
+
+    def __call__(self, key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        """Draw them from the key."""
+        ...
+
+
+class Apply(Protocol):
+    """Maps a sequence `[T, *b, D]` to one `[T, *b, output_size]`, carry first.
+
+    `state=None` begins anew. `lengths`, `mask` and `resets` mean what they mean in
+    `unroll`. Without a key, nothing is random.
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        xs: ArrayLike,
+        state: State | None = None,
+        *,
+        key: Key | None = None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+    ) -> tuple[State, Features]:
+        """The state after the last step, and the outputs."""
+        ...
+
+
+class Layer(NamedTuple):
+    """A function of whole sequences: `init` draws its parameters, `apply` is it."""
+
+    init: LayerInit
+    apply: Apply
+
+
+class Pair(NamedTuple):
+    """What belongs to the two directions of a bidirectional layer."""
+
+    forward: Any
+    backward: Any
+
+
+class LinearParams(NamedTuple):
+    """`w [D, size]` and `b [size]`."""
+
+    w: jax.Array
+    b: jax.Array
+
+
+class EmbedParams(NamedTuple):
+    """`table [vocabulary, size]`: one row for each token."""
+
+    table: jax.Array
+
+
+def recurrent(
+    cell: Cell,
+    hidden_size: int,
+    *,
+    reverse: bool = False,
+    checkpoint_every: int | Literal["sqrt"] | None = None,
+    engine: str | Sequence[str] | None = None,
+) -> Layer:
+    """A cell carried through time by `unroll`; its state is the cell's state.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> layer = jl.recurrent(jl.lstm(), 5)
+    >>> params, size = layer.init(jax.random.key(0), 3)
+    >>> state, ys = layer.apply(params, jnp.ones((7, 2, 3)))
+    >>> ys.shape
+    (7, 2, 5)
+    """
+
+    def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        params = cell.init(key, _known("recurrent", input_size), hidden_size)
+        state = jax.eval_shape(cell.initial_state, params)
+        return params, jax.tree.leaves(state)[0].shape[-1]
+
+    def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
+        return unroll(
+            cell,
+            params,
+            xs,
+            state,
+            lengths=call.lengths,
+            mask=call.mask,
+            resets=call.resets,
+            reverse=reverse,
+            key=call.key,
+            checkpoint_every=checkpoint_every,
+            engine=engine,
+        )
+
+    return _layer(init, run)
+
+
+def serial(*layers: Layer) -> Layer:
+    """One layer after another; parameters and state are tuples, one entry a layer.
+
+    Errors: `ValueError` for no layers, and for params or a state of another number.
+    """
+    if not layers:
+        raise ValueError("serial: no layers were given; one at least is needed.")
+
+    def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        params, size = [], input_size
+        for layer, own in zip(layers, jax.random.split(key, len(layers)), strict=True):
+            drawn, size = layer.init(own, size)
+            params.append(drawn)
+        return tuple(params), _known("serial", size)
+
+    def run(params: Params, xs: Any, state: State, call: _Call) -> Result:
+        after = []
+        for layer, each in zip(
+            layers, _each(len(layers), params, state, call), strict=True
+        ):
+            own, xs = _through(layer, xs, *each)
+            after.append(own)
+        return tuple(after), xs
+
+    return _layer(init, run)
+
+
+def bidirectional(forward: Layer, backward: Layer) -> Layer:
+    """Both layers over the same inputs, their outputs side by side.
+
+    The backward layer is one built with `reverse=True`. Parameters and state are a
+    `Pair`.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> cell = jl.lstm()
+    >>> both = jl.bidirectional(
+    ...     jl.recurrent(cell, 5), jl.recurrent(cell, 5, reverse=True)
+    ... )
+    >>> params, size = both.init(jax.random.key(0), 3)
+    >>> size
+    10
+    """
+    two = Pair(forward, backward)
+
+    def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        keys = jax.random.split(key)
+        drawn = [
+            layer.init(own, input_size) for layer, own in zip(two, keys, strict=True)
+        ]
+        return Pair(*(params for params, _ in drawn)), sum(size for _, size in drawn)
+
+    def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
+        results = [
+            _through(layer, xs, *each)
+            for layer, each in zip(two, _each(2, params, state, call), strict=True)
+        ]
+        states, outputs = zip(*results, strict=True)
+        return Pair(*states), jnp.concatenate(outputs, axis=-1)
+
+    return _layer(init, run)
+
+
+def residual(layer: Layer) -> Layer:
+    """`y = x + layer(x)`: the gradient has a way past the layer.
+
+    Errors: `ValueError` at `init` where the layer changes the number of features.
+    """
+
+    def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        params, size = layer.init(key, input_size)
+        if size != input_size:
+            raise ValueError(
+                f"residual: the layer maps {input_size} features to {size}; a "
+                "residual layer must keep their number."
+            )
+        return params, size
+
+    def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
+        xs = sequences.features("xs", xs)
+        state, ys = _through(layer, xs, params, state, call)
+        return state, _silenced(xs, call) + ys
+
+    return _layer(init, run)
+
+
+def dropout(rate: float) -> Layer:
+    """Zero each value with probability `rate`, scale the rest by 1 / (1 - rate).
+
+    Each step has a mask of its own. Without a key this is the identity.
+
+    Errors: `ValueError` for a rate outside 0 <= rate < 1.
+
+    Reference: Srivastava et al., "Dropout", 2014; between layers and not in time, as
+    Zaremba et al., 2014, https://arxiv.org/abs/1409.2329
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: rate is {rate}; 0 <= rate < 1 is needed.")
+
+    def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        return (), _known("dropout", input_size)
+
+    def transform(params: Params, xs: Features, key: Key | None) -> Features:
+        if key is None or rate == 0:
+            return xs
+        kept = jax.random.bernoulli(key, 1 - rate, xs.shape)
+        return jnp.where(kept, xs / (1 - rate), jnp.zeros_like(xs))
+
+    return _stepwise(init, transform)
+
+
+def linear(size: int) -> Layer:
+    """`y = x W + b` at every step; W is LeCun normal, b is zero.
+
+    Errors: `ValueError` for a size below 1.
+    """
+    _check_size("linear", "size", size)
+
+    def init(key: Key, input_size: int | None = None) -> tuple[LinearParams, int]:
+        shape = (_known("linear", input_size), size)
+        w = initializers.lecun_normal()(key, shape, jnp.float32)
+        return LinearParams(w, jnp.zeros(size)), size
+
+    def transform(params: LinearParams, xs: Features, key: Key | None) -> Features:
+        if xs.shape[-1] != params.w.shape[0]:
+            raise ValueError(
+                f"linear: xs has {xs.shape[-1]} features, but these params were made "
+                f"for {params.w.shape[0]} (w is {show(params.w.shape)})."
+            )
+        b = jnp.broadcast_to(params.b.astype(xs.dtype), (*xs.shape[:-1], len(params.b)))
+        return xs @ params.w.astype(xs.dtype) + b
+
+    return _stepwise(init, transform)
+
+
+def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Layer:
+    """A row of a table for each token: integers `[T, *b]` to `[T, *b, size]`.
+
+    A token outside 0..vocabulary-1 is an error where it can be seen, and NaN where it
+    is traced; it is never clamped. Rows are drawn from N(0, 1) and given out in
+    `dtype`, which is what the layers after this one compute in.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> layer = jl.embed(10, 4)
+    >>> params, size = layer.init(jax.random.key(0))
+    >>> state, xs = layer.apply(params, jnp.array([[3], [9]]))
+    >>> xs.shape
+    (2, 1, 4)
+    """
+    _check_size("embed", "vocabulary", vocabulary)
+    _check_size("embed", "size", size)
+
+    def init(key: Key, input_size: int | None = None) -> tuple[EmbedParams, int]:
+        return EmbedParams(jax.random.normal(key, (vocabulary, size))), size
+
+    def run(params: EmbedParams, xs: ArrayLike, state: State, call: _Call) -> Result:
+        tokens = sequences.as_array("xs", xs)
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(
+                f"embed: xs has dtype {tokens.dtype}; tokens are integers."
+            )
+        steps = sequences.steps(tokens.shape, lengths=call.lengths, mask=call.mask)
+        tokens = sequences.silence(tokens, steps)
+        _check_tokens(tokens, len(params.table))
+        rows = params.table.at[tokens].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
+        return (), sequences.silence(rows.astype(dtype), steps)
+
+    return _layer(init, run)
+
+
+def stack(
+    cell: Cell,
+    sizes: Sequence[int],
+    *,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    residual: bool = False,
+    checkpoint_every: int | Literal["sqrt"] | None = None,
+    engine: str | Sequence[str] | None = None,
+) -> Layer:
+    """Recurrent layers of these sizes, one on the other.
+
+    Arguments:
+        dropout: between the layers, not after the last, as in torch.
+        bidirectional: each layer runs both ways, and gives twice its size.
+        residual: from the second layer on, each adds its input to its output.
+
+    Errors: `ValueError` for no sizes, and for residual layers of unequal sizes.
+    """
+    if not sizes:
+        raise ValueError("stack: sizes is empty; name the size of one layer at least.")
+    if residual and len(set(sizes)) > 1:
+        raise ValueError(
+            f"stack: residual layers must be of one size; sizes is {tuple(sizes)}."
+        )
+    one = functools.partial(
+        recurrent, cell, checkpoint_every=checkpoint_every, engine=engine
+    )
+    layers: list[Layer] = []
+    for depth, size in enumerate(sizes):
+        layer = (
+            _both_ways(one(size), one(size, reverse=True))
+            if bidirectional
+            else one(size)
+        )
+        if depth > 0 and dropout:
+            layers.append(_drop(dropout))
+        layers.append(_past(layer) if depth > 0 and residual else layer)
+    return serial(*layers)
+
+
+# `stack` has options of the same names.
+_both_ways, _drop, _past = bidirectional, dropout, residual
+
+
+# -- what the layers share ----------------------------------------------------
+
+
+class _Call(NamedTuple):
+    """What a call of `apply` says besides parameters, inputs and state."""
+
+    key: Key | None
+    lengths: ArrayLike | None
+    mask: ArrayLike | None
+    resets: ArrayLike | None
+
+
+Result = tuple[State, Features]
+Run = Callable[[Any, Any, State, _Call], Result]
+Transform = Callable[[Any, Features, Key | None], Features]
+
+
+def _layer(init: LayerInit, run: Run) -> Layer:
+    """The layer whose `apply` is `run`, the options of the call in one record."""
+
+    def apply(
+        params: Params,
+        xs: ArrayLike,
+        state: State | None = None,
+        *,
+        key: Key | None = None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+    ) -> Result:
+        return run(params, xs, state, _Call(key, lengths, mask, resets))
+
+    return Layer(init, apply)
+
+
+def _through(
+    layer: Layer, xs: ArrayLike, params: Params, state: State, call: _Call
+) -> Result:
+    return layer.apply(
+        params,
+        xs,
+        state,
+        key=call.key,
+        lengths=call.lengths,
+        mask=call.mask,
+        resets=call.resets,
+    )
+
+
+def _each(
+    count: int, params: Params, state: State, call: _Call
+) -> Iterator[tuple[Params, State, _Call]]:
+    """Parameters, state and call of each of so many layers, no two with one key."""
+    states = (None,) * count if state is None else state
+    for name, values in ("params", params), ("state", states):
+        if len(values) != count:
+            raise ValueError(
+                f"{name} has {len(values)} entries for {count} layers; one each is "
+                "needed."
+            )
+    keys = (None,) * count if call.key is None else jax.random.split(call.key, count)
+    calls = (call._replace(key=key) for key in keys)
+    return zip(params, states, calls, strict=True)
+
+
+def _stepwise(init: LayerInit, transform: Transform) -> Layer:
+    """A layer without a state that treats each step apart, and padding as no step."""
+
+    def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
+        xs = _silenced(sequences.features("xs", xs), call)
+        return (), _silenced(transform(params, xs, call.key), call)
+
+    return _layer(init, run)
+
+
+def _silenced(xs: Features, call: _Call) -> Features:
+    steps = sequences.steps(xs.shape[:-1], lengths=call.lengths, mask=call.mask)
+    return sequences.silence(xs, steps)
+
+
+def _known(layer: str, input_size: int | None) -> int:
+    if input_size is None:
+        raise ValueError(f"{layer}: init needs the number of input features.")
+    _check_size(layer, "input_size", input_size)
+    return input_size
+
+
+def _check_size(layer: str, name: str, size: int) -> None:
+    if size < 1:
+        raise ValueError(f"{layer}: {name} is {size}; it must be at least 1.")
+
+
+def _check_tokens(tokens: jax.Array, vocabulary: int) -> None:
+    if isinstance(tokens, Tracer):
+        return
+    host = np.asarray(tokens)
+    wrong = host[(host < 0) | (host >= vocabulary)]
+    if wrong.size:
+        raise ValueError(
+            f"embed: xs holds the token {wrong[0]}; the vocabulary of {vocabulary} has "
+            f"tokens from 0 to {vocabulary - 1}."
+        )
