@@ -1,0 +1,55 @@
+"""The front door of the data: one name in `data.source`, one reader."""
+
+from typing import TYPE_CHECKING
+
+from jaxlstm.lab.data.corpus import Corpus
+from jaxlstm.lab.data.files import quoted
+from jaxlstm.lab.data.text import read_python, read_text
+from jaxlstm.lab.data.tokens import read_tokens
+from jaxlstm.lab.errors import BadInput
+
+if TYPE_CHECKING:
+    from jaxlstm.lab.schema import Data
+
+
+def read(data: "Data") -> Corpus:
+    """The corpus that the `data` section of a config describes.
+
+    Args:
+      data: `config.data`; its `source` chooses the reader.
+
+    Raises:
+      BadInput: one sentence, if a file is not what the config says, or a part holds
+        nothing to predict, or both parts are the same text.
+
+    Example:
+      >>> from jaxlstm.lab import config
+      >>> corpus = read(config.load().data)
+      >>> corpus.vocabulary.kind, corpus.document_token
+      ('character', 1)
+    """
+    if data.source == "python":
+        corpus = read_python(data)
+    elif data.source == "text":
+        corpus = read_text(data)
+    else:
+        corpus = read_tokens(data)
+    _check_parts(corpus)
+    return corpus
+
+
+def _check_parts(corpus: Corpus) -> None:
+    paths, hashes = corpus.description["paths"], corpus.description["sha256"]
+    if len(set(hashes)) < len(hashes):
+        raise BadInput(
+            f"data.validation_path: {quoted(paths[1])} is the training text itself; "
+            "name another, or leave it out to hold out data.validation_fraction."
+        )
+    parts = {"training": len(corpus.train), "validation": len(corpus.validation)}
+    for part, size in parts.items():
+        if size < 2:
+            raise BadInput(
+                f"data: the {part} part of {quoted(paths[0])} has {size} tokens, "
+                "too few to predict one; change data.validation_fraction, give more "
+                "text, or name another data.validation_path."
+            )

@@ -1,0 +1,295 @@
+"""Text readers: what a part holds, that the parts share nothing, what goes wrong."""
+
+import hashlib
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlstm.lab.data import read, text
+from jaxlstm.lab.data.documents import split_documents
+from jaxlstm.lab.errors import BadInput
+from jaxlstm.lab.schema import PythonData, TextData
+
+
+@pytest.fixture
+def book(tmp_path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text("".join(chr(97 + n % 20) for n in range(1000)), "utf-8")
+    return path
+
+
+def library(folder: Path, monkeypatch, **files: str | bytes) -> None:
+    """A standard library of these files."""
+    for name, content in files.items():
+        content = content.encode() if isinstance(content, str) else content
+        (folder / f"{name}.py").write_bytes(content)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
+
+
+# -- the split --------------------------------------------------------------------
+
+
+@given(st.lists(st.text("ab", max_size=3)), st.floats(0.01, 0.99))
+def test_a_split_loses_no_document_and_shares_none(documents, fraction):
+    train, validation = split_documents(documents, fraction)
+    assert sorted([*train, *validation]) == sorted(documents)
+    assert not set(train) & set(validation)
+
+
+@given(st.integers(1, 300), st.floats(0.01, 0.99))
+def test_about_the_fraction_is_held_out_evenly(count, fraction):
+    documents = [str(n) for n in range(count)]
+    held_out = split_documents(documents, fraction).validation
+    assert abs(len(held_out) - fraction * count) <= 0.5 + 1e-9
+    gaps = np.diff([int(document) for document in held_out])
+    assert all(abs(gap - 1 / fraction) < 1 + 1e-6 for gap in gaps)
+
+
+def test_a_tenth_is_the_fifth_document_of_every_ten():
+    held_out = split_documents([str(n) for n in range(40)], 0.1).validation
+    assert held_out == ["4", "14", "24", "34"]
+
+
+def test_long_and_short_documents_are_held_out_alike():
+    documents = ["x" * n + f"{n:03}" for n in reversed(range(200))]
+    train, validation = split_documents(documents, 0.1)
+    assert [*map(len, validation)] == [*range(197, 6, -10)]
+    assert abs(sum(map(len, validation)) / sum(map(len, documents)) - 0.1) < 0.005
+    assert train == [document for document in documents if document not in validation]
+
+
+# -- the standard library ---------------------------------------------------------
+
+
+def test_the_standard_library_is_a_corpus_of_documents():
+    corpus = read(PythonData())
+    again = read(PythonData())
+    assert all(map(np.array_equal, corpus[:2], again[:2]))
+    assert corpus.description == again.description
+    train, validation = corpus.description["train"], corpus.description["validation"]
+    assert train["tokens"] > 2_000_000
+    share = validation["characters"] / (train["characters"] + validation["characters"])
+    assert 0.05 < share < 0.2
+    for part, tokens in (("train", corpus.train), ("validation", corpus.validation)):
+        starts = int((tokens == corpus.document_token).sum())
+        assert tokens[0] == corpus.document_token
+        assert starts == corpus.description[part]["documents"]
+
+
+def test_no_file_of_the_standard_library_is_on_both_sides():
+    corpus = read(PythonData(unit="byte"))
+    parts = []
+    for tokens in (corpus.train, corpus.validation):
+        cuts = np.flatnonzero(tokens == corpus.document_token)[1:]
+        files = np.split(tokens, cuts)
+        parts.append({hashlib.sha256(file.tobytes()).digest() for file in files})
+    assert not parts[0] & parts[1]
+    assert all(parts)
+
+
+def test_each_file_is_read_in_its_own_coding(tmp_path, monkeypatch):
+    library(
+        tmp_path,
+        monkeypatch,
+        a="x = 'é'\n",
+        b="# coding: latin-1\n# é\r\n".encode("latin-1"),
+        c=b"\xef\xbb\xbf# bom\n",
+        d="",
+        e="print()\n",
+    )
+    corpus = read(PythonData(unit="byte", validation_fraction=0.25))
+    decode = corpus.vocabulary.decode
+    assert decode(corpus.validation) == "x = 'é'\n"
+    assert decode(corpus.train) == "# coding: latin-1\n# é\n# bom\nprint()\n"
+
+
+def test_the_hash_tells_one_library_from_another(tmp_path, monkeypatch):
+    library(tmp_path, monkeypatch, a="one = 1\n", b="two = 2\n")
+    first = read(PythonData(validation_fraction=0.5)).description["sha256"]
+    library(tmp_path, monkeypatch, b="two = 3\n")
+    assert read(PythonData(validation_fraction=0.5)).description["sha256"] != first
+
+
+def test_a_python_without_source_is_a_sentence(tmp_path, monkeypatch):
+    library(tmp_path, monkeypatch)
+    with pytest.raises(BadInput, match="keeps no source files"):
+        read(PythonData())
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\n", b"# coding: nonsense\n", b"# coding: hex\n0"]
+)
+def test_a_source_file_that_is_no_source_is_a_sentence(content, tmp_path, monkeypatch):
+    library(tmp_path, monkeypatch, good="x = 1\n", strange=content)
+    with pytest.raises(BadInput, match=r'strange\.py" cannot be decoded'):
+        read(PythonData())
+
+
+# -- a text file ------------------------------------------------------------------
+
+
+def test_one_text_is_cut_once_and_has_no_document_token(book):
+    corpus = read(TextData(path=str(book)))
+    whole = book.read_text("utf-8")
+    decode = corpus.vocabulary.decode
+    assert decode(corpus.train) == whole[:900]
+    assert decode(corpus.validation) == whole[900:]
+    assert corpus.document_token is None
+    assert corpus.description == {
+        "source": "text",
+        "paths": [str(book)],
+        "sha256": [hashlib.sha256(whole.encode()).hexdigest()],
+        "unit": "character",
+        "train": {"tokens": 900, "characters": 900, "documents": 1},
+        "validation": {"tokens": 100, "characters": 100, "documents": 1},
+    }
+
+
+def test_the_usual_split_of_tiny_shakespeare(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("to be " * 185_899, "utf-8")
+    corpus = read(TextData(path=str(path)))
+    assert (len(corpus.train), len(corpus.validation)) == (1_003_854, 111_540)
+
+
+def test_the_vocabulary_comes_from_the_training_part_alone(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("ab" * 9 + "cd", "utf-8")
+    corpus = read(TextData(path=str(path)))
+    assert corpus.vocabulary.symbols == "ab"
+    assert corpus.validation.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("unit", ["character", "byte"])
+def test_documents_are_whole_and_marked(unit, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("ä;bc;cc;;dbä;ee;cb;gg;ä;", "utf-8", newline="")
+    corpus = read(
+        TextData(
+            path=str(path), unit=unit, document_separator=";", validation_fraction=0.25
+        )
+    )
+    documents = {}
+    for name in ("train", "validation"):
+        tokens = getattr(corpus, name)
+        starts = np.flatnonzero(tokens == corpus.document_token)
+        cut = np.split(tokens, starts)
+        assert cut[0].size == 0
+        documents[name] = [corpus.vocabulary.decode(part) for part in cut[1:]]
+    assert documents == {
+        "train": ["ä", "bc", "cc", "dbä", "ee", "gg", "ä"],
+        "validation": ["cb"],
+    }
+
+
+def test_a_validation_file_of_its_own(book, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("tacky", "utf-8")
+    corpus = read(TextData(path=str(book), validation_path=str(other)))
+    assert len(corpus.train) == 1000
+    assert corpus.vocabulary.decode(corpus.validation) == "tack\ufffd"
+    assert len(set(corpus.description["sha256"])) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "latin-1", "utf-8-sig"])
+def test_encodings_line_ends_and_byte_order_marks(encoding, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("é\r\nb\rc\n\n".encode(encoding))
+    corpus = read(
+        TextData(
+            path=str(path), encoding=encoding, validation_fraction=0.3, unit="byte"
+        )
+    )
+    ids = np.concatenate(corpus[:2])
+    assert corpus.vocabulary.decode(ids) == "é\nb\nc\n\n"
+
+
+def test_a_mark_of_byte_order_is_no_character(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + b"ab" * 20)
+    assert read(TextData(path=str(path))).vocabulary.symbols == "ab"
+
+
+# -- what goes wrong --------------------------------------------------------------
+
+
+def refusal(**fields) -> str:
+    """The sentence that a config gets."""
+    with pytest.raises(BadInput) as caught:
+        read(TextData(**fields))
+    sentence = str(caught.value)
+    assert sentence.isprintable()
+    return sentence
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"abc\xe9def")
+    sentence = refusal(path=str(path))
+    assert "not utf-8 at byte 3 (0xe9)" in sentence
+    assert "data.encoding" in sentence
+    assert "data.validation_path" in refusal(
+        path=str(path), encoding="latin-1", validation_path=str(path)
+    )
+
+
+def test_a_validation_text_that_is_the_training_text_is_refused(book, tmp_path):
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(book.read_bytes())
+    assert "the training text itself" in refusal(
+        path=str(book), validation_path=str(copy)
+    )
+
+
+def test_a_separator_that_never_comes_is_refused(book):
+    sentence = refusal(path=str(book), document_separator="\n\n")
+    assert r'"\n\n" is nowhere' in sentence
+
+
+@pytest.mark.parametrize("content", ["ab", "abcdefghij", "a;b;c;d"])
+def test_a_part_with_nothing_to_predict_is_refused(content, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text(content, "utf-8")
+    separator = ";" if ";" in content else None
+    sentence = refusal(path=str(path), document_separator=separator)
+    assert "too few to predict one" in sentence
+    assert "data.validation_fraction" in sentence
+
+
+def test_a_text_too_large_to_read_whole_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "a.txt"
+    with path.open("wb") as file:
+        file.truncate(text.LARGEST_TEXT + 1)
+    assert "source: tokens" in refusal(path=str(path))
+
+
+@given(content=st.binary(max_size=60), data=st.data())
+def test_any_bytes_are_a_corpus_or_a_sentence(content, data, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "garbage.txt"
+    path.write_bytes(content)
+    config = TextData(
+        path=str(path),
+        encoding=data.draw(st.sampled_from(["utf-8", "utf-16", "utf-7", "euc_jp"])),
+        unit=data.draw(st.sampled_from(["character", "byte"])),
+        document_separator=data.draw(st.sampled_from([None, "\n", "\0"])),
+        validation_fraction=data.draw(st.floats(0.1, 0.9)),
+    )
+    try:
+        corpus = read(config)
+    except BadInput as refused:
+        sentence = str(refused)
+        assert sentence.isprintable()
+    else:
+        assert min(map(len, corpus[:2])) >= 2
+        assert max(map(np.max, corpus[:2])) < corpus.vocabulary.size
+
+
+def test_reading_data_needs_no_jax():
+    program = "import sys, jaxlstm.lab.data; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
