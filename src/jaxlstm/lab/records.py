@@ -1,0 +1,131 @@
+"""What a run reports, and how its numbers are written for a reader.
+
+A record is one line of `metrics.jsonl` plus what only the clock knows: `step`,
+`split` ("train" where it is missing), `loss` in nats per token, and any of
+`bits_per_character`, `perplexity`, `learning_rate`, `gradient_norm`,
+`tokens_per_second`, `milliseconds_per_step`, `data_wait_share` (0 to 1) and
+`eta_seconds`. Fields that are missing or None are left out of what is shown.
+"""
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Record = Mapping[str, Any]
+
+
+def printable(text: str) -> str:
+    r"""The same text with all that could steer a terminal spelled out.
+
+    New lines and tabs stay; so do the joiners that some scripts need.
+
+    >>> print(printable("a\x1b[31mb"))
+    a\x1b[31mb
+    """
+    return "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or character in "\n\t\u200c\u200d":
+        return character
+    if unicodedata.category(character) == "Zs":  # wide and narrow blanks
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(4.25), duration(112), duration(7500)
+    ('4.2 s', '1 min 52 s', '2 h 05 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def clock(seconds: float) -> str:
+    """0:32, 12:05 or 2:05:00."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _count(value: float) -> str:
+    """812, 98.2k or 1.25M."""
+    for limit, divisor, unit in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
+        if value < limit * 0.9995:
+            return f"{value / divisor:.3g}{unit}"
+    return f"{value / 1e9:.3g}G"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+class Field(NamedTuple):
+    """One number of a record: its key, its name on a screen, its way of writing."""
+
+    key: str
+    name: str
+    write: Callable[[float], str]
+
+
+SCORES = (
+    Field("loss", "loss", "{:.4f}".format),
+    Field("bits_per_character", "bits/char", "{:.3f}".format),
+    Field("perplexity", "perplexity", "{:.4g}".format),
+)
+PACE = (
+    Field("learning_rate", "lr", "{:.2e}".format),
+    Field("gradient_norm", "grad", "{:.3g}".format),
+    Field("tokens_per_second", "tokens/s", _count),
+    Field("milliseconds_per_step", "ms/step", _milliseconds),
+    Field("data_wait_share", "data wait", _percent),
+)
+ETA = Field("eta_seconds", "eta", clock)
+
+
+def written(record: Record, fields: tuple[Field, ...]) -> list[tuple[str, str]]:
+    """(name, value) of the fields that this record has."""
+    return [
+        (field.name, _number(record[field.key], field.write))
+        for field in fields
+        if record.get(field.key) is not None
+    ]
+
+
+def _number(value: float, write: Callable[[float], str]) -> str:
+    return write(value) if math.isfinite(value) else str(value)
+
+
+def line(record: Record, total: int) -> str:
+    """A record as one line of plain text.
+
+    >>> line({"step": 50, "loss": 1.6, "eta_seconds": 32}, 900)
+    'step  50/900  loss 1.6000  eta 0:32'
+    """
+    split = record.get("split", "train")
+    words = [f"step {record['step']:>{len(str(total))}}/{total}"]
+    words += [] if split == "train" else [split]
+    numbers = written(record, (*SCORES, *PACE, ETA))
+    return "  ".join(words + [f"{name} {value}" for name, value in numbers])
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Names and values in two columns, for the end of a run.
+
+    >>> print(table({"steps": "900", "best validation": "2.18 bits/char"}))
+    steps            900
+    best validation  2.18 bits/char
+    """
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

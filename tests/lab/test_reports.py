@@ -1,0 +1,161 @@
+"""What a run leaves for reading."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from jaxlstm.cells.base import Gates, LSTMState
+from jaxlstm.cells.emit import Trace
+from jaxlstm.lab.errors import BadInput, LabError
+from jaxlstm.lab.reports import (
+    Reading,
+    summary,
+    write_comparison,
+    write_plots,
+    write_report,
+)
+
+RECORDS = [
+    {
+        "step": step,
+        "split": split,
+        "loss": loss,
+        "bits_per_character": loss / np.log(2),
+        **({"gradient_norm": 0.4, "learning_rate": 1e-3} if split == "train" else {}),
+    }
+    for step, split, loss in (
+        (50, "train", 2.0),
+        (100, "train", 1.4),
+        (100, "validation", 1.5),
+        (150, "train", 1.3),
+        (150, "validation", 1.6),
+    )
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "quickstart-20261101-101500"
+    path.mkdir()
+    (path / "config.yaml").write_text("name: quickstart\n")
+    (path / "env.json").write_text('{"jax": "0.10.2"}\n')
+    write_metrics(path, RECORDS)
+    return path
+
+
+@pytest.fixture
+def reading():
+    draw = np.random.default_rng(0).random
+    f = np.full((5, 3), 0.5)
+    f[:, 1] = (1, 1, 0, 1, 1)
+    gates = Gates(draw((5, 3)), f, draw((5, 3)), draw((5, 3)))
+    return Reading("ab\nde", Trace(LSTMState(draw((5, 3)), draw((5, 3))), gates))
+
+
+def write_metrics(path, records):
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (path / "metrics.jsonl").write_text(lines)
+
+
+def test_the_report_holds_all_there_is_to_read(run, reading):
+    facts = {"speed": "98,212 tokens/s | 41.7 ms per step"}
+    path = write_report(run, facts=facts, sample="def f():\n    pass", reading=reading)
+    text = path.read_text()
+    for part in (
+        "# quickstart-20261101-101500",
+        "| best validation | 2.164 bits per character, loss 1.5000 (step 100) |",
+        r"| speed | 98,212 tokens/s \| 41.7 ms per step |",
+        "def f():\n    pass",
+        "```yaml\nname: quickstart\n```",
+        '```json\n{"jax": "0.10.2"}\n```',
+        "Unit 1: its gates",
+    ):
+        assert part in text
+
+
+def test_every_picture_of_the_report_exists_and_shows_something(run, reading):
+    text = write_report(run, reading=reading).read_text()
+    names = sorted(path.name for path in (run / "plots").iterdir())
+    assert names == [
+        "forget_gate.png",
+        "loss.png",
+        "timescales.png",
+        "training_health.png",
+        "unit.png",
+    ]
+    for name in names:
+        assert f"(plots/{name})" in text
+        pixels = image.imread(run / "plots" / name)
+        assert pixels.std() > 0.02
+        assert min(pixels.shape[:2]) > 400
+
+
+def test_without_a_model_the_training_pictures_remain(run):
+    write_plots(run)
+    names = {path.name for path in (run / "plots").iterdir()}
+    assert names == {"loss.png", "training_health.png"}
+
+
+def test_a_report_written_again_is_the_same(run, reading):
+    first = write_report(run, reading=reading).read_bytes()
+    assert write_report(run, reading=reading).read_bytes() == first
+
+
+def test_a_sample_cannot_break_out_of_its_fence(run):
+    text = write_report(run, sample="```\n# not a heading\n````\x1b[2J").read_text()
+    assert "`````text\n```\n# not a heading\n````\\x1b[2J\n`````" in text
+
+
+def test_a_run_of_no_steps_has_a_report_without_pictures(run):
+    write_metrics(run, [])
+    text = write_report(run).read_text()
+    assert "| steps | 0 |" in text
+    assert "plots/" not in text
+
+
+def test_runs_are_compared_in_one_picture(run, tmp_path):
+    target = write_comparison([run, run], tmp_path / "compared.png")
+    assert image.imread(target).std() > 0.02
+
+
+@pytest.mark.parametrize(
+    "write", [write_plots, lambda run: write_comparison([run], run)]
+)
+def test_pictures_of_nothing_are_refused(tmp_path, write):
+    with pytest.raises(BadInput, match=r"metrics\.jsonl holds no metrics"):
+        write(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_named(run, tmp_path):
+    (run / "plots").write_text("a file where the pictures should go")
+    with pytest.raises(LabError, match=r"plots/loss\.png cannot be written"):
+        write_plots(run)
+    with pytest.raises(LabError, match=r"c\.png cannot be written"):
+        write_comparison([run], tmp_path / "no" / "such" / "c.png")
+
+
+def test_the_summary_passes_over_what_is_not_finite():
+    records = [*RECORDS, {"step": 200, "split": "validation", "loss": None}]
+    rows = summary(records)
+    assert rows["steps"] == "200"
+    assert rows["best validation"].endswith("loss 1.5000 (step 100)")
+    assert rows["last validation"].endswith("loss 1.6000 (step 150)")
+
+
+def test_no_figure_is_left_open(run, reading):
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    write_report(run, reading=reading)
+    assert pyplot.get_fignums() == before
+
+
+def test_without_matplotlib_the_extra_is_named(run, monkeypatch):
+    monkeypatch.delitem(sys.modules, "jaxlstm.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.delattr("jaxlstm.plots", raising=False)
+    with pytest.raises(ImportError, match=r'pip install "jaxlstm\[plot\]"'):
+        write_plots(run)
