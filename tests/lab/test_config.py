@@ -1,0 +1,491 @@
+"""Configs: what is read, what is refused, and in which words."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from jaxlstm.cells.base import ACTIVATIONS
+from jaxlstm.lab import config, optax_names, schema
+from jaxlstm.lab.config import Config, ConfigError
+from jaxlstm.lab.yaml_source import LARGEST_FILE, Node
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = Path(config.__file__).parent / "templates" / "language_modelling.yaml"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A directory to stand in, so that messages hold short paths."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def problems(source: Any, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        config.load(source, overrides)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    assert all(line.isprintable() for line in caught.value.problems)
+    return caught.value.problems
+
+
+def problems_of(text: str) -> tuple[str, ...]:
+    Path("a.yaml").write_text(text, encoding="utf-8")
+    return problems("a.yaml")
+
+
+# -- what is read -------------------------------------------------------------
+
+
+def test_nothing_gives_the_quickstart():
+    assert config.load() == Config() == config.load({}) == config.load(Config())
+    assert config.load().name == "quickstart"
+
+
+def test_the_default_optimizer_passes_the_check_it_is_spared():
+    assert config.load({"optimizer": list(Config().optimizer)}) == Config()
+
+
+def test_a_file_without_a_name_takes_its_own(here):
+    Path("my run (2).yaml").write_text("seed: 1")
+    assert config.load("my run (2).yaml").name == "my-run-2-"
+    Path("b.yaml").write_text("name: c")
+    assert config.load(Path("b.yaml")).name == "c"
+
+
+def test_numbers_are_read_as_people_write_them():
+    given = ["training.steps=1e3", "optimizer.1.adamw.learning_rate=1e-3", "seed=0x10"]
+    read = config.load(overrides=given)
+    assert (read.training.steps, read.seed) == (1000, 16)
+    assert read.optimizer[1]["adamw"]["learning_rate"] == 0.001
+
+
+def test_an_override_takes_text_as_it_stands():
+    for text in ("if x: ", "# note", "a=b", "*x", "yes", "C:\\x", "[", " "):
+        quoted = json.dumps(text) if text == "[" else text
+        assert config.load(overrides=["sample.prompt=" + quoted]).sample.prompt == text
+
+
+def test_overrides_reach_every_depth():
+    read = config.load(
+        {"training": {"early_stopping": None}},
+        [
+            "training.early_stopping.patience=3",
+            "optimizer.1.adamw.learning_rate.warmup_cosine_decay_schedule.peak_value=1",
+            "optimizer.0={clip: {max_delta: 2}}",
+            "data.unit=byte",
+            "model.checkpoint_every=sqrt",
+            "model.checkpoint_every=null",
+            "model.cell.forget_bias=2",
+        ],
+    )
+    assert read.training.early_stopping == schema.EarlyStopping(patience=3)
+    schedule = read.optimizer[1]["adamw"]["learning_rate"]
+    assert schedule["warmup_cosine_decay_schedule"]["peak_value"] == 1
+    assert read.optimizer[0] == {"clip": {"max_delta": 2}}
+    assert read.data == schema.PythonData(unit="byte")
+    assert read.model.checkpoint_every is None
+
+
+def test_extends_merges_sections_and_replaces_lists_and_other_kinds(here):
+    Path("sub").mkdir()
+    Path("sub/base.yaml").write_text(
+        "name: base\nseed: 3\nmodel: {layers: 2, hidden_size: 8}\n"
+        "data: {source: text, path: x.txt, encoding: latin-1}\n"
+    )
+    Path("sub/child.yaml").write_text(
+        "extends: base.yaml\nmodel: {layers: 3}\noptimizer: [sgd: {learning_rate: 1}]\n"
+        "data: {source: python}\n"
+    )
+    read = config.load("sub/child.yaml", ["model.hidden_size=9"])
+    assert (read.name, read.seed) == ("child", 3)
+    assert (read.model.layers, read.model.hidden_size) == (3, 9)
+    assert read.data == schema.PythonData()
+    assert read.optimizer == ({"sgd": {"learning_rate": 1}},)
+
+
+def test_paths_stay_as_written_and_path_objects_are_text():
+    read = config.load({"data": {"source": "text", "path": Path("a/../b.txt")}})
+    assert read.data == schema.TextData(path="a/../b.txt")
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_older_files_are_brought_up(here, monkeypatch):
+    def rename(node: Node) -> Node:
+        value = dict(node.value)
+        value["seed"] = value.pop("random_seed")
+        return Node(value, node.place)
+
+    monkeypatch.setattr(config, "MIGRATIONS", {0: rename})
+    Path("old.yaml").write_text("config_version: 0\nrandom_seed: 5\n")
+    assert config.load("old.yaml").seed == 5
+    Path("old.yaml").write_text("config_version: 0\nrandom_seed: -5\n")
+    assert problems("old.yaml") == ("old.yaml:2: seed: -5 came; at least 0 is wanted",)
+
+
+# -- what is refused, and how -------------------------------------------------
+
+MISTAKES = (Path(__file__).parent / "config_mistakes.txt").read_text().split("\n\n")
+
+
+@pytest.mark.parametrize("mistake", MISTAKES[1:])
+def test_a_mistake_is_a_sentence_with_its_line(here, mistake):
+    text, _, answer = mistake.rpartition("\n-> ")
+    assert problems_of(text) == (answer.strip(),)
+
+
+def test_what_an_editor_hides_is_named(here):
+    assert problems_of("model:\n\tlayers: 1") == (
+        "a.yaml:2: a tab indents this line; YAML wants spaces",
+    )
+    assert problems_of("seed: \0") == (
+        "a.yaml:1: the character U+0000 may not stand in YAML",
+    )
+
+
+def test_all_mistakes_are_told_at_once(here):
+    wrong = ["seed: -1", "model: {layers: 0, hiden_size: 1}", "optimizer:", "- adm:"]
+    found = problems_of("\n".join([*wrong, "- sgd: {a: 1}", "seed: 3"]))
+    assert [line.split(": ")[0] for line in found] == [
+        "a.yaml:6",
+        "a.yaml:1",
+        "a.yaml:2",
+        "a.yaml:2",
+        "a.yaml:4",
+        "a.yaml:5",
+    ]
+
+
+def test_files_that_cannot_be_read(here):
+    Path("configs").mkdir()
+    Path("configs/quickstart.yaml").write_text("seed: 1")
+    Path("empty.yaml").write_text("# only a comment\n")
+    Path("latin.yaml").write_bytes("name: é".encode("latin-1"))
+    Path("big.yaml").write_text("#" * LARGEST_FILE)
+    meant = 'did you mean "configs/quickstart.yaml"?'
+    said = {
+        "quikstart.yaml": f"there is no such file; {meant}",
+        "quickstart": f"there is no such file; {meant}",
+        "no/a.yaml": "there is no such file, nor a directory no",
+        "configs": f"this is a directory; {meant}",
+        "latin.yaml": "byte 6 is not UTF-8; save the file as UTF-8",
+        "big.yaml": "the file is larger than 256 kB; no config is",
+        "empty.yaml": "the file holds no keys; a config has sections such as "
+        "model: and training:, and {} alone stands for all defaults",
+        "x" * 300: "File name too long",
+    }
+    for name, sentence in said.items():
+        assert problems(name) == (f"{name}: {sentence}",)
+    assert problems("a\0b") == ("a\\x00b: embedded null byte",)
+    assert problems("new\nline.yaml")[0].startswith("new\\nline.yaml: there is no")
+
+
+def test_problems_in_extends_name_the_right_file(here):
+    Path("base.yaml").write_text("seed: 1\nmodel: {layers: 0}\n")
+    Path("a.yaml").write_text("extends: base.yaml\nseed: -1\n")
+    assert problems("a.yaml") == (
+        "a.yaml:2: seed: -1 came; at least 0 is wanted",
+        "base.yaml:2: model.layers: 0 came; at least 1 is wanted",
+    )
+    Path("a.yaml").write_text("seed: 1\nextends: bas.yaml\n")
+    [line] = problems("a.yaml")
+    assert line.startswith(
+        "a.yaml:2: extends: bas.yaml: there is no such file; did you"
+    )
+    Path("a.yaml").write_text("extends: [base.yaml]\n")
+    assert "the path of a YAML file is wanted" in problems("a.yaml")[0]
+    Path("base.yaml").write_text("extends: a.yaml\n")
+    Path("a.yaml").write_text("extends: base.yaml\n")
+    assert problems("a.yaml")[0].startswith("base.yaml:1: extends: a.yaml extends this")
+    Path("a.yaml").write_text("extends: a.yaml\n")
+    assert "one level is all there is" in problems("a.yaml")[0]
+
+
+OVERRIDES = {
+    "model.hiden_size=256": 'unknown key; did you mean "hidden_size"?',
+    "modle.hidden_size=256": 'modle: unknown key; did you mean "model"?',
+    "model.hidden_size=abc": '"abc" came; a whole number is wanted',
+    "model.hidden_size=": "null came; a whole number is wanted",
+    "model.hidden_size": "write key=value, as in model.hidden_size=256",
+    "=3": "write key=value, as in model.hidden_size=256",
+    "optimizer.1.adamw.b3=1": "unknown argument; its arguments are ",
+    "optimizer.7.adamw.b1=1": '"7" numbers no entry of the list there; its ',
+    "optimizer.adamw.b1=1": '"adamw" numbers no entry of the list there; its ',
+    "model.layers.x=1": "model.layers: a mapping of 1 entry came; a whole ",
+    "sample.prompt=[a": "value:1: not YAML: ",
+    "optimizer=[]": "an empty list came; at least one transformation is wanted",
+}
+
+
+@pytest.mark.parametrize("text", OVERRIDES)
+def test_a_bad_override_is_named(text):
+    [line] = problems(None, text)
+    assert line.startswith(f'override "{text}": {OVERRIDES[text]}')
+
+
+def test_an_override_does_not_enter_a_scalar(here):
+    Path("a.yaml").write_text("seed: 1")
+    [line] = problems("a.yaml", "seed.x=1")
+    assert line == 'override "seed.x=1": 1 stands where "x" is sought'
+
+
+@pytest.mark.parametrize("source", [3, [], b"a.yaml", object()])
+def test_other_sources_are_refused(source):
+    assert problems(source)[0].endswith("came; a path, a mapping or a Config is wanted")
+
+
+@pytest.mark.parametrize("depth", [20, 100, 200, 300, 500, 900, 3000])
+@pytest.mark.parametrize("key", ["seed", "optimizer", "data"])
+def test_no_depth_is_too_deep_for_a_sentence(here, key, depth):
+    assert problems_of(f"{key}: " + "[" * depth + "]" * depth)
+    assert problems_of(f"{key}: " + "{sgd: " * depth + "}" * depth)
+    assert problems(None, f"{key}.0=" + "[" * depth + "]" * depth)
+
+
+def test_mappings_are_held_to_the_same(here):
+    assert problems({"model": {"hiden_size": 1}}) == (
+        'model.hiden_size: unknown key; did you mean "hidden_size"?',
+    )
+    for value in (object(), {"a": object()}, b"", 1j):
+        [line] = problems(
+            {"optimizer": [{"sgd": {"learning_rate": 1, "momentum": value}}]}
+        )
+        assert line.startswith("optimizer[0].sgd.momentum: a ")
+    for number in (10**60, 10**400, 10**5000, -(10**400)):
+        sgd = [{"sgd": {"learning_rate": number}}]
+        given = {"seed": number, "model": {"dropout": number}, "optimizer": sgd}
+        assert len(problems(given)) == (3 if abs(number) > 10**60 else 2)
+    scales = {"init_value": 1, "boundaries_and_scales": {1.5: 1}}
+    sgd = [{"sgd": {"learning_rate": {"piecewise_constant_schedule": scales}}}]
+    assert "the key 1.5 came" in problems({"optimizer": sgd})[0]
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    assert problems(endless) == ("the config is nested too deeply",)
+    assert problems({1: 2})[0].startswith("[1]: unknown key")
+    with pytest.raises(ConfigError, match="a list such as"):
+        config.load(None, "seed=1")
+
+
+# -- round trips and garbage --------------------------------------------------
+
+quiet = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+rates = st.floats(0, 0.999)
+sizes = st.integers(1, 65_536)
+schedules = st.one_of(
+    st.floats(0, 10),
+    st.builds(lambda v: {"constant_schedule": {"value": v}}, st.floats(-1, 1)),
+    st.builds(
+        lambda d: {
+            "piecewise_constant_schedule": {
+                "init_value": 1.0,
+                "boundaries_and_scales": d,
+            }
+        },
+        st.dictionaries(st.integers(0, 99), st.floats(0, 1), min_size=1),
+    ),
+)
+mappings = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.from_regex(r"\A\w[\w.-]{0,30}\Z"),
+        "seed": st.integers(0, 2**32 - 1),
+        "device": st.sampled_from(["auto", "cpu", "gpu", "tpu"]),
+        "data": st.fixed_dictionaries(
+            {"source": st.just("text"), "path": texts.filter(bool)},
+            optional={
+                "document_separator": st.none() | texts.filter(bool),
+                "validation_fraction": st.floats(1e-9, 0.999),
+            },
+        ),
+        "model": st.fixed_dictionaries(
+            {},
+            optional={
+                "hidden_size": sizes,
+                "dropout": rates,
+                "residual": st.booleans(),
+                "checkpoint_every": st.none() | st.just("sqrt") | sizes,
+            },
+        ),
+        "optimizer": st.lists(
+            st.builds(lambda rate: {"sgd": {"learning_rate": rate}}, schedules)
+            | st.just({"zero_nans": None}),
+            min_size=1,
+            max_size=3,
+        ),
+        "sample": st.fixed_dictionaries({}, optional={"prompt": texts}),
+    },
+)
+
+
+@quiet
+@given(mappings)
+def test_dump_and_load_are_inverse(tmp_path_factory, given):
+    read = config.load(given)
+    file = tmp_path_factory.mktemp("round") / "other.yaml"
+    file.write_text(config.dump(read), encoding="utf-8")
+    again = config.load(file)
+    assert again == read
+    assert config.dump(again) == config.dump(read)
+    assert config.digest(again) == config.digest(read)
+    assert config.load(read.model_dump()) == read
+
+
+def read_or_refused(source: Any, *overrides: str) -> Config | None:
+    """The config; None if it was refused in lines that can be printed."""
+    lines = ["none"]
+    try:
+        read = config.load(source, overrides)
+    except ConfigError as error:
+        read, lines = None, error.problems
+    assert lines
+    assert all(line.isprintable() for line in lines)
+    return read
+
+
+def load_or_refuse(file: Path, raw: bytes) -> None:
+    """Whatever the bytes: a Config, or a ConfigError of printable lines."""
+    file.write_bytes(raw)
+    read_or_refused(file)
+
+
+@quiet
+@given(st.binary(max_size=200))
+@example(b"[" * 5000)
+@example(b"a: &x [*x]")
+@example(b"seed: " + b"9" * 5000)
+@example(b"%YAML 3.0\n---\n{}")
+@example(b"a: 2020-13-45")
+@example(b"!!int ''")
+@example(b"!!set {a}")
+@example(b"--- {}\n--- {}")
+def test_garbage_is_refused_in_words(tmp_path_factory, raw):
+    load_or_refuse(tmp_path_factory.getbasetemp() / "garbage.yaml", raw)
+
+
+@quiet
+@given(st.data())
+def test_a_damaged_config_is_read_or_refused(tmp_path_factory, data):
+    text = config.dump(Config())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text)))
+        new = data.draw(
+            st.text(max_size=3) | st.sampled_from([": ", "\n", "- ", "{", "&"])
+        )
+        text = text[:at] + new + text[at + data.draw(st.integers(0, 4)) :]
+    raw = text.encode("utf-8", "surrogatepass")
+    load_or_refuse(tmp_path_factory.getbasetemp() / "damaged.yaml", raw)
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+keys = st.sampled_from(
+    [
+        *("data", "model", "cell", "name", "source", "optimizer", "training", "sgd"),
+        *("learning_rate", "early_stopping", "constant_schedule", "extends", "seed"),
+        *("config_version", "boundaries_and_scales", "clip", "mask", "x", 1),
+    ]
+)
+anything = st.recursive(
+    plain,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@quiet
+@given(st.dictionaries(keys, anything, max_size=5))
+def test_mappings_of_anything_are_read_or_refused(given):
+    read = read_or_refused(given)
+    if read is not None:
+        assert config.load(read.model_dump()) == read
+        assert len(config.digest(read)) == 64
+
+
+@quiet
+@given(
+    st.text(max_size=30), st.sampled_from(["", "model.", "optimizer.1.adamw.", "seed="])
+)
+def test_overrides_of_anything_are_read_or_refused(text, start):
+    read_or_refused(None, start + text)
+
+
+# -- the files that go with it ------------------------------------------------
+
+
+def test_the_committed_schema_is_the_schema():
+    committed = json.loads((ROOT / "configs" / "schema.json").read_text("utf-8"))
+    assert committed == config.json_schema()
+
+
+def test_the_schema_accepts_and_refuses_as_load_does():
+    validator = jsonschema.Draft202012Validator(config.json_schema())
+    assert validator.is_valid(json.loads(Config().model_dump_json()))
+    assert validator.is_valid({"extends": "a.yaml"})
+    for wrong in ({"modle": {}}, {"model": {"layers": 0}}, {"optimizer": []}):
+        assert not validator.is_valid(wrong)
+
+
+def test_the_template_holds_every_key_and_every_default():
+    text = TEMPLATE.read_text("utf-8")
+    assert config.load(TEMPLATE, ["name=quickstart"]) == Config()
+    given = YAML(typ="safe", pure=True).load(text)
+    whole = Config().model_dump(exclude={"name"})
+    assert given.keys() == whole.keys()
+    for section in ("data", "model", "training", "sample"):
+        assert given[section].keys() == whole[section].keys()
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_the_other_sources_in_the_template_are_right(kind):
+    lines = TEMPLATE.read_text("utf-8").splitlines()
+    first = lines.index(f"#   source: {kind}")
+    block = ["data:"]
+    for line in lines[first:]:
+        if not line.startswith("#   "):
+            break
+        block.append(line[1:])
+    given = YAML(typ="safe", pure=True).load("\n".join(block))
+    read = config.load(given)
+    assert given["data"].keys() == type(read.data).model_fields.keys()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=str)
+def test_shipped_configs_are_sound(file):
+    assert config.load(file).name == file.stem
+
+
+def test_the_activations_are_those_of_the_cells():
+    assert set(schema.Activation.__args__) == set(ACTIVATIONS)
+
+
+def test_reading_a_config_imports_no_jax():
+    code = (
+        "import sys; from jaxlstm.lab import config; config.load(sys.argv[1]);"
+        "print({'jax', 'jaxlib', 'numpy', 'optax', 'orbax'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, str(TEMPLATE)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert answer.stdout == "set()\n"
+
+
+def test_optax_is_read_rightly():
+    assert optax_names.factory("adamw") is not None
+    assert {"adam", "sgd", "lion", "lamb", "clip"} <= set(
+        optax_names.names("transformation")
+    )
+    assert "linear_schedule" in optax_names.names("schedule")
+    for name in ("chain", "partition", "apply_updates", "_typing", "losses", "no_such"):
+        assert optax_names.factory(name) is None

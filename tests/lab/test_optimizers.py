@@ -1,0 +1,236 @@
+"""Optimizers: what a config writes is what Optax computes."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxlstm.lab import config, optax_names, optimizers
+from jaxlstm.lab.config import ConfigError
+
+PARAMS = {"w": jnp.asarray([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.asarray([0.1, 0.2])}
+GRADIENTS = {"w": jnp.asarray([[0.3, 0.1], [-5.0, 2.0]]), "b": jnp.asarray([1.0, 0.0])}
+
+
+def after(transformation: optax.GradientTransformation, steps: int = 5):
+    params, state = PARAMS, transformation.init(PARAMS)
+    for _ in range(steps):
+        updates, state = transformation.update(GRADIENTS, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def assert_same(chain, expected: optax.GradientTransformation) -> None:
+    built = optimizers.build(config.load({"optimizer": chain}).optimizer)
+    ours = after(built)
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = after(expected)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_chain_is_what_it_reads_like():
+    arguments = {
+        "init_value": 0.0,
+        "peak_value": 4e-3,
+        "warmup_steps": 50,
+        "decay_steps": 900,
+        "end_value": 4e-5,
+    }
+    rate = {"warmup_cosine_decay_schedule": arguments}
+    adamw = optax.adamw(
+        optax.warmup_cosine_decay_schedule(0.0, 4e-3, 50, 900, 4e-5), weight_decay=0.0
+    )
+    assert_same(
+        [
+            {"clip_by_global_norm": {"max_norm": 1.0}},
+            {"adamw": {"learning_rate": rate, "weight_decay": 0.0}},
+        ],
+        optax.chain(optax.clip_by_global_norm(1.0), adamw),
+    )
+
+
+def test_schedules_and_transformations_nest():
+    joined = {
+        "join_schedules": {
+            "schedules": [
+                {"constant_schedule": {"value": 0.1}},
+                {
+                    "piecewise_constant_schedule": {
+                        "init_value": 0.2,
+                        "boundaries_and_scales": {1: 0.5},
+                    }
+                },
+            ],
+            "boundaries": [2],
+        }
+    }
+    inner = {"sgd": {"learning_rate": joined, "momentum": 0.9}}
+    schedule = optax.join_schedules(
+        [
+            optax.constant_schedule(0.1),
+            optax.piecewise_constant_schedule(0.2, {1: 0.5}),
+        ],
+        [2],
+    )
+    assert_same(
+        [
+            {"zero_nans": None},
+            {"apply_if_finite": {"inner": inner, "max_consecutive_errors": 2}},
+        ],
+        optax.chain(
+            optax.zero_nans(),
+            optax.apply_if_finite(optax.sgd(schedule, momentum=0.9), 2),
+        ),
+    )
+
+
+def test_arguments_of_other_kinds_arrive():
+    chain = [
+        {"adaptive_grad_clip": {"clipping": 0.01, "axis": [0]}},
+        {"adamw": {"learning_rate": 1, "mu_dtype": "bfloat16", "mask": None}},
+    ]
+    expected = optax.chain(
+        optax.adaptive_grad_clip(0.01, axis=(0,)),
+        optax.adamw(1, mu_dtype=jnp.bfloat16),
+    )
+    assert_same(chain, expected)
+
+
+REFUSED = {
+    "an unknown name": (
+        [{"adm": {"learning_rate": 1}}],
+        "optimizer[0].adm: optax has no transformation of this name for a config; did "
+        'you mean "adam"?',
+    ),
+    "an unknown argument": (
+        [{"clip": {"max_delta": 1}}, {"adamw": {"learning_rte": 1}}],
+        "optimizer[1].adamw.learning_rte: unknown argument; did "
+        'you mean "learning_rate"?',
+    ),
+    "a missing argument": (
+        [{"clip": {}}],
+        'optimizer[0].clip: "max_delta" must be given',
+    ),
+    "a decay over no steps": (
+        [
+            {
+                "sgd": {
+                    "learning_rate": {
+                        "cosine_decay_schedule": {"init_value": 1, "decay_steps": 0}
+                    }
+                }
+            }
+        ],
+        "optimizer[0].sgd.learning_rate.cosine_decay_schedule: optax refuses this: The "
+        "cosine_decay_schedule requires positive decay_steps, got decay_steps=0.",
+    ),
+    "an unknown dtype": (
+        [{"adam": {"learning_rate": 1, "mu_dtype": "bf16"}}],
+        "optimizer[0].adam: ",
+    ),
+    "a function that is no transformation": (
+        [{"apply_updates": {}}],
+        "optimizer[0].apply_updates: optax has no transformation",
+    ),
+    "a function of another module": (
+        [{"tree_utils.tree_sum": {}}],
+        "optimizer[0].tree_utils.tree_sum: optax has no transformation",
+    ),
+    "what wants the loss at each update": (
+        [{"polyak_sgd": {}}],
+        "optimizer[0].polyak_sgd: no update can be made from gradients and parameters "
+        "alone: ",
+    ),
+    "no chain": ({}, "optimizer: an empty mapping came; a list is wanted"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_optax_would_not_take_is_a_sentence(case):
+    chain, sentence = REFUSED[case]
+    with pytest.raises(ConfigError) as caught:
+        optimizers.build(chain)
+    [line] = caught.value.problems
+    assert line.startswith(sentence)
+
+
+def test_all_refusals_are_told_at_once():
+    decay = {"cosine_decay_schedule": {"init_value": 1, "decay_steps": 0}}
+    with pytest.raises(ConfigError) as caught:
+        optimizers.build([{"sgd": {"learning_rate": decay}}, {"polyak_sgd": {}}])
+    assert len(caught.value.problems) == 2
+
+
+def test_what_is_read_of_optax_is_what_optax_says():
+    """The signatures read from source text, against the functions themselves."""
+    listed = optax_names.names("transformation") + optax_names.names("schedule")
+    assert len(listed) > 60
+    for name in listed:
+        made = optax_names.factory(name)
+        function = getattr(optax, name, None) or getattr(optax.schedules, name)
+        parameters = inspect.signature(function).parameters
+        assert made is not None
+        assert list(made.arguments) == list(parameters)
+        assert made.required == {
+            key for key, each in parameters.items() if each.default is each.empty
+        }
+
+
+def usable() -> list[str]:
+    """The transformations that need a learning rate at most."""
+    found = [(n, optax_names.factory(n)) for n in optax_names.names("transformation")]
+    return [n for n, made in found if made and made.required <= {"learning_rate"}]
+
+
+NEED_MORE = {
+    "lbfgs": "from gradients and parameters alone",
+    "polyak_sgd": "from gradients and parameters alone",
+    "scale_by_polyak": "from gradients and parameters alone",
+    "noisy_sgd": "key",
+    "optimistic_adam": "deprecated",
+}
+
+
+@pytest.mark.parametrize("name", usable())
+def test_every_plain_transformation_of_optax_can_be_built(name):
+    made = optax_names.factory(name)
+    arguments = {"learning_rate": 0.1} if made and made.required else {}
+    if name in NEED_MORE:
+        with pytest.raises(ConfigError, match=NEED_MORE[name]):
+            optimizers.build([{name: arguments}])
+    else:
+        after(optimizers.build([{name: arguments}]), steps=1)
+
+
+def test_the_learning_rate_can_be_shown():
+    falling = {"init_value": 1.0, "end_value": 0.5, "transition_steps": 2}
+    chain = [{"sgd": {"learning_rate": {"linear_schedule": falling}}}]
+    rate = optimizers.learning_rate(chain)
+    assert rate is not None
+    assert [rate(step) for step in range(4)] == [1.0, 0.75, 0.5, 0.5]
+    assert isinstance(rate(3), float)
+    assert optimizers.learning_rate(config.load().optimizer) is not None
+
+
+def test_the_last_learning_rate_counts_and_none_is_none():
+    linear = {"init_value": 0.0, "end_value": 1.0, "transition_steps": 4}
+    rising = {"linear_schedule": linear}
+    chain = [
+        {"adam": {"learning_rate": 5}},
+        {
+            "apply_if_finite": {
+                "inner": {"scale_by_schedule": {"step_size_fn": rising}},
+                "max_consecutive_errors": 1,
+            }
+        },
+    ]
+    rate = optimizers.learning_rate(chain)
+    assert rate is not None
+    assert rate(2) == 0.5
+    fixed = optimizers.learning_rate(chain[:1])
+    assert fixed is not None
+    assert fixed(7) == 5.0
+    assert optimizers.learning_rate([{"clip": {"max_delta": 1}}]) is None
