@@ -1,0 +1,398 @@
+"""What a checkpoint holds comes back bit by bit, or is refused in a sentence."""
+
+import asyncio
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from jaxlstm.lab import checkpoints, manifests
+from jaxlstm.lab.checkpoints import CheckpointError, DamagedCheckpoint
+from jaxlstm.lab.errors import BadInput
+
+DTYPES = [
+    *(np.dtype(c) for c in "?bBhHiIlLefdF"),
+    *(np.dtype(t) for t in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn)),
+]
+
+
+def small_tree(fill: float = 1.0) -> dict:
+    return {
+        "params": [
+            {
+                "w_h": fill + np.arange(36, dtype="f").reshape(3, 4, 3),
+                "b": np.zeros((4, 3)),
+            }
+        ],
+        "key": jax.random.key(7),
+        "step": np.asarray(16777217, np.int32),
+    }
+
+
+def same_bits(a, b) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(
+        x.dtype == y.dtype and x.shape == y.shape and raw(x) == raw(y) for x, y in pairs
+    )
+
+
+def raw(x) -> bytes:
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x).tobytes()
+
+
+def forge(directory: Path, change) -> None:
+    """Change a manifest and give it a hash that fits, as an attacker would."""
+    path = directory / manifests.NAME
+    body = json.loads(path.read_text())
+    del body["sha256"]
+    change(body)
+    digest = manifests._hash_of(body)
+    path.write_text(manifests._render(body | {"sha256": digest}))
+
+
+# What comes back
+
+
+@st.composite
+def arrays(draw):
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+    count = int(np.prod(shape)) * dtype.itemsize
+    data = draw(st.binary(min_size=count, max_size=count))
+    if dtype == np.bool_:
+        data = bytes(byte % 2 for byte in data)
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).map(
+    lambda text: text.replace("/", "|")
+)
+trees = st.recursive(
+    arrays(),
+    lambda inner: (
+        st.dictionaries(keys, inner, max_size=3) | st.lists(inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(trees, st.integers(0, 10**9))
+def test_any_tree_comes_back_bit_by_bit(tmp_path, tree, step):
+    shutil.rmtree(tmp_path)
+    checkpoints.save(tmp_path, step, tree, {})
+    restored, _ = checkpoints.restore(tmp_path, step, tree)
+    assert jax.tree.structure(restored) == jax.tree.structure(tree)
+    assert same_bits(restored, tree)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(restored))
+
+
+def test_what_other_formats_lose_is_kept(tmp_path, x64):
+    tree = {
+        "bf16": jnp.asarray([1.0, jnp.nan, -0.0], jnp.bfloat16),
+        "above 2**24": jnp.asarray(16777217, jnp.int32),
+        "f64": jnp.asarray(1 / 3),
+        "empty": jnp.zeros((0, 3)),
+        "minus zero": jnp.full(4, -0.0),
+        "threefry": jax.random.key(3),
+        "rbg": jax.random.split(jax.random.key(3, impl="rbg"), (2, 3)),
+        "raw key": jax.random.PRNGKey(0),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "big-endian": np.arange(3, dtype=">i4"),
+    }
+    checkpoints.save(tmp_path, 1, tree, {})
+    restored, _ = checkpoints.restore(tmp_path, 1, tree)
+    big = tree.pop("big-endian")
+    np.testing.assert_array_equal(restored.pop("big-endian"), big)
+    assert same_bits(restored, tree)
+    assert jax.random.key_impl(restored["rbg"]) == jax.random.key_impl(tree["rbg"])
+
+
+def test_leaves_come_back_where_like_has_them(tmp_path):
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = jax.NamedSharding(mesh, jax.P("data"))
+    tree = {"split": jnp.arange(16.0), "free": jnp.ones(2), "host": np.ones(2)}
+    checkpoints.save(tmp_path, 1, tree, {})
+    like = tree | {"split": jax.device_put(tree["split"], rows)}
+    restored, _ = checkpoints.restore(tmp_path, 1, like)
+    assert restored["split"].sharding == rows
+    assert not restored["free"].committed
+    assert isinstance(restored["host"], np.ndarray)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    with pytest.raises(BadInput, match="host is float64, which JAX would narrow"):
+        checkpoints.restore(tmp_path, 1, abstract)
+    with jax.enable_x64(True):
+        assert same_bits(checkpoints.restore(tmp_path, 1, abstract)[0], tree)
+
+
+def test_a_restored_array_may_be_donated(tmp_path):
+    tree = {"x": jnp.arange(1000.0)}
+    checkpoints.save(tmp_path, 1, tree, {})
+    restored, _ = checkpoints.restore(tmp_path, 1, tree)
+    twice = jax.jit(lambda x: x * 2, donate_argnums=0)(restored["x"])
+    assert restored["x"].is_deleted()
+    np.testing.assert_array_equal(twice, tree["x"] * 2)
+
+
+def test_meta_comes_back_and_must_be_json(tmp_path):
+    meta = {"config": {"seed": 0, "name": "ü\n"}, "best": None, "loss": 1 / 3}
+    checkpoints.save(tmp_path, 1, small_tree(), meta)
+    assert checkpoints.read_meta(tmp_path, 1) == meta
+    for bad in [{"x": np.ones(2)}, {"x": float("nan")}]:
+        with pytest.raises(TypeError, match="meta cannot be written as JSON"):
+            checkpoints.save(tmp_path, 2, small_tree(), bad)
+
+
+def test_a_notebook_may_save_and_restore(tmp_path):
+    async def cell():
+        checkpoints.save(tmp_path, 1, small_tree(), {})
+        return checkpoints.restore(tmp_path, 1, small_tree())[0]
+
+    assert same_bits(asyncio.run(cell()), small_tree())
+
+
+@pytest.mark.parametrize("name", ["with space", "zeile\nzwei", "ünïcödé", "x" * 200])
+def test_any_directory_name_will_do(tmp_path, name):
+    checkpoints.save(tmp_path / name, 1, small_tree(), {})
+    (tmp_path / name).rename(tmp_path / "moved")
+    assert same_bits(
+        checkpoints.restore(tmp_path / "moved", 1, small_tree())[0], small_tree()
+    )
+
+
+def test_a_copy_is_as_good_as_the_original(tmp_path):
+    checkpoints.save(tmp_path / "a", 1, small_tree(), {})
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert checkpoints.latest(tmp_path / "b", small_tree(), pytest.fail)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "tree", [{"a": 1.0}, {"a": np.asarray("text")}, {"a": np.asarray([{}])}, {"a": abs}]
+)
+def test_only_arrays_of_numbers_are_saved(tmp_path, tree):
+    with pytest.raises(TypeError, match=r"^a is .*only arrays of numbers"):
+        checkpoints.save(tmp_path, 1, tree, {})
+    assert checkpoints.steps(tmp_path) == []
+
+
+def test_two_leaves_of_one_path_are_refused(tmp_path):
+    x = np.ones(1)
+    with pytest.raises(ValueError, match="one path"):
+        checkpoints.save(tmp_path, 1, {"a/b": x, "a": {"b": x}}, {})
+
+
+def test_every_difference_is_named(tmp_path):
+    checkpoints.save(tmp_path, 500, small_tree(), {})
+    like = small_tree()
+    like["params"][0]["w_h"] = np.ones((2, 4, 2), np.float32)
+    like["params"].append(np.ones(1, np.float32))
+    like["step"] = np.ones((), np.float32)
+    like["key"] = jax.random.key(0, impl="rbg")
+    del like["params"][0]["b"]
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.restore(tmp_path, 500, like)
+    assert sorted(str(caught.value).splitlines()) == [
+        "checkpoint 000500: key is key<fry> there and key<rbg> in this config",
+        "checkpoint 000500: params/0/b is float64 [4, 3] there and missing in this "
+        "config",
+        "checkpoint 000500: params/0/w_h is [3, 4, 3] there and [2, 4, 2] in this "
+        "config",
+        "checkpoint 000500: params/1 is missing there and float32 [1] in this config",
+        "checkpoint 000500: step is int32 there and float32 in this config",
+    ]
+    with pytest.raises(CheckpointError, match="w_h"):
+        checkpoints.latest(tmp_path, like, pytest.fail)
+
+
+def test_a_newer_format_asks_for_a_newer_version(tmp_path):
+    checkpoints.save(tmp_path, 1, small_tree(), {})
+    newest = checkpoints.save(tmp_path, 2, small_tree(), {})
+    forge(newest, lambda b: b.update(format_version=2, needs="3.1", odd=[1]))
+    with pytest.raises(CheckpointError, match=r"000002 needs jaxlstm >= 3\.1") as e:
+        checkpoints.latest(tmp_path, small_tree(), pytest.fail)
+    assert not isinstance(e.value, DamagedCheckpoint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: b.update(format_version="1"),
+        lambda b: b.update(step=3),
+        lambda b: b.pop("leaves"),
+        lambda b: b["leaves"][0].update(shape=[10**12]),
+        lambda b: b["leaves"][0].update(dtype="key<none>"),
+        lambda b: b["leaves"].append(b["leaves"][0]),
+        lambda b: b["leaves"].reverse(),
+        lambda b: b["files"].update({"../../etc/passwd": b["files"].popitem()[1]}),
+        lambda b: b.update(extra=1),
+    ],
+)
+def test_a_forged_manifest_is_refused(tmp_path, change):
+    directory = checkpoints.save(tmp_path, 1, small_tree(), {})
+    forge(directory, change)
+    with pytest.raises(CheckpointError, match="checkpoint 000001"):
+        checkpoints.restore(tmp_path, 1, small_tree())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [10**12], "chunks": [10**12]},
+        {"shape": [3, 4, 3], "chunks": [10**6, 10**6, 1]},
+        {"compressor": {"id": "zstd", "level": 1}},
+        {"filters": [{"id": "pickle"}]},
+        {"dtype": "|O"},
+        {"order": "F"},
+    ],
+)
+def test_a_forged_array_takes_no_memory(tmp_path, change):
+    directory = checkpoints.save(tmp_path, 1, small_tree(), {})
+    (header,) = directory.glob("arrays/*w_h/.zarray")
+    header.write_text(json.dumps(json.loads(header.read_text()) | change))
+    listed = {
+        "size": header.stat().st_size,
+        "sha256": manifests.hash_file(header),
+    }
+    name = header.relative_to(directory).as_posix()
+    forge(directory, lambda b: b["files"].update({name: listed}))
+    with pytest.raises(DamagedCheckpoint, match="000001: params/0/w_h"):
+        checkpoints.restore(tmp_path, 1, small_tree())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{}", '{"sha256": 1}', "[" * 10**5, "9" * 10**5, "\ud800"],
+)
+def test_a_manifest_that_is_something_else_is_refused(tmp_path, text):
+    directory = checkpoints.save(tmp_path, 1, small_tree(), {})
+    (directory / manifests.NAME).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(DamagedCheckpoint, match=r"000001: manifest\.json is not what"):
+        checkpoints.restore(tmp_path, 1, small_tree())
+
+
+def test_a_huge_manifest_is_not_read(tmp_path):
+    directory = checkpoints.save(tmp_path, 1, small_tree(), {})
+    os.truncate(directory / manifests.NAME, 1 << 40)
+    with pytest.raises(DamagedCheckpoint, match="at most 64 MiB"):
+        checkpoints.restore(tmp_path, 1, small_tree())
+
+
+def test_links_are_not_followed(tmp_path):
+    root = tmp_path / "checkpoints"
+    directory = checkpoints.save(root, 1, small_tree(), {})
+    outside = tmp_path / "outside"
+    shutil.copytree(directory, outside)
+    (root / "000002").symlink_to(outside)
+    assert checkpoints.steps(root) == [1]
+    (moved,) = (directory / "arrays").glob("*w_h")
+    shutil.rmtree(moved)
+    moved.symlink_to(outside / "arrays" / moved.name)
+    with pytest.raises(DamagedCheckpoint, match="w_h is a link"):
+        checkpoints.restore(root, 1, small_tree())
+    checkpoints.save(root, 3, small_tree(), {})
+    checkpoints.prune(root, 1)
+    assert len(list(outside.rglob(".zarray"))) == 4
+
+
+# Which there are, and which stay
+
+
+def test_steps_are_numbers(tmp_path):
+    for step in (1000000, 9, 100, 10):
+        checkpoints.save(tmp_path, step, small_tree(), {})
+    for name in ("1", "000x10", ".000011.abc.tmp", "٠٠٠٠٠١"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "000012").touch()
+    assert checkpoints.steps(tmp_path) == [9, 10, 100, 1000000]
+    with pytest.raises(ValueError, match="step is -1"):
+        checkpoints.save(tmp_path, -1, small_tree(), {})
+    assert checkpoints.steps(tmp_path / "nowhere") == []
+    assert checkpoints.latest(tmp_path / "nowhere", small_tree(), pytest.fail) is None
+
+
+def test_the_newest_is_newest_by_step_and_not_by_clock(tmp_path):
+    for step in (1, 2):
+        checkpoints.save(tmp_path, step, small_tree(step), {"step": step})
+    os.utime(tmp_path / "000001", (2**31, 2**31))
+    step, tree, meta = checkpoints.latest(tmp_path, small_tree(), pytest.fail)
+    assert (step, meta) == (2, {"step": 2})
+    assert same_bits(tree, small_tree(2))
+
+
+def test_a_missing_step_is_told_with_those_there_are(tmp_path):
+    checkpoints.save(tmp_path, 5, small_tree(), {})
+    with pytest.raises(CheckpointError, match="no checkpoint of step 6; it has 5"):
+        checkpoints.restore(tmp_path, 6, small_tree())
+
+
+def test_pruning_keeps_the_newest_the_best_and_the_protected(tmp_path):
+    for step in range(1, 8):
+        checkpoints.save(tmp_path, step, small_tree(), {})
+    assert checkpoints.best(tmp_path) is None
+    checkpoints.mark_best(tmp_path, 4)
+    checkpoints.mark_best(tmp_path, 2)
+    assert (tmp_path / "best").readlink() == Path("000002")
+    assert checkpoints.prune(tmp_path, 2, protect={3}) == [1, 4, 5]
+    assert checkpoints.steps(tmp_path) == [2, 3, 6, 7]
+    assert checkpoints.best(tmp_path) == 2
+    with pytest.raises(ValueError, match="at least 1"):
+        checkpoints.prune(tmp_path, 0)
+
+
+def test_pruning_never_lets_damage_push_out_the_last_good_one(tmp_path):
+    for step in (1, 2, 3, 4):
+        checkpoints.save(tmp_path, step, small_tree(), {})
+    os.truncate(next((tmp_path / "000004").glob("arrays/*w_h/0*")), 3)
+    (tmp_path / "000003" / manifests.NAME).unlink()
+    checkpoints.prune(tmp_path, 1)
+    assert checkpoints.steps(tmp_path) == [2, 3, 4]
+    told = []
+    assert checkpoints.latest(tmp_path, small_tree(), told.append)[0] == 2
+    assert "000004: params/0/w_h is damaged" in told[0]
+    assert "000003 is incomplete" in told[1]
+
+
+def test_best_leads_nowhere_else(tmp_path):
+    checkpoints.save(tmp_path, 1, small_tree(), {})
+    with pytest.raises(CheckpointError, match="has no checkpoint 000002"):
+        checkpoints.mark_best(tmp_path, 2)
+    for target in ("../outside", "/etc", "000001/arrays"):
+        (tmp_path / "best").unlink(missing_ok=True)
+        (tmp_path / "best").symlink_to(target)
+        with pytest.raises(CheckpointError, match="not to a checkpoint beside it"):
+            checkpoints.best(tmp_path)
+    checkpoints.mark_best(tmp_path, 1)
+    assert checkpoints.best(tmp_path) == 1
+    shutil.rmtree(tmp_path / "000001")
+    assert checkpoints.best(tmp_path) is None
+
+
+def test_a_checkpoint_may_be_saved_again(tmp_path):
+    checkpoints.save(tmp_path, 1, small_tree(1), {})
+    checkpoints.save(tmp_path, 1, small_tree(2), {})
+    assert same_bits(checkpoints.restore(tmp_path, 1, small_tree())[0], small_tree(2))
+    assert list(tmp_path.iterdir()) == [tmp_path / "000001"]
+
+
+def test_want_of_room_is_found_before_the_first_step(tmp_path):
+    checkpoints.require_room(tmp_path, small_tree(), copies=3)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CheckpointError, match="no room for 1000000000000 checkpoints"):
+        checkpoints.require_room(tmp_path, small_tree(), copies=10**12)
