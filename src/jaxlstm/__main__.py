@@ -1,0 +1,6 @@
+"""`python -m jaxlstm` is the command `jaxlstm`."""
+
+from jaxlstm.lab.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,10 @@
+"""The laboratory: files, clocks and processes. What the command line does, as functions.
+
+>>> import jaxlstm as jl
+>>> jl.lab.config.load(overrides=["model.layers=2"]).model.layers
+2
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,12 @@
+from . import checkpoints as checkpoints
+from . import config as config
+from . import data as data
+from . import runs as runs
+from .errors import BadInput as BadInput
+from .errors import Diverged as Diverged
+from .errors import Interrupted as Interrupted
+from .errors import LabError as LabError
+from .experiments import resume as resume
+from .experiments import train as train
+from .trained import Trained as Trained
+from .trained import load as load

@@ -1,0 +1,369 @@
+"""A whole run, from a config to its report: train, resume, load.
+
+    config ──> data, model, optimizer ──> fit ──> checkpoints, metrics, report
+                                           ▲
+                                     any checkpoint
+
+These are the verbs of the command line as functions:
+
+    import jaxlstm as jl
+
+    trained = jl.lab.train("configs/quickstart.yaml")
+    print(trained.sample("def ", length=200))
+"""
+
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from jaxlstm.lab import checkpoints, devices, interrupts, optimizers, reports, runs
+from jaxlstm.lab import config as configs
+from jaxlstm.lab.workbench import Workbench
+from jaxlstm.lab.config import Config
+from jaxlstm.lab.data import Corpus, read, validation_windows
+from jaxlstm.lab.errors import BadInput, Interrupted
+from jaxlstm.lab.progress import Sink, TensorBoard, TextLog, progress, together
+from jaxlstm.lab.records import duration, table
+from jaxlstm.lab.runs import Run
+from jaxlstm.lab.tasks import language_modelling as task
+from jaxlstm.lab.trained import Trained, load
+from jaxlstm.lab.training import (
+    Hooks,
+    Job,
+    Ledger,
+    TrainState,
+    evaluate,
+    fit,
+)
+
+ConfigSource = str | Path | Mapping[str, Any] | Config | None
+
+# What a resumed run may change: nothing that decides which data a step sees, nor
+# what the arrays of a checkpoint mean.
+MAY_CHANGE = ("optimizer", "sample", "device", "training")
+MUST_STAY = ("training.batch_size", "training.window")
+
+
+def train(
+    config: ConfigSource = None,
+    *,
+    overrides: Sequence[str] = (),
+    run: str | Path | None = None,
+    resume: Literal["never", "auto"] = "never",
+    sink: Sink | None = None,
+    tensorboard: bool = False,
+) -> Trained:
+    """Train a model as a config says, in a run directory.
+
+    Arguments:
+        config: the path of a YAML file, a mapping of the same form, or None for the
+            quickstart.
+        overrides: `"model.hidden_size=256"`, checked like the rest.
+        run: the run directory; None makes `runs/<name>-<date>-<time>`.
+        resume: `"auto"` starts in a fresh directory, continues in one that holds a
+            run of the same config, and returns at once where that run is finished.
+        sink: who is told; None for a display on this screen.
+        tensorboard: write event files into the run directory too.
+
+    Returns: the trained model, with the parameters of the best validation.
+
+    Errors: `BadInput` for a config, data or a directory that cannot be used,
+    `Diverged`, `Interrupted` after Ctrl-C, `LabError` where the disk fails.
+    """
+    wanted = _rooted(configs.load(config, overrides))
+    path = None if run is None else Path(run)
+    if resume == "auto" and path is not None and runs.is_run(path):
+        there = runs.open(path)
+        _refuse_another(there, wanted)
+        return _carry_out(there, sink, tensorboard)
+    with devices.using(wanted.device):
+        Workbench.of(wanted)  # every mistake there is, before a directory is made
+    made = runs.create(
+        path,
+        name=wanted.name,
+        config=configs.dump(wanted),
+        total_steps=wanted.training.steps,
+        overrides=overrides,
+    )
+    return _carry_out(made, sink, tensorboard)
+
+
+def resume(
+    run: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    sink: Sink | None = None,
+    tensorboard: bool = False,
+) -> Trained:
+    """Continue a run from its newest sound checkpoint, to the same bits.
+
+    Arguments:
+        run: a run directory.
+        overrides: changes to the config from here on, such as
+            `"training.steps=2000"`; what decides the data or the model must stay.
+        sink, tensorboard: as for `train`.
+
+    Errors: as for `train`.
+    """
+    there = runs.open(Path(run))
+    if overrides:
+        before = _config(there)
+        after = _rooted(configs.load(before, overrides))
+        _refuse_another_stream(before, after)
+        with runs.lock(there):
+            runs.write_config(
+                there,
+                configs.dump(after),
+                overrides=[*runs.read_overrides(there), *overrides],
+                total_steps=after.training.steps,
+            )
+    return _carry_out(there, sink, tensorboard)
+
+
+def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[Path]:
+    """Draw the pictures of one run again, or compare several in one picture.
+
+    Arguments:
+        runs_: run directories.
+        out: where the comparison goes; `comparison.png` if None.
+
+    Returns: the files that were written.
+
+    Errors: `BadInput` where there is no run, or no metrics in it.
+    """
+    paths = [runs.open(Path(run)).path for run in runs_]
+    if len(paths) > 1:
+        return [reports.write_comparison(paths, Path(out or "comparison.png"))]
+    trained = load(paths[0])
+    reading = _reading(trained, read(trained.config.data))
+    reports.write_plots(paths[0], reading=reading)
+    return sorted(runs.Run(paths[0]).plots.glob("*.png"))
+
+
+def _carry_out(run: Run, sink: Sink | None, tensorboard: bool) -> Trained:
+    """Bring a run to its end, from wherever it stands."""
+    if runs.finished(run) is not None:
+        (sink or progress()).message(f"{run.path} is finished ({runs.progress(run)})")
+        return load(run.path)
+    config = _config(run)
+    sinks = [sink or progress(), TextLog(functools.partial(runs.log, run))]
+    if tensorboard:
+        sinks.append(TensorBoard(run.path / "tensorboard"))
+    told = together(*sinks)
+    with (
+        devices.using(config.device) as device,
+        runs.lock(run),
+        interrupts.listening() as stopping,
+    ):
+        environment = runs.describe_environment([str(device.device_kind)])
+        runs.write_environment(run, environment)
+        try:
+            return _Experiment(run, Workbench.of(config), told, stopping).carry_out()
+        finally:
+            told.finish()
+
+
+class _Experiment:
+    """One run while it is going: what the loop of `training.fit` is hooked up to."""
+
+    def __init__(self, run: Run, bench: Workbench, sink: Sink, stopping: Any) -> None:
+        self.run, self.bench, self.sink = run, bench, sink
+        self.config, self.corpus = bench.config, bench.corpus
+        self._stopping = stopping
+        self._began = time.perf_counter()
+        self._compiling = 0.0
+
+    def carry_out(self) -> Trained:
+        """Restore, train, conclude."""
+        state, ledger = self._restore()
+        training = self.config.training
+        self.sink.start(training.steps, step=int(state.step), title=self.run.path.name)
+        job = Job(
+            self.bench.model,
+            self.bench.optimizer,
+            self.bench.streams,
+            training,
+            optimizers.learning_rate(self.config.optimizer),
+            Hooks(self._log, self._validate, self._save, self._compiled, self._asked),
+        )
+        if not fit(job, state, ledger):
+            raise Interrupted(
+                f"{self.run.path} was stopped and saved ({runs.progress(self.run)}); "
+                f"continue with: jaxlstm resume {self.run.path}"
+            )
+        return self._conclude()
+
+    def _restore(self) -> tuple[TrainState, Ledger]:
+        """The newest sound checkpoint, or the beginning."""
+        state, ledger = self.bench.start(), Ledger()
+        root = self.run.checkpoints
+        checkpoints.clean(root)
+        found = checkpoints.latest(root, state, self.sink.message)
+        if found is not None:
+            _, state, meta = found
+            self._refuse_other_data(meta)
+            ledger = Ledger.from_json(meta["ledger"])
+            self._remember_best(ledger, state)
+        else:
+            checkpoints.require_room(root, state, copies=2)
+        runs.truncate_metrics(self.run, int(state.step))
+        return state, ledger
+
+    def _refuse_other_data(self, meta: Mapping[str, Any]) -> None:
+        there, here = meta["data"]["sha256"], self.corpus.description["sha256"]
+        if there != here:
+            raise BadInput(
+                "data: the text is not the one that this run began with (sha256 "
+                f"{', '.join(here)}, and {', '.join(there)} in the checkpoint); put "
+                "that text back, or start a new run"
+            )
+
+    def _log(
+        self,
+        split: str,
+        step: int,
+        nats: float,
+        numbers: dict[str, Any],
+        pace: dict[str, Any],
+    ) -> None:
+        scores = task.measures(nats, self.corpus.vocabulary)
+        record = {"step": step, "split": split} | scores | numbers
+        runs.append(self.run, record)
+        self.sink.log(record | pace)
+
+    def _validate(self, params: Any) -> float:
+        windows = validation_windows(
+            self.corpus.validation,
+            streams=self.config.training.validation_streams,
+            window=self.config.training.window,
+            limit=self.config.training.validation_tokens,
+            document_token=self.corpus.document_token,
+        )
+        return evaluate(self.bench.model, params, windows)
+
+    def _save(self, state: TrainState, ledger: Ledger) -> None:
+        meta = {
+            "ledger": ledger.to_json(),
+            "data": self.corpus.description,
+            "vocabulary": json.loads(self.corpus.vocabulary.to_json()),
+        }
+        root = self.run.checkpoints
+        checkpoints.save(root, int(state.step), state, meta)
+        self._remember_best(ledger, state)
+        checkpoints.prune(root, self.config.training.keep_checkpoints)
+
+    def _remember_best(self, ledger: Ledger, state: TrainState) -> None:
+        if ledger.best_step is None or ledger.best_step != int(state.step):
+            return
+        checkpoints.mark_best(self.run.checkpoints, ledger.best_step)
+        runs.export_weights(self.run.weights, state.params)
+
+    def _compiled(self, seconds: float) -> None:
+        self._compiling += seconds
+        self.sink.message(f"compiled in {seconds:.1f} s")
+
+    def _asked(self) -> bool:
+        asked = self._stopping()
+        if asked:
+            self.sink.message("stopping: saving a checkpoint first")
+        return asked
+
+    def _conclude(self) -> Trained:
+        """Sample, pictures, report; the run is finished when all of it is written."""
+        trained = load(self.run.path)
+        prompt = self.config.sample.prompt
+        text = prompt + trained.sample() if self.config.sample.length else ""
+        facts = self._facts()
+        reports.write_report(
+            self.run.path,
+            facts=facts,
+            sample=text,
+            reading=_reading(trained, self.corpus),
+        )
+        runs.finish(self.run, max(checkpoints.steps(self.run.checkpoints)))
+        self.sink.finish()
+        if text:
+            self.sink.message(f"\n{text}\n")
+        rows = reports.summary(runs.read_metrics(self.run)) | facts
+        self.sink.message(table(rows | {"report": str(self.run.report)}))
+        return trained
+
+    def _facts(self) -> dict[str, str]:
+        parts = self.corpus.description
+        return {
+            "parameters": f"{self.bench.parameters():,}",
+            "training tokens": f"{parts['train']['tokens']:,}",
+            "validation tokens": f"{parts['validation']['tokens']:,}",
+            "compiling": duration(self._compiling),
+            "time, all in all": duration(time.perf_counter() - self._began),
+        }
+
+
+def _reading(trained: Trained, corpus: Corpus) -> reports.Reading:
+    """The model reading from the middle of the validation part."""
+    middle = len(corpus.validation) // 2
+    tokens = corpus.validation[max(0, middle - 200) : middle + 96]
+    shown = min(len(tokens), 96)
+    trace = task.read_aloud(
+        trained.config.model,
+        trained.params,
+        jnp.asarray(tokens, jnp.int32),
+        warm_up=len(tokens) - shown,
+    )
+    symbols = [corpus.vocabulary.decode([token]) for token in tokens[-shown:]]
+    return reports.Reading(symbols, trace)
+
+
+def _config(run: Run) -> Config:
+    return configs.load(run.config)
+
+
+def _rooted(config: Config) -> Config:
+    """The config with whole paths, so that the run can be resumed from anywhere."""
+    names = ("path", "validation_path")
+    there = {name: getattr(config.data, name, None) for name in names}
+    whole = {name: str(Path(path).absolute()) for name, path in there.items() if path}
+    return config.model_copy(update={"data": config.data.model_copy(update=whole)})
+
+
+def _refuse_another(run: Run, wanted: Config) -> None:
+    changed = _differences(_config(run), wanted)
+    if changed:
+        raise BadInput(
+            f"{run.path} holds a run of another config ({', '.join(changed)} differ); "
+            f'choose another --run, or change it with "jaxlstm resume {run.path} '
+            'KEY=VALUE"'
+        )
+
+
+def _refuse_another_stream(before: Config, after: Config) -> None:
+    fixed = [
+        key
+        for key in _differences(before, after)
+        if key.split(".")[0] not in MAY_CHANGE or key in MUST_STAY
+    ]
+    if fixed:
+        raise BadInput(
+            f"resume: {', '.join(fixed)} cannot change within a run, because its "
+            "checkpoints would mean something else; start a new run for that"
+        )
+
+
+def _differences(one: Config, other: Config) -> list[str]:
+    """The keys, `section.key`, in which two configs differ; the name is no matter."""
+    ours, theirs = _flat(one.model_dump()), _flat(other.model_dump())
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    return [key for key in keys if key != "name" and ours.get(key) != theirs.get(key)]
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, value in fields.items():
+        inner = value if isinstance(value, Mapping) else {None: value}
+        flat |= {f"{section}.{key}" if key else section: v for key, v in inner.items()}
+    return flat
