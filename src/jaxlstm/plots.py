@@ -83,7 +83,8 @@ def loss_curve(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
     train = _series(records, "train", score.key)
     validation = _series(records, "validation", score.key)
     ax.plot(*train, color=_BLUE, lw=1.0, label="training")
-    ax.plot(*validation, color=_INK, lw=1.8, marker="o", ms=4, label="validation")
+    if validation.values.size:
+        ax.plot(*validation, color=_INK, lw=1.8, marker="o", ms=4, label="validation")
     _mark_best(ax, validation, score)
     _cut_descent(ax, [train, validation])
     ax.set(xlabel="step", ylabel=score.label)
@@ -214,6 +215,9 @@ def _cut_descent(ax: Axes, curves: Sequence[_Curve]) -> None:
 # --- a trained cell over a text -----------------------------------------------
 
 
+_GATE = (-0.12, 1.12)  # a gate's 0 to 1, with room for the labels of its axis
+
+
 def gate_heatmap(
     symbols: Sequence[str],
     values: ArrayLike,
@@ -273,7 +277,7 @@ def unit_trace(
     panels = _panels(_axes(ax), [1, 1, 1, 1.3, 1.6, 1.3])
     for panel, (name, values, colour, is_gate) in zip(panels, rows, strict=True):
         series = _checked(symbols, values)[:, unit]
-        _strip(panel, name, series, colour, (0.0, 1.0) if is_gate else _around(series))
+        _strip(panel, name, series, colour, _GATE if is_gate else _around(series))
     panels[0].set_title(f"unit {unit}")
     _write_symbols(panels[-1], symbols)
     return panels[0]

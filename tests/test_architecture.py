@@ -1,0 +1,75 @@
+"""The house stands: imports go down, the numbers are kept, and both checks can fail."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import house
+
+LINT = Path(sys.executable).parent / "lint-imports"
+
+
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [LINT, "--no-cache"],
+        cwd=root,
+        env={"PYTHONPATH": str(root / "src"), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The package and its contracts, to be damaged."""
+    shutil.copytree(house.SOURCE, tmp_path / "src" / "jaxlstm")
+    shutil.copy(house.ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_imports_go_down(copy):
+    found = lint_imports(copy)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("shapes.py", "from jaxlstm import initializers"),
+        ("cells/lstm.py", "from jaxlstm.unrolling import unroll"),
+        ("engines/scan.py", "import jaxlstm.layers"),
+        ("layers.py", "from jaxlstm.lab import runs"),
+        ("unrolling.py", "import optax"),
+        ("sequences.py", "import pathlib"),
+        ("lab/training.py", "import matplotlib"),
+    ],
+)
+def test_a_planted_import_is_found(copy, file, line):
+    path = copy / "src" / "jaxlstm" / file
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    found = lint_imports(copy)
+    assert found.returncode != 0
+    assert "BROKEN" in found.stdout
+
+
+@pytest.mark.parametrize("number", house.numbers(), ids=lambda number: number.name)
+def test_house_number(number):
+    assert number.kept, f"{number.name}: {number.value:.3g}, wanted {number.wanted}"
+
+
+def test_contributing_quotes_every_house_number():
+    text = (house.ROOT / "CONTRIBUTING.md").read_text()
+    for number in house.numbers():
+        assert f"| {number.name} |" in text
+        assert f"| {number.wanted} |" in text
+
+
+def test_every_name_at_the_door_is_there():
+    import jaxlstm
+
+    for name in jaxlstm.__all__:
+        assert getattr(jaxlstm, name) is not None
