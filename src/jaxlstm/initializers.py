@@ -23,7 +23,9 @@ INPUT, FORGET, CANDIDATE, OUTPUT = range(4)
 class Initializer(Protocol):
     """Draws an array: `(key, shape, dtype) -> array`."""
 
-    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any: ...
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+        """The array."""
+        ...
 
 
 class Preset(NamedTuple):

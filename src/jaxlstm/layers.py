@@ -25,11 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.nn import initializers
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import sequences
 from jaxlstm.cells.base import Cell, Params, State
-from jaxlstm.shapes import Features, Key, show
+from jaxlstm.shapes import Features, Key, is_explicit, show
 from jaxlstm.unrolling import unroll
 
 
@@ -238,8 +239,8 @@ def dropout(rate: float) -> Layer:
     def transform(params: Params, xs: Features, key: Key | None) -> Features:
         if key is None or rate == 0:
             return xs
-        kept = jax.random.bernoulli(key, 1 - rate, xs.shape)
-        return jnp.where(kept, xs / (1 - rate), jnp.zeros_like(xs))
+        kept = _placed_like(xs, jax.random.bernoulli(key, 1 - rate, xs.shape))
+        return jnp.where(kept, xs / (1 - rate), 0.0)
 
     return _stepwise(init, transform)
 
@@ -254,7 +255,7 @@ def linear(size: int) -> Layer:
     def init(key: Key, input_size: int | None = None) -> tuple[LinearParams, int]:
         shape = (_known("linear", input_size), size)
         w = initializers.lecun_normal()(key, shape, jnp.float32)
-        return LinearParams(w, jnp.zeros(size)), size
+        return LinearParams(w, jnp.zeros(size, jnp.float32)), size
 
     def transform(params: LinearParams, xs: Features, key: Key | None) -> Features:
         if xs.shape[-1] != params.w.shape[0]:
@@ -286,7 +287,9 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
     _check_size("embed", "size", size)
 
     def init(key: Key, input_size: int | None = None) -> tuple[EmbedParams, int]:
-        return EmbedParams(jax.random.normal(key, (vocabulary, size))), size
+        return EmbedParams(
+            jax.random.normal(key, (vocabulary, size), jnp.float32)
+        ), size
 
     def run(params: EmbedParams, xs: ArrayLike, state: State, call: _Call) -> Result:
         tokens = sequences.as_array("xs", xs)
@@ -297,10 +300,7 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
         steps = sequences.steps(tokens.shape, lengths=call.lengths, mask=call.mask)
         tokens = sequences.silence(tokens, steps)
         _check_tokens(tokens, len(params.table))
-        rows = params.table.at[tokens].get(
-            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-        )
-        return (), sequences.silence(rows.astype(dtype), steps)
+        return (), sequences.silence(_rows(params.table, tokens).astype(dtype), steps)
 
     return _layer(init, run)
 
@@ -428,6 +428,24 @@ def _stepwise(init: LayerInit, transform: Transform) -> Layer:
 def _silenced(xs: Features, call: _Call) -> Features:
     steps = sequences.steps(xs.shape[:-1], lengths=call.lengths, mask=call.mask)
     return sequences.silence(xs, steps)
+
+
+def _rows(table: jax.Array, tokens: jax.Array) -> Features:
+    """A row for each token, split over a mesh as the tokens are; NaN for no token."""
+    last = len(table) - 1
+    kind = jax.typeof(tokens).sharding
+    placed = P(*kind.spec, None) if is_explicit(kind) else None
+    rows = table.at[jnp.clip(tokens, 0, last)].get(
+        mode="promise_in_bounds", out_sharding=placed
+    )
+    known = (tokens >= 0) & (tokens <= last)
+    return jnp.where(known[..., None], rows, jnp.nan)
+
+
+def _placed_like(xs: jax.Array, values: jax.Array) -> jax.Array:
+    """The values, split over an explicit mesh as xs is."""
+    kind = jax.typeof(xs).sharding
+    return jax.sharding.reshard(values, kind) if is_explicit(kind) else values
 
 
 def _known(layer: str, input_size: int | None) -> int:

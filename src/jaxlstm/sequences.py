@@ -108,7 +108,9 @@ def steps(
     traced = _is_traced(lengths)
     if not traced:
         _check_counts(lengths, time)
-    clock = jnp.arange(time, dtype=jnp.int32).reshape(time, *(1 for _ in batch_shape))
+    clock = jnp.arange(time, dtype=counts.dtype).reshape(
+        time, *(1 for _ in batch_shape)
+    )
     return Steps(
         happens=clock < counts[None],
         resets=resets,
@@ -142,7 +144,7 @@ def _counts(lengths: ArrayLike, batch_shape: tuple[int, ...]) -> Any:
             f"lengths has shape {show(counts.shape)}, xs has batch shape "
             f"{show(batch_shape)}; one length per sequence is needed."
         )
-    return counts.astype(jnp.int32)
+    return counts.astype(jnp.int64 if counts.dtype.itemsize == 8 else jnp.int32)
 
 
 def _check_counts(lengths: ArrayLike, time: int) -> None:
@@ -161,7 +163,8 @@ def _is_traced(value: ArrayLike) -> bool:
 def select(chosen: Rows, yes: State, no: State) -> State:
     """`yes` where chosen and `no` elsewhere, for every leaf of two equal pytrees.
 
-    A select and no product, so that what is not chosen may be NaN.
+    A select and no product, so that what is not chosen may be NaN. A leaf of `no` may
+    be a scalar.
 
     Errors: `ValueError` where a leaf does not begin with the axes of `chosen`.
     """
@@ -183,14 +186,15 @@ def silence(values: State, steps: Steps) -> State:
     """Zeros in place of values `[T, *b, ...]` at the steps that do not happen."""
     if steps.happens is None:
         return values
-    return select(steps.happens, values, jax.tree.map(jnp.zeros_like, values))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), values)
+    return select(steps.happens, values, zeros)
 
 
 def poison(values: State, lost: Rows) -> State:
     """NaN in every floating point leaf `[*b, ...]` of the rows that are lost."""
 
-    def one(leaf: Any) -> Any:
+    def nan(leaf: Any) -> Any:
         inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
-        return jnp.full_like(leaf, jnp.nan) if inexact else leaf
+        return jnp.full((), jnp.nan, leaf.dtype) if inexact else leaf
 
-    return select(lost, jax.tree.map(one, values), values)
+    return select(~lost, values, jax.tree.map(nan, values))

@@ -10,7 +10,9 @@ An array that stands at one instant has no T. The gate axis is explicit, just be
 H, so that the four gates of a unit stay on one device when H is split over a mesh.
 """
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
@@ -43,3 +45,9 @@ def accumulator_dtype(dtype: DTypeLike) -> jnp.dtype:
     """
     dtype = jnp.dtype(dtype)
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
+def is_explicit(sharding: jax.sharding.Sharding | None) -> bool:
+    """Whether the type of an array says over which axes of a mesh it is split."""
+    mesh = getattr(sharding, "mesh", None)
+    return mesh is not None and AxisType.Explicit in mesh.axis_types

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxlstm import sequences
@@ -106,12 +107,12 @@ def unroll(
     >>> hs.shape, bool((hs[4:, 1] == 0).all()), bool((state.h[1] == hs[3, 1]).all())
     ((7, 2, 5), True, True)
     """
-    names = _names(engine)
-    call = _prepare(cell, params, xs, state, lengths, mask, resets, checkpoint_every)
+    names, options = _names(engine), _options(reverse, emit, checkpoint_every, key)
+    arrays = _arrays(cell, params, xs, state, lengths, mask, resets)
     refusals: dict[str, NotImplementedError] = {}
     for name in names:
         try:
-            return _run(ENGINES[name], cell, *call, reverse, emit, checkpoint_every)
+            return _run(ENGINES[name], cell, options, *arrays)
         except NotImplementedError as refusal:
             refusals[name] = refusal
     raise _all_refused(refusals)
@@ -158,17 +159,13 @@ def explain(
     >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3))))
     -> scan  serves
     """
-    asked = _names(engine)
-    call = _prepare(cell, params, xs, state, lengths, mask, resets, checkpoint_every)
+    asked, options = _names(engine), _options(reverse, emit, checkpoint_every, key)
+    arrays = _arrays(cell, params, xs, state, lengths, mask, resets)
     chosen, reasons = None, {}
     for name in [*asked, *(name for name in ENGINES if name not in asked)]:
+        run = functools.partial(_run, ENGINES[name], cell, options)
         try:
-            jax.eval_shape(
-                lambda *call, run=ENGINES[name]: _run(
-                    run, cell, *call, reverse, emit, checkpoint_every
-                ),
-                *call,
-            )
+            jax.eval_shape(run, *arrays)
         except NotImplementedError as refusal:
             reasons[name] = str(refusal)
             continue
@@ -181,39 +178,80 @@ def explain(
     return Explanation(chosen, reasons)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("engine", "cell", "reverse", "emit", "checkpoint_every"),
-)
+class _Options(NamedTuple):
+    """What a program is compiled for, besides the cell and the shapes."""
+
+    reverse: bool
+    emit: Emit
+    checkpoint_every: int | Literal["sqrt"] | None
+
+
+@functools.partial(jax.jit, static_argnames=("engine", "cell", "options"))
 def _run(
     engine: Engine,
     cell: Cell,
+    options: _Options,
     params: Params,
     xs: Features,
     state: State,
     steps: Steps,
-    reverse: bool,
-    emit: Emit,
-    checkpoint_every: int | Literal["sqrt"] | None,
 ) -> tuple[State, Any]:
+    """What every engine shares: padding goes in as zeros and comes out as zeros."""
     state, emitted = engine(
         cell,
         params,
         sequences.silence(xs, steps),
         state,
         steps,
-        reverse=reverse,
-        emit=emit,
-        checkpoint_every=checkpoint_every,
+        reverse=options.reverse,
+        emit=options.emit,
+        checkpoint_every=options.checkpoint_every,
     )
     emitted = sequences.silence(emitted, steps)
     if steps.lost is None:
         return state, emitted
-    poison_all = jax.vmap(sequences.poison, in_axes=(0, None))
-    return sequences.poison(state, steps.lost), poison_all(emitted, steps.lost)
+    lost = jnp.broadcast_to(steps.lost, xs.shape[:-1])
+    return sequences.poison(state, steps.lost), sequences.poison(emitted, lost)
 
 
-def _prepare(
+# -- everything that a caller can get wrong, found before an engine is entered ---
+
+
+def _options(
+    reverse: bool,
+    emit: Emit,
+    checkpoint_every: int | Literal["sqrt"] | None,
+    key: Key | None,
+) -> _Options:
+    if not isinstance(reverse, bool | np.bool_):
+        raise ValueError(f"unroll: reverse is {reverse!r}; True or False is needed.")
+    if not callable(emit):
+        raise ValueError(
+            f"unroll: emit is {emit!r}; a function (state, gates) -> pytree is needed, "
+            "such as jl.emit.hidden, states, trace or nothing."
+        )
+    if key is not None and not isinstance(key, jax.Array):
+        raise ValueError(
+            f"unroll: key is {key!r}; a key is needed, such as jax.random.key(0)."
+        )
+    return _Options(bool(reverse), emit, _block(checkpoint_every))
+
+
+def _block(
+    checkpoint_every: int | Literal["sqrt"] | None,
+) -> int | Literal["sqrt"] | None:
+    if checkpoint_every is None or checkpoint_every == "sqrt":
+        return checkpoint_every
+    whole = isinstance(checkpoint_every, int | np.integer)
+    if not whole or isinstance(checkpoint_every, bool) or checkpoint_every < 1:
+        raise ValueError(
+            f"unroll: checkpoint_every is {checkpoint_every!r}; a number of steps from "
+            '1, "sqrt" or None is needed.'
+        )
+    return int(checkpoint_every)
+
+
+def _arrays(
     cell: Cell,
     params: Params,
     xs: ArrayLike,
@@ -221,20 +259,23 @@ def _prepare(
     lengths: ArrayLike | None,
     mask: ArrayLike | None,
     resets: ArrayLike | None,
-    checkpoint_every: int | Literal["sqrt"] | None,
 ) -> tuple[Params, Features, State, Steps]:
-    """Everything that a caller can get wrong, found before an engine is entered."""
+    if not all(hasattr(cell, function) for function in Cell._fields):
+        raise ValueError(
+            f"unroll: cell is {cell!r:.60}; a Cell is needed, such as jl.lstm() gives."
+        )
     try:
         xs = sequences.features("xs", xs)
-        frame = xs.shape[:-1]
+        batch_shape = xs.shape[1:-1]
         begin = functools.partial(
-            cell.initial_state, batch_shape=frame[1:], dtype=xs.dtype
+            cell.initial_state, batch_shape=batch_shape, dtype=xs.dtype
         )
         jax.eval_shape(cell.project, params, xs)
         wanted = jax.eval_shape(begin, params)
-        _check_block(checkpoint_every)
-        steps = sequences.steps(frame, lengths=lengths, mask=mask, resets=resets)
         state = begin(params) if state is None else _conform(state, wanted)
+        steps = sequences.steps(
+            xs.shape[:-1], lengths=lengths, mask=mask, resets=resets
+        )
     except ValueError as error:
         raise ValueError(f"unroll: {error}") from error
     return params, xs, state, steps
@@ -270,19 +311,11 @@ def _describe(state: State) -> str:
     return f"{kind}({', '.join(fields)})" if fields else f"a {kind}"
 
 
-def _check_block(checkpoint_every: int | Literal["sqrt"] | None) -> None:
-    if checkpoint_every is None or checkpoint_every == "sqrt":
-        return
-    if type(checkpoint_every) is not int or checkpoint_every < 1:
-        raise ValueError(
-            f"checkpoint_every is {checkpoint_every!r}; a number of steps from 1, "
-            '"sqrt" or None is needed.'
-        )
-
-
 def _names(engine: str | Sequence[str] | None) -> tuple[str, ...]:
     names = tuple(ENGINES) if engine is None else engine
     names = (names,) if isinstance(names, str) else tuple(names)
+    if not names:
+        raise ValueError("unroll: engine is empty; name one, or leave it out.")
     for name in names:
         if name not in ENGINES:
             raise ValueError(

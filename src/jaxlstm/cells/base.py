@@ -58,7 +58,9 @@ class Init(Protocol):
         hidden_size: int,
         *,
         dtype: DTypeLike = jnp.float32,
-    ) -> Params: ...
+    ) -> Params:
+        """Draw them from the key."""
+        ...
 
 
 class InitialState(Protocol):
@@ -70,7 +72,9 @@ class InitialState(Protocol):
         batch_shape: tuple[int, ...] = (),
         *,
         dtype: DTypeLike | None = None,
-    ) -> State: ...
+    ) -> State:
+        """The state of a batch of this shape, for inputs of this dtype."""
+        ...
 
 
 class Project(Protocol):
@@ -80,7 +84,9 @@ class Project(Protocol):
     project a whole sequence in one product before it enters its loop.
     """
 
-    def __call__(self, params: Params, x: Array) -> Projection: ...
+    def __call__(self, params: Params, x: Array) -> Projection:
+        """The projection of x."""
+        ...
 
 
 class Step(Protocol):
@@ -91,7 +97,9 @@ class Step(Protocol):
 
     def __call__(
         self, params: Params, state: State, z: Projection
-    ) -> tuple[State, Reported]: ...
+    ) -> tuple[State, Reported]:
+        """The next state, and the gates that led to it."""
+        ...
 
 
 class Cell(NamedTuple):

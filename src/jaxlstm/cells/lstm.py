@@ -16,6 +16,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxlstm.cells.base import (
@@ -163,8 +164,8 @@ def _lstm(
         dtype: DTypeLike = jnp.float32,
     ) -> LSTMParams:
         for name, size in ("input_size", input_size), ("hidden_size", hidden_size):
-            if size < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1.")
+            if not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"{name} is {size!r}; a number from 1 is needed.")
         keys = jax.random.split(key, 3)
         return LSTMParams(
             w_x=init.w_x(keys[0], (input_size, 4, hidden_size), dtype),

@@ -12,12 +12,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
 
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.sequences import Steps, select
-from jaxlstm.shapes import Features, Happens
+from jaxlstm.shapes import Features, Happens, is_explicit
 
 Rows = tuple[Features, Happens | None, Happens | None]
 Block = Callable[[State, Rows], tuple[State, Any]]
@@ -77,7 +76,9 @@ def _in_blocks(
     is in one of them, the k steps of that block.
     """
     whole = len(rows[0]) // size * size
-    many = jax.tree.map(lambda a: a[:whole].reshape(-1, size, *a.shape[1:]), rows)
+    many = jax.tree.map(
+        lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), rows
+    )
     rest = jax.tree.map(lambda a: a[whole:], rows)
     again = jax.checkpoint(block, prevent_cse=False)  # a scan keeps them apart
     if reverse:
@@ -104,14 +105,10 @@ def _typed_like(after: State, state: State) -> State:
     """
 
     def one(after: Any, leaf: Any) -> Any:
-        if after.sharding is not None and _has_explicit_axes(after.sharding.mesh):
+        if is_explicit(after.sharding):
             leaf = jax.sharding.reshard(leaf, after.sharding)
         varying = after.manual_axis_type.varying if after.manual_axis_type else set()
         missing = varying - jax.typeof(leaf).manual_axis_type.varying
         return lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
 
     return jax.tree.map(one, after, state)
-
-
-def _has_explicit_axes(mesh: Any) -> bool:
-    return AxisType.Explicit in mesh.axis_types

@@ -1,0 +1,301 @@
+"""Live agreement with the peers that are installed: values and gradients.
+
+Each peer is asked for the gradient of the same scalar, with cotangents on hs, h_T
+and c_T, from a non-zero initial state, in float64 where it can. How its weights are
+laid out is written here and nowhere else:
+
+    peer                gates      weights                            state
+    torch               i f g o    w_ih [4H, D], w_hh [4H, H], 2 b    (h, c)
+    Keras               i f g o    kernel [D, 4H], recurrent, b       [h, c]
+    Flax linen, nnx     by name    i* [D, H], h* [H, H] with b        (c, h)
+    Haiku               i g f o    w [D + H, 4H], b, f + 1            (h, c)
+    Equinox             i f g o    w_ih [4H, D], w_hh [4H, H], b      (h, c)
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlstm as jl
+from cases import Case, Kind, Shape, assert_same, draw, steps_that_happen
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+# The peers promote and broadcast as they like, and warn about their own parts.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SHAPE = Shape(7, (3,), 4, 5)
+CELL = jl.lstm()
+
+
+@pytest.fixture(autouse=True)
+def relaxed(x64):
+    """Float64, and JAX's usual rules in place of the strict ones."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def question(masking: str = "none", reverse: bool = False) -> Case:
+    """A case without poison: some peers cannot bear it."""
+    case = draw(np.random.default_rng(21), SHAPE, Kind(masking, False, reverse))
+    if masking == "lengths":
+        lengths = np.array([1, SHAPE.time, 4], np.int32)
+        case = case._replace(which=case.which._replace(lengths=lengths))
+    happens = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)[..., None]
+    noise = np.random.default_rng(22).normal(size=case.xs.shape)
+    return case._replace(xs=noise, d_hs=case.d_hs * happens)
+
+
+def ours(case: Case):
+    """(hs, h, c) and the gradients in the order of `leaves`."""
+
+    def run(w_x, w_h, b, xs, h, c):
+        last, hs = jl.unroll(
+            CELL,
+            jl.LSTMParams(w_x, w_h, b),
+            xs,
+            jl.LSTMState(h, c),
+            lengths=case.which.lengths,
+            mask=case.which.mask,
+            reverse=case.which.reverse,
+        )
+        return hs, last.h, last.c
+
+    return pulled(run, case)
+
+
+def leaves(case: Case):
+    return (*case.weights, case.xs, case.h, case.c)
+
+
+def pulled(run, case: Case):
+    out, pull = jax.vjp(run, *map(jnp.asarray, leaves(case)))
+    return out, pull(tuple(map(jnp.asarray, (case.d_hs, case.d_h, case.d_c))))
+
+
+def joined(weight):
+    """[D, 4, H] or [4, H] with the gates side by side: [D, 4H] or [4H]."""
+    return weight.reshape(*weight.shape[:-2], -1)
+
+
+# --- torch ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masking", ["none", "lengths"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_torch(masking, bidirectional):
+    """Packed sequences for lengths; the backward half of a bidirectional LSTM."""
+    torch = pytest.importorskip("torch")
+    directions = [question(masking, reverse) for reverse in (False, True)]
+    directions = directions if bidirectional else directions[:1]
+    peer = torch.nn.LSTM(4, 5, bidirectional=bidirectional, dtype=torch.float64)
+    load_torch(torch, peer, directions)
+
+    def tensor(array):
+        return torch.tensor(np.asarray(array), requires_grad=True)
+
+    def both(field):
+        return [tensor(getattr(case, field)) for case in directions]
+
+    xs, hs, cs = tensor(directions[0].xs), both("h"), both("c")
+    inputs = packed(torch, xs, directions[0].which.lengths)
+    outputs, (h, c) = peer(inputs, (torch.stack(hs), torch.stack(cs)))
+    if masking == "lengths":
+        outputs, _ = torch.nn.utils.rnn.pad_packed_sequence(outputs, total_length=7)
+    halves = outputs.split(5, dim=-1)
+    scalar = sum(
+        (half * torch.tensor(case.d_hs)).sum()
+        + (h[n] * torch.tensor(case.d_h)).sum()
+        + (c[n] * torch.tensor(case.d_c)).sum()
+        for n, (half, case) in enumerate(zip(halves, directions, strict=True))
+    )
+    scalar.backward()
+    d_xs = 0.0
+    for n, case in enumerate(directions):
+        suffix = "_l0_reverse" if n else "_l0"
+        values, gradients = ours(case)
+        assert_same([v.detach() for v in (halves[n], h[n], c[n])], values)
+        assert_same(torch_gradients(peer, suffix), gradients[:3])
+        assert_same((hs[n].grad, cs[n].grad), gradients[4:])
+        d_xs = d_xs + gradients[3]
+    assert_same(xs.grad, d_xs)
+
+
+def load_torch(torch, peer, directions) -> None:
+    """Our one bias is the sum of torch's two."""
+    for case, suffix in zip(directions, ("_l0", "_l0_reverse"), strict=False):
+        w_x, w_h, b = map(joined, case.weights)
+        own = {"weight_ih": w_x.T, "weight_hh": w_h.T, "bias_ih": b / 4}
+        own["bias_hh"] = b - b / 4
+        with torch.no_grad():
+            for name, value in own.items():
+                getattr(peer, name + suffix).copy_(torch.tensor(value))
+
+
+def torch_gradients(peer, suffix: str):
+    w_x = getattr(peer, "weight_ih" + suffix).grad.numpy().T
+    w_h = getattr(peer, "weight_hh" + suffix).grad.numpy().T
+    b = getattr(peer, "bias_ih" + suffix).grad.numpy()
+    return w_x.reshape(4, 4, 5), w_h.reshape(5, 4, 5), b.reshape(4, 5)
+
+
+def packed(torch, xs, lengths):
+    if lengths is None:
+        return xs
+    counts = torch.tensor(lengths.astype(np.int64))
+    return torch.nn.utils.rnn.pack_padded_sequence(xs, counts, enforce_sorted=False)
+
+
+# --- Keras ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masking", ["none", "lengths", "mask"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_keras(masking, reverse):
+    """Masks with holes included; batch first, and reversed outputs in running order."""
+    keras = pytest.importorskip("keras")
+    case = question(masking, reverse)
+    layer = keras.layers.LSTM(
+        5,
+        return_sequences=True,
+        return_state=True,
+        go_backwards=reverse,
+        activation=jnp.tanh,  # its own is exact to float32 only
+        zero_output_for_mask=True,
+        dtype="float64",
+    )
+    layer.build((3, 7, 4))
+    happens = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)
+    mask = None if masking == "none" else jnp.asarray(happens.T)
+
+    def run(w_x, w_h, b, xs, h, c):
+        weights = [joined(w_x), joined(w_h), joined(b)]
+        extra = [v.value for v in layer.non_trainable_variables]
+        (hs, h, c), _ = layer.stateless_call(
+            weights, extra, xs.swapaxes(0, 1), initial_state=[h, c], mask=mask
+        )
+        hs = hs.swapaxes(0, 1)
+        return hs[::-1] if reverse else hs, h, c
+
+    assert_same(pulled(run, case), ours(case))
+
+
+# --- Flax -----------------------------------------------------------------------------
+
+
+def flax_names(w_x, w_h, b):
+    """One dense layer for each gate and side; the bias on the side of h."""
+    return {
+        f"{side}{gate}": weights
+        for k, gate in enumerate("ifgo")
+        for side, weights in (
+            ("i", {"kernel": w_x[:, k]}),
+            ("h", {"kernel": w_h[:, k], "bias": b[k]}),
+        )
+    }
+
+
+@pytest.mark.parametrize("masking", ["none", "lengths"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["LSTMCell", "OptimizedLSTMCell"])
+def test_linen(name, masking, reverse):
+    linen = pytest.importorskip("flax.linen")
+    case = question(masking, reverse)
+    cell = getattr(linen, name)(5, param_dtype=jnp.float64, dtype=jnp.float64)
+    peer = linen.RNN(cell, time_major=True, return_carry=True, reverse=reverse,
+                     keep_order=True)  # fmt: skip
+
+    def run(w_x, w_h, b, xs, h, c):
+        variables = {"params": {"cell": flax_names(w_x, w_h, b)}}
+        (c, h), hs = peer.apply(
+            variables, xs, initial_carry=(c, h), seq_lengths=case.which.lengths
+        )
+        return silenced(hs, case), h, c
+
+    assert_same(pulled(run, case), ours(case))
+
+
+@pytest.mark.parametrize("masking", ["none", "lengths"])
+@pytest.mark.parametrize("name", ["LSTMCell", "OptimizedLSTMCell"])
+def test_nnx(name, masking):
+    nnx = pytest.importorskip("flax.nnx")
+    case = question(masking)
+
+    def run(w_x, w_h, b, xs, h, c):
+        rngs = nnx.Rngs(0)  # a module lives at the trace level that made it
+        cell = getattr(nnx, name)(
+            4, 5, param_dtype=jnp.float64, dtype=jnp.float64, rngs=rngs
+        )
+        load_nnx(nnx, cell, w_x, w_h, b)
+        peer = nnx.RNN(cell, time_major=True, return_carry=True, rngs=rngs)
+        (c, h), hs = peer(xs, initial_carry=(c, h), seq_lengths=case.which.lengths)
+        return silenced(hs, case), h, c
+
+    assert_same(pulled(run, case), ours(case))
+
+
+def load_nnx(nnx, cell, w_x, w_h, b) -> None:
+    """`LSTMCell` has a layer for each gate, `OptimizedLSTMCell` one for each side."""
+    if hasattr(cell, "dense_i"):
+        cell.dense_i.kernel = nnx.Param(joined(w_x))
+        cell.dense_h.kernel = nnx.Param(joined(w_h))
+        cell.dense_h.bias = nnx.Param(joined(b))
+        return
+    for name, weights in flax_names(w_x, w_h, b).items():
+        for part, value in weights.items():
+            layer = cell.if_ if name == "if" else getattr(cell, name)
+            setattr(layer, part, nnx.Param(value))
+
+
+def silenced(hs, case: Case):
+    """Flax leaves the outputs of padding as they come."""
+    happens = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)
+    return jnp.where(happens[..., None], hs, 0.0)
+
+
+# --- Haiku and Equinox ----------------------------------------------------------------
+
+
+def test_haiku():
+    """Gates i g f o, and 1 added to the forget gate in the forward pass."""
+    haiku = pytest.importorskip("haiku")
+    case = question()
+
+    def network(xs, h, c):
+        hs, last = haiku.dynamic_unroll(haiku.LSTM(5), xs, haiku.LSTMState(h, c))
+        return hs, last.hidden, last.cell
+
+    peer = haiku.without_apply_rng(haiku.transform(network))
+    igfo = np.array([0, 2, 1, 3])
+
+    def run(w_x, w_h, b, xs, h, c):
+        fused = jnp.concatenate([w_x, w_h])[:, igfo]
+        bias = b.at[1].add(-1.0)[igfo]
+        weights = {"w": joined(fused), "b": joined(bias)}
+        return peer.apply({"lstm/linear": weights}, xs, h, c)
+
+    assert_same(pulled(run, case), ours(case))
+
+
+def test_equinox():
+    """One step of one row: scanned and mapped here."""
+    equinox = pytest.importorskip("equinox")
+    case = question()
+    cell = equinox.nn.LSTMCell(4, 5, key=jax.random.key(0), dtype=jnp.float64)
+
+    def run(w_x, w_h, b, xs, h, c):
+        where = lambda cell: (cell.weight_ih, cell.weight_hh, cell.bias)  # noqa: E731
+        own = joined(w_x).T, joined(w_h).T, joined(b)
+        peer = jax.vmap(equinox.tree_at(where, cell, own))
+
+        def step(state, x):
+            state = peer(x, state)
+            return state, state[0]
+
+        (h, c), hs = jax.lax.scan(step, (h, c), xs)
+        return hs, h, c
+
+    assert_same(pulled(run, case), ours(case))

@@ -1,0 +1,216 @@
+"""Plausible bugs, as patches to the text of the library, and a package that has one.
+
+Each mutant replaces one piece of source, which must occur exactly once: a mutant
+that no longer fits the text is an error and not a mutant. The mutated copy is
+imported under the library's own name, so that its modules find each other.
+"""
+
+import importlib
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+NAME = "jaxlstm"
+LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "shapes.py", "initializers.py"
+SEQUENCES, SCAN, UNROLLING = "sequences.py", "engines/scan.py", "unrolling.py"
+
+
+class Mutant(NamedTuple):
+    """In `file`, `new` in place of `old`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+# The cell.
+CELL = [
+    Mutant("i and f exchanged", LSTM, "(i=z[..., 0, :], f=z[..., 1, :]",
+           "(i=z[..., 1, :], f=z[..., 0, :]"),
+    Mutant("g and o exchanged", LSTM, "g=z[..., 2, :], o=z[..., 3, :]",
+           "g=z[..., 3, :], o=z[..., 2, :]"),
+    Mutant("f and g exchanged", LSTM, "f=z[..., 1, :], g=z[..., 2, :]",
+           "f=z[..., 2, :], g=z[..., 1, :]"),
+    Mutant("bias counted twice", LSTM, "reshape(b.shape) + b",
+           "reshape(b.shape) + 2 * b"),
+    Mutant("bias dropped", LSTM, "reshape(b.shape) + b", "reshape(b.shape)"),
+    Mutant("recurrence dropped", LSTM, "z = z + recurrent.reshape(z.shape)",
+           "z = z + 0 * recurrent.reshape(z.shape)"),
+    Mutant("input dropped", LSTM, "z = z + recurrent.reshape(z.shape)",
+           "z = recurrent.reshape(z.shape)"),
+    Mutant("w_h transposed", LSTM, "params.w_h.reshape(",
+           "params.w_h.transpose(2, 1, 0).reshape("),
+    Mutant("w_x read gate last", LSTM, "params.w_x.reshape(",
+           "params.w_x.swapaxes(1, 2).reshape("),
+    Mutant("h and c exchanged", LSTM, "h=gates.o * output(c), c=c",
+           "h=c, c=gates.o * output(c)"),
+    Mutant("tanh of c forgotten", LSTM, "gates.o * output(c)", "gates.o * c"),
+    Mutant("h of the old c", LSTM, "    c = gates.f * c + gates.i * gates.g\n",
+           "    old, c = c, gates.f * c + gates.i * gates.g\n"
+           "    return LSTMState(h=gates.o * output(old), c=c)\n"),
+    Mutant("tanh of o, not of c", LSTM, "gates.o * output(c)", "output(gates.o) * c"),
+    Mutant("sigmoid for the candidate", LSTM, "g=candidate(gates.g)",
+           "g=gate(gates.g)"),
+    Mutant("tanh for the output gate", LSTM, "o=gate(gates.o)", "o=candidate(gates.o)"),
+    Mutant("tanh for the input gate", LSTM, "i=gate(gates.i)", "i=candidate(gates.i)"),
+    Mutant("forget bias in the forward pass", LSTM, "f=gate(gates.f)",
+           "f=gate(gates.f + 1)"),
+    Mutant("f forgets the new as well", LSTM, "gates.f * c + gates.i * gates.g",
+           "gates.f * (c + gates.i * gates.g)"),
+    Mutant("f and i coupled", LSTM, "gates.f * c + gates.i * gates.g",
+           "(1 - gates.i) * c + gates.i * gates.g"),
+    Mutant("c not carried", LSTM, "gates.f * c + gates.i * gates.g",
+           "gates.f * c * 0 + gates.i * gates.g"),
+    Mutant("no gradient through h", LSTM, "jnp.matmul(h, w_h",
+           "jnp.matmul(jax.lax.stop_gradient(h), w_h"),
+    Mutant("no gradient through c", LSTM, "gates.f * c +",
+           "gates.f * jax.lax.stop_gradient(c) +"),
+    Mutant("c carried in 16 bits", SHAPES, "itemsize >= 4", "itemsize >= 2"),
+    Mutant("initial state of ones", LSTM, "h=jnp.zeros(", "h=jnp.ones("),
+    Mutant("forget bias on the input gate", INITIALIZERS, ".at[FORGET].set(value)",
+           ".at[INPUT].set(value)"),
+    Mutant("output activation for the candidate", LSTM,
+           'activation("candidate_activation", candidate_activation)',
+           'activation("candidate_activation", output_activation)'),
+    Mutant("gate activation ignored", LSTM,
+           'activation("gate_activation", gate_activation)',
+           'activation("gate_activation", "sigmoid")'),
+    Mutant("factory not cached", LSTM, "@functools.cache\n", ""),
+]  # fmt: skip
+
+# Which steps happen.
+STEPS = [
+    Mutant("one step too many", SEQUENCES, "clock < counts[None]",
+           "clock <= counts[None]"),
+    Mutant("one step too few", SEQUENCES, "clock < counts[None]",
+           "clock + 1 < counts[None]"),
+    Mutant("padding on the left", SEQUENCES, "clock < counts[None]",
+           "clock >= time - counts[None]"),
+    Mutant("no poison", SEQUENCES, "(counts > time) if traced else None",
+           "(counts > time) if False else None"),
+    Mutant("no poison below 0", SEQUENCES, "lost=(counts < 0) | (counts > time)",
+           "lost=(counts > time)"),
+    Mutant("no poison above T", SEQUENCES, "lost=(counts < 0) | (counts > time)",
+           "lost=(counts < 0)"),
+    Mutant("poison at length T", SEQUENCES, "lost=(counts < 0) | (counts > time)",
+           "lost=(counts < 0) | (counts >= time)"),
+    Mutant("lengths clamped", SEQUENCES, "itemsize == 8 else jnp.int32)",
+           "itemsize == 8 else jnp.int32).clip(0, 4)"),
+    Mutant("concrete lengths not checked", SEQUENCES, "    if not traced:\n",
+           "    if False:\n"),
+    Mutant("negative lengths not checked", SEQUENCES,
+           "np.argwhere((counts < 0) | (counts > time))", "np.argwhere(counts > time)"),
+    Mutant("float lengths taken", SEQUENCES,
+           "if not jnp.issubdtype(counts.dtype, jnp.integer)", "if False"),
+    Mutant("lengths of any shape", SEQUENCES, "if counts.shape != batch_shape",
+           "if counts.ndim > 1"),
+    Mutant("mask and lengths together", SEQUENCES,
+           "if lengths is not None and mask is not None", "if False"),
+    Mutant("float mask taken", SEQUENCES, "if array.dtype != jnp.bool_", "if False"),
+    Mutant("mask inverted", SEQUENCES, 'happens=_booleans("mask", mask, frame)',
+           'happens=~_booleans("mask", mask, frame)'),
+    Mutant("resets lost with a mask", SEQUENCES,
+           'mask, frame), resets=resets)', 'mask, frame))'),
+    Mutant("integer features taken", SEQUENCES,
+           "if not jnp.issubdtype(array.dtype, jnp.floating)", "if False"),
+    Mutant("select by a product", SEQUENCES,
+           "jnp.where(chosen.reshape(*chosen.shape, *tail), yes, no)",
+           "(lambda w: w * yes + (1 - w) * no)("
+           "chosen.reshape(*chosen.shape, *tail).astype(yes.dtype))"),
+    Mutant("select the wrong way", SEQUENCES, "*tail), yes, no)", "*tail), no, yes)"),
+]  # fmt: skip
+
+# How they are run.
+LOOP = [
+    Mutant("gradient through padding", UNROLLING, "sequences.silence(xs, steps),",
+           "xs,"),
+    Mutant("padding not silent", UNROLLING,
+           "emitted = sequences.silence(emitted, steps)", "emitted = emitted"),
+    Mutant("final state not poisoned", UNROLLING,
+           "return sequences.poison(state, steps.lost), ", "return state, "),
+    Mutant("given state ignored", UNROLLING, "begin(params) if state is None else",
+           "begin(params) if True else"),
+    Mutant("state runs on through padding", SCAN,
+           "(after if happens is None else select(happens, after, state))", "after"),
+    Mutant("reset ignored", SCAN, "state if resets is None else select(",
+           "state if True else select("),
+    Mutant("reset after the step", SCAN, "cell.step(params, begun, z)",
+           "cell.step(params, state, z)\n"
+           "        after = select(resets, initial, after) if resets is not None"
+           " else after"),
+    Mutant("reset where no step happens", SCAN, "select(happens, after, state))",
+           "select(happens, after, begun))"),
+    Mutant("reset to the given state", SCAN,
+           "initial = cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)",
+           "initial = state"),
+    Mutant("reset of h alone", SCAN, "        after, gates = cell.step",
+           "        begun = begun._replace(c=state.c)\n"
+           "        after, gates = cell.step"),
+    Mutant("reset of the whole batch", SCAN, "select(resets, initial, state)",
+           "select(jnp.full_like(resets, resets.any()), initial, state)"),
+    Mutant("emits the state before", SCAN, "emit(after, gates)", "emit(state, gates)"),
+    Mutant("reverse ignored", SCAN, "project(rows), reverse=reverse)",
+           "project(rows), reverse=False)"),
+    Mutant("reverse without the mask", SCAN, "rows = (xs, steps.happens,",
+           "rows = (xs, steps.happens[::-1] if reverse and steps.happens is not None"
+           " else steps.happens,"),
+    Mutant("resets not reversed", SCAN, "steps.happens, steps.resets)",
+           "steps.happens, steps.resets[::-1] if reverse and steps.resets is not None"
+           " else steps.resets)"),
+    Mutant("blocks of a reversed run in order", SCAN,
+           "lax.scan(again, state, many, reverse=True)",
+           "lax.scan(again, state, many)"),
+    Mutant("state after the remainder dropped", SCAN,
+           "        state, tail = jax.checkpoint(block)(state, rest)\n    flat",
+           "        _, tail = jax.checkpoint(block)(state, rest)\n    flat"),
+    Mutant("remainder begins anew", SCAN,
+           "        state, tail = jax.checkpoint(block)(state, rest)\n    flat",
+           "        zero = jax.tree.map(jnp.zeros_like, state)\n"
+           "        state, tail = jax.checkpoint(block)(zero, rest)\n    flat"),
+    Mutant("everything remembered", SCAN, "    if checkpoint_every is None:\n",
+           "    if True:\n"),
+]  # fmt: skip
+
+MUTANTS = [*CELL, *STEPS, *LOOP]
+UNMUTATED = Mutant("none", LSTM, "", "")
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """Write a copy of the library, without its laboratory, that has the bug."""
+    package = Path(importlib.import_module(NAME).__path__[0])
+    unwanted = shutil.ignore_patterns("lab", "__pycache__")
+    shutil.copytree(package, folder / NAME, ignore=unwanted)
+    file = folder / NAME / mutant.file
+    text = file.read_text(encoding="utf-8")
+    if mutant is UNMUTATED:
+        return
+    found = text.count(mutant.old)
+    if found != 1:
+        raise LookupError(
+            f"mutant {mutant.name!r}: {mutant.old!r} occurs {found} times in "
+            f"{mutant.file}; rewrite the mutant for the text that stands there now."
+        )
+    file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+@contextmanager
+def imported_from(folder: Path) -> Iterator:
+    """The library as it stands in `folder`, in place of the installed one."""
+    genuine = {name: sys.modules.pop(name) for name in _loaded()}
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield importlib.import_module(NAME)
+    finally:
+        sys.path.remove(str(folder))
+        for name in _loaded():
+            del sys.modules[name]
+        sys.modules.update(genuine)
+
+
+def _loaded() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] == NAME]

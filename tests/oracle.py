@@ -1,0 +1,163 @@
+"""An LSTM in float64 NumPy: one row, one step at a time, with its reverse pass.
+
+It shares no code with the library and knows no batch, no mask arithmetic and no
+loop primitive: a row is a Python loop, and a step that does not happen is a
+`continue`. Everything the library does fast must equal this.
+
+    z = W_x x_t + W_h h_{t-1} + b         i, f, o = σ(z_i), σ(z_f), σ(z_o)
+    g = tanh(z_g)      c_t = f ⊙ c_{t-1} + i ⊙ g      h_t = o ⊙ tanh(c_t)
+
+Names: T time, *b any batch axes, D input features, H hidden units. Weights are
+[D, 4, H], [H, 4, H] and [4, H]; the gate axis reads i, f, g, o.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Weights(NamedTuple):
+    """w_x [D, 4, H], w_h [H, 4, H], b [4, H]; also the gradients of each."""
+
+    w_x: np.ndarray
+    w_h: np.ndarray
+    b: np.ndarray
+
+
+class Which(NamedTuple):
+    """Which steps happen, in which order, and where the state begins again."""
+
+    lengths: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    resets: np.ndarray | None = None
+    reverse: bool = False
+
+
+EVERY_STEP = Which()
+
+
+class Moment(NamedTuple):
+    """What one step saw and did, kept for the reverse pass; every entry one row's."""
+
+    t: int
+    reset: bool
+    x: np.ndarray
+    h_before: np.ndarray
+    c_before: np.ndarray
+    i: np.ndarray
+    f: np.ndarray
+    g: np.ndarray
+    o: np.ndarray
+    c: np.ndarray
+    h: np.ndarray
+
+
+class Run(NamedTuple):
+    """Everything of a whole batch: hs, cs [T, *b, H], gates [4, T, *b, H], h_T, c_T."""
+
+    hs: np.ndarray
+    cs: np.ndarray
+    gates: np.ndarray
+    h: np.ndarray
+    c: np.ndarray
+
+
+class Gradients(NamedTuple):
+    """The cotangents of weights, inputs and initial state."""
+
+    weights: Weights
+    xs: np.ndarray
+    h: np.ndarray
+    c: np.ndarray
+
+
+def sigmoid(z):
+    """1 / (1 + exp(-z)), written so that it cannot overflow."""
+    return np.exp(-np.logaddexp(0.0, -z))
+
+
+def happens(which: Which, t: int, row: tuple) -> bool:
+    """Whether step t of a row takes place."""
+    if which.lengths is not None and t >= which.lengths[row]:
+        return False
+    return which.mask is None or bool(which.mask[(t, *row)])
+
+
+def run_row(weights: Weights, xs, h, c, which: Which, row: tuple) -> list[Moment]:
+    """The steps of one row that happen, in the order they run."""
+    moments = []
+    order = range(len(xs))
+    for t in reversed(order) if which.reverse else order:
+        if not happens(which, t, row):
+            continue
+        reset = which.resets is not None and bool(which.resets[(t, *row)])
+        if reset:
+            h, c = np.zeros_like(h), np.zeros_like(c)
+        moment = step(weights, t, reset, xs[(t, *row)], h, c)
+        moments.append(moment)
+        h, c = moment.h, moment.c
+    return moments
+
+
+def step(weights: Weights, t: int, reset: bool, x, h, c) -> Moment:
+    """The equations of the module, once."""
+    z = [x @ weights.w_x[:, k] + h @ weights.w_h[:, k] + weights.b[k] for k in range(4)]
+    i, f, g, o = sigmoid(z[0]), sigmoid(z[1]), np.tanh(z[2]), sigmoid(z[3])
+    c_new = f * c + i * g
+    return Moment(t, reset, x, h, c, i, f, g, o, c_new, o * np.tanh(c_new))
+
+
+def forward(weights: Weights, xs, h, c, which: Which = EVERY_STEP) -> Run:
+    """Run a batch, row after row; a step that does not happen leaves zeros."""
+    hs = np.zeros((*xs.shape[:-1], h.shape[-1]))
+    cs, gates = np.zeros_like(hs), np.zeros((4, *hs.shape))
+    h_last, c_last = h.copy(), c.copy()
+    for row in np.ndindex(h.shape[:-1]):
+        for moment in run_row(weights, xs, h[row], c[row], which, row):
+            at = (moment.t, *row)
+            hs[at], cs[at] = moment.h, moment.c
+            gates[(slice(None), *at)] = moment.i, moment.f, moment.g, moment.o
+            h_last[row], c_last[row] = moment.h, moment.c
+    return Run(hs, cs, gates, h_last, c_last)
+
+
+def backward(weights: Weights, xs, h, c, which, d_hs, d_h, d_c) -> Gradients:
+    """Pull cotangents of hs [T, *b, H], h_T and c_T [*b, H] back to all inputs.
+
+    With δ the cotangents, walking each row's steps from the last to the first:
+
+        δo = δh ⊙ tanh(c)         δc += δh ⊙ o ⊙ (1 - tanh²(c))
+        δi = δc ⊙ g      δg = δc ⊙ i      δf = δc ⊙ c_{t-1}
+        δz = (δi i(1-i), δf f(1-f), δg (1-g²), δo o(1-o))
+        δh_{t-1} = Σ_k W_h[k] δz_k         δc_{t-1} = δc ⊙ f
+
+    A reset cuts the last line: what came before had no part in what follows.
+    """
+    d_weights = Weights(*(np.zeros_like(w) for w in weights))
+    d_xs, d_h, d_c = np.zeros(xs.shape), d_h.copy(), d_c.copy()
+    for row in np.ndindex(h.shape[:-1]):
+        for moment in reversed(run_row(weights, xs, h[row], c[row], which, row)):
+            at = (moment.t, *row)
+            d_z, d_c[row] = step_backward(moment, d_h[row] + d_hs[at], d_c[row])
+            for k in range(4):
+                d_weights.w_x[:, k] += np.outer(moment.x, d_z[k])
+                d_weights.w_h[:, k] += np.outer(moment.h_before, d_z[k])
+                d_weights.b[k] += d_z[k]
+            d_xs[at] = sum(weights.w_x[:, k] @ d_z[k] for k in range(4))
+            d_h[row] = sum(weights.w_h[:, k] @ d_z[k] for k in range(4))
+            if moment.reset:
+                d_h[row], d_c[row] = 0.0, 0.0
+    return Gradients(d_weights, d_xs, d_h, d_c)
+
+
+def step_backward(moment: Moment, d_h, d_c):
+    """δz of the four gates, and δc of the step before."""
+    tanh_c = np.tanh(moment.c)
+    d_c = d_c + d_h * moment.o * (1.0 - tanh_c**2)
+    d_z = (
+        d_c * moment.g * moment.i * (1.0 - moment.i),
+        d_c * moment.c_before * moment.f * (1.0 - moment.f),
+        d_c * moment.i * (1.0 - moment.g**2),
+        d_h * tanh_c * moment.o * (1.0 - moment.o),
+    )
+    return d_z, d_c * moment.f

@@ -1,0 +1,401 @@
+"""Layers: what each one means, alone and together, on ragged and carried sequences."""
+
+import inspect
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlstm as jl
+from cases import assert_same, finite, same_bits
+
+T, B, D = 6, 4, 3
+KEY = jax.random.key(8)
+CELL = jl.lstm()
+XS = jax.random.normal(jax.random.key(1), (T, B, D))
+LENGTHS = np.array([0, 2, T, 5], np.int32)
+HAPPENS = np.arange(T)[:, None] < LENGTHS
+RESETS = jnp.asarray(np.random.default_rng(4).random((T, B)) < 0.3)
+
+
+def both_ways(size: int) -> jl.Layer:
+    return jl.bidirectional(
+        jl.recurrent(CELL, size), jl.recurrent(CELL, size, reverse=True)
+    )
+
+
+# Each with its output size for D = 3 features.
+LAYERS = {
+    "recurrent": (jl.recurrent(CELL, 5), 5),
+    "reversed": (jl.recurrent(CELL, 5, reverse=True), 5),
+    "checkpointed": (jl.recurrent(CELL, 5, checkpoint_every="sqrt"), 5),
+    "bidirectional": (both_ways(4), 8),
+    "residual": (jl.residual(jl.recurrent(CELL, D)), D),
+    "dropout": (jl.dropout(0.5), D),
+    "linear": (jl.linear(7), 7),
+    "serial": (jl.serial(jl.linear(4), jl.dropout(0.1), jl.recurrent(CELL, 5)), 5),
+    "stack": (jl.stack(CELL, (4, 5), dropout=0.2), 5),
+    "stack both ways": (jl.stack(CELL, (4, 5), bidirectional=True), 10),
+    "stack residual": (jl.stack(CELL, (5, 5, 5), residual=True), 5),
+}
+FORWARD_IN_TIME = [n for n in LAYERS if n not in ("reversed", "bidirectional")]
+FORWARD_IN_TIME.remove("stack both ways")
+every_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+@cache
+def made(name: str):
+    """The layer and its parameters; drawn once."""
+    layer, size = LAYERS[name]
+    params, output_size = layer.init(KEY, D)
+    assert output_size == size
+    return layer, params
+
+
+# --- what holds for every layer -------------------------------------------------------
+
+
+@every_layer
+def test_shapes_and_signature(name):
+    layer, params = made(name)
+    state, ys = layer.apply(params, XS)
+    assert ys.shape == (T, B, LAYERS[name][1])
+    assert ys.dtype == XS.dtype
+    parameters = inspect.signature(layer.apply).parameters
+    wanted = ["params", "xs", "state", "key", "lengths", "mask", "resets"]
+    assert list(parameters) == wanted
+    kinds = [p.kind.name for p in parameters.values()]
+    assert kinds[3:] == ["KEYWORD_ONLY"] * 4
+    again, _ = layer.apply(params, XS, state)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+
+
+@every_layer
+@pytest.mark.parametrize("option", ["lengths", "mask"])
+def test_padding_never_matters_and_stays_silent(name, option):
+    layer, params = made(name)
+    steps = {"lengths": LENGTHS} if option == "lengths" else {"mask": HAPPENS}
+
+    def run(params, xs):
+        state, ys = layer.apply(params, xs, key=KEY, resets=RESETS, **steps)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves((state, ys))), ys
+
+    both = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+    poisoned = both(params, jnp.where(HAPPENS[..., None], XS, jnp.nan))
+    assert finite(poisoned)
+    assert not np.asarray(poisoned[0][1])[~HAPPENS].any()
+    assert not np.asarray(poisoned[1][1])[~HAPPENS].any()
+    assert same_bits(poisoned, both(params, jnp.where(HAPPENS[..., None], XS, 3.0)))
+
+
+@every_layer
+def test_a_ragged_row_is_the_truncated_row(name):
+    layer, params = made(name)
+    apply = jax.jit(layer.apply)
+    state, ys = apply(params, XS, lengths=LENGTHS)
+    for row in (1, 2):
+        length = LENGTHS[row]
+        one, short = apply(params, XS[:length, row])
+        assert_same(ys[:length, row], short, 1e-5)
+        assert_same(jax.tree.map(lambda leaf, r=row: leaf[r], state), one, 1e-5)
+
+
+@pytest.mark.parametrize("name", FORWARD_IN_TIME)
+def test_split_is_whole(name):
+    layer, params = made(name)
+    apply = jax.jit(layer.apply)
+    whole_state, whole = apply(params, XS, resets=RESETS)
+    state, first = apply(params, XS[:2], resets=RESETS[:2])
+    state, second = apply(params, XS[2:], state, resets=RESETS[2:])
+    assert_same(jnp.concatenate([first, second]), whole, 1e-5)
+    assert_same(state, whole_state, 1e-5)
+
+
+@every_layer
+def test_transformations(name):
+    """vmap over rows and over params is the loop; nothing is traced twice."""
+    layer, params = made(name)
+    more, _ = layer.init(jax.random.key(2), D)
+    two = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, more)
+    traces = []
+
+    @jax.jit
+    def run(params, xs):
+        traces.append(None)
+        return layer.apply(params, xs)[1]
+
+    ys = run(params, XS)
+    run(params, 2 * XS)
+    assert len(traces) == 1
+    rows = jax.jit(jax.vmap(lambda xs: layer.apply(params, xs)[1], 1, 1))(XS)
+    assert_same(rows, ys, 1e-5)
+    if jax.tree.leaves(params):
+        members = jax.jit(jax.vmap(lambda params: layer.apply(params, XS)[1]))(two)
+        assert_same(members[1], run(more, XS), 1e-5)
+
+
+@every_layer
+def test_no_steps_and_no_rows(name):
+    layer, params = made(name)
+    apply = jax.jit(layer.apply)
+    _, ys = apply(params, XS[:0])
+    assert ys.shape == (0, B, LAYERS[name][1])
+    _, ys = apply(params, XS[:, :0], lengths=LENGTHS[:0])
+    assert ys.shape == (T, 0, LAYERS[name][1])
+
+
+@every_layer
+@pytest.mark.parametrize(
+    ("options", "piece"),
+    [
+        ({"xs": np.ones((T, B, D), np.int32)}, "int32"),
+        ({"lengths": np.array([1, 2])}, "lengths"),
+        ({"lengths": np.array([1.0, 2.0, 3.0, 4.0])}, "lengths"),
+        ({"lengths": np.full(B, T + 1)}, "lengths"),
+        ({"lengths": LENGTHS, "mask": HAPPENS}, "mask"),
+    ],
+)
+def test_refusals(name, options, piece):
+    layer, params = made(name)
+    with pytest.raises(ValueError, match=piece):
+        layer.apply(params, **{"xs": XS} | options)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "dropout"])
+def test_features_that_the_params_were_not_made_for(name):
+    layer, params = made(name)
+    with pytest.raises(ValueError, match=r"xs has 9 features.* 3 "):
+        layer.apply(params, jnp.ones((T, B, 9)))
+
+
+# --- each by its meaning --------------------------------------------------------------
+
+
+def test_recurrent_is_unroll():
+    layer, params = made("reversed")
+    begin = jl.LSTMState(*jax.random.normal(KEY, (2, B, 5)))
+    options = {"lengths": LENGTHS, "resets": RESETS}
+    got = layer.apply(params, XS, begin, **options)
+    assert same_bits(got, jl.unroll(CELL, params, XS, begin, reverse=True, **options))
+
+
+def test_recurrent_passes_on_its_engine():
+    layer = jl.recurrent(CELL, 5, engine="warp")
+    params, _ = layer.init(KEY, D)
+    with pytest.raises(ValueError, match="warp"):
+        layer.apply(params, XS)
+
+
+def test_serial_is_one_after_another():
+    first, second = jl.recurrent(CELL, 4), jl.recurrent(CELL, 5, reverse=True)
+    layer = jl.serial(first, second)
+    params, _ = layer.init(KEY, D)
+    states, ys = layer.apply(params, XS, lengths=LENGTHS, resets=RESETS)
+    one, middle = first.apply(params[0], XS, lengths=LENGTHS, resets=RESETS)
+    two, wanted = second.apply(params[1], middle, lengths=LENGTHS, resets=RESETS)
+    assert same_bits((states, ys), ((one, two), wanted))
+    assert not np.array_equal(params[0].w_h[:, :, 0], params[1].w_h[:4, :, 0])
+
+
+def test_serial_is_associative():
+    layers = jl.linear(4), jl.recurrent(CELL, 4), jl.linear(2)
+    flat, nested = jl.serial(*layers), jl.serial(jl.serial(*layers[:2]), layers[2])
+    params, _ = flat.init(KEY, D)
+    _, ys = flat.apply(params, XS)
+    _, same = nested.apply((params[:2], params[2]), XS)
+    assert same_bits(ys, same)
+
+
+def test_bidirectional():
+    layer, params = made("bidirectional")
+    assert isinstance(params, jl.Pair)
+    begin = jl.Pair(*(jl.LSTMState(*jax.random.normal(k, (2, B, 4)))
+                      for k in jax.random.split(KEY)))  # fmt: skip
+    state, ys = layer.apply(params, XS, begin, lengths=LENGTHS)
+    assert isinstance(state, jl.Pair)
+    ahead = jl.unroll(CELL, params.forward, XS, begin.forward, lengths=LENGTHS)
+    back = jl.unroll(
+        CELL, params.backward, XS, begin.backward, lengths=LENGTHS, reverse=True
+    )
+    assert same_bits(state, (ahead[0], back[0]))
+    assert same_bits(ys, jnp.concatenate([ahead[1], back[1]], axis=-1))
+    assert not np.array_equal(params.forward.w_x, params.backward.w_x)
+
+
+def test_residual_adds_its_input():
+    layer, params = made("residual")
+    state, ys = layer.apply(params, XS, lengths=LENGTHS)
+    wanted_state, added = jl.recurrent(CELL, D).apply(params, XS, lengths=LENGTHS)
+    assert same_bits(state, wanted_state)
+    assert_same(ys, added + jnp.where(HAPPENS[..., None], XS, 0.0), 1e-6)
+    with pytest.raises(ValueError, match=r"residual.*3.*5"):
+        jl.residual(jl.recurrent(CELL, 5)).init(KEY, D)
+
+
+def test_linear():
+    layer, params = made("linear")
+    _, ys = layer.apply(params, XS)
+    by_hand = np.asarray(XS) @ np.asarray(params.w) + np.asarray(params.b)
+    np.testing.assert_allclose(ys, by_hand, rtol=1e-5, atol=1e-6)
+    assert not np.any(params.b)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout(rate):
+    """The share of zeros, the scale of the rest, and a mask for every step."""
+    layer = jl.dropout(rate)
+    ones = jnp.ones((200, 50, 10))
+    _, ys = layer.apply((), ones, key=KEY)
+    dropped = np.asarray(ys) == 0
+    np.testing.assert_allclose(dropped.mean(), rate, atol=0.01)
+    np.testing.assert_allclose(np.asarray(ys)[~dropped], 1 / (1 - rate), rtol=1e-5)
+    assert not np.array_equal(dropped[0], dropped[1])
+    assert same_bits(layer.apply((), ones, key=KEY)[1], ys)
+    assert not same_bits(layer.apply((), ones, key=jax.random.key(0))[1], ys)
+    assert same_bits(layer.apply((), ones)[1], ones)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
+def test_dropout_rates(rate):
+    with pytest.raises(ValueError, match="rate"):
+        jl.dropout(rate)
+    with pytest.raises(ValueError, match=r"rate|dropout"):
+        jl.stack(CELL, (4, 4), dropout=rate)
+
+
+def test_no_key_no_noise():
+    layer, params = made("stack")
+    quiet = jl.stack(CELL, (4, 5))
+    _, ys = layer.apply(params, XS)
+    _, noisy = layer.apply(params, XS, key=KEY)
+    assert not same_bits(ys, noisy)
+    recurrent = [p for p in params if jax.tree.leaves(p)]
+    assert same_bits(quiet.apply(tuple(recurrent), XS)[1], ys)
+
+
+def test_layers_of_a_stack_have_noise_of_their_own():
+    two = jl.serial(jl.dropout(0.5), jl.dropout(0.5))
+    _, ys = two.apply(((), ()), jnp.ones((50, 20, 10)), key=KEY)
+    np.testing.assert_allclose((np.asarray(ys) != 0).mean(), 0.25, atol=0.02)
+
+
+def test_embed():
+    layer = jl.embed(10, 4)
+    params, size = layer.init(KEY)
+    assert size == 4
+    tokens = np.random.default_rng(0).integers(0, 10, (T, B))
+    for dtype in ("int32", "uint8", "int8", "uint16", "int64"):
+        _, ys = layer.apply(params, tokens.astype(dtype))
+        assert same_bits(ys, params.table[jnp.asarray(tokens.astype("int32"))])
+    _, one = layer.apply(params, tokens[:, 0])
+    assert one.shape == (T, 4)
+
+
+@pytest.mark.parametrize("bad", [-1, 10, 2**31 - 1])
+def test_tokens_outside_the_vocabulary(bad):
+    """An error where they are seen, NaN where they are traced, nothing in padding."""
+    layer = jl.embed(10, 4)
+    params, _ = layer.init(KEY)
+    tokens = np.zeros((T, B), np.int32)
+    tokens[3, 1] = bad
+    with pytest.raises(ValueError, match=rf"{bad}.*10"):
+        layer.apply(params, tokens)
+    _, ys = jax.jit(layer.apply)(params, tokens)
+    lost = np.zeros((T, B), bool)
+    lost[3, 1] = True
+    assert np.array_equal(np.isnan(ys).all(-1), lost)
+    assert np.array_equal(np.isnan(ys).any(-1), lost)
+    _, ys = layer.apply(params, tokens, lengths=LENGTHS)
+    assert finite(ys)
+
+
+@pytest.mark.parametrize(
+    "tokens", [np.zeros((T, B), np.float32), np.ones((T, B), bool)]
+)
+def test_tokens_are_integers(tokens):
+    layer = jl.embed(10, 4)
+    params, _ = layer.init(KEY)
+    with pytest.raises(ValueError, match=str(tokens.dtype)):
+        layer.apply(params, tokens)
+
+
+def test_embed_chooses_the_compute_dtype():
+    model = jl.serial(
+        jl.embed(10, 4, dtype=jnp.bfloat16), jl.recurrent(CELL, 5), jl.linear(3)
+    )
+    params, _ = model.init(KEY)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    state, ys = model.apply(params, jnp.zeros((T, B), jnp.int32))
+    assert ys.dtype == jnp.bfloat16
+    assert state[1].h.dtype == jnp.bfloat16
+    assert state[1].c.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"bidirectional": True}])
+def test_stack_is_serial(options):
+    """Dropout stands between the layers and not after the last."""
+    layer = jl.stack(CELL, (4, 5, 6), **options)
+    by_hand = []
+    for depth, size in enumerate((4, 5, 6)):
+        if depth and "dropout" in options:
+            by_hand.append(jl.dropout(0.3))
+        two_ways = "bidirectional" in options
+        by_hand.append(both_ways(size) if two_ways else jl.recurrent(CELL, size))
+    params, size = layer.init(KEY, D)
+    assert size == (12 if "bidirectional" in options else 6)
+    wanted, _ = jl.serial(*by_hand).init(KEY, D)
+    assert same_bits(params, wanted)
+    got = layer.apply(params, XS, key=KEY, lengths=LENGTHS)
+    assert same_bits(
+        got, jl.serial(*by_hand).apply(params, XS, key=KEY, lengths=LENGTHS)
+    )
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (4, -1)])
+def test_stack_sizes(sizes):
+    with pytest.raises(ValueError, match="size"):
+        jl.stack(CELL, sizes).init(KEY, D)
+
+
+def test_stack_refuses_residuals_that_do_not_fit():
+    with pytest.raises(ValueError, match="residual"):
+        jl.stack(CELL, (4, 5), residual=True).init(KEY, D)
+
+
+@pytest.mark.parametrize(
+    "name", ["serial", "stack", "stack both ways", "bidirectional"]
+)
+def test_states_and_params_of_another_depth_are_refused(name):
+    layer, params = made(name)
+    state, _ = layer.apply(params, XS)
+    with pytest.raises(ValueError, match="state"):
+        layer.apply(params, XS, tuple(state)[:-1])
+    with pytest.raises(ValueError, match="params"):
+        layer.apply(tuple(params)[:-1], XS)
+
+
+@pytest.mark.parametrize("name", ["recurrent", "linear", "dropout", "serial"])
+def test_init_needs_the_input_size(name):
+    layer, _ = LAYERS[name]
+    with pytest.raises(ValueError, match="input"):
+        layer.init(KEY)
+    with pytest.raises(ValueError, match="input_size"):
+        layer.init(KEY, 0)
+
+
+@pytest.mark.parametrize("build", [lambda: jl.linear(0), lambda: jl.embed(0, 4),
+                                   lambda: jl.embed(4, -1)])  # fmt: skip
+def test_sizes_below_one(build):
+    with pytest.raises(ValueError, match=r"size|vocabulary"):
+        build()
+
+
+def test_params_are_arrays_and_nothing_else():
+    model = jl.serial(jl.embed(7, 4), jl.stack(CELL, (5, 5), dropout=0.1), jl.linear(7))
+    params, size = model.init(KEY)
+    assert size == 7
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    shapes = jax.eval_shape(lambda key: model.init(key)[0], KEY)
+    assert jax.tree.structure(shapes) == jax.tree.structure(params)

@@ -1,0 +1,129 @@
+"""Engines by name, explanations, checkpointing in time, caches."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlstm as jl
+from cases import Kind, Shape, answer, assert_same, draw, expected, same_bits
+from problems import CELL, B, problem
+
+
+@pytest.mark.parametrize("engine", ["scan", ("scan",), ["scan"]])
+def test_engine_by_name(engine):
+    params, xs, state = problem()
+    got = jl.unroll(CELL, params, xs, state, engine=engine)
+    assert same_bits(got, jl.unroll(CELL, params, xs, state))
+
+
+def test_explain():
+    params, xs, _ = problem()
+    lengths = jnp.array([1, 2, 3, 4])
+    table = str(jl.explain(CELL, params, xs, lengths=lengths))
+    assert "scan" in table
+    assert table == str(jl.explain(CELL, params, xs, lengths=lengths, engine="scan"))
+
+
+def test_explain_takes_what_unroll_takes():
+    def options(door):
+        return list(inspect.signature(door).parameters)
+
+    assert options(jl.explain) == options(jl.unroll)
+    kinds = inspect.signature(jl.unroll).parameters.values()
+    assert [kind.kind.name for kind in kinds][:4] == ["POSITIONAL_OR_KEYWORD"] * 4
+    assert {kind.kind.name for kind in kinds}.isdisjoint({"VAR_KEYWORD"})
+    assert all(kind.kind.name == "KEYWORD_ONLY" for kind in list(kinds)[4:])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("every", "masking"),
+    [(1, "none"), (5, "lengths"), (6, "none"), (12, "mask"), (13, "lengths"),
+     ("sqrt", "mask")],
+)  # fmt: skip
+def test_checkpointing_changes_nothing(every, masking, reverse, x64):
+    """Divisors of T = 12 or not, and more than T; with resets."""
+    kind = Kind(masking, True, reverse)
+    case = draw(np.random.default_rng(8), Shape(12, (2,), 2, 3), kind)
+    assert_same(answer(jl, case, checkpoint_every=every), expected(case))
+
+
+@pytest.mark.parametrize(("time", "rows"), [(0, B), (1, B), (13, B), (6, 0), (0, 0)])
+def test_checkpointing_of_few_steps_and_rows(time, rows):
+    params, xs, state = problem((rows,), time)
+    for every in (1, 4, "sqrt"):
+        got = jl.unroll(CELL, params, xs, state, checkpoint_every=every)
+        assert_same(got, jl.unroll(CELL, params, xs, state), 1e-6)
+
+
+@pytest.mark.parametrize("every", [32, "sqrt"])
+def test_checkpointing_saves_memory(every):
+    """Bytes that the compiled gradient needs besides its inputs and outputs."""
+    params, xs, _ = problem((8,), 1024)
+
+    def bytes_of(every):
+        def loss(params):
+            last, _ = jl.unroll(
+                CELL, params, xs, emit=jl.emit.nothing, checkpoint_every=every
+            )
+            return jnp.sum(last.h)
+
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(every) < 0.6 * bytes_of(None)
+
+
+def test_factories_are_cached():
+    assert jl.lstm() is jl.lstm()
+    assert jl.lstm(forget_bias=1.0, init="default") is jl.lstm()
+    assert jl.lstm(init="torch") is jl.lstm(init="torch")
+    assert jl.lstm(forget_bias=2.0) is not jl.lstm()
+    assert jl.lstm(candidate_activation="relu") is not jl.lstm()
+    assert hash(jl.lstm()) == hash(jl.lstm())
+
+
+def test_traced_once():
+    params, xs, state = problem()
+    traces = []
+
+    @jax.jit
+    def run(params, xs, lengths):
+        traces.append(None)
+        return jl.unroll(jl.lstm(), params, xs, lengths=lengths)
+
+    for length in range(3):
+        run(params, xs, jnp.full(B, length))
+    assert len(traces) == 1
+    door = jax.jit(jl.unroll, static_argnums=0)
+    door(jl.lstm(), params, xs, state)
+    door(jl.lstm(), params, xs, state)
+    assert door._cache_size() == 1  # pyright: ignore
+
+
+def test_the_body_is_traced_once_per_program():
+    """One pass of Python through emit for one program, however long it is."""
+    params, xs, _ = problem()
+    traces = []
+
+    def emit(state, gates):
+        traces.append(None)
+        return state.h
+
+    run = jax.jit(lambda xs: jl.unroll(CELL, params, xs, emit=emit))
+    run(xs)
+    first = len(traces)
+    run(xs)
+    assert len(traces) == first <= 3
+    run(jnp.concatenate([xs] * 10))
+    assert len(traces) <= 2 * first
+
+
+def test_two_calls_give_the_same_bits():
+    params, xs, state = problem()
+    assert same_bits(
+        jl.unroll(CELL, params, xs, state), jl.unroll(CELL, params, xs, state)
+    )

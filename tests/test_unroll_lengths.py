@@ -1,0 +1,124 @@
+"""Lengths: every integer dtype, and what becomes of those outside 0..T."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlstm as jl
+from cases import assert_same, finite, same_bits
+from problems import CELL, B, D, T, problem
+
+
+@pytest.mark.parametrize("bad", [-1, T + 1, 2**31 - 1, -(2**31)])
+def test_lengths_out_of_range_are_an_error(bad):
+    params, xs, state = problem()
+    lengths = np.array([1, bad, 0, T], np.int32)
+    pattern = rf"lengths.*{bad}.*{T}"
+    with pytest.raises(ValueError, match=pattern):
+        jl.unroll(CELL, params, xs, state, lengths=lengths)
+    with pytest.raises(ValueError, match=pattern):  # concrete, though xs is traced
+        jax.jit(lambda xs: jl.unroll(CELL, params, xs, lengths=lengths))(xs)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("bad", [-1, T + 1, 2**31 - 1, -(2**31)])
+def test_traced_lengths_out_of_range_poison_their_row(bad, reverse):
+    params, xs, state = problem()
+
+    @jax.jit
+    def run(xs, lengths):
+        return jl.unroll(CELL, params, xs, state, lengths=lengths, reverse=reverse)
+
+    good = run(xs, jnp.array([1, 3, 0, T]))
+    last, hs = run(xs, jnp.array([1, bad, 0, T]))
+    assert np.isnan(hs[:, 1]).all()
+    assert np.isnan(last.h[1]).all()
+    assert np.isnan(last.c[1]).all()
+    others = np.array([0, 2, 3])
+    assert same_bits(hs[:, others], good[1][:, others])
+    assert same_bits(
+        jax.tree.map(lambda s: s[others], (last.h, last.c)),
+        jax.tree.map(lambda s: s[others], (good[0].h, good[0].c)),
+    )
+
+
+def test_poison_under_vmap_and_its_gradient_stays_in_its_row():
+    params, xs, state = problem()
+
+    def loss(xs, state, length):
+        last, hs = jl.unroll(CELL, params, xs, state, lengths=length)
+        return jnp.sum(hs) + jnp.sum(last.c)
+
+    each = jax.vmap(jax.value_and_grad(loss), in_axes=(1, 0, 0), out_axes=(0, 1))
+    values, gradients = each(xs, state, jnp.array([1, T + 1, -1, T]))
+    assert np.array_equal(np.isnan(values), [False, True, True, False])
+    assert finite((gradients[:, 0], gradients[:, 3]))
+
+
+def test_poison_reaches_every_emitted_float_and_spares_the_rest():
+    params, xs, state = problem()
+
+    def emit(state, gates):
+        return {"c": state.c, "open": gates.o > 0.5, "twice": (gates.f, gates.f)}
+
+    @jax.jit
+    def run(lengths):
+        return jl.unroll(CELL, params, xs, state, lengths=lengths, emit=emit)[1]
+
+    emitted = run(jnp.array([1, T + 1, 0, T]))
+    assert emitted["open"].dtype == bool
+    assert not np.asarray(emitted["open"])[1:, 0].any()
+    for leaf in (emitted["c"], *emitted["twice"]):
+        assert np.isnan(leaf[:, 1]).all()
+        assert finite(leaf[:, [0, 2, 3]])
+
+
+def test_poison_of_a_sequence_without_steps():
+    params, _, state = problem()
+    xs = jnp.zeros((0, B, D))
+    run = jax.jit(lambda n: jl.unroll(CELL, params, xs, state, lengths=n))
+    last, _ = run(jnp.array([0, 1, 0, 0]))
+    assert np.array_equal(np.isnan(last.c).any(-1), [False, True, False, False])
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_every_integer_dtype_counts_the_same(dtype, jit):
+    """T = 300 does not fit into eight bits."""
+    params, xs, _ = problem(time=300, batch=(3,))
+    lengths = np.array([0, 100, 127])
+
+    def run(lengths):
+        return jl.unroll(CELL, params, xs, lengths=lengths)
+
+    run = jax.jit(run) if jit else run
+    assert same_bits(run(lengths.astype(dtype)), run(lengths.astype("int32")))
+
+
+@pytest.mark.parametrize("bad", [2**32 + 2, 2**31, -(2**32) + 2, 2**63 - 1])
+def test_sixty_four_bits_are_not_cut_to_thirty_two(bad):
+    """2**32 + 2 is not 2: neither as a concrete number nor traced with x64 on."""
+    params, xs, _ = problem()
+    lengths = np.array([1, bad, 0, T], np.int64)
+    with pytest.raises(ValueError, match=rf"lengths.*{bad}"):
+        jl.unroll(CELL, params, xs, lengths=lengths)
+    with jax.enable_x64(True):
+        run = jax.jit(lambda n: jl.unroll(CELL, params, xs, lengths=n))
+        last, hs = run(jnp.asarray(lengths))
+    assert np.array_equal(np.isnan(hs).any((0, 2)), [False, True, False, False])
+    assert np.array_equal(np.isnan(last.c).any(-1), [False, True, False, False])
+
+
+@pytest.mark.parametrize("length", [0, 3, T])
+def test_one_sequence_has_one_length(length):
+    """Without a batch axis, a plain number will do."""
+    params, xs, state = problem(())
+    got = jl.unroll(CELL, params, xs, state, lengths=length)
+    assert_same(got, jl.unroll(CELL, params, xs, state, lengths=np.int32(length)))
+    last, hs = jl.unroll(CELL, params, xs[:length], state)
+    assert_same((got[0], got[1][:length]), (last, hs), 1e-6)
+    with pytest.raises(ValueError, match="lengths"):
+        jl.unroll(CELL, params, xs, lengths=T + 1)
