@@ -132,14 +132,14 @@ def test_the_heatmap_sorts_units_by_their_mean(ax):
 
 def test_symbols_are_written_as_they_are_or_with_a_stand_in(ax):
     symbols = ["$", "$", "\n", "\t", " ", "\x1b", "漢", "\U000f0000"]
-    plots.gate_heatmap(symbols, np.zeros((8, 2)), ax=ax)
+    plots.gate_heatmap(symbols, np.zeros((8, 2)), "f", ax=ax)
     labels = [label.get_text() for label in drawn(ax).get_xticklabels()]
     assert labels[:6] == ["$", "$", "↵", "→", " ", "□"]
     assert labels[-1] == "□"
 
 
 def test_words_stand_upright(ax):
-    plots.gate_heatmap(["the", "cat"], np.zeros((2, 2)), ax=ax)
+    plots.gate_heatmap(["the", "cat"], np.zeros((2, 2)), "f", ax=ax)
     assert drawn(ax).get_xticklabels()[0].get_rotation() == 90
 
 
@@ -172,9 +172,15 @@ def test_gates_that_are_shut_or_open_for_ever_are_counted(ax, value):
 @pytest.mark.parametrize(
     ("draw", "sentence"),
     [
-        (lambda: plots.gate_heatmap("abc", np.zeros((2, 4))), "each of the 3 symbols"),
-        (lambda: plots.gate_heatmap("ab", np.zeros((2, 1, 4))), "one text of a batch"),
-        (lambda: plots.gate_heatmap("", np.zeros((0, 4))), "at least one symbol"),
+        (
+            lambda: plots.gate_heatmap("abc", np.zeros((2, 4)), "f"),
+            "each of the 3 symbols",
+        ),
+        (
+            lambda: plots.gate_heatmap("ab", np.zeros((2, 1, 4)), "f"),
+            "one text of a batch",
+        ),
+        (lambda: plots.gate_heatmap("", np.zeros((0, 4)), "f"), "at least one symbol"),
         (lambda: plots.unit_trace("abc", trace(3, 2), 2), "0 to 1, but is 2"),
         (lambda: plots.unit_trace("ab", trace(3, 2), 1), "each of the 2 symbols"),
         (lambda: plots.timescales(np.zeros((0, 4))), "is empty"),

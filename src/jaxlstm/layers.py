@@ -138,7 +138,16 @@ def recurrent(
 def serial(*layers: Layer) -> Layer:
     """One layer after another; parameters and state are tuples, one entry a layer.
 
+    A key is split, so that no two layers draw the same noise. Lengths, mask and resets
+    go to every layer.
+
     Errors: `ValueError` for no layers, and for params or a state of another number.
+
+    >>> import jax, jaxlstm as jl
+    >>> deep = jl.serial(jl.recurrent(jl.lstm(), 5), jl.linear(2))
+    >>> params, size = deep.init(jax.random.key(0), 3)
+    >>> type(params[0]).__name__, type(params[1]).__name__, size
+    ('LSTMParams', 'LinearParams', 2)
     """
     if not layers:
         raise ValueError("serial: no layers were given; one at least is needed.")
@@ -201,6 +210,15 @@ def residual(layer: Layer) -> Layer:
     """`y = x + layer(x)`: the gradient has a way past the layer.
 
     Errors: `ValueError` at `init` where the layer changes the number of features.
+
+    Reference: He et al., "Deep residual learning for image recognition", 2016,
+    https://arxiv.org/abs/1512.03385
+
+    >>> import jax, jaxlstm as jl
+    >>> jl.residual(jl.recurrent(jl.lstm(), 5)).init(jax.random.key(0), 3)
+    Traceback (most recent call last):
+    ValueError: residual: the layer maps 3 features to 5; a residual layer must keep \
+    their number.
     """
 
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
@@ -229,6 +247,12 @@ def dropout(rate: float) -> Layer:
 
     Reference: Srivastava et al., "Dropout", 2014; between layers and not in time, as
     Zaremba et al., 2014, https://arxiv.org/abs/1409.2329
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> _, same = jl.dropout(0.5).apply((), jnp.ones((2, 3)))
+    >>> _, noisy = jl.dropout(0.5).apply((), jnp.ones((2, 3)), key=jax.random.key(0))
+    >>> bool((same == 1).all()), sorted(set(noisy.ravel().tolist()))
+    (True, [0.0, 2.0])
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: rate is {rate}; 0 <= rate < 1 is needed.")
@@ -248,7 +272,16 @@ def dropout(rate: float) -> Layer:
 def linear(size: int) -> Layer:
     """`y = x W + b` at every step; W is LeCun normal, b is zero.
 
-    Errors: `ValueError` for a size below 1.
+    Parameters are `LinearParams(w [D, size], b [size])`, in float32; products are
+    taken in the dtype of x.
+
+    Errors: `ValueError` for a size below 1, and where x has other features than w.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> layer = jl.linear(2)
+    >>> params, size = layer.init(jax.random.key(0), 3)
+    >>> layer.apply(params, jnp.ones((7, 3)))[1].shape
+    (7, 2)
     """
     _check_size("linear", "size", size)
 
@@ -322,7 +355,16 @@ def stack(
         bidirectional: each layer runs both ways, and gives twice its size.
         residual: from the second layer on, each adds its input to its output.
 
+    Parameters and state are tuples with an entry for each layer, dropout among them.
+
     Errors: `ValueError` for no sizes, and for residual layers of unequal sizes.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> deep = jl.stack(jl.lstm(), (5, 4), bidirectional=True)
+    >>> params, size = deep.init(jax.random.key(0), 3)
+    >>> state, ys = deep.apply(params, jnp.ones((7, 2, 3)))
+    >>> ys.shape, state[0].forward.h.shape
+    ((7, 2, 8), (2, 5))
     """
     if not sizes:
         raise ValueError("stack: sizes is empty; name the size of one layer at least.")

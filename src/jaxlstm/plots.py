@@ -221,7 +221,7 @@ _GATE = (-0.12, 1.12)  # a gate's 0 to 1, with room for the labels of its axis
 def gate_heatmap(
     symbols: Sequence[str],
     values: ArrayLike,
-    name: str = "gate",
+    name: str,
     *,
     limits: tuple[float, float] = (0.0, 1.0),
     ax: Axes | None = None,

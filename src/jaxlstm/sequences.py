@@ -39,6 +39,10 @@ class Steps(NamedTuple):
 def features(name: str, xs: ArrayLike) -> Features:
     """xs as an array `[T, *b, D]` of floating point numbers.
 
+    Arguments:
+        name: what the caller calls it, for the message.
+        xs: anything that is an array of numbers, in any memory layout.
+
     Errors: `ValueError` that names the rank or the dtype that came.
     """
     if isinstance(xs, np.ma.MaskedArray) and np.ma.is_masked(xs):
@@ -61,7 +65,11 @@ def features(name: str, xs: ArrayLike) -> Features:
 
 
 def as_array(name: str, value: ArrayLike) -> Any:
-    """A JAX array, or a `ValueError` that says why value is none."""
+    """A JAX array, or a `ValueError` that says why value is none.
+
+    Python lists, and NumPy arrays of any stride and byte order, are copied over; what
+    is on a device stays there.
+    """
     if isinstance(value, jax.Array):
         return value
     try:
@@ -92,6 +100,9 @@ def steps(
 
     Errors: `ValueError` for lengths together with a mask, a wrong shape or dtype,
     and a length outside 0..T that is not traced.
+
+    >>> steps((3, 2), lengths=[3, 1]).happens.T.tolist()
+    [[True, True, True], [True, False, False]]
     """
     if lengths is not None and mask is not None:
         raise ValueError(

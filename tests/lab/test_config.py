@@ -30,7 +30,7 @@ def here(tmp_path, monkeypatch):
 
 def problems(source: Any, *overrides: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
-        config.load(source, overrides)
+        config.load(source, overrides=overrides)
     assert str(caught.value) == "\n".join(caught.value.problems)
     assert all(line.isprintable() for line in caught.value.problems)
     return caught.value.problems
@@ -104,7 +104,7 @@ def test_extends_merges_sections_and_replaces_lists_and_other_kinds(here):
         "extends: base.yaml\nmodel: {layers: 3}\noptimizer: [sgd: {learning_rate: 1}]\n"
         "data: {source: python}\n"
     )
-    read = config.load("sub/child.yaml", ["model.hidden_size=9"])
+    read = config.load("sub/child.yaml", overrides=["model.hidden_size=9"])
     assert (read.name, read.seed) == ("child", 3)
     assert (read.model.layers, read.model.hidden_size) == (3, 9)
     assert read.data == schema.PythonData()
@@ -346,7 +346,7 @@ def read_or_refused(source: Any, *overrides: str) -> Config | None:
     """The config; None if it was refused in lines that can be printed."""
     lines = ["none"]
     try:
-        read = config.load(source, overrides)
+        read = config.load(source, overrides=overrides)
     except ConfigError as error:
         read, lines = None, error.problems
     assert lines
@@ -440,7 +440,7 @@ def test_the_schema_accepts_and_refuses_as_load_does():
 
 def test_the_template_holds_every_key_and_every_default():
     text = TEMPLATE.read_text("utf-8")
-    assert config.load(TEMPLATE, ["name=quickstart"]) == Config()
+    assert config.load(TEMPLATE, overrides=["name=quickstart"]) == Config()
     given = YAML(typ="safe", pure=True).load(text)
     whole = Config().model_dump(exclude={"name"})
     assert given.keys() == whole.keys()

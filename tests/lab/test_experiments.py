@@ -71,9 +71,7 @@ def test_metrics_hold_what_the_field_quotes(library):
         (20, "validation"), (40, "validation"),
     ]  # fmt: skip
     for record in records:
-        assert record["bits_per_character"] == pytest.approx(
-            record["loss"] / np.log(2)
-        )
+        assert record["bits_per_character"] == pytest.approx(record["loss"] / np.log(2))
     assert records[-1]["loss"] < records[0]["loss"]
 
 
@@ -191,13 +189,14 @@ def test_a_run_is_extended_by_resuming_it_with_more_steps(library, tmp_path):
     shutil.copytree(place / "whole", run, symlinks=True)
     trained = jl.lab.resume(run, overrides=["training.steps=60"], sink=tiny.Silence())
     assert trained.metrics()[-1]["step"] == 60
-    longer, _ = train(place / "book.txt", tmp_path / "longer", steps=60)
+    train(place / "book.txt", tmp_path / "longer", steps=60)
     assert arrays(run) == arrays(tmp_path / "longer")
     assert (run / "overrides.txt").read_text() == "training.steps=60\n"
 
 
 @pytest.mark.parametrize(
-    "override", ["training.window=8", "seed=3", "model.hidden_size=16", "data.unit=byte"]
+    "override",
+    ["training.window=8", "seed=3", "model.hidden_size=16", "data.unit=byte"],
 )
 def test_what_decides_the_data_or_the_model_stays(library, override):
     place, _, _ = library
@@ -213,8 +212,7 @@ def test_another_config_does_not_continue_a_run(library):
         jl.lab.train(other, run=place / "whole", resume="auto")
 
 
-def test_another_text_does_not_continue_a_run(library, tmp_path):
-    place, _, _ = library
+def test_another_text_does_not_continue_a_run(tmp_path):
     book = tmp_path / "book.txt"
     book.write_text(tiny.text())
     train(book, tmp_path / "run")

@@ -105,7 +105,7 @@ def test_nothing_that_steers_a_terminal_is_left():
 
 def test_a_pipe_gets_plain_lines():
     stream = io.StringIO()
-    sink = progress(stream)
+    sink = progress(stream=stream)
     told(sink)
     assert stream.getvalue().splitlines() == [
         "quickstart: step 250 of 900",
@@ -119,12 +119,12 @@ def test_a_pipe_gets_plain_lines():
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch, kind):
     monkeypatch.setenv("TERM", kind)
     wanted = Terminal if kind == "xterm-256color" else Lines
-    assert isinstance(progress(Tty()), wanted)
+    assert isinstance(progress(stream=Tty()), wanted)
 
 
 def test_a_stream_of_few_characters_gets_the_others_spelled_out():
     raw = io.BytesIO()
-    sink = progress(io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    sink = progress(stream=io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     sink.message("ünï ☃")
     assert raw.getvalue() == b"\\xfcn\\xef \\u2603\n"
 
@@ -236,7 +236,7 @@ def test_a_kernel_is_known_by_its_shell(monkeypatch):
 
     monkeypatch.setattr("IPython.get_ipython", Shell)
     assert isinstance(progress(), Notebook)
-    assert isinstance(progress(io.StringIO()), Lines)
+    assert isinstance(progress(stream=io.StringIO()), Lines)
 
 
 def test_a_log_gets_one_line_at_a_time():
@@ -256,7 +256,7 @@ def test_a_log_gets_one_line_at_a_time():
 
 def test_several_sinks_are_told_alike():
     one, two = io.StringIO(), io.StringIO()
-    told(together(progress(one), progress(two)))
+    told(together(progress(stream=one), progress(stream=two)))
     assert one.getvalue() == two.getvalue() != ""
 
 

@@ -32,7 +32,12 @@ class World:
         )
         bench = self.bench
         return training.Job(
-            bench.model, bench.optimizer, bench.streams, bench.config.training, None, hooks
+            bench.model,
+            bench.optimizer,
+            bench.streams,
+            bench.config.training,
+            None,
+            hooks,
         )
 
     def log(self, split, step, nats, numbers, pace):
@@ -40,7 +45,10 @@ class World:
         self.at = step
 
     def validate(self, params):
-        return next(self.losses, float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(params))))
+        return next(
+            self.losses,
+            float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(params))),
+        )
 
     def save(self, state, ledger):
         self.saved.append((jax.device_get(_plain(state)), ledger))
@@ -55,7 +63,9 @@ def _plain(state):
 
 
 def _live(state):
-    return jax.tree.map(jnp.asarray, state._replace(key=jax.random.wrap_key_data(state.key)))
+    return jax.tree.map(
+        jnp.asarray, state._replace(key=jax.random.wrap_key_data(state.key))
+    )
 
 
 @pytest.fixture
@@ -97,7 +107,9 @@ def test_one_step_is_the_gradient_of_the_mean_loss_handed_to_optax(bench):
         math.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(gradient))),
         rel=1e-5,
     )
-    for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(wanted), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(after.params), jax.tree.leaves(wanted), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
@@ -111,7 +123,9 @@ def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(bench):
         batch = jax.tree.map(lambda leaf, k=k: leaf[k], batches)
         single, one = training.train_step(bench.model, bench.optimizer, single, batch)
         assert metrics.loss[k] == pytest.approx(float(one.loss), rel=1e-5)
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(single.params), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(single.params), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 

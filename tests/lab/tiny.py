@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-WORDS = "the cell keeps what its gates let in and forgets what they let go".split()
+SENTENCE = "the cell keeps what its gates let in and forgets what they let go"
 
 
 def text(seed: int = 0, words: int = 1500) -> str:
     """Some thousand characters with something to learn in them."""
-    drawn = random.Random(seed)
-    return " ".join(drawn.choice(WORDS) for _ in range(words)) + "\n"
+    drawn, known = random.Random(seed), SENTENCE.split()
+    return " ".join(drawn.choice(known) for _ in range(words)) + "\n"
 
 
 def config(path: Path, **training: Any) -> dict[str, Any]:

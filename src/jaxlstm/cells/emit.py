@@ -1,4 +1,15 @@
-"""What to stack over time: functions `(state, gates) -> pytree` for `unroll`."""
+"""What to stack over time: functions `(state, gates) -> pytree` for `unroll`.
+
+Any function will do, as long as its results keep the batch axes first:
+
+>>> import jax, jax.numpy as jnp, jaxlstm as jl
+>>> cell = jl.lstm()
+>>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+>>> openness = lambda state, gates: gates.f.mean(-1)
+>>> state, f = jl.unroll(cell, params, jnp.ones((7, 2, 3)), emit=openness)
+>>> f.shape
+(7, 2)
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,14 +21,18 @@ Emit = Callable[[State, Reported], Any]
 
 
 class Trace(NamedTuple):
-    """Everything there is to see: each record stacked over time."""
+    """Everything there is to see: each record stacked over time, `[T, *b, H]`.
+
+    state   what the step left behind, h and c
+    gates   what led to it, i, f, g and o
+    """
 
     state: State
     gates: Reported
 
 
 def hidden(state: State, gates: Reported) -> Hidden:
-    """The hidden state h of each step."""
+    """The hidden state h of each step: what a layer gives to the next."""
     return state.h
 
 
@@ -32,4 +47,4 @@ def trace(state: State, gates: Reported) -> Trace:
 
 
 def nothing(state: State, gates: Reported) -> None:
-    """No output: only the final state is wanted."""
+    """No output: only the final state is wanted, and no memory is spent on more."""

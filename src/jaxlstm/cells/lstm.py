@@ -34,9 +34,19 @@ from jaxlstm.shapes import Hidden, Input, Key, Projected, accumulator_dtype, sho
 def project(params: LSTMParams, x: Input) -> Projected:
     """What the input adds to the pre-activations: `W_x x_t + b`, `[*b, 4, H]`.
 
-    Products take operands in the dtype of x; sums are kept in float32 or wider.
+    It does not wait for the past, so a whole sequence can be projected in one product.
+
+    Arguments:
+        params: `LSTMParams` of any floating dtype.
+        x: `[*b, D]`. Products take operands in its dtype; sums are kept in float32 or
+            wider.
 
     Errors: `ValueError` where x has other features than the parameters were made for.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> params = jl.lstm().init(jax.random.key(0), input_size=3, hidden_size=5)
+    >>> jl.cells.lstm.project(params, jnp.ones((7, 3))).shape
+    (7, 4, 5)
     """
     inputs, hidden_size = sizes(params)
     if x.shape[-1] != inputs:
@@ -52,7 +62,13 @@ def project(params: LSTMParams, x: Input) -> Projected:
 
 
 def preactivations(params: LSTMParams, h: Hidden, z: Projected) -> Gates:
-    """`z_t + W_h h_{t-1}`, gate by gate."""
+    """`z_t + W_h h_{t-1}`, gate by gate, each `[*b, H]`, in the dtype of z.
+
+    Arguments:
+        params: of which `w_h [H, 4, H]` is read, through a 2-D view.
+        h: `[*b, H]`, the hidden state before the step.
+        z: `[*b, 4, H]`, what `project` made of the input.
+    """
     hidden_size = z.shape[-1]
     w_h = params.w_h.reshape(-1, 4 * hidden_size).astype(h.dtype)
     recurrent = jnp.matmul(h, w_h, preferred_element_type=z.dtype)
@@ -66,14 +82,36 @@ def activate(
     gate: Activation = jax.nn.sigmoid,
     candidate: Activation = jnp.tanh,
 ) -> Gates:
-    """`i, f, o = σ(z_i), σ(z_f), σ(z_o)` and `g = tanh(z_g)`."""
+    """`i, f, o = σ(z_i), σ(z_f), σ(z_o)` and `g = tanh(z_g)`.
+
+    Arguments:
+        gates: the pre-activations.
+        gate, candidate: other functions in place of σ and tanh.
+
+    >>> import jax.numpy as jnp, jaxlstm as jl
+    >>> float(jl.cells.lstm.activate(jl.Gates(*jnp.zeros((4, 1)))).f[0])
+    0.5
+    """
     return Gates(
         i=gate(gates.i), f=gate(gates.f), g=candidate(gates.g), o=gate(gates.o)
     )
 
 
 def transition(gates: Gates, c: Hidden, *, output: Activation = jnp.tanh) -> LSTMState:
-    """`c_t = f ⊙ c_{t-1} + i ⊙ g` and `h_t = o ⊙ tanh(c_t)`."""
+    """`c_t = f ⊙ c_{t-1} + i ⊙ g` and `h_t = o ⊙ tanh(c_t)`.
+
+    Arguments:
+        gates: the activated gates, `[*b, H]` each.
+        c: `[*b, H]`, the cell state before the step.
+        output: another function in place of tanh.
+
+    With f = 1 and i = 0 the cell keeps what it holds, bit for bit:
+
+    >>> import jax.numpy as jnp, jaxlstm as jl
+    >>> keep = jl.Gates(i=jnp.zeros(1), f=jnp.ones(1), g=jnp.ones(1), o=jnp.ones(1))
+    >>> float(jl.cells.lstm.transition(keep, jnp.array([0.3])).c[0])
+    0.30000001192092896
+    """
     c = gates.f * c + gates.i * gates.g
     return LSTMState(h=gates.o * output(c), c=c)
 
@@ -84,7 +122,10 @@ def initial_state(
     *,
     dtype: DTypeLike | None = None,
 ) -> LSTMState:
-    """Zeros, `[*batch_shape, H]`: h in `dtype` (that of b), c in float32 or wider."""
+    """Zeros, `[*batch_shape, H]`: h in `dtype` (that of b), c in float32 or wider.
+
+    A cell state in 16 bits could not count: in bfloat16, 256 + 1 is 256.
+    """
     _, hidden_size = sizes(params)
     dtype = params.b.dtype if dtype is None else dtype
     shape = (*batch_shape, hidden_size)

@@ -1,4 +1,4 @@
-"""The laboratory: files, clocks and processes. What the command line does, as functions.
+"""The laboratory: files, clocks, processes. What the command line does, as functions.
 
 >>> import jaxlstm as jl
 >>> jl.lab.config.load(overrides=["model.layers=2"]).model.layers

@@ -2,11 +2,16 @@ from . import checkpoints as checkpoints
 from . import config as config
 from . import data as data
 from . import runs as runs
+from .checks import check as check
+from .config import json_schema as json_schema
+from .doctor import examine as examine
 from .errors import BadInput as BadInput
 from .errors import Diverged as Diverged
 from .errors import Interrupted as Interrupted
 from .errors import LabError as LabError
+from .experiments import plot as plot
 from .experiments import resume as resume
 from .experiments import train as train
+from .starters import starter as starter
 from .trained import Trained as Trained
 from .trained import load as load

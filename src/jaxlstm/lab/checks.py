@@ -3,9 +3,9 @@
 import jax
 
 from jaxlstm.lab import devices
-from jaxlstm.lab.workbench import Workbench
 from jaxlstm.lab.config import Config
 from jaxlstm.lab.training import train_step
+from jaxlstm.lab.workbench import Workbench
 
 
 def check(config: Config) -> dict[str, str]:

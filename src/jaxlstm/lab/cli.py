@@ -192,7 +192,7 @@ def _declare_check(parser: argparse.ArgumentParser) -> None:
 def _check(arguments: Arguments) -> None:
     from jaxlstm.lab import config
 
-    checked = config.load(arguments.config, arguments.overrides)
+    checked = config.load(arguments.config, overrides=arguments.overrides)
     print(f"{arguments.config or 'the quickstart'}: sound")
     if not arguments.no_data:
         from jaxlstm.lab import checks, records

@@ -54,6 +54,7 @@ class ConfigError(BadInput):
 
 def load(
     source: str | Path | Mapping[str, Any] | Config | None = None,
+    *,
     overrides: Sequence[str] = (),
 ) -> Config:
     """A checked config from a file, a mapping or nothing at all.

@@ -142,7 +142,7 @@ def _unknown_key(spot: "_Spot") -> str:
     meant = guess(key, fields)
     if elsewhere and not meant:
         meant = f"; did you mean {described(elsewhere[0])}?"
-    return f"unknown key{meant or '; the keys here are ' + listed(fields, 'and')}"
+    return f"unknown key{meant or '; the keys here are ' + listed(fields, last='and')}"
 
 
 def _paths(section: Section) -> Iterator[KeyPath]:

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 
 from jaxlstm.lab import checkpoints, devices, interrupts, optimizers, reports, runs
 from jaxlstm.lab import config as configs
-from jaxlstm.lab.workbench import Workbench
 from jaxlstm.lab.config import Config
 from jaxlstm.lab.data import Corpus, read, validation_windows
 from jaxlstm.lab.errors import BadInput, Interrupted
@@ -40,6 +39,7 @@ from jaxlstm.lab.training import (
     evaluate,
     fit,
 )
+from jaxlstm.lab.workbench import Workbench
 
 ConfigSource = str | Path | Mapping[str, Any] | Config | None
 
@@ -75,14 +75,14 @@ def train(
     Errors: `BadInput` for a config, data or a directory that cannot be used,
     `Diverged`, `Interrupted` after Ctrl-C, `LabError` where the disk fails.
     """
-    wanted = _rooted(configs.load(config, overrides))
+    wanted = _rooted(configs.load(config, overrides=overrides))
     path = None if run is None else Path(run)
     if resume == "auto" and path is not None and runs.is_run(path):
         there = runs.open(path)
         _refuse_another(there, wanted)
         return _carry_out(there, sink, tensorboard)
     with devices.using(wanted.device):
-        Workbench.of(wanted)  # every mistake there is, before a directory is made
+        bench = Workbench.of(wanted)  # finds every mistake before a directory is made
     made = runs.create(
         path,
         name=wanted.name,
@@ -90,7 +90,7 @@ def train(
         total_steps=wanted.training.steps,
         overrides=overrides,
     )
-    return _carry_out(made, sink, tensorboard)
+    return _carry_out(made, sink, tensorboard, bench)
 
 
 def resume(
@@ -113,7 +113,7 @@ def resume(
     there = runs.open(Path(run))
     if overrides:
         before = _config(there)
-        after = _rooted(configs.load(before, overrides))
+        after = _rooted(configs.load(before, overrides=overrides))
         _refuse_another_stream(before, after)
         with runs.lock(there):
             runs.write_config(
@@ -145,7 +145,9 @@ def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[
     return sorted(runs.Run(paths[0]).plots.glob("*.png"))
 
 
-def _carry_out(run: Run, sink: Sink | None, tensorboard: bool) -> Trained:
+def _carry_out(
+    run: Run, sink: Sink | None, tensorboard: bool, bench: Workbench | None = None
+) -> Trained:
     """Bring a run to its end, from wherever it stands."""
     if runs.finished(run) is not None:
         (sink or progress()).message(f"{run.path} is finished ({runs.progress(run)})")
@@ -163,7 +165,8 @@ def _carry_out(run: Run, sink: Sink | None, tensorboard: bool) -> Trained:
         environment = runs.describe_environment([str(device.device_kind)])
         runs.write_environment(run, environment)
         try:
-            return _Experiment(run, Workbench.of(config), told, stopping).carry_out()
+            bench = bench or Workbench.of(config)
+            return _Experiment(run, bench, told, stopping).carry_out()
         finally:
             told.finish()
 

@@ -73,7 +73,7 @@ def _not_a_call(value: Any, kind: Kind) -> str:
     if isinstance(value, str) and factory(value):
         return f"{described(value)} came; {_signature(value)} is the form"
     if isinstance(value, dict) and value:
-        both = listed(value, "and")
+        both = listed(value, last="and")
         return f"{both} stand together; one {kind} is wanted, its arguments inside it"
     return f"{described(value)} came; one {kind} is wanted, as {{name: {{arguments}}}}"
 
@@ -104,13 +104,13 @@ def _arguments(
             yield (*path, name), _unknown_argument(name, made)
     missing = [name for name in made.required if name not in given]
     if missing and given.keys() <= made.arguments.keys():
-        yield path, f"{listed(sorted(missing), 'and')} must be given"
+        yield path, f"{listed(sorted(missing), last='and')} must be given"
 
 
 def _unknown_argument(name: Any, made: Factory) -> str:
     if not made.arguments:
         return "unknown argument; it takes none"
-    known = f"; its arguments are {listed(made.arguments, 'and')}"
+    known = f"; its arguments are {listed(made.arguments, last='and')}"
     return f"unknown argument{guess(name, made.arguments) or known}"
 
 

@@ -37,11 +37,11 @@ class Sink(Protocol):
         ...
 
 
-def progress(stream: IO[str] | None = None) -> Sink:
+def progress(*, stream: IO[str] | None = None) -> Sink:
     """The sink that suits `stream` (standard output where it is None).
 
     >>> import io
-    >>> sink = progress(io.StringIO())
+    >>> sink = progress(stream=io.StringIO())
     >>> type(sink).__name__
     'Lines'
     """
@@ -144,7 +144,7 @@ def together(*sinks: Sink) -> Sink:
 
     >>> import io
     >>> heard = []
-    >>> both = together(progress(io.StringIO()), TextLog(heard.append))
+    >>> both = together(progress(stream=io.StringIO()), TextLog(heard.append))
     >>> both.message("saved step 500")
     >>> heard
     ['saved step 500']

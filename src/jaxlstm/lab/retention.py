@@ -70,7 +70,7 @@ def mark_best(root: Path, step: int) -> None:
         sync(root)
 
 
-def prune(root: Path, keep: int, protect: Collection[int] = ()) -> list[int]:
+def prune(root: Path, keep: int, *, protect: Collection[int] = ()) -> list[int]:
     """Delete what is older than the newest `keep` sound checkpoints.
 
     The best one and those in `protect` stay. One whose manifest or file sizes are

@@ -36,7 +36,7 @@ def described(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def listed(names: Iterable[Any], last: str = "or") -> str:
+def listed(names: Iterable[Any], *, last: str = "or") -> str:
     """`"a", "b" or "c"`."""
     words = [described(name) for name in names]
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)

@@ -77,7 +77,7 @@ def place_of(node: Node, path: KeyPath) -> str:
 
 
 def merged(
-    below: Node, above: Node, tags: Mapping[KeyPath, str], path: KeyPath = ()
+    below: Node, above: Node, tags: Mapping[KeyPath, str], *, path: KeyPath = ()
 ) -> Node:
     """`above` on top of `below`: mappings key by key, all else replaced whole.
 
@@ -93,7 +93,7 @@ def merged(
     ):
         return above
     both = {
-        key: merged(below.value[key], item, tags, (*path, key))
+        key: merged(below.value[key], item, tags, path=(*path, key))
         for key, item in above.value.items()
         if key in below.value
     }

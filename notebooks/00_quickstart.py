@@ -1,0 +1,224 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # From nothing to a trained LSTM, in under a minute
+#
+# An LSTM reads a sequence one step at a time and keeps a *cell state* `c`. Four gates
+# decide at each step what becomes of it:
+#
+# $$i, f, o = \sigma(z_i), \sigma(z_f), \sigma(z_o) \qquad g = \tanh(z_g)$$
+# $$c_t = f \odot c_{t-1} + i \odot g \qquad h_t = o \odot \tanh(c_t)$$
+#
+# where $z = W_x x_t + W_h h_{t-1} + b$. The forget gate `f` says how much of the past
+# is kept, the input gate `i` how much of the candidate `g` is written, and the output
+# gate `o` how much of the cell is shown.
+#
+# Here we build a model that writes Python, train it with a loop of our own, and then
+# look at its gates while it reads. Nothing is downloaded: the text is the source of
+# Python's standard library. You need no experience with JAX.
+
+# %%
+import os
+import sysconfig
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib import pyplot as plt
+
+import jaxlstm as jl
+
+STEPS = 60 if os.environ.get("FAST") else 600
+
+# %% [markdown]
+# ## One step
+#
+# A cell is a record of pure functions. `init` draws parameters, `project` does what
+# does not wait for the past, `step` does the rest and gives back the new state and the
+# gates. Gates are fields with names, not numbers in an array.
+
+# %%
+cell = jl.lstm()
+params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+state = cell.initial_state(params)
+
+x = jnp.array([1.0, 0.0, -1.0])
+state, gates = cell.step(params, state, cell.project(params, x))
+
+print("forget gate", gates.f)
+print("cell state ", state.c)
+
+# %% [markdown]
+# The forget gates stand around 0.73 because their bias begins at 1, and σ(1) = 0.73: an
+# untrained LSTM remembers before it has learnt what to forget.
+#
+# ## A whole sequence
+#
+# `unroll` carries the state through time. Time is the first axis, features are the
+# last, and you may put any number of batch axes between them.
+
+# %%
+xs = jax.random.normal(jax.random.key(1), (7, 2, 3))  # 7 steps of 2 sequences
+state, hs = jl.unroll(cell, params, xs, lengths=jnp.array([7, 4]))
+
+print("outputs", hs.shape, " final state", state.h.shape)
+print("row 1 after its 4 steps:", hs[4:, 1].sum(), "(padding is zero)")
+print("its final state is that of step 4:", bool((state.h[1] == hs[3, 1]).all()))
+
+# %% [markdown]
+# ## The text
+#
+# Some files of the standard library, cut into 32 streams that run side by side. Batch
+# *n + 1* of a stream goes on where batch *n* ended, so the state can be carried over.
+
+# %%
+library = Path(sysconfig.get_path("stdlib"))
+names = ["argparse", "ast", "dataclasses", "enum", "functools", "inspect", "pathlib"]
+found = [
+    *(library / f"{name}.py" for name in names),
+    *(library / "pathlib").glob("*.py"),
+]
+text = "\n".join(path.read_text() for path in found if path.exists())
+text = text.encode("ascii", "ignore").decode()
+
+alphabet = sorted(set(text))
+tokens = np.array([alphabet.index(character) for character in text], np.int32)
+streams, window = 32, 64
+rows = (
+    tokens[: len(tokens) // streams * streams].reshape(streams, -1).T
+)  # [time, stream]
+
+
+def batch(step):
+    """Inputs and targets `[window, streams]` of one step, around and around."""
+    at = step * window % (len(rows) - window - 1)
+    return rows[at : at + window], rows[at + 1 : at + window + 1]
+
+
+print(f"{len(text):,} characters, {len(alphabet)} of them different")
+print(text[:200])
+
+# %% [markdown]
+# ## The model, and one step of training
+#
+# Layers are put together by `serial`. The loss of a batch, its gradient, an update by
+# Optax: that is all, and `jax.jit` compiles it.
+
+# %%
+model = jl.serial(
+    jl.embed(len(alphabet), 32), jl.recurrent(cell, 128), jl.linear(len(alphabet))
+)
+params, _ = model.init(jax.random.key(0))
+schedule = optax.cosine_decay_schedule(1e-2, STEPS)
+optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+
+def loss(params, state, inputs, targets):
+    """Mean of -log p(target), in bits per character, and the state to carry on."""
+    state, logits = model.apply(params, inputs, state)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return nats.mean() / jnp.log(2), state
+
+
+@jax.jit
+def train_step(params, opt_state, state, inputs, targets):
+    """One update of the parameters."""
+    with_gradient = jax.value_and_grad(loss, has_aux=True)
+    (bits, state), gradient = with_gradient(params, state, inputs, targets)
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, state, bits
+
+
+# %%
+opt_state, state = optimizer.init(params), None
+records = []
+for step in range(STEPS):
+    params, opt_state, state, bits = train_step(params, opt_state, state, *batch(step))
+    records.append({"step": step, "split": "train", "bits_per_character": float(bits)})
+
+print(f"{records[0]['bits_per_character']:.2f} bits per character before training")
+print(f"{records[-1]['bits_per_character']:.2f} after {STEPS} steps")
+
+# %%
+fig, ax = plt.subplots(figsize=(8, 4))
+jl.plots.loss_curve(records, ax=ax)
+plt.show()
+
+# %% [markdown]
+# A character chosen blindly out of this alphabet costs log₂ of its size, 6 to 7 bits.
+# The model has learnt letters, words, indentation.
+#
+# ## Let it write
+#
+# Streaming is the same function with the state fed back: one character goes in, the
+# odds of the next come out.
+
+
+# %%
+@jax.jit
+def write_one(params, state, token, key):
+    """The state after a token, and a token drawn from what the model expects next."""
+    state, logits = model.apply(params, token[None], state)
+    return state, jax.random.categorical(key, logits[0] / 0.6)
+
+
+state, token, written = None, jnp.array(alphabet.index("\n")), []
+for key in jax.random.split(jax.random.key(0), 400):
+    state, token = write_one(params, state, token, key)
+    written.append(alphabet[int(token)])
+print("".join(written))
+
+# %% [markdown]
+# ## Look inside
+#
+# `emit=jl.emit.trace` stacks every gate and every state of every step. Here is the
+# forget gate of all 128 units while the model reads a line: bright keeps, dark lets go.
+
+# %%
+line = '    def __init__(self, name: str = "x") -> None:\n        self.name = name\n'
+read = jnp.array([alphabet.index(character) for character in line])
+_, embedded = jl.embed(len(alphabet), 32).apply(params[0], read)
+_, trace = jl.unroll(cell, params[1], embedded, emit=jl.emit.trace)
+
+fig, ax = plt.subplots(figsize=(11, 5))
+jl.plots.gate_heatmap(list(line), trace.gates.f, "forget gate f", ax=ax)
+plt.show()
+
+# %% [markdown]
+# Some units hold on through everything, some through a word, some for one character.
+# How long a unit remembers follows from its forget gate: what it holds fades by a
+# factor e in −1 / mean(log f) steps.
+
+# %%
+fig, ax = plt.subplots(figsize=(8, 4))
+jl.plots.timescales(trace.gates.f, ax=ax)
+plt.show()
+
+# %% [markdown]
+# One unit on its own: its gates, its cell, its output.
+
+# %%
+spread = np.asarray(trace.gates.f).std(0) * np.asarray(jnp.tanh(trace.state.c)).std(0)
+fig, ax = plt.subplots(figsize=(11, 7))
+jl.plots.unit_trace(list(line), trace, int(spread.argmax()), ax=ax)
+plt.show()
+
+# %% [markdown]
+# ## The same with one command
+#
+# `jaxlstm train` does all of this from a config file, with validation, checkpoints that
+# resume to the same bits, and a report. As a Python function it is
+# `jl.lab.train("configs/quickstart.yaml")`.

@@ -1,0 +1,36 @@
+"""The notebooks run from a clean kernel, quietly, and match their text."""
+
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def outputs(notebook) -> list:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, monkeypatch):
+    monkeypatch.setenv("FAST", "1")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    said = [
+        output.text for output in outputs(notebook) if output.get("name") == "stderr"
+    ]
+    assert said == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_its_pictures_and_its_text(path):
+    notebook = nbformat.read(path, as_version=4)
+    text = jupytext.read(path.with_suffix(".py"))
+    assert [cell.source for cell in notebook.cells] == [c.source for c in text.cells]
+    pictures = [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
+    assert len(pictures) >= 1
+    assert not any(output.output_type == "error" for output in outputs(notebook))
