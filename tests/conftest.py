@@ -12,6 +12,19 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled(request):
+    """Compile in haste, unless a module says `OPTIMISED = True`.
+
+    Most tests ask what a program means, and compiling is most of their time. What is
+    held to an oracle, to a contract or to peers runs as users run it.
+    """
+    haste = not getattr(getattr(request.node, "obj", None), "OPTIMISED", False)
+    if jax.config.values["jax_disable_most_optimizations"] != haste:
+        jax.config.update("jax_disable_most_optimizations", haste)
+        jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Float64 for the length of one test."""

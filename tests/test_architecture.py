@@ -73,3 +73,24 @@ def test_every_name_at_the_door_is_there():
 
     for name in jaxlstm.__all__:
         assert getattr(jaxlstm, name) is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cells.lstm.preactivations",
+        "emit.trace",
+        "initializers.chrono",
+        "engines.scan.run",
+        "plots.loss_curve",
+        "lab.config.load",
+        "lab.load",
+    ],
+)
+def test_a_name_can_be_the_first_that_is_used(name):
+    """The door is lazy: every path behind it must open on its own."""
+    code = f"import jaxlstm as jl; jl.{name}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()

@@ -10,6 +10,8 @@ from cases import Kind, Shape, answer, assert_same, draw, expected, finite, same
 from oracle import forward
 from problems import CELL, B, H, T, problem
 
+OPTIMISED = True  # held to the bit, or nearly: compile as users do
+
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("jit", [False, True])

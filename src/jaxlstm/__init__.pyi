@@ -1,7 +1,11 @@
 from . import cells as cells
+from . import engines as engines
 from . import initializers as initializers
 from . import lab as lab
+from . import layers as layers
 from . import plots as plots
+from . import sequences as sequences
+from . import shapes as shapes
 from .cells import emit as emit
 from .cells.base import Cell as Cell
 from .cells.base import Gates as Gates
@@ -22,3 +26,4 @@ from .layers import stack as stack
 from .unrolling import Explanation as Explanation
 from .unrolling import explain as explain
 from .unrolling import unroll as unroll
+from .version import __version__ as __version__

@@ -22,6 +22,8 @@ import pytest
 import jaxlstm as jl
 from cases import Case, Kind, Shape, assert_same, draw, steps_that_happen
 
+OPTIMISED = True  # held to the bit, or nearly: compile as users do
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 # The peers promote and broadcast as they like, and warn about their own parts.

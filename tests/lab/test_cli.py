@@ -12,7 +12,7 @@ import tiny
 from ruamel.yaml import YAML
 
 import jaxlstm as jl
-from jaxlstm.lab import cli, starters
+from jaxlstm.lab import cli, runs, starters
 from jaxlstm.lab import config as configs
 
 
@@ -104,11 +104,10 @@ def test_a_directory_that_cannot_be_written(written, capsys):
 
 
 def test_a_directory_that_holds_a_run(written, capsys):
-    assert cli.main(["train", str(written), "--run", "there", "training.steps=5"]) == 0
-    capsys.readouterr()
+    runs.create(Path("there"), name="tiny", config=written.read_text(), total_steps=9)
     code, said = mistake(capsys, "train", written, "--run", "there")
     assert code == 2
-    assert "already holds a run (step 5 of 5)" in said
+    assert "already holds a run (step 0 of 9)" in said
     assert "jaxlstm resume there" in said
 
 

@@ -76,7 +76,7 @@ def test_an_override_takes_text_as_it_stands():
 def test_overrides_reach_every_depth():
     read = config.load(
         {"training": {"early_stopping": None}},
-        [
+        overrides=[
             "training.early_stopping.patience=3",
             "optimizer.1.adamw.learning_rate.warmup_cosine_decay_schedule.peak_value=1",
             "optimizer.0={clip: {max_delta: 2}}",
@@ -245,8 +245,8 @@ def test_other_sources_are_refused(source):
     assert problems(source)[0].endswith("came; a path, a mapping or a Config is wanted")
 
 
-@pytest.mark.parametrize("depth", [20, 100, 200, 300, 500, 900, 3000])
-@pytest.mark.parametrize("key", ["seed", "optimizer", "data"])
+@pytest.mark.parametrize("depth", [20, 300, 3000])
+@pytest.mark.parametrize("key", ["seed", "optimizer"])
 def test_no_depth_is_too_deep_for_a_sentence(here, key, depth):
     assert problems_of(f"{key}: " + "[" * depth + "]" * depth)
     assert problems_of(f"{key}: " + "{sgd: " * depth + "}" * depth)
@@ -274,7 +274,7 @@ def test_mappings_are_held_to_the_same(here):
     assert problems(endless) == ("the config is nested too deeply",)
     assert problems({1: 2})[0].startswith("[1]: unknown key")
     with pytest.raises(ConfigError, match="a list such as"):
-        config.load(None, "seed=1")
+        config.load(overrides="seed=1")
 
 
 # -- round trips and garbage --------------------------------------------------

@@ -1,6 +1,7 @@
 """Whole runs: what they leave, and that nothing can tell a killed one from another."""
 
 import json
+import random
 import shutil
 import signal
 import time
@@ -121,22 +122,30 @@ def test_the_same_config_gives_the_same_bytes(library, tmp_path, monkeypatch):
 
 
 def test_killed_interrupted_and_resumed_is_the_run_that_was_not(tmp_path):
-    """kill -9 twice, Ctrl-C once, SIGTERM once, each at some later instant."""
-    book = tmp_path / "book.txt"
+    blows = [(signal.SIGKILL, 0.3), (signal.SIGINT, 0.1)]
+    beaten_and_whole_are_equal(tmp_path, 2000, blows)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_instants(tmp_path):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    drawn = random.Random(seed)
+    kinds = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+    blows = [(drawn.choice(kinds), drawn.random()) for _ in range(20)]
+    beaten_and_whole_are_equal(tmp_path, 40_000, blows)
+
+
+def beaten_and_whole_are_equal(place: Path, steps: int, blows: list) -> None:
+    """Each blow falls so many seconds after the next new checkpoint."""
+    book, path, victim = place / "book.txt", place / "tiny.yaml", place / "victim"
     book.write_text(tiny.text())
-    config = tiny.config(book, steps=4000, validate_every=200, checkpoint_every=50)
-    path = tmp_path / "tiny.yaml"
+    config = tiny.config(book, steps=steps, validate_every=200, checkpoint_every=50)
     with path.open("w") as file:
         YAML(typ="safe").dump(config, file)
-    whole = tiny.jaxlstm("train", path, "--run", tmp_path / "whole")
-    victim = tmp_path / "victim"
+    whole = tiny.jaxlstm("train", path, "--run", place / "whole")
     command = ("train", path, "--run", victim, "--resume", "auto")
-    for blow, seconds in (
-        (signal.SIGKILL, 0.3),
-        (signal.SIGKILL, 0.05),
-        (signal.SIGINT, 0.2),
-        (signal.SIGTERM, 0.1),
-    ):
+    for blow, seconds in blows:
         before = newest(victim)
         process = tiny.jaxlstm(*command)
         until(lambda before=before: newest(victim) > before, process)
@@ -146,12 +155,12 @@ def test_killed_interrupted_and_resumed_is_the_run_that_was_not(tmp_path):
         assert process.returncode == (-9 if blow == signal.SIGKILL else 130), out + err
         if blow != signal.SIGKILL:
             assert "continue with: jaxlstm resume" in err
-    out, err = tiny.jaxlstm(*command).communicate(timeout=120)
+    _, err = tiny.jaxlstm(*command).communicate(timeout=600)
     assert "Traceback" not in err
-    assert not whole.communicate(timeout=120)[1]
-    assert arrays(victim) == arrays(tmp_path / "whole")
+    assert not whole.communicate(timeout=600)[1]
+    assert arrays(victim) == arrays(place / "whole")
     finished = tiny.jaxlstm(*command)
-    out, err = finished.communicate(timeout=60)
+    out, _ = finished.communicate(timeout=60)
     assert finished.returncode == 0
     assert "is finished" in out
 

@@ -79,6 +79,11 @@ def altered(bench: Workbench, **changes) -> Workbench:
     return bench._replace(config=config.model_copy(update={"training": changed}))
 
 
+def one_step(bench, state, batch):
+    step = jax.jit(training.train_step, static_argnums=(0, 1))
+    return step(bench.model, bench.optimizer, state, batch)
+
+
 def same(one, other):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
@@ -96,12 +101,12 @@ def test_one_step_is_the_gradient_of_the_mean_loss_handed_to_optax(bench):
         log_p = jax.nn.log_softmax(logits)
         return -jnp.take_along_axis(log_p, batch.targets[..., None], -1).mean()
 
-    nats, gradient = jax.value_and_grad(loss)(state.params)
+    nats, gradient = jax.jit(jax.value_and_grad(loss))(state.params)
     updates, _ = bench.optimizer.update(
         gradient, bench.optimizer.init(state.params), state.params
     )
     wanted = optax.apply_updates(state.params, updates)
-    after, metrics = training.train_step(bench.model, bench.optimizer, state, batch)
+    after, metrics = one_step(bench, state, batch)
     assert metrics.loss == pytest.approx(float(nats), rel=1e-6)
     assert metrics.gradient_norm == pytest.approx(
         math.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(gradient))),
@@ -121,7 +126,7 @@ def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(bench):
     )
     for k in range(4):
         batch = jax.tree.map(lambda leaf, k=k: leaf[k], batches)
-        single, one = training.train_step(bench.model, bench.optimizer, single, batch)
+        single, one = one_step(bench, single, batch)
         assert metrics.loss[k] == pytest.approx(float(one.loss), rel=1e-5)
     for a, b in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(single.params), strict=True
@@ -131,12 +136,18 @@ def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(bench):
 
 def test_the_state_is_carried_and_reset_where_the_stream_says(bench):
     first, second = bench.streams.batch(0), bench.streams.batch(1)
-    state, _ = training.train_step(bench.model, bench.optimizer, bench.start(), first)
+    state, _ = one_step(bench, bench.start(), first)
     assert first.resets[0].all()
     assert not second.resets.any()
     carried = task.loss(bench.model, state.params, state.carry, second)[0]
     forgotten = task.loss(bench.model, state.params, None, second)[0]
     assert float(carried) != float(forgotten)
+
+
+@pytest.fixture
+def compiled_once(whole, monkeypatch):
+    """The programs of the whole run, for all runs of the same bench."""
+    monkeypatch.setattr(training, "_Programs", lambda job: whole.programs)
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +157,15 @@ def whole(tmp_path_factory):
     path.write_text(tiny.text())
     bench = Workbench.of(configs.load(tiny.config(path)))
     world = World(bench)
-    assert training.fit(world.job(), bench.start(), training.Ledger())
+    world.programs = programs = training._Programs(world.job())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_Programs", lambda job: programs)
+        assert training.fit(world.job(), bench.start(), training.Ledger())
     return world
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 7])
+@pytest.mark.usefixtures("compiled_once")
 def test_stopped_anywhere_and_continued_is_the_run_that_never_stopped(whole, stop):
     bench = whole.bench
     before = World(bench, stop=stop)
@@ -196,6 +211,7 @@ def test_early_stopping_waits_for_its_patience(bench):
     assert world.at == 30
 
 
+@pytest.mark.usefixtures("compiled_once")
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before(whole):
     bench = whole.bench
 

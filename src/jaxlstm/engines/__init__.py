@@ -1,1 +1,3 @@
 """Engines: the same many steps by different means, behind one signature."""
+
+from jaxlstm.engines import scan as scan
