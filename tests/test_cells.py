@@ -181,3 +181,32 @@ def test_sizes_that_are_no_integers_are_refused(sizes):
 def test_huge_sizes_do_not_overflow():
     shapes = jax.eval_shape(partial(jl.lstm().init, KEY, 10**5, 10**5))
     assert shapes.w_h.shape == (10**5, 4, 10**5)
+
+
+def test_a_preset_is_one_object_however_it_is_asked_for():
+    presets = jl.initializers
+    assert presets.default() is presets.default(1.0) is presets.default(1)
+    assert presets.chrono(784) is presets.chrono(784.0)
+    assert jl.lstm() is jl.lstm(init=presets.default())
+    assert jl.lstm(init="chrono") is jl.lstm(init=presets.chrono())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"forget_bias": 5.0, "init": jl.initializers.default()},
+        {"forget_bias": float("nan")},
+        {"init": None},
+        {"init": {}},
+    ],
+)
+def test_an_option_without_effect_or_sense_is_refused(options):
+    with pytest.raises(ValueError, match=r"forget_bias|init"):
+        jl.lstm(**options)
+
+
+def test_the_door_of_the_cell_refuses_integers_too():
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, 5)
+    with pytest.raises(ValueError, match="int32"):
+        cell.project(params, jnp.ones(3, jnp.int32))

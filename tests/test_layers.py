@@ -333,14 +333,62 @@ def test_embed_chooses_the_compute_dtype():
     assert state[1].c.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"bidirectional": True}])
+def test_dropout_in_a_stack_has_no_entry_and_stands_before_all_but_the_first():
+    plain, noisy = jl.stack(CELL, (4, 5)), jl.stack(CELL, (4, 5), dropout=0.3)
+    params, _ = noisy.init(KEY, D)
+    assert same_bits(params, plain.init(KEY, D)[0])
+    assert same_bits(noisy.apply(params, XS), plain.apply(params, XS))
+    state, ys = noisy.apply(params, XS, key=KEY)
+    whole, _ = plain.apply(params, XS)
+    assert same_bits(state[0], whole[0])
+    assert not same_bits(state[1], whole[1])
+    first = jl.recurrent(CELL, 4).apply(params[0], XS)[1]
+    drop, _ = jax.random.split(jax.random.split(KEY)[1])
+    dropped = jl.dropout(0.3).apply((), first, key=drop)[1]
+    assert same_bits(ys, jl.recurrent(CELL, 5).apply(params[1], dropped)[1])
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_stack_of_one_refuses_a_rate_that_cannot_be(rate):
+    with pytest.raises(ValueError, match="rate"):
+        jl.stack(CELL, (4,), dropout=rate)
+
+
+@pytest.mark.parametrize("length", [-1, T + 1])
+def test_a_traced_length_that_cannot_be_is_nan_through_every_layer(length):
+    tokens = jnp.zeros((T, B), jnp.int32)
+    model = jl.serial(
+        jl.embed(5, 4),
+        jl.dropout(0.1),
+        jl.residual(jl.recurrent(CELL, 4)),
+        jl.linear(2),
+    )
+    params, _ = model.init(KEY)
+    run = jax.jit(lambda n: model.apply(params, tokens, lengths=n)[1])
+    ys = run(jnp.full(B, 2).at[1].set(length))
+    assert np.isnan(ys[:, 1]).all()
+    assert np.isfinite(ys[:, 0]).all()
+    linear = jl.linear(2)
+    run = jax.jit(lambda n: linear.apply(linear.init(KEY, D)[0], XS, lengths=n)[1])
+    assert np.isnan(run(jnp.full(B, length))).all()
+
+
+def test_tokens_of_any_integer_dtype_choose_the_same_rows():
+    layer = jl.embed(300, 4)
+    params, _ = layer.init(KEY)
+    wanted = layer.apply(params, jnp.array([[3, 100]]))[1]
+    for dtype in (np.int8, np.uint8, np.int16, np.int64, np.uint64):
+        found = layer.apply(params, np.array([[3, 100]], dtype))[1]
+        assert same_bits(found, wanted)
+    with pytest.raises(ValueError, match="token 4294967299"):
+        layer.apply(params, np.array([[2**32 + 3]]))
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
 def test_stack_is_serial(options):
-    """Dropout stands between the layers and not after the last."""
     layer = jl.stack(CELL, (4, 5, 6), **options)
     by_hand = []
-    for depth, size in enumerate((4, 5, 6)):
-        if depth and "dropout" in options:
-            by_hand.append(jl.dropout(0.3))
+    for size in (4, 5, 6):
         two_ways = "bidirectional" in options
         by_hand.append(both_ways(size) if two_ways else jl.recurrent(CELL, size))
     params, size = layer.init(KEY, D)

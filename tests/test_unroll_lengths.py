@@ -122,3 +122,14 @@ def test_one_sequence_has_one_length(length):
     assert_same((got[0], got[1][:length]), (last, hs), 1e-6)
     with pytest.raises(ValueError, match="lengths"):
         jl.unroll(CELL, params, xs, lengths=T + 1)
+
+
+def test_full_lengths_are_no_lengths_to_the_bit():
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, 5)
+    xs = jax.random.normal(jax.random.key(1), (32, 4, 3))
+    full = jl.unroll(cell, params, xs, lengths=[32] * 4)
+    for a, b in zip(
+        jax.tree.leaves(full), jax.tree.leaves(jl.unroll(cell, params, xs)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)

@@ -137,30 +137,26 @@ def chrono_bias(max_timescale: float) -> Initializer:
     return draw
 
 
-@functools.cache
 def default(forget: float = 1.0) -> Preset:
     """LeCun input matrix, orthogonal recurrent matrix per gate, forget bias.
 
     >>> import jaxlstm as jl
-    >>> jl.lstm(init="default") is jl.lstm(init=jl.initializers.default(1.0))
+    >>> jl.lstm() is jl.lstm(init=jl.initializers.default(1))
     True
     """
-    return Preset(lecun_per_gate(), orthogonal_per_gate(), forget_bias(forget))
+    return _cached("default", float(forget))
 
 
-@functools.cache
 def torch() -> Preset:
     """U(±1/√H) throughout, the bias the sum of torch's two; no forget bias."""
-    return Preset(uniform(), uniform(), uniform(draws=2))
+    return _cached("torch", 0.0)
 
 
-@functools.cache
 def keras(forget: float = 1.0) -> Preset:
     """Glorot and orthogonal over the fused gates, forget bias: Keras's defaults."""
-    return Preset(glorot_fused(), orthogonal_fused(), forget_bias(forget))
+    return _cached("keras", float(forget))
 
 
-@functools.cache
 def chrono(max_timescale: float = 1000.0) -> Preset:
     """The default matrices with chrono biases for memories up to `max_timescale`.
 
@@ -173,7 +169,18 @@ def chrono(max_timescale: float = 1000.0) -> Preset:
         raise ValueError(
             f"chrono: max_timescale is {max_timescale}; it must be above 2 steps."
         )
-    return default()._replace(b=chrono_bias(float(max_timescale)))
+    return _cached("chrono", float(max_timescale))
+
+
+@functools.cache
+def _cached(kind: str, number: float) -> Preset:
+    """One object for each preset, however it was asked for."""
+    if kind == "torch":
+        return Preset(uniform(), uniform(), uniform(draws=2))
+    if kind == "keras":
+        return Preset(glorot_fused(), orthogonal_fused(), forget_bias(number))
+    bias = chrono_bias(number) if kind == "chrono" else forget_bias(number)
+    return Preset(lecun_per_gate(), orthogonal_per_gate(), bias)
 
 
 def preset(name: str, forget: float) -> Preset:

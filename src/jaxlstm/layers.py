@@ -30,6 +30,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import sequences
 from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Key, is_explicit, show
 from jaxlstm.unrolling import unroll
 
@@ -233,7 +234,7 @@ def residual(layer: Layer) -> Layer:
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
         xs = sequences.features("xs", xs)
         state, ys = _through(layer, xs, params, state, call)
-        return state, _silenced(xs, call) + ys
+        return state, sequences.silence(xs, _steps(xs, call)) + ys
 
     return _layer(init, run)
 
@@ -330,10 +331,15 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
             raise ValueError(
                 f"embed: xs has dtype {tokens.dtype}; tokens are integers."
             )
-        steps = sequences.steps(tokens.shape, lengths=call.lengths, mask=call.mask)
+        if tokens.ndim == 0:
+            raise ValueError("embed: xs is one number; tokens [T, *b] are needed.")
+        steps = _steps(tokens[..., None], call)
+        if steps.happens is None:
+            _check_tokens(xs, len(params.table))
         tokens = sequences.silence(tokens, steps)
+        tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.astype(jnp.int32)
         _check_tokens(tokens, len(params.table))
-        return (), sequences.silence(_rows(params.table, tokens).astype(dtype), steps)
+        return (), sequences.settle(_rows(params.table, tokens).astype(dtype), steps)
 
     return _layer(init, run)
 
@@ -355,7 +361,7 @@ def stack(
         bidirectional: each layer runs both ways, and gives twice its size.
         residual: from the second layer on, each adds its input to its output.
 
-    Parameters and state are tuples with an entry for each layer, dropout among them.
+    Parameters and state are tuples with an entry for each size, whatever the dropout.
 
     Errors: `ValueError` for no sizes, and for residual layers of unequal sizes.
 
@@ -372,6 +378,7 @@ def stack(
         raise ValueError(
             f"stack: residual layers must be of one size; sizes is {tuple(sizes)}."
         )
+    _drop(dropout)  # a rate that cannot be is refused for one layer too
     one = functools.partial(
         recurrent, cell, checkpoint_every=checkpoint_every, engine=engine
     )
@@ -382,9 +389,10 @@ def stack(
             if bidirectional
             else one(size)
         )
-        if depth > 0 and dropout:
-            layers.append(_drop(dropout))
-        layers.append(_past(layer) if depth > 0 and residual else layer)
+        if depth > 0:
+            layer = _noisy(_drop(dropout), layer)
+            layer = _past(layer) if residual else layer
+        layers.append(layer)
     return serial(*layers)
 
 
@@ -441,6 +449,17 @@ def _through(
     )
 
 
+def _noisy(noise: Layer, layer: Layer) -> Layer:
+    """The layer with noise on its inputs, which has no entry of its own."""
+
+    def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
+        keys = (None, None) if call.key is None else jax.random.split(call.key)
+        _, xs = _through(noise, xs, (), None, call._replace(key=keys[0]))
+        return _through(layer, xs, params, state, call._replace(key=keys[1]))
+
+    return _layer(layer.init, run)
+
+
 def _each(
     count: int, params: Params, state: State, call: _Call
 ) -> Iterator[tuple[Params, State, _Call]]:
@@ -461,15 +480,18 @@ def _stepwise(init: LayerInit, transform: Transform) -> Layer:
     """A layer without a state that treats each step apart, and padding as no step."""
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
-        xs = _silenced(sequences.features("xs", xs), call)
-        return (), _silenced(transform(params, xs, call.key), call)
+        xs = sequences.features("xs", xs)
+        steps = _steps(xs, call)
+        ys = transform(params, sequences.silence(xs, steps), call.key)
+        return (), sequences.settle(ys, steps)
 
     return _layer(init, run)
 
 
-def _silenced(xs: Features, call: _Call) -> Features:
-    steps = sequences.steps(xs.shape[:-1], lengths=call.lengths, mask=call.mask)
-    return sequences.silence(xs, steps)
+def _steps(xs: Features, call: _Call) -> Steps:
+    return sequences.steps(
+        xs.shape[:-1], lengths=call.lengths, mask=call.mask, resets=call.resets
+    )
 
 
 def _rows(table: jax.Array, tokens: jax.Array) -> Features:
@@ -502,7 +524,7 @@ def _check_size(layer: str, name: str, size: int) -> None:
         raise ValueError(f"{layer}: {name} is {size}; it must be at least 1.")
 
 
-def _check_tokens(tokens: jax.Array, vocabulary: int) -> None:
+def _check_tokens(tokens: ArrayLike, vocabulary: int) -> None:
     if isinstance(tokens, Tracer):
         return
     host = np.asarray(tokens)

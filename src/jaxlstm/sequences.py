@@ -116,9 +116,11 @@ def steps(
     if lengths is None:
         return Steps(resets=resets)
     counts = _counts(lengths, tuple(batch_shape))
-    traced = _is_traced(lengths)
+    traced = isinstance(lengths, Tracer)
     if not traced:
-        _check_counts(lengths, time)
+        host = _checked_counts(lengths, time)
+        if host.size and (host == time).all():  # the very program without lengths
+            return Steps(resets=resets)
     clock = jnp.arange(time, dtype=counts.dtype).reshape(
         time, *(1 for _ in batch_shape)
     )
@@ -158,17 +160,14 @@ def _counts(lengths: ArrayLike, batch_shape: tuple[int, ...]) -> Any:
     return counts.astype(jnp.int64 if counts.dtype.itemsize == 8 else jnp.int32)
 
 
-def _check_counts(lengths: ArrayLike, time: int) -> None:
+def _checked_counts(lengths: ArrayLike, time: int) -> np.ndarray:
     counts = np.asarray(lengths)
     for row in np.argwhere((counts < 0) | (counts > time))[:1].tolist():
         raise ValueError(
             f"lengths{row or ''} is {counts[tuple(row)]}; xs has {time} steps, so a "
             f"length from 0 to {time} is needed."
         )
-
-
-def _is_traced(value: ArrayLike) -> bool:
-    return isinstance(value, Tracer)
+    return counts
 
 
 def select(chosen: Rows, yes: State, no: State) -> State:
@@ -199,6 +198,16 @@ def silence(values: State, steps: Steps) -> State:
         return values
     zeros = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), values)
     return select(steps.happens, values, zeros)
+
+
+def settle(values: State, steps: Steps) -> State:
+    """What stands in values `[T, *b, ...]` when all is said: zeros at the steps that
+    do not happen, and NaN in the rows whose length cannot be.
+    """
+    values = silence(values, steps)
+    if steps.lost is None or steps.happens is None:
+        return values
+    return poison(values, jnp.broadcast_to(steps.lost, steps.happens.shape))
 
 
 def poison(values: State, lost: Rows) -> State:

@@ -151,7 +151,7 @@ def explain(
     checkpoint_every: int | Literal["sqrt"] | None = None,
     engine: str | Sequence[str] | None = None,
 ) -> Explanation:
-    """Which engine `unroll` would take for the same arguments. Nothing is computed.
+    """Which engine `unroll` would take for the same arguments; nothing is unrolled.
 
     >>> import jax, jax.numpy as jnp, jaxlstm as jl
     >>> cell = jl.lstm()
@@ -207,11 +207,10 @@ def _run(
         emit=options.emit,
         checkpoint_every=options.checkpoint_every,
     )
-    emitted = sequences.silence(emitted, steps)
-    if steps.lost is None:
-        return state, emitted
-    lost = jnp.broadcast_to(steps.lost, xs.shape[:-1])
-    return sequences.poison(state, steps.lost), sequences.poison(emitted, lost)
+    emitted = sequences.settle(emitted, steps)
+    if steps.lost is not None:
+        state = sequences.poison(state, steps.lost)
+    return state, emitted
 
 
 # -- everything that a caller can get wrong, found before an engine is entered ---

@@ -291,3 +291,35 @@ def test_a_reader_who_leaves_early_is_no_failure():
     )
     assert done.stdout == "{\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("verb", ["train", "doctor"])
+def test_a_platform_that_is_not_there(verb, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxlstm", verb],
+        env=os.environ | {"JAX_PLATFORMS": "cuda"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (2 if verb == "train" else 0), done.stderr
+    assert "unset JAX_PLATFORMS" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_or_full_standard_output():
+    command = f"{sys.executable} -m jaxlstm schema"
+    closed = subprocess.run(
+        f"{command} >&-", shell=True, capture_output=True, check=False
+    )
+    assert b"Traceback" not in closed.stderr
+    full = subprocess.run(
+        f"{command} > /dev/full",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert full.returncode == 1
+    assert "standard output cannot be used (No space left on device)" in full.stderr

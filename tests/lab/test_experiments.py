@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 import jaxlstm as jl
 from jaxlstm.lab import checkpoints, experiments, runs
 from jaxlstm.lab import config as configs
-from jaxlstm.lab.errors import BadInput, Diverged, Interrupted
+from jaxlstm.lab.errors import BadInput, Diverged, Interrupted, LabError
 
 
 def train(book: Path, run: Path, **training):
@@ -108,7 +108,7 @@ def test_samples_follow_the_prompt_the_seed_and_the_temperature(library):
 
 def test_a_sample_needs_a_beginning(library):
     _, trained, _ = library
-    with pytest.raises(BadInput, match="prompt is empty"):
+    with pytest.raises(BadInput, match=r"sample.prompt: it is empty"):
         trained.sample("")
     with pytest.raises(BadInput, match="temperature"):
         trained.sample("the ", temperature=-1)
@@ -214,6 +214,80 @@ def test_what_decides_the_data_or_the_model_stays(library, override):
         jl.lab.resume(place / "whole", overrides=[override])
 
 
+@pytest.mark.parametrize(
+    "override", ["device=gpu", "optimizer=[{sgd: {learning_rate: 1}}]"]
+)
+def test_a_refused_change_leaves_the_run_as_it_was(library, override):
+    place, _, _ = library
+    run = place / "whole"
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(LabError):
+        jl.lab.resume(run, overrides=["training.steps=60", override])
+    assert (run / "config.yaml").read_bytes() == before
+    assert runs.finished(runs.open(run)) == 40
+
+
+def test_a_run_is_not_made_shorter_than_it_is(library):
+    place, _, _ = library
+    with pytest.raises(BadInput, match="is at step 40 already"):
+        jl.lab.resume(place / "whole", overrides=["training.steps=20"])
+
+
+def test_a_damaged_best_is_replaced_by_the_newest_sound(library, tmp_path):
+    place, trained, _ = library
+    run = tmp_path / "run"
+    shutil.copytree(place / "whole", run, symlinks=True)
+    checkpoints.mark_best(run / "checkpoints", 20)
+    victim = next((run / "checkpoints/000020/arrays").rglob("0"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    said = []
+    assert jl.lab.load(run, report=said.append).step == 40
+    assert "damaged" in said[0]
+
+
+def test_best_follows_the_ledger_of_the_checkpoint_gone_on_from(library, tmp_path):
+    """The newest is best and damaged: the best before it is best again."""
+    place, _, _ = library
+    run = tmp_path / "run"
+    shutil.copytree(place / "whole", run, symlinks=True)
+    (run / "checkpoints/best").unlink()
+    (run / "state.json").unlink()
+    jl.lab.resume(run, sink=tiny.Silence())
+    assert checkpoints.best(run / "checkpoints") == jl.lab.load(place / "whole").step
+
+
+def test_what_is_judged_is_the_text_that_was_learnt(tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text(tiny.text())
+    trained, _ = train(book, tmp_path / "run", steps=10)
+    book.write_text(tiny.text(seed=1))
+    with pytest.raises(BadInput, match="not the one that this run began with"):
+        trained.evaluate()
+
+
+def test_no_steps_is_a_run_that_can_be_loaded(book, tmp_path):
+    trained, _ = train(book, tmp_path / "run", steps=0)
+    assert trained.step == 0
+    assert len(trained.sample("the ", length=5)) == 5
+
+
+def test_an_engine_nobody_knows_is_found_before_a_directory_is_made(book, tmp_path):
+    config = tiny.config(book)
+    config["model"]["engine"] = "scann"
+    with pytest.raises(BadInput, match="engine='scann' is unknown"):
+        jl.lab.train(config, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_cannot_be_is_found_before_training(book, tmp_path):
+    config = tiny.config(book) | {"sample": {"prompt": "", "length": 9}}
+    with pytest.raises(BadInput, match="sample.prompt"):
+        jl.lab.train(config, run=tmp_path / "run")
+    config["data"]["document_separator"] = "gates"
+    trained = jl.lab.train(config, run=tmp_path / "run", sink=tiny.Silence())
+    assert len(trained.sample("")) == 9
+
+
 def test_another_config_does_not_continue_a_run(library):
     place, _, _ = library
     other = tiny.config(place / "book.txt") | {"seed": 5}
@@ -287,9 +361,10 @@ def test_tokens_are_judged_by_perplexity(tmp_path):
             "path": str(tmp_path / "ids.bin"),
             "vocabulary_size": 9,
         },
-        "sample": {"length": 0},
+        "sample": {"prompt": "1 2 3", "length": 5},
     }
     trained = jl.lab.train(config, run=tmp_path / "run", sink=tiny.Silence())
+    assert len(trained.sample().split()) == 5
     last = trained.metrics()[-1]
     assert last["perplexity"] == pytest.approx(np.exp(last["loss"]))
     assert last["perplexity"] == pytest.approx(9, rel=0.3)

@@ -13,6 +13,7 @@ Cummins, "Learning to forget", 2000, https://doi.org/10.1162/089976600300015015
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,8 @@ def project(params: LSTMParams, x: Input) -> Projected:
         x: `[*b, D]`. Products take operands in its dtype; sums are kept in float32 or
             wider.
 
-    Errors: `ValueError` where x has other features than the parameters were made for.
+    Errors: `ValueError` where x has other features than the parameters were made for,
+    or no floating point numbers.
 
     >>> import jax, jax.numpy as jnp, jaxlstm as jl
     >>> params = jl.lstm().init(jax.random.key(0), input_size=3, hidden_size=5)
@@ -54,6 +56,8 @@ def project(params: LSTMParams, x: Input) -> Projected:
             f"xs has {x.shape[-1]} features, but these params were made for {inputs} "
             f"(w_x is {show(params.w_x.shape)})."
         )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"xs has dtype {x.dtype}; floating point features are needed.")
     w_x = params.w_x.reshape(inputs, 4 * hidden_size).astype(x.dtype)
     dtype = accumulator_dtype(x.dtype)
     z = jnp.matmul(x, w_x, preferred_element_type=dtype)
@@ -184,7 +188,19 @@ def lstm(
     >>> hs.shape, state.c.shape
     ((7, 2, 5), (2, 5))
     """
-    chosen = preset(init, float(forget_bias)) if isinstance(init, str) else init
+    if not isinstance(forget_bias, int | float) or not math.isfinite(forget_bias):
+        raise ValueError(f"forget_bias is {forget_bias!r}; a finite number is needed.")
+    if isinstance(init, str):
+        chosen = preset(init, float(forget_bias))
+    elif not isinstance(init, Preset):
+        raise ValueError(f"init is {init!r}; a preset or its name is needed.")
+    elif forget_bias != 1.0:
+        raise ValueError(
+            f"init is a preset with biases of its own, so forget_bias={forget_bias} "
+            "would have no effect; give it to the preset."
+        )
+    else:
+        chosen = init
     return _lstm(
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),

@@ -36,6 +36,7 @@ from jaxlstm.lab.manifests import File, Leaf, Manifest, storage_name
 from jaxlstm.lab.retention import best as best
 from jaxlstm.lab.retention import clean as clean
 from jaxlstm.lab.retention import directory_of, staged
+from jaxlstm.lab.retention import forget_best as forget_best
 from jaxlstm.lab.retention import mark_best as mark_best
 from jaxlstm.lab.retention import prune as prune
 from jaxlstm.lab.retention import steps as steps
@@ -132,7 +133,7 @@ def read_meta(root: Path, step: int) -> dict[str, Any]:
 
 
 def latest(
-    root: Path, like: PyTree, report: Callable[[str], None]
+    root: Path, like: PyTree, report: Callable[[str], object]
 ) -> tuple[int, PyTree, dict[str, Any]] | None:
     """The newest sound checkpoint as (step, tree, meta), or None if there is none.
 
@@ -175,7 +176,7 @@ def require_room(root: Path, tree: PyTree, *, copies: int) -> None:
     except OSError as error:
         raise CheckpointError(
             f"{root} has no room for {copies} checkpoints, {needed / 1e6:.1f} MB "
-            f"({reason(error)}); make room, lower training.keep_checkpoints, or choose "
+            f"({reason(error)}); make room, or choose "
             "another --run"
         ) from error
 

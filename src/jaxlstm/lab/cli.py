@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         VERBS[arguments.verb].carry_out(arguments)
-        sys.stdout.flush()
+        _flush()
     except LabError as error:
         return _fail(arguments, error, str(error), error.exit_code)
     except KeyboardInterrupt as error:
@@ -40,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        said = (
+            f"{error.filename or 'standard output'} cannot be used ({error.strerror})"
+        )
+        return _fail(arguments, error, said, 1)
     except MemoryError as error:
         return _fail(arguments, error, "out of memory; lower training.batch_size", 1)
     except Exception as error:
@@ -47,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "this should not happen; --debug shows where it did"
         return _fail(arguments, error, f"{said} ({hint})", 1)
     return 0
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _parse(argv: Sequence[str] | None) -> Arguments:
@@ -131,7 +141,7 @@ def _declare_evaluate(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: Arguments) -> None:
     from jaxlstm.lab import records, trained
 
-    model = trained.load(arguments.run)
+    model = trained.load(arguments.run, report=_warn)
     scores = {"step": model.step, "split": "validation"} | model.evaluate()
     if arguments.json:
         print(json.dumps(scores))
@@ -152,7 +162,7 @@ def _declare_sample(parser: argparse.ArgumentParser) -> None:
 def _sample(arguments: Arguments) -> None:
     from jaxlstm.lab import records, trained
 
-    model = trained.load(arguments.run)
+    model = trained.load(arguments.run, report=_warn)
     prompt = arguments.prompt
     text = model.sample(
         prompt,
@@ -193,11 +203,12 @@ def _check(arguments: Arguments) -> None:
     from jaxlstm.lab import config
 
     checked = config.load(arguments.config, overrides=arguments.overrides)
-    print(f"{arguments.config or 'the quickstart'}: sound")
+    facts = ""
     if not arguments.no_data:
         from jaxlstm.lab import checks, records
 
-        print(records.table(checks.check(checked)))
+        facts = "\n" + records.table(checks.check(checked))
+    print(f"{arguments.config or 'the quickstart'}: sound{facts}")
 
 
 def _declare_new(parser: argparse.ArgumentParser) -> None:
@@ -253,6 +264,10 @@ def _declare_sinks(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write event files into the run directory too",
     )
+
+
+def _warn(text: str) -> None:
+    print(f"jaxlstm: {text}", file=sys.stderr)
 
 
 def _give_out(text: str, out: str | None) -> None:

@@ -1,6 +1,7 @@
 """Where to compute, and why not elsewhere."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ def find(device: str) -> Device:
     """
     try:
         return jax.devices(None if device == "auto" else device)[0]
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device: {_why_not(device, error)}") from None
 
 
@@ -38,15 +39,15 @@ def using(device: str) -> Iterator[Device]:
         yield found
 
 
-def _why_not(device: str, error: RuntimeError) -> str:
-    first = str(error).splitlines()[0]
+def _why_not(device: str, error: Exception) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    asked = os.environ.get("JAX_PLATFORMS")
     if device == "auto":
-        return (
-            f"JAX has none to compute on ({first}); unset JAX_PLATFORMS to use the CPU"
-        )
+        named = f"JAX_PLATFORMS={asked}" if asked else first
+        return f"JAX has none to compute on ({named}); unset JAX_PLATFORMS"
     try:
         seen = sorted({found.platform for found in jax.devices()})
-    except RuntimeError:
+    except (RuntimeError, AssertionError):
         seen = []
     sees = f"JAX sees only {', '.join(seen)}" if seen else f"JAX sees none ({first})"
     remedy = _REMEDY.get(device, "unset JAX_PLATFORMS, or set it to cpu")

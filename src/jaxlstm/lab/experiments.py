@@ -12,10 +12,13 @@ These are the verbs of the command line as functions:
     print(trained.sample("def ", length=200))
 """
 
+import contextlib
 import functools
 import json
+import math
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +27,13 @@ import jax.numpy as jnp
 from jaxlstm.lab import checkpoints, devices, interrupts, optimizers, reports, runs
 from jaxlstm.lab import config as configs
 from jaxlstm.lab.config import Config
-from jaxlstm.lab.data import Corpus, read, validation_windows
+from jaxlstm.lab.data import Corpus, validation_windows
 from jaxlstm.lab.errors import BadInput, Interrupted
 from jaxlstm.lab.progress import Sink, TensorBoard, TextLog, progress, together
 from jaxlstm.lab.records import duration, table
 from jaxlstm.lab.runs import Run
 from jaxlstm.lab.tasks import language_modelling as task
-from jaxlstm.lab.trained import Trained, load
+from jaxlstm.lab.trained import Trained, load, refuse_other_data
 from jaxlstm.lab.training import (
     Hooks,
     Job,
@@ -46,7 +49,12 @@ ConfigSource = str | Path | Mapping[str, Any] | Config | None
 # What a resumed run may change: nothing that decides which data a step sees, nor
 # what the arrays of a checkpoint mean.
 MAY_CHANGE = ("optimizer", "sample", "device", "training")
-MUST_STAY = ("training.batch_size", "training.window")
+MUST_STAY = (
+    "training.batch_size",
+    "training.window",
+    "training.validation_streams",
+    "training.validation_tokens",
+)
 
 
 def train(
@@ -111,18 +119,31 @@ def resume(
     Errors: as for `train`.
     """
     there = runs.open(Path(run))
-    if overrides:
-        before = _config(there)
-        after = _rooted(configs.load(before, overrides=overrides))
-        _refuse_another_stream(before, after)
-        with runs.lock(there):
-            runs.write_config(
-                there,
-                configs.dump(after),
-                overrides=[*runs.read_overrides(there), *overrides],
-                total_steps=after.training.steps,
-            )
-    return _carry_out(there, sink, tensorboard)
+    bench = _change(there, overrides) if overrides else None
+    return _carry_out(there, sink, tensorboard, bench)
+
+
+def _change(run: Run, overrides: Sequence[str]) -> Workbench:
+    """Give a run another config, once it is sure that the run can go on with it."""
+    before = _config(run)
+    after = _rooted(configs.load(before, overrides=overrides))
+    _refuse_another_stream(before, after)
+    newest = max(checkpoints.steps(run.checkpoints), default=0)
+    if after.training.steps < newest:
+        raise BadInput(
+            f"training.steps: {after.training.steps} came, and {run.path} is at step "
+            f"{newest} already; more steps than that are needed"
+        )
+    with devices.using(after.device), runs.lock(run):
+        bench = Workbench.of(after)
+        checkpoints.latest(run.checkpoints, bench.start(), lambda text: None)
+        runs.write_config(
+            run,
+            configs.dump(after),
+            overrides=[*runs.read_overrides(run), *overrides],
+            total_steps=after.training.steps,
+        )
+    return bench
 
 
 def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[Path]:
@@ -130,7 +151,8 @@ def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[
 
     Arguments:
         runs_: run directories.
-        out: where the comparison goes; `comparison.png` if None.
+        out: where the comparison goes; `comparison.png` if None. One run's pictures
+            go into its own directory.
 
     Returns: the files that were written.
 
@@ -138,11 +160,22 @@ def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[
     """
     paths = [runs.open(Path(run)).path for run in runs_]
     if len(paths) > 1:
-        return [reports.write_comparison(paths, Path(out or "comparison.png"))]
+        return [reports.write_comparison(paths, _picture(out))]
+    if out is not None:
+        raise BadInput("plot: --out is for several runs; one run's go into its plots/")
     trained = load(paths[0])
-    reading = _reading(trained, read(trained.config.data))
-    reports.write_plots(paths[0], reading=reading)
+    reports.write_plots(paths[0], reading=_reading(trained, trained.corpus()))
     return sorted(runs.Run(paths[0]).plots.glob("*.png"))
+
+
+def _picture(out: str | Path | None) -> Path:
+    path = Path(out or "comparison.png")
+    if path.suffix not in (".png", ".pdf", ".svg") or not path.parent.is_dir():
+        raise BadInput(
+            f"plot: --out {path} cannot be drawn; name a .png, .pdf or .svg in a "
+            "directory that is there"
+        )
+    return path
 
 
 def _carry_out(
@@ -195,9 +228,10 @@ class _Experiment:
             Hooks(self._log, self._validate, self._save, self._compiled, self._asked),
         )
         if not fit(job, state, ledger):
+            again = shlex.join(["jaxlstm", "resume", str(self.run.path)])
             raise Interrupted(
                 f"{self.run.path} was stopped and saved ({runs.progress(self.run)}); "
-                f"continue with: jaxlstm resume {self.run.path}"
+                f"continue with: {again}"
             )
         return self._conclude()
 
@@ -206,25 +240,37 @@ class _Experiment:
         state, ledger = self.bench.start(), Ledger()
         root = self.run.checkpoints
         checkpoints.clean(root)
+        for meta in _readable_meta(root):
+            refuse_other_data(meta["data"], self.corpus.description)
         found = checkpoints.latest(root, state, self.sink.message)
-        if found is not None:
-            _, state, meta = found
-            self._refuse_other_data(meta)
-            ledger = Ledger.from_json(meta["ledger"])
-            self._remember_best(ledger, state)
-        else:
+        if found is None:
             checkpoints.require_room(root, state, copies=2)
-        runs.truncate_metrics(self.run, int(state.step))
-        return state, ledger
+            runs.truncate_metrics(self.run, 0)
+            self._save(state, ledger)
+            return state, ledger
+        step, state, meta = found
+        runs.truncate_metrics(self.run, step)
+        return state, self._reconciled(Ledger.from_json(meta["ledger"]), state)
 
-    def _refuse_other_data(self, meta: Mapping[str, Any]) -> None:
-        there, here = meta["data"]["sha256"], self.corpus.description["sha256"]
-        if there != here:
-            raise BadInput(
-                "data: the text is not the one that this run began with (sha256 "
-                f"{', '.join(here)}, and {', '.join(there)} in the checkpoint); put "
-                "that text back, or start a new run"
-            )
+    def _reconciled(self, ledger: Ledger, state: TrainState) -> Ledger:
+        """The ledger, with `best` and the weights leading to the best that it knows.
+
+        They may not: the process died between a save and the link, or the newest
+        checkpoint was damaged and the run goes on from an older one.
+        """
+        root, best = self.run.checkpoints, ledger.best_step
+        if best is None:
+            checkpoints.forget_best(root)
+            return ledger
+        try:
+            kept, _ = checkpoints.restore(root, best, state)
+        except checkpoints.CheckpointError as error:
+            self.sink.message(f"{error}; the best is looked for anew")
+            checkpoints.forget_best(root)
+            return ledger._replace(best_step=None, best_loss=math.inf, waited=0)
+        checkpoints.mark_best(root, best)
+        runs.export_weights(self.run.weights, kept.params)
+        return ledger
 
     def _log(
         self,
@@ -278,7 +324,7 @@ class _Experiment:
 
     def _conclude(self) -> Trained:
         """Sample, pictures, report; the run is finished when all of it is written."""
-        trained = load(self.run.path)
+        trained = load(self.run.path, report=self.sink.message)
         prompt = self.config.sample.prompt
         text = prompt + trained.sample() if self.config.sample.length else ""
         facts = self._facts()
@@ -322,6 +368,13 @@ def _reading(trained: Trained, corpus: Corpus) -> reports.Reading:
     return reports.Reading(symbols, trace)
 
 
+def _readable_meta(root: Path) -> Iterator[dict[str, Any]]:
+    """What the checkpoints say of themselves, those that can be read."""
+    for step in checkpoints.steps(root):
+        with contextlib.suppress(checkpoints.DamagedCheckpoint):
+            yield checkpoints.read_meta(root, step)
+
+
 def _config(run: Run) -> Config:
     return configs.load(run.config)
 
@@ -339,8 +392,8 @@ def _refuse_another(run: Run, wanted: Config) -> None:
     if changed:
         raise BadInput(
             f"{run.path} holds a run of another config ({', '.join(changed)} differ); "
-            f'choose another --run, or change it with "jaxlstm resume {run.path} '
-            'KEY=VALUE"'
+            "choose another --run, or change it with: "
+            f"{shlex.join(['jaxlstm', 'resume', str(run.path)])} KEY=VALUE"
         )
 
 

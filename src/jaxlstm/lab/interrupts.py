@@ -16,6 +16,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def listening() -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether the run was asked to stop.
 
+    Whoever asks is answered on standard error without delay.
+
     The second signal ends the process at once, with the same exit code; what is on
     the disk by then is whole. Outside the main thread Python hands out no signals,
     and the function always says False.
@@ -24,8 +26,10 @@ def listening() -> Iterator[Callable[[], bool]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
+            _say("stopped at once; the last checkpoint is whole")
             os._exit(Interrupted.exit_code)
         asked.set()
+        _say("stopping and saving; once more to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -36,3 +40,9 @@ def listening() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    """Write past Python's streams, which the signal may have found half way."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\njaxlstm: {text}\n".encode())

@@ -70,6 +70,11 @@ def mark_best(root: Path, step: int) -> None:
         sync(root)
 
 
+def forget_best(root: Path) -> None:
+    """Let `best` name nothing any more; the checkpoints stay."""
+    (root / _BEST).unlink(missing_ok=True)
+
+
 def prune(root: Path, keep: int, *, protect: Collection[int] = ()) -> list[int]:
     """Delete what is older than the newest `keep` sound checkpoints.
 

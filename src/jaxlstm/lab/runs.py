@@ -155,7 +155,7 @@ def read_overrides(run: Run) -> list[str]:
     """What the command line changed; nothing if that was not recorded."""
     if not run.overrides.exists():
         return []
-    return run.overrides.read_text(encoding="utf-8").splitlines()
+    return run.overrides.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def describe_environment(devices: Sequence[str]) -> dict[str, Any]:

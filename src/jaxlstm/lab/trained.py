@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxlstm.lab import checkpoints, optimizers, runs
+from jaxlstm.lab import checkpoints, devices, optimizers, runs
 from jaxlstm.lab import config as configs
 from jaxlstm.lab.config import Config
-from jaxlstm.lab.data import Vocabulary, read, validation_windows
+from jaxlstm.lab.data import Corpus, Vocabulary, read, validation_windows
 from jaxlstm.lab.data.vocabulary import from_json
 from jaxlstm.lab.errors import BadInput
 from jaxlstm.lab.tasks import language_modelling as task
@@ -29,6 +31,7 @@ class Trained:
     model        the layer: `model.apply(params, tokens)` gives a state and logits
     params       its parameters, those of the best validation
     step         the step that they are of
+    data         what the text was: sizes, sha256
     """
 
     run: Path
@@ -37,6 +40,7 @@ class Trained:
     model: Layer
     params: Any
     step: int
+    data: Mapping[str, Any]
 
     def sample(
         self,
@@ -53,6 +57,8 @@ class Trained:
         Errors: `BadInput` for a number out of range, and for an empty prompt where
         the model knows no beginning of a document.
         """
+        if not 0 <= seed < 2**32:
+            raise BadInput(f"seed: {seed} came; 0 to {2**32 - 1} is wanted")
         asked = {
             "prompt": prompt,
             "length": length,
@@ -65,7 +71,7 @@ class Trained:
         tokens = task.generate(
             self.model,
             self.params,
-            jnp.asarray(self._prompt(how.prompt)),
+            jnp.asarray(task.prompt(how, self.config.data, self.vocabulary)),
             jax.random.key(seed),
             length=how.length,
             temperature=how.temperature,
@@ -75,20 +81,21 @@ class Trained:
         )
         return self.vocabulary.decode(tokens)
 
-    def _prompt(self, text: str) -> Any:
-        tokens = self.vocabulary.encode(text)
-        if not len(tokens):
-            raise BadInput(
-                "sample.prompt is empty; give the model a character to begin with"
-            )
-        return tokens
+    def corpus(self) -> Corpus:
+        """The text that it was trained on, read again.
+
+        Errors: `BadInput` where it is no longer there, or no longer the same.
+        """
+        corpus = read(self.config.data)
+        refuse_other_data(self.data, corpus.description)
+        return corpus
 
     def evaluate(self) -> dict[str, float]:
         """Loss on the whole validation part in nats per token, state carried along.
 
-        Errors: `BadInput` where the data is no longer there.
+        Errors: `BadInput` where the text is no longer there, or no longer the same.
         """
-        corpus = read(self.config.data)
+        corpus = self.corpus()
         windows = validation_windows(
             corpus.validation,
             streams=self.config.training.validation_streams,
@@ -103,16 +110,23 @@ class Trained:
         return runs.read_metrics(runs.open(self.run))
 
 
-def load(run: str | Path) -> Trained:
+def load(
+    run: str | Path, *, report: Callable[[str], object] = warnings.warn
+) -> Trained:
     """The model of a run: its best checkpoint, or its newest before any validation.
 
-    Errors: `BadInput` where there is no run or no checkpoint yet, `LabError` where a
-    checkpoint is damaged.
+    Arguments:
+        run: a run directory.
+        report: is told where the best is damaged and the newest sound one stands in.
+
+    Errors: `BadInput` where there is no run or no checkpoint yet, `LabError` where
+    every checkpoint is damaged.
     """
     there = runs.open(Path(run))
+    devices.find("auto")
     config = configs.load(there.config)
-    step = _best_or_newest(there)
-    meta = checkpoints.read_meta(there.checkpoints, step)
+    root = there.checkpoints
+    step, meta = _best_or_newest(there, report)
     vocabulary = from_json(json.dumps(meta["vocabulary"]))
     model = task.build(config.model, vocabulary.size)
     like = jax.eval_shape(
@@ -123,13 +137,46 @@ def load(run: str | Path) -> Trained:
             seed=config.seed,
         )
     )
-    state, _ = checkpoints.restore(there.checkpoints, step, like)
-    return Trained(there.path, config, vocabulary, model, state.params, step)
+    try:
+        state, _ = checkpoints.restore(root, step, like)
+    except checkpoints.DamagedCheckpoint as error:
+        report(f"{error}; the newest sound one stands in for it")
+        found = checkpoints.latest(root, like, report)
+        if found is None:
+            raise
+        step, state, meta = found
+    params, data = state.params, meta["data"]
+    return Trained(there.path, config, vocabulary, model, params, step, data)
 
 
-def _best_or_newest(run: runs.Run) -> int:
-    best = checkpoints.best(run.checkpoints)
-    steps = checkpoints.steps(run.checkpoints)
-    if best is None and not steps:
-        raise BadInput(f"{run.path} has no checkpoint yet; train it first")
-    return steps[-1] if best is None else best
+def refuse_other_data(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse a text that is not the one a run began with.
+
+    Errors: `BadInput` with the hashes of both.
+    """
+    if there["sha256"] != here["sha256"]:
+        raise BadInput(
+            "data: the text is not the one that this run began with (sha256 "
+            f"{', '.join(here['sha256'])}, and {', '.join(there['sha256'])} in the "
+            "checkpoint); put that text back, or start a new run"
+        )
+
+
+def _best_or_newest(
+    run: runs.Run, report: Callable[[str], object]
+) -> tuple[int, dict[str, Any]]:
+    """The step of the checkpoint to load, and what it says of itself."""
+    root = run.checkpoints
+    best = checkpoints.best(root)
+    steps = [*checkpoints.steps(root), *([] if best is None else [best])]
+    if not steps:
+        raise BadInput(
+            f"{run.path} has no checkpoint; train it first, or anew in another "
+            "directory if they were deleted"
+        )
+    for step in reversed(steps):
+        try:
+            return step, checkpoints.read_meta(root, step)
+        except checkpoints.DamagedCheckpoint as error:
+            report(str(error))
+    raise checkpoints.DamagedCheckpoint(f"every checkpoint in {root} is damaged")

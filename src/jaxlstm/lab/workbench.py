@@ -39,9 +39,17 @@ class Workbench(NamedTuple):
             seed=config.seed,
             document_token=corpus.document_token,
         )
-        model = task.build(config.model, corpus.vocabulary.size)
-        bench = cls(config, corpus, streams, model, optimizers.build(config.optimizer))
-        bench.require_memory()
+        if config.sample.length:
+            task.prompt(config.sample, config.data, corpus.vocabulary)
+        try:
+            model = task.build(config.model, corpus.vocabulary.size)
+            optimizer = optimizers.build(config.optimizer)
+            bench = cls(config, corpus, streams, model, optimizer)
+            bench.require_memory()
+        except (ValueError, NotImplementedError) as error:
+            if isinstance(error, BadInput):
+                raise
+            raise BadInput(f"model: {error}") from error
         return bench
 
     def start(self) -> TrainState:

@@ -62,15 +62,21 @@ class Vocabulary(NamedTuple):
         """The ids of a text, `[N]`; a character it does not know is id 0.
 
         Raises:
-          BadInput: if these ids are opaque tokens, which no text can be turned into.
+          BadInput: if these ids are opaque tokens, and the text is not a row of ids.
         """
         if self.kind == "character":
             return _lookup(self.symbols)[_code_points(text)]
         if self.kind == "byte":
             return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
+        words = text.split()
+        if all(word.isascii() and word.isdigit() for word in words):
+            ids = [int(word) for word in words]
+            if all(number < self.size for number in ids):
+                return np.array(ids, np.int32)
         raise BadInput(
             "vocabulary: this model was trained on token ids made elsewhere, so text "
-            "cannot be encoded here; give the ids themselves."
+            f"cannot be encoded here; give the ids themselves, all below {self.size}, "
+            'as in "7 42".'
         )
 
     def decode(self, ids: ArrayLike) -> str:

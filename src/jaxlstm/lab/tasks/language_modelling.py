@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -19,6 +20,8 @@ import jaxlstm as jl
 from jaxlstm.cells.base import Cell
 from jaxlstm.lab import schema
 from jaxlstm.lab.data import Vocabulary
+from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN
+from jaxlstm.lab.errors import BadInput
 from jaxlstm.layers import Layer
 
 Params = Any
@@ -89,6 +92,31 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
     """`-log softmax(logits)[target]`, computed in float32, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(
         logits.astype(jnp.float32), targets
+    )
+
+
+def prompt(sample: schema.Sample, data: schema.Data, vocabulary: Vocabulary) -> Any:
+    """The tokens `[T]` that a sample begins with.
+
+    Nothing at all begins a document, where the model has learnt what does.
+
+    Errors: `BadInput` for a text that has no tokens, and for an empty one where there
+    were no documents.
+    """
+    try:
+        tokens = vocabulary.encode(sample.prompt)
+    except BadInput as error:
+        raise BadInput(f"sample.prompt: {error}") from None
+    if len(tokens):
+        return tokens
+    if data.source == "python" or getattr(data, "document_separator", None):
+        return np.array([DOCUMENT_TOKEN[vocabulary.kind]], np.int32)
+    token = getattr(data, "document_token", None)
+    if token is not None:
+        return np.array([token], np.int32)
+    raise BadInput(
+        "sample.prompt: it is empty; give the model something to begin with, or set "
+        "sample.length to 0"
     )
 
 
