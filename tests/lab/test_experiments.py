@@ -234,7 +234,7 @@ def test_a_run_is_not_made_shorter_than_it_is(library):
 
 
 def test_a_damaged_best_is_replaced_by_the_newest_sound(library, tmp_path):
-    place, trained, _ = library
+    place, _, _ = library
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run, symlinks=True)
     checkpoints.mark_best(run / "checkpoints", 20)
@@ -281,7 +281,7 @@ def test_an_engine_nobody_knows_is_found_before_a_directory_is_made(book, tmp_pa
 
 def test_a_prompt_that_cannot_be_is_found_before_training(book, tmp_path):
     config = tiny.config(book) | {"sample": {"prompt": "", "length": 9}}
-    with pytest.raises(BadInput, match="sample.prompt"):
+    with pytest.raises(BadInput, match=r"sample\.prompt"):
         jl.lab.train(config, run=tmp_path / "run")
     config["data"]["document_separator"] = "gates"
     trained = jl.lab.train(config, run=tmp_path / "run", sink=tiny.Silence())
