@@ -285,10 +285,10 @@ class Training(Section):
         default=100, description="Steps between two lines of the log."
     )
     validate_every: Step = Field(
-        default=800, description="Steps between two validations."
+        default=1200, description="Steps between two validations."
     )
     checkpoint_every: Step = Field(
-        default=800, description="Steps between two checkpoints."
+        default=1200, description="Steps between two checkpoints."
     )
     keep_checkpoints: Annotated[int, Field(ge=1, le=10_000), Whole] = Field(
         default=3, description="The newest so many are kept, and the best one."
