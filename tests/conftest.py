@@ -4,7 +4,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-settings.register_profile("house", deadline=None)  # machines differ
+settings.register_profile("house", deadline=None, max_examples=40)
 settings.load_profile("house")
 
 jax.config.update("jax_num_cpu_devices", 8)

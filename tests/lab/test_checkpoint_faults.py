@@ -154,7 +154,7 @@ def kill_at_random(nursery, root: Path, times: int) -> None:
 
 
 def test_killed_at_random_instants(nursery, tmp_path):
-    kill_at_random(nursery, tmp_path, times=8)
+    kill_at_random(nursery, tmp_path, times=5)
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_any_file_operation_may_fail(tmp_path, code, once):
     with counted(root) as operations:
         work(root)
     raised = []
-    for at in range(random.randrange(16), operations.count, 16):
+    for at in range(random.randrange(40), operations.count, 40):
         fresh(root, 1, 2)
         with failing(root, at, code, once=once):
             try:
