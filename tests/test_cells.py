@@ -33,7 +33,8 @@ def test_records():
     assert jl.Gates._fields == ("i", "f", "g", "o")
     assert jl.LSTMState._fields == ("h", "c")
     assert jl.LSTMParams._fields == ("w_x", "w_h", "b")
-    assert jl.Cell._fields == ("init", "initial_state", "project", "step")
+    assert jl.Cell._fields[:4] == ("init", "initial_state", "project", "step")
+    assert jl.Cell._field_defaults == {"prepare": None, "spatial_axes": 0}
     assert jl.Trace._fields == ("state", "gates")
     assert isinstance(jl.lstm(), jl.Cell)
 

@@ -183,6 +183,27 @@ def _cached(kind: str, number: float) -> Preset:
     return Preset(lecun_per_gate(), orthogonal_per_gate(), bias)
 
 
+def chosen_preset(init: str | Preset, forget: float) -> Preset:
+    """The preset that a cell's options `init` and `forget_bias` choose.
+
+    Errors: `ValueError` for what is no preset, and for a forget bias that would have
+    no effect.
+    """
+    number = isinstance(forget, int | float) and not isinstance(forget, bool)
+    if not number or not math.isfinite(forget):
+        raise ValueError(f"forget_bias is {forget!r}; a finite number is needed.")
+    if isinstance(init, str):
+        return preset(init, float(forget))
+    if not isinstance(init, Preset):
+        raise ValueError(f"init is {init!r}; a preset or its name is needed.")
+    if forget != 1.0:
+        raise ValueError(
+            f"init is a preset with biases of its own, so forget_bias={forget} would "
+            "have no effect; give it to the preset."
+        )
+    return init
+
+
 def preset(name: str, forget: float) -> Preset:
     """The preset of that name; `forget` is the forget bias of those that have one.
 

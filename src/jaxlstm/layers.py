@@ -29,6 +29,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import sequences
+from jaxlstm.cells import emit
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Key, is_explicit, show
@@ -116,7 +117,7 @@ def recurrent(
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
         params = cell.init(key, _known("recurrent", input_size), hidden_size)
         state = jax.eval_shape(cell.initial_state, params)
-        return params, jax.tree.leaves(state)[0].shape[-1]
+        return params, emit.hidden(state, None).shape[-1]
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
         return unroll(
@@ -176,7 +177,8 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
     """Both layers over the same inputs, their outputs side by side.
 
     The backward layer is one built with `reverse=True`. Parameters and state are a
-    `Pair`.
+    `Pair`. A reset at step t keeps apart what comes before it and what comes after,
+    in both directions: the backward layer begins again at the step before t.
 
     >>> import jax, jax.numpy as jnp, jaxlstm as jl
     >>> cell = jl.lstm()
@@ -197,12 +199,10 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
         return Pair(*(params for params, _ in drawn)), sum(size for _, size in drawn)
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
-        results = [
-            _through(layer, xs, *each)
-            for layer, each in zip(two, _each(2, params, state, call), strict=True)
-        ]
-        states, outputs = zip(*results, strict=True)
-        return Pair(*states), jnp.concatenate(outputs, axis=-1)
+        (*there, ahead), (*back, around) = _each(2, params, state, call)
+        after_forward, ys = _through(forward, xs, *there, ahead)
+        after_backward, zs = _through(backward, xs, *back, _turned(around))
+        return Pair(after_forward, after_backward), jnp.concatenate([ys, zs], axis=-1)
 
     return _layer(init, run)
 
@@ -449,12 +449,23 @@ def _through(
     )
 
 
+def _turned(call: _Call) -> _Call:
+    """The call as it is for a layer that runs from the last step to the first."""
+    if call.resets is None:
+        return call
+    frame = jnp.shape(call.resets)
+    steps = sequences.steps(
+        frame, lengths=call.lengths, mask=call.mask, resets=call.resets
+    )
+    return call._replace(resets=sequences.turned(steps))
+
+
 def _noisy(noise: Layer, layer: Layer) -> Layer:
     """The layer with noise on its inputs, which has no entry of its own."""
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
         keys = (None, None) if call.key is None else jax.random.split(call.key)
-        _, xs = _through(noise, xs, (), None, call._replace(key=keys[0]))
+        _, xs = noise.apply((), xs, key=keys[0])  # the layer ignores its padding
         return _through(layer, xs, params, state, call._replace(key=keys[1]))
 
     return _layer(layer.init, run)

@@ -36,12 +36,13 @@ class Steps(NamedTuple):
     lost: Rows | None = None
 
 
-def features(name: str, xs: ArrayLike) -> Features:
+def features(name: str, xs: ArrayLike, *, spatial_axes: int = 0) -> Features:
     """xs as an array `[T, *b, D]` of floating point numbers.
 
     Arguments:
         name: what the caller calls it, for the message.
         xs: anything that is an array of numbers, in any memory layout.
+        spatial_axes: how many axes stand between the batch and the features.
 
     Errors: `ValueError` that names the rank or the dtype that came.
     """
@@ -56,10 +57,12 @@ def features(name: str, xs: ArrayLike) -> Features:
             f"{name} has dtype {array.dtype}; floating point features are needed. "
             f"Convert them, for example {name}.astype(jnp.float32)."
         )
-    if array.ndim < 2:
+    if array.ndim < 2 + spatial_axes:
+        space = f"{spatial_axes} spatial axes, " if spatial_axes else ""
+        wanted = "[T, *b, *space, D]" if spatial_axes else "[T, *b, D]"
         raise ValueError(
-            f"{name} has shape {show(array.shape)}; [T, *b, D] is needed: time "
-            "first, features last, any number of batch axes between."
+            f"{name} has shape {show(array.shape)}; {wanted} is needed: time first, "
+            f"{space}features last, any number of batch axes between."
         )
     return array
 
@@ -129,6 +132,77 @@ def steps(
         resets=resets,
         lost=(counts < 0) | (counts > time) if traced else None,
     )
+
+
+def resets_from_segments(
+    segments: ArrayLike,
+    *,
+    before: ArrayLike | None = None,
+    reverse: bool = False,
+) -> Happens:
+    """The resets of sequences packed one after the other: True where one begins.
+
+    Packing puts many short sequences into one row instead of padding each; a reset at
+    the first step of each keeps them apart.
+
+    Arguments:
+        segments: integers `[T, *b]`, which sequence a step belongs to; only whether
+            neighbours differ matters. If some value marks padding, pass
+            `mask=segments != value` as well.
+        before: `[*b]`, the segment of the step before the first one, where the state
+            is carried on from an earlier window; None begins anew.
+        reverse: for `unroll(..., reverse=True)`, where a sequence begins at its last
+            step, and `before` belongs to the step after the last one. A
+            `bidirectional` layer turns the resets of its forward layer by itself.
+
+    Errors: `ValueError` for segments that are no integers or have no time axis.
+
+    >>> import jaxlstm as jl
+    >>> resets = jl.sequences.resets_from_segments([1, 1, 2, 2, 2, 3])
+    >>> resets.astype(int).tolist()
+    [1, 0, 1, 0, 0, 1]
+    """
+    segments = as_array("segments", segments)
+    if not jnp.issubdtype(segments.dtype, jnp.integer) or segments.ndim == 0:
+        raise ValueError(
+            f"segments has shape {show(segments.shape)} and dtype {segments.dtype}; "
+            "whole numbers [T, *b] are needed."
+        )
+    batch_shape = segments.shape[1:]
+    if before is None:
+        edge = jnp.ones((1, *batch_shape), bool)[: len(segments)]
+    else:
+        before = as_array("before", before)
+        if before.shape != batch_shape:
+            raise ValueError(
+                f"before has shape {show(before.shape)}, segments has batch shape "
+                f"{show(batch_shape)}; one segment per sequence is needed."
+            )
+        edge = segments[-1:] != before if reverse else segments[:1] != before
+    differs = segments[1:] != segments[:-1]
+    return jnp.concatenate([differs, edge] if reverse else [edge, differs])
+
+
+def turned(steps: Steps) -> Happens | None:
+    """The resets of the run from the last step to the first.
+
+    A reset marks a border between the step before it, of those that happen, and its
+    own. Coming from the other side, that border is crossed before the earlier step.
+    """
+    if steps.resets is None or steps.happens is None:
+        resets = steps.resets
+        if resets is None:
+            return None
+        return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+
+    # carried from the end: whether there is a border before the next step that happens
+    def walk(border: Rows, step: tuple[Happens, Happens]) -> tuple[Rows, Rows]:
+        happens, resets = step
+        return jnp.where(happens, resets, border), border
+
+    none = jnp.zeros_like(steps.resets[0])
+    both = (steps.happens, steps.resets)
+    return jax.lax.scan(walk, none, both, reverse=True)[1]
 
 
 def _booleans(name: str, value: ArrayLike, frame: tuple[int, ...]) -> Happens:

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxlstm import sequences
 from jaxlstm.cells import emit as emits
-from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.cells.base import Cell, Each, Params, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import scan
 from jaxlstm.sequences import Steps
@@ -36,6 +36,7 @@ class Engine(Protocol):
         cell: Cell,
         params: Params,
         xs: Features,
+        each: Each,
         state: State,
         steps: Steps,
         *,
@@ -112,7 +113,7 @@ def unroll(
     refusals: dict[str, NotImplementedError] = {}
     for name in names:
         try:
-            return _run(ENGINES[name], cell, options, *arrays)
+            return _run(ENGINES[name], cell, options, *arrays, key)
         except NotImplementedError as refusal:
             refusals[name] = refusal
     raise _all_refused(refusals)
@@ -165,7 +166,7 @@ def explain(
     for name in [*asked, *(name for name in ENGINES if name not in asked)]:
         run = functools.partial(_run, ENGINES[name], cell, options)
         try:
-            jax.eval_shape(run, *arrays)
+            jax.eval_shape(run, *arrays, key)
         except NotImplementedError as refusal:
             reasons[name] = str(refusal)
             continue
@@ -195,12 +196,17 @@ def _run(
     xs: Features,
     state: State,
     steps: Steps,
+    key: Key | None,
 ) -> tuple[State, Any]:
     """What every engine shares: padding goes in as zeros and comes out as zeros."""
+    xs, each = sequences.silence(xs, steps), None
+    if cell.prepare is not None:
+        params, each = cell.prepare(params, xs, key=key)
     state, emitted = engine(
         cell,
         params,
-        sequences.silence(xs, steps),
+        xs,
+        each,
         state,
         steps,
         reverse=options.reverse,
@@ -259,12 +265,14 @@ def _arrays(
     mask: ArrayLike | None,
     resets: ArrayLike | None,
 ) -> tuple[Params, Features, State, Steps]:
-    if not all(hasattr(cell, function) for function in Cell._fields):
+    if not isinstance(cell, Cell):
         raise ValueError(
-            f"unroll: cell is {cell!r:.60}; a Cell is needed, such as jl.lstm() gives."
+            f"unroll: cell is {cell!r:.60}; a Cell is needed, such as jl.lstm() gives "
+            "or Cell(init, initial_state, project, step)."
         )
     try:
-        xs = sequences.features("xs", xs)
+        xs = sequences.features("xs", xs, spatial_axes=cell.spatial_axes)
+        frame = xs.shape[: xs.ndim - 1 - cell.spatial_axes]
         batch_shape = xs.shape[1:-1]
         begin = functools.partial(
             cell.initial_state, batch_shape=batch_shape, dtype=xs.dtype
@@ -272,9 +280,7 @@ def _arrays(
         jax.eval_shape(cell.project, params, xs)
         wanted = jax.eval_shape(begin, params)
         state = begin(params) if state is None else _conform(state, wanted)
-        steps = sequences.steps(
-            xs.shape[:-1], lengths=lengths, mask=mask, resets=resets
-        )
+        steps = sequences.steps(frame, lengths=lengths, mask=mask, resets=resets)
     except ValueError as error:
         raise ValueError(f"unroll: {error}") from error
     return params, xs, state, steps

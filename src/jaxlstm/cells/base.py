@@ -5,16 +5,18 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxlstm.shapes import Bias, Hidden, InputMatrix, Key, RecurrentMatrix
+from jaxlstm.shapes import Bias, Features, Hidden, InputMatrix, Key, RecurrentMatrix
 
 # Pytrees of arrays, each of a kind that only its cell knows.
 Params = Any
 State = Any
 Projection = Any
 Reported = Any
+Each = Any
 Activation = Callable[[Array], Array]
 
 
@@ -81,7 +83,8 @@ class Project(Protocol):
     """All of a step that does not wait for the past: `x [..., D] -> z`.
 
     The axes before the features are free, time among them, so that an engine may
-    project a whole sequence in one product before it enters its loop.
+    project many steps in one product. The `project` of a cell that has a `prepare`
+    takes a third argument: what that brought for these steps, if anything.
     """
 
     def __call__(self, params: Params, x: Array) -> Projection:
@@ -89,10 +92,29 @@ class Project(Protocol):
         ...
 
 
+class Edit(NamedTuple):
+    """Where a wrapper may reach into a step: functions `[*b, H] -> [*b, H]`, or None.
+
+    hidden     on h_{t-1}, as the recurrent product reads it; what the state keeps of
+               h is not touched
+    candidate  on g, before it is written
+    cell       on c_t, before it is shown and carried
+    """
+
+    hidden: Activation | None = None
+    candidate: Activation | None = None
+    cell: Activation | None = None
+
+
+UNEDITED = Edit()
+
+
 class Step(Protocol):
     """One instant: `step(params, state, z) -> (state, gates)`.
 
-    The state is what the next step needs, the gates are what there is to report.
+    The state is what the next step needs, the gates are what there is to report. A
+    step that also takes `edit=UNEDITED` can be wrapped by what reaches into it; it
+    refuses with a `ValueError` the edit of something that it does not have.
     """
 
     def __call__(
@@ -102,10 +124,26 @@ class Step(Protocol):
         ...
 
 
+class Prepare(Protocol):
+    """What one whole sequence brings: parameters for it, and something for each step.
+
+    `unroll` calls it once, before the first step. The parameters that it gives back
+    are those that `initial_state`, `project` and `step` receive; of `each`, whose
+    leaves are `[T, *b, ...]`, `project` receives the steps that it projects. None
+    for `each` is nothing. Without a key, nothing may be random.
+    """
+
+    def __call__(
+        self, params: Params, xs: Features, *, key: Key | None = None
+    ) -> tuple[Params, Each]:
+        """The parameters for the sequence xs, and what its steps get."""
+        ...
+
+
 class Cell(NamedTuple):
     """A recurrent cell: a record of pure functions that `unroll` carries through time.
 
-    Whatever has these four functions is a cell. `partial(cell.step, params)` is a
+    Whatever has the first four of these is a cell. `partial(cell.step, params)` is a
     body for `lax.scan`:
 
     >>> import functools, jax, jax.numpy as jnp, jaxlstm as jl
@@ -116,12 +154,41 @@ class Cell(NamedTuple):
     >>> state, gates = jax.lax.scan(functools.partial(cell.step, params), state, z)
     >>> gates.f.shape
     (7, 5)
+
+    init, initial_state, project, step   see the protocols of these names
+    prepare        what a whole sequence brings, such as its noise; None for nothing
+    spatial_axes   how many of the axes before the features belong to one instant,
+                   such as the 2 of an image, and not to the batch
     """
 
     init: Init
     initial_state: InitialState
     project: Project
     step: Step
+    prepare: Prepare | None = None
+    spatial_axes: int = 0
+
+
+def project(cell: Cell, params: Params, x: Array, each: Each) -> Projection:
+    """What the cell makes of x, and of what its `prepare` brought for these steps."""
+    takes_each: Callable[..., Projection] = cell.project
+    return cell.project(params, x) if each is None else takes_each(params, x, each)
+
+
+def check_size(name: str, size: int) -> None:
+    """Errors: `ValueError` where size is no whole number from 1."""
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"{name} is {size!r}; a whole number from 1 is needed.")
+
+
+def typed_like(state: State, after: State) -> State:
+    """`after`, in the dtypes in which the state is carried."""
+    return jax.tree.map(lambda old, new: new.astype(old.dtype), state, after)
+
+
+def edited(edit: Activation | None, value: Array) -> Array:
+    """The value, changed by the edit if there is one."""
+    return value if edit is None else edit(value)
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -137,11 +204,13 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def activation(option: str, name: str) -> Activation:
-    """The function that the option names.
+def activation(option: str, name: str | Activation) -> Activation:
+    """The function that the option names, or is.
 
     Errors: `ValueError` that lists the names where there is no such function.
     """
+    if callable(name):
+        return name
     if name not in ACTIVATIONS:
         names = ", ".join(ACTIVATIONS)
         raise ValueError(f"{option}={name!r} is unknown; choose one of {names}.")

@@ -13,22 +13,26 @@ Cummins, "Learning to forget", 2000, https://doi.org/10.1162/089976600300015015
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from jaxlstm.cells.base import (
+    UNEDITED,
     Activation,
     Cell,
+    Edit,
     Gates,
     LSTMParams,
     LSTMState,
     activation,
+    check_size,
+    edited,
+    typed_like,
 )
-from jaxlstm.initializers import Preset, preset
+from jaxlstm.cells.products import affine, product
+from jaxlstm.initializers import Preset, chosen_preset
 from jaxlstm.shapes import Hidden, Input, Key, Projected, accumulator_dtype, show
 
 
@@ -50,19 +54,8 @@ def project(params: LSTMParams, x: Input) -> Projected:
     >>> jl.cells.lstm.project(params, jnp.ones((7, 3))).shape
     (7, 4, 5)
     """
-    inputs, hidden_size = sizes(params)
-    if x.shape[-1] != inputs:
-        raise ValueError(
-            f"xs has {x.shape[-1]} features, but these params were made for {inputs} "
-            f"(w_x is {show(params.w_x.shape)})."
-        )
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"xs has dtype {x.dtype}; floating point features are needed.")
-    w_x = params.w_x.reshape(inputs, 4 * hidden_size).astype(x.dtype)
-    dtype = accumulator_dtype(x.dtype)
-    z = jnp.matmul(x, w_x, preferred_element_type=dtype)
-    b = jnp.broadcast_to(params.b.astype(dtype), (*x.shape[:-1], 4, hidden_size))
-    return z.reshape(b.shape) + b
+    sizes(params)
+    return affine(x, params.w_x, params.b)
 
 
 def preactivations(params: LSTMParams, h: Hidden, z: Projected) -> Gates:
@@ -73,10 +66,7 @@ def preactivations(params: LSTMParams, h: Hidden, z: Projected) -> Gates:
         h: `[*b, H]`, the hidden state before the step.
         z: `[*b, 4, H]`, what `project` made of the input.
     """
-    hidden_size = z.shape[-1]
-    w_h = params.w_h.reshape(-1, 4 * hidden_size).astype(h.dtype)
-    recurrent = jnp.matmul(h, w_h, preferred_element_type=z.dtype)
-    z = z + recurrent.reshape(z.shape)
+    z = z + product(h, params.w_h, z.dtype)
     return Gates(i=z[..., 0, :], f=z[..., 1, :], g=z[..., 2, :], o=z[..., 3, :])
 
 
@@ -101,13 +91,20 @@ def activate(
     )
 
 
-def transition(gates: Gates, c: Hidden, *, output: Activation = jnp.tanh) -> LSTMState:
+def transition(
+    gates: Gates,
+    c: Hidden,
+    *,
+    output: Activation = jnp.tanh,
+    edit: Activation | None = None,
+) -> LSTMState:
     """`c_t = f ⊙ c_{t-1} + i ⊙ g` and `h_t = o ⊙ tanh(c_t)`.
 
     Arguments:
         gates: the activated gates, `[*b, H]` each.
         c: `[*b, H]`, the cell state before the step.
         output: another function in place of tanh.
+        edit: a change made to c_t before it is shown and carried.
 
     With f = 1 and i = 0 the cell keeps what it holds, bit for bit:
 
@@ -116,7 +113,7 @@ def transition(gates: Gates, c: Hidden, *, output: Activation = jnp.tanh) -> LST
     >>> float(jl.cells.lstm.transition(keep, jnp.array([0.3])).c[0])
     0.30000001192092896
     """
-    c = gates.f * c + gates.i * gates.g
+    c = edited(edit, gates.f * c + gates.i * gates.g)
     return LSTMState(h=gates.o * output(c), c=c)
 
 
@@ -162,9 +159,9 @@ def sizes(params: LSTMParams) -> tuple[int, int]:
 def lstm(
     *,
     forget_bias: float = 1.0,
-    candidate_activation: str = "tanh",
-    output_activation: str = "tanh",
-    gate_activation: str = "sigmoid",
+    candidate_activation: str | Activation = "tanh",
+    output_activation: str | Activation = "tanh",
+    gate_activation: str | Activation = "sigmoid",
     init: str | Preset = "default",
 ) -> Cell:
     """The LSTM with a forget gate, as a record of four pure functions.
@@ -175,7 +172,7 @@ def lstm(
     Arguments:
         forget_bias: the forget gate's bias at initialisation. It is part of `b`.
         candidate_activation, output_activation, gate_activation: names out of
-            `jaxlstm.cells.base.ACTIVATIONS`.
+            `jaxlstm.cells.base.ACTIVATIONS`, or functions of one array.
         init: `"default"`, `"torch"`, `"keras"` or `"chrono"` (T_max = 1000; for
             another, `initializers.chrono(T_max)`), or a `Preset`.
 
@@ -188,24 +185,11 @@ def lstm(
     >>> hs.shape, state.c.shape
     ((7, 2, 5), (2, 5))
     """
-    if not isinstance(forget_bias, int | float) or not math.isfinite(forget_bias):
-        raise ValueError(f"forget_bias is {forget_bias!r}; a finite number is needed.")
-    if isinstance(init, str):
-        chosen = preset(init, float(forget_bias))
-    elif not isinstance(init, Preset):
-        raise ValueError(f"init is {init!r}; a preset or its name is needed.")
-    elif forget_bias != 1.0:
-        raise ValueError(
-            f"init is a preset with biases of its own, so forget_bias={forget_bias} "
-            "would have no effect; give it to the preset."
-        )
-    else:
-        chosen = init
     return _lstm(
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
         activation("output_activation", output_activation),
-        chosen,
+        chosen_preset(init, forget_bias),
     )
 
 
@@ -220,9 +204,8 @@ def _lstm(
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> LSTMParams:
-        for name, size in ("input_size", input_size), ("hidden_size", hidden_size):
-            if not isinstance(size, int | np.integer) or size < 1:
-                raise ValueError(f"{name} is {size!r}; a number from 1 is needed.")
+        check_size("input_size", input_size)
+        check_size("hidden_size", hidden_size)
         keys = jax.random.split(key, 3)
         return LSTMParams(
             w_x=init.w_x(keys[0], (input_size, 4, hidden_size), dtype),
@@ -231,11 +214,12 @@ def _lstm(
         )
 
     def step(
-        params: LSTMParams, state: LSTMState, z: Projected
+        params: LSTMParams, state: LSTMState, z: Projected, *, edit: Edit = UNEDITED
     ) -> tuple[LSTMState, Gates]:
-        gates = preactivations(params, state.h, z)
+        gates = preactivations(params, edited(edit.hidden, state.h), z)
         gates = activate(gates, gate=gate, candidate=candidate)
-        h, c = transition(gates, state.c, output=output)
-        return LSTMState(h=h.astype(state.h.dtype), c=c.astype(state.c.dtype)), gates
+        gates = gates._replace(g=edited(edit.candidate, gates.g))
+        after = transition(gates, state.c, output=output, edit=edit.cell)
+        return typed_like(state, after), gates
 
     return Cell(draw, initial_state, project, step)

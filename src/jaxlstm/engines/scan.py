@@ -13,19 +13,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.cells.base import Cell, Each, Params, State, project
 from jaxlstm.cells.emit import Emit
 from jaxlstm.sequences import Steps, select
 from jaxlstm.shapes import Features, Happens, is_explicit
 
-Rows = tuple[Features, Happens | None, Happens | None]
-Block = Callable[[State, Rows], tuple[State, Any]]
+Moments = tuple[Features, Each, Happens | None, Happens | None]
+Block = Callable[[State, Moments], tuple[State, Any]]
 
 
 def run(
     cell: Cell,
     params: Params,
     xs: Features,
+    each: Each,
     state: State,
     steps: Steps,
     *,
@@ -35,51 +36,57 @@ def run(
 ) -> tuple[State, Any]:
     """Carry the state through the steps; stack what `emit` makes of each.
 
-    The projection of the inputs, which does not wait for the past, is one product
-    over all the steps of a block. Without `checkpoint_every` there is one block.
+    The input is projected within the step, so that a step computes the same bits
+    alone as among many: a stream of single steps is the sequence, bit for bit. A step
+    that does not happen begins from the initial state, which is always finite.
     """
-    initial = cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)
+    batch_shape = xs.shape[1:-1]
+    initial = cell.initial_state(params, batch_shape, dtype=xs.dtype)
 
-    def step(initial: State, state: State, row: Any) -> tuple[State, Any]:
-        z, happens, resets = row
-        begun = state if resets is None else select(resets, initial, state)
-        after, gates = cell.step(params, begun, z)
+    def step(initial: State, state: State, moment: Moments) -> tuple[State, Any]:
+        x, each, happens, resets = moment
+        afresh = _either(resets, None if happens is None else ~happens)
+        before = state if afresh is None else select(afresh, initial, state)
+        after, gates = cell.step(params, before, project(cell, params, x, each))
         emitted = emit(after, gates)
         return (after if happens is None else select(happens, after, state)), emitted
 
-    def project(rows: Rows) -> Any:
-        xs, happens, resets = rows
-        return cell.project(params, xs), happens, resets
-
-    rows = (xs, steps.happens, steps.resets)
+    moments = (xs, each, steps.happens, steps.resets)
     after = jax.eval_shape(
-        lambda rows: step(initial, state, _any_row(project(rows)))[0], rows
+        lambda moments: step(initial, state, _any_moment(moments))[0], moments
     )
     state, initial = _typed_like(after, state), _typed_like(after, initial)
 
-    def block(state: State, rows: Rows) -> tuple[State, Any]:
+    def block(state: State, moments: Moments) -> tuple[State, Any]:
         body = functools.partial(step, initial)
-        return lax.scan(body, state, project(rows), reverse=reverse)
+        return lax.scan(body, state, moments, reverse=reverse)
 
     if checkpoint_every is None:
-        return block(state, rows)
+        return block(state, moments)
     size = math.isqrt(len(xs)) if checkpoint_every == "sqrt" else checkpoint_every
-    return _in_blocks(block, state, rows, size=max(size, 1), reverse=reverse)
+    return _in_blocks(block, state, moments, size=max(size, 1), reverse=reverse)
+
+
+def _either(one: Happens | None, other: Happens | None) -> Happens | None:
+    """True where either is; None says False everywhere."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one | other
 
 
 def _in_blocks(
-    block: Block, state: State, rows: Rows, *, size: int, reverse: bool
+    block: Block, state: State, moments: Moments, *, size: int, reverse: bool
 ) -> tuple[State, Any]:
     """`block` over `size` steps at a time, each computed again on the way back.
 
     The backward pass then remembers the T/k states between the blocks and, while it
     is in one of them, the k steps of that block.
     """
-    whole = len(rows[0]) // size * size
+    whole = len(moments[0]) // size * size
     many = jax.tree.map(
-        lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), rows
+        lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), moments
     )
-    rest = jax.tree.map(lambda a: a[whole:], rows)
+    rest = jax.tree.map(lambda a: a[whole:], moments)
     again = jax.checkpoint(block, prevent_cse=False)  # a scan keeps them apart
     if reverse:
         state, tail = jax.checkpoint(block)(state, rest)
@@ -91,9 +98,9 @@ def _in_blocks(
     return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), flat, tail)
 
 
-def _any_row(rows: Any) -> Any:
-    """Something of the type of one row, also where there are none; never computed."""
-    return jax.tree.map(lambda a: a.sum(0, dtype=a.dtype), rows)
+def _any_moment(moments: Moments) -> Moments:
+    """Something of the type of one moment, even where there is none; not computed."""
+    return jax.tree.map(lambda a: a.sum(0, dtype=a.dtype), moments)
 
 
 def _typed_like(after: State, state: State) -> State:
