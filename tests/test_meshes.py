@@ -1,9 +1,13 @@
 """`unroll` over many devices: `shard_map`, automatic and explicit meshes.
 
-Eight virtual CPU devices, rows over "data"; the judge is the call on one of them.
+Eight virtual CPU devices, rows of a batch over "rows", hidden units over "units"; the
+judge is the same call on one of them. What travels between the devices is counted in
+the compiled programs.
 """
 
-from typing import NamedTuple
+import functools
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,66 +17,77 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxlstm as jl
-from cases import Kind, Shape, assert_same, draw
+from cases import Kind, Shape, assert_same, draw_which
 
-CELL = jl.lstm()
-ROWS, STATES = P(None, "data"), P("data")
-COMBINATIONS = pytest.mark.parametrize(
-    ("option", "every", "given_state"),
-    [
-        ("none", None, False),
-        ("lengths", None, True),
-        ("lengths", 2, False),
-        ("mask", None, False),
-        ("mask", 2, True),
-    ],
-)
+T, B, D, H = 5, 8, 3, 8
+LSTM = jl.lstm()
+
+# A cell, and how often a step must wait for the other devices if they share its units:
+# for h; of `projected` also for what is projected; of `layer_norm` also for the
+# statistics of W_h h and of c.
+CELLS = {
+    "lstm": (LSTM, 1),
+    "classic": (jl.classic_lstm(), 1),
+    "peephole": (jl.peephole_lstm(), 1),
+    "coupled": (jl.coupled_lstm(peepholes=True), 1),
+    "projected": (jl.projected_lstm(8), 2),
+    "layer_norm": (jl.layer_norm_lstm(), None),
+    "conv": (jl.conv_lstm(3), None),
+    "simple_rnn": (jl.simple_rnn(), 1),
+    "gru": (jl.gru(), 1),
+    "gru_1.0": (jl.gru(reset_after=False), 2),
+    "learned": (jl.learned_initial_state(LSTM), 1),
+}
+MESHES = {"rows": (8, 1), "units": (1, 8), "both": (4, 2)}
+KINDS = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
+ROWS = P(None, "rows")
+
+every_cell = pytest.mark.parametrize("name", CELLS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 class Problem(NamedTuple):
-    """Arguments of unroll, and a spec for each of them."""
+    """Arguments of unroll; as specs, where each of them lies."""
 
-    params: jl.LSTMParams
-    xs: np.ndarray
-    state: jl.LSTMState | None
-    steps: dict[str, np.ndarray]
+    params: Any
+    xs: Any
+    state: Any
+    steps: dict[str, Any]
 
 
-def problem(option: str, given_state: bool) -> tuple[Problem, Problem]:
-    """Eight rows for four devices, NaN in their padding, and resets."""
-    case = draw(np.random.default_rng(17), Shape(5, (8,), 3, 4), Kind(option, True))
-    which = case.which._asdict()
+def problem(cell: jl.Cell, option: str = "lengths", given_state: bool = True):
+    """Random parameters, some rows with padding, resets, a state that is not zero."""
+    rng = np.random.default_rng(17)
+
+    def noise(leaf):
+        return leaf + jnp.asarray(rng.normal(size=leaf.shape) / 2)
+
+    space = (2,) * cell.spatial_axes
+    params = cell.init(jax.random.key(0), D, H, dtype=jnp.float64)
+    params = jax.tree.map(noise, params)
+    xs = noise(jnp.zeros((T, B, *space, D)))
+    state = jax.tree.map(noise, cell.initial_state(params, (B, *space), dtype=xs.dtype))
+    which = draw_which(rng, Shape(T, (B,), D, H), Kind(option, True))._asdict()
     steps = {name: which[name] for name in {option, "resets"} - {"none"}}
-    state = jl.LSTMState(case.h, case.c) if given_state else None
-    values = Problem(jl.LSTMParams(*case.weights), case.xs, state, steps)
-    specs = Problem(
-        jl.LSTMParams(P(), P(), P()),
+    return Problem(params, xs, state if given_state else None, steps)
+
+
+def placed(values: Problem, *, units: bool) -> Problem:
+    """A spec for each of the arguments."""
+
+    def last(leaf):
+        return P(*(None,) * (leaf.ndim - 1), "units" if units else None)
+
+    return Problem(
+        jax.tree.map(last, values.params),
         ROWS,
-        jl.LSTMState(STATES, STATES) if given_state else None,
-        {name: STATES if name == "lengths" else ROWS for name in steps},
+        jax.tree.map(lambda leaf: P("rows"), values.state),
+        {name: P("rows") if name == "lengths" else ROWS for name in values.steps},
     )
-    return values, specs
 
 
-def runner(every: int | None = None):
-    def run(params, xs, state, steps):
-        return jl.unroll(CELL, params, xs, state, **steps, checkpoint_every=every)
-
-    return run
-
-
-def gradients(run, values: Problem):
-    """Of a scalar of hs, h_T and c_T, for everything but the steps."""
-
-    def loss(params, xs, state):
-        last, hs = run(params, xs, state, values.steps)
-        return jnp.sum(hs**2) + jnp.sum(last.h**2) + jnp.sum(last.c)
-
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*values[:3])
-
-
-def make_mesh(kind: AxisType):
-    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+def make_mesh(shape: str, kind: AxisType):
+    return jax.make_mesh(MESHES[shape], ("rows", "units"), axis_types=(kind, kind))
 
 
 def put(mesh, values, specs):
@@ -82,71 +97,255 @@ def put(mesh, values, specs):
     return jax.tree.map(one, specs, values)
 
 
+@functools.cache
+def runner(cell: jl.Cell, every: int | None = None):
+    def run(params, xs, state, steps):
+        return jl.unroll(cell, params, xs, state, **steps, checkpoint_every=every)
+
+    return run
+
+
+def answer(run, values: Problem):
+    """State and outputs, and the gradients of a scalar of both."""
+
+    def loss(params, xs, state, steps):
+        last, hs = run(params, xs, state, steps)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves((last, hs))), (last, hs)
+
+    graded = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    (_, out), gradients = jax.jit(graded)(*values)
+    return jax.device_get((out, gradients))
+
+
+@functools.cache
+def judged(name: str, option: str = "lengths", given_state: bool = True):
+    """What one device says."""
+    cell, _ = CELLS[name]
+    return answer(runner(cell), problem(cell, option, given_state))
+
+
+def over(mesh, run, values: Problem, *, units: bool):
+    """What the devices of a mesh say."""
+    with jax.set_mesh(mesh):
+        return answer(run, put(mesh, values, placed(values, units=units)))
+
+
+def mapped(mesh, run, values: Problem, check_vma: bool = True):
+    """The same in `shard_map`, over the rows."""
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=tuple(placed(values, units=False)),
+        out_specs=(P("rows"), ROWS),
+        check_vma=check_vma,
+    )
+
+
 def test_there_are_eight_devices():
     assert len(jax.devices()) == 8
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+# -- rows of a batch ----------------------------------------------------------
+
+
+@every_kind
+@pytest.mark.parametrize("name", ["lstm", "conv"])
+def test_rows_over_a_mesh(name, kind, x64):
+    """Every other cell is asked below, with its units on a mesh as well."""
+    cell, _ = CELLS[name]
+    mesh = make_mesh("rows", KINDS[kind])
+    assert_same(over(mesh, runner(cell), problem(cell), units=False), judged(name))
+
+
+@every_cell
+def test_rows_in_shard_map(name, x64):
+    cell, _ = CELLS[name]
+    values = problem(cell)
+    run = mapped(make_mesh("rows", AxisType.Auto), runner(cell), values)
+    assert_same(answer(run, values), judged(name))
+
+
+COMBINATIONS = pytest.mark.parametrize(
+    ("option", "every", "given_state"),
+    [
+        ("none", None, False),
+        ("lengths", 2, False),
+        ("mask", None, False),
+        ("mask", 2, True),
+    ],
+)
+
+
 @COMBINATIONS
-def test_shard_map(option, every, given_state, check_vma, x64):
-    """Values, and gradients of replicated params by the sum over devices."""
-    values, specs = problem(option, given_state)
-    mapped = jax.shard_map(
-        runner(every),
-        mesh=make_mesh(AxisType.Auto),
-        in_specs=tuple(specs),
-        out_specs=(jl.LSTMState(STATES, STATES), ROWS),
-        check_vma=check_vma,
-    )
-    assert_same(jax.jit(mapped)(*values), runner()(*values))
-    assert_same(gradients(mapped, values), gradients(runner(), values))
+def test_shard_map(option, every, given_state, x64):
+    """Without the check of what varies over the mesh."""
+    values = problem(LSTM, option, given_state)
+    mesh = make_mesh("both", AxisType.Auto)
+    run = mapped(mesh, runner(LSTM, every), values, check_vma=False)
+    assert_same(answer(run, values), judged("lstm", option, given_state))
+
+
+@COMBINATIONS
+def test_explicit_mesh(option, every, given_state, x64):
+    """`jax.make_mesh`'s default axes: the sharding is part of the type."""
+    values = problem(LSTM, option, given_state)
+    mesh = make_mesh("both", AxisType.Explicit)
+    got = over(mesh, runner(LSTM, every), values, units=False)
+    assert_same(got, judged("lstm", option, given_state))
+
+
+def test_explicit_mesh_without_jit(x64):
+    values = problem(LSTM)
+    mesh = make_mesh("both", AxisType.Explicit)
+    with jax.set_mesh(mesh):
+        arguments = put(mesh, values, placed(values, units=True))
+        last, hs = runner(LSTM)(*arguments)
+        assert hs.sharding.spec == P(None, "rows", "units")
+        assert last.h.sharding.spec == last.c.sharding.spec == P("rows", "units")
+    assert_same((last, hs), judged("lstm")[0])
 
 
 def test_gradient_inside_shard_map(x64):
     """`grad` within the mapped function, of the sum over the devices."""
-    values, specs = problem("none", False)
+    values = problem(LSTM, "none", False)
 
     def loss(params, xs):
-        return jnp.sum(jl.unroll(CELL, params, xs)[1] ** 2)
+        return jnp.sum(jl.unroll(LSTM, params, xs)[1] ** 2)
 
     def total(params, xs):
-        return jax.lax.psum(loss(params, xs), "data")
+        return jax.lax.psum(loss(params, xs), "rows")
 
     mapped = jax.shard_map(
         jax.grad(total),
-        mesh=make_mesh(AxisType.Auto),
-        in_specs=tuple(specs[:2]),
-        out_specs=specs.params,
+        mesh=make_mesh("both", AxisType.Auto),
+        in_specs=(P(), ROWS),
+        out_specs=P(),
     )
     wanted = jax.grad(loss)(*values[:2])
     assert_same(jax.jit(mapped)(*values[:2]), wanted)
 
 
-@pytest.mark.parametrize("jit", [False, True])
-@COMBINATIONS
-def test_explicit_mesh(option, every, given_state, jit, x64):
-    """`jax.make_mesh`'s default axes: the sharding is part of the type."""
-    values, specs = problem(option, given_state)
-    run = runner(every)
-    mesh = make_mesh(AxisType.Explicit)
+# -- hidden units -------------------------------------------------------------
+
+
+SHARED = [(name, "both") for name in CELLS if name != "conv"] + [("lstm", "units")]
+
+
+@every_kind
+@pytest.mark.parametrize(("name", "shape"), SHARED)
+def test_units_over_a_mesh(name, shape, kind, x64):
+    """The gates of a unit stay together, and with its h and c."""
+    cell, _ = CELLS[name]
+    mesh = make_mesh(shape, KINDS[kind])
+    assert_same(over(mesh, runner(cell), problem(cell), units=True), judged(name))
+
+
+COLLECTIVE = re.compile(
+    r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+    r"(?:-start)?\("
+)
+CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
+
+
+def travels(program: str) -> tuple[list[str], list[str]]:
+    """The collectives within the loops of a compiled program, and all of them."""
+    computations: dict[str, str] = {}
+    for text in re.split(r"\n(?=\S)", program):
+        if found := re.match(r"(?:ENTRY )?%?([\w.-]+) \(", text):
+            computations[found[1]] = text
+
+    def within(name: str) -> list[str]:
+        text = computations[name]
+        called = (one for name in CALLED.findall(text) for one in within(name))
+        return [*COLLECTIVE.findall(text), *called]
+
+    loops = re.findall(r"body=%?([\w.-]+)", program)
+    return [one for name in loops for one in within(name)], COLLECTIVE.findall(program)
+
+
+def compiled(run, mesh, values: Problem, *, units: bool = True) -> str:
     with jax.set_mesh(mesh):
-        arguments = put(mesh, values, specs)
-        last, hs = (jax.jit(run) if jit else run)(*arguments)
-        assert hs.sharding.spec == P(None, "data", None)
-        assert last.h.sharding.spec == last.c.sharding.spec == P("data", None)
-        got = jax.device_get(gradients(run, arguments)) if jit else None
-    assert_same((last, hs), runner()(*values))
-    if jit:
-        assert_same(got, gradients(runner(), values))
+        arguments = put(mesh, values, placed(values, units=units))
+        return jax.jit(run).lower(*arguments).compile().as_text()
 
 
-@pytest.mark.parametrize("option", ["none", "lengths", "mask"])
-def test_automatic_mesh(option, x64):
-    """Units over "model" as well: the four gates of a unit stay together."""
-    values, specs = problem(option, True)
-    units = jl.LSTMParams(
-        P(None, None, "model"), P(None, None, "model"), P(None, "model")
+@every_kind
+@pytest.mark.parametrize(
+    ("name", "shape"), [(name, shape) for name, shape in SHARED if CELLS[name][1]]
+)
+def test_collectives_of_a_step(name, shape, kind, x64):
+    """h is gathered, and nothing but a step's collectives is anywhere."""
+    cell, count = CELLS[name]
+    program = compiled(runner(cell), make_mesh(shape, KINDS[kind]), problem(cell))
+    inside, everywhere = travels(program)
+    assert inside == everywhere == ["all-gather"] * count
+
+
+# -- ensembles and layers -----------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["rows", "units"])
+@every_kind
+def test_ensembles(kind, other, x64):
+    """Members over one axis of a mesh; rows, or the units of each, over the other."""
+    mesh = jax.make_mesh((4, 2), ("members", other), axis_types=(KINDS[kind],) * 2)
+    values = problem(LSTM, "lengths", False)
+    keys = jax.random.split(jax.random.key(1), 4)
+
+    def answers(params, xs, state, steps):
+        return jax.vmap(lambda one: runner(LSTM)(one, xs, state, steps))(params)
+
+    drawn = jax.vmap(lambda key: LSTM.init(key, D, H, dtype=jnp.float64))(keys)
+    specs = placed(values, units=other == "units")
+    members = jax.tree.map(lambda spec: P("members", *spec), specs.params)
+    if other == "units":
+        specs = Problem(None, P(), None, {name: P() for name in values.steps})
+    with jax.set_mesh(mesh):
+        specs = specs._replace(params=members)
+        arguments = put(mesh, values._replace(params=drawn), specs)
+        got = answer(answers, arguments)
+    assert_same(got, answer(answers, values._replace(params=drawn)))
+
+
+@every_kind
+def test_members_never_wait_for_each_other(kind, x64):
+    mesh = jax.make_mesh((8,), ("members",), axis_types=(KINDS[kind],))
+    keys = jax.random.split(jax.random.key(1), 8)
+    xs = problem(LSTM).xs
+
+    def run(keys):
+        params = jax.vmap(lambda key: LSTM.init(key, D, H, dtype=jnp.float64))(keys)
+        return jax.vmap(lambda one: jl.unroll(LSTM, one, xs))(params)
+
+    with jax.set_mesh(mesh):
+        keys = put(mesh, keys, P("members"))
+        program = jax.jit(run).lower(keys).compile().as_text()
+    assert travels(program) == ([], [])
+
+
+@pytest.mark.parametrize("units", [False, True])
+@every_kind
+def test_layers_over_a_mesh(kind, units, x64):
+    """Embedding, both directions, learned initial states and a linear map."""
+    model = jl.serial(
+        jl.embed(7, 4, dtype=jnp.float64),
+        jl.stack(jl.learned_initial_state(LSTM), (H, H), bidirectional=True),
+        jl.linear(4),
     )
-    arguments = put(make_mesh(AxisType.Auto), values, specs._replace(params=units))
-    assert_same(jax.jit(runner())(*arguments), runner()(*values))
-    assert_same(gradients(runner(), arguments), gradients(runner(), values))
+    params, _ = model.init(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    tokens = jax.random.randint(jax.random.key(1), (T, B), 0, 7)
+    values = problem(LSTM)._replace(params=params, xs=tokens, state=None)
+
+    def run(params, xs, state, steps):
+        return model.apply(params, xs, **steps)
+
+    def loss(params, xs, state, steps):
+        last, ys = run(params, xs, state, steps)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves((last, ys)))
+
+    graded = jax.jit(jax.value_and_grad(loss))
+    mesh = make_mesh("both", KINDS[kind])
+    with jax.set_mesh(mesh):
+        got = graded(*put(mesh, values, placed(values, units=units)))
+    assert_same(jax.device_get(got), graded(*values))

@@ -16,6 +16,8 @@ import jaxlstm
 from cases import Kind, Shape, answer, assert_same, draw, expected
 from mutants import MUTANTS, UNMUTATED, imported_from, plant
 
+pytestmark = pytest.mark.mutants
+
 
 def agrees_with_the_oracle(jl, shape: Shape, kind: Kind, **options) -> None:
     case = draw(np.random.default_rng(3), shape, kind)

@@ -12,10 +12,11 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.nn import initializers as jax_initializers
 from jax.typing import DTypeLike
 
-from jaxlstm.shapes import Any, Key, accumulator_dtype
+from jaxlstm.shapes import Key, accumulator_dtype
 
 INPUT, FORGET, CANDIDATE, OUTPUT = range(4)
 
@@ -23,7 +24,7 @@ INPUT, FORGET, CANDIDATE, OUTPUT = range(4)
 class Initializer(Protocol):
     """Draws an array: `(key, shape, dtype) -> array`."""
 
-    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """The array."""
         ...
 
@@ -51,7 +52,7 @@ def orthogonal_per_gate() -> Initializer:
     deep linear neural networks", 2014, https://arxiv.org/abs/1312.6120
     """
 
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         rows, gates, units = shape
         one = jax_initializers.orthogonal()
         exact = accumulator_dtype(dtype)  # there is no 16-bit QR
@@ -65,7 +66,7 @@ def orthogonal_per_gate() -> Initializer:
 def orthogonal_fused() -> Initializer:
     """One orthogonal matrix over all gates, `[fan_in, 4H]`: what Keras draws."""
 
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         rows, gates, units = shape
         exact = accumulator_dtype(dtype)
         fused = jax_initializers.orthogonal()(key, (rows, gates * units), exact)
@@ -82,7 +83,7 @@ def lecun_per_gate() -> Initializer:
 def glorot_fused() -> Initializer:
     """U(±√(6 / (fan_in + 4H))), the gates counted as outputs: what Keras draws."""
 
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         rows, gates, units = shape
         limit = math.sqrt(6.0 / (rows + gates * units))
         return jax.random.uniform(key, shape, dtype, -limit, limit)
@@ -96,7 +97,7 @@ def uniform(*, draws: int = 1) -> Initializer:
     torch keeps two biases that are only ever added; `draws=2` is their sum.
     """
 
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         limit = 1.0 / math.sqrt(shape[-1])
         return jax.random.uniform(key, (draws, *shape), dtype, -limit, limit).sum(0)
 
@@ -114,7 +115,7 @@ def forget_bias(value: float) -> Initializer:
     architectures", 2015.
     """
 
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         return jnp.zeros(shape, dtype).at[FORGET].set(value)
 
     return draw
@@ -129,7 +130,7 @@ def chrono_bias(max_timescale: float) -> Initializer:
     https://arxiv.org/abs/1804.11188
     """
 
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         steps = jax.random.uniform(key, shape[-1:], dtype, 1.0, max_timescale - 1.0)
         zeros = jnp.zeros(shape, dtype)
         return zeros.at[FORGET].set(jnp.log(steps)).at[INPUT].set(-jnp.log(steps))
@@ -172,6 +173,9 @@ def chrono(max_timescale: float = 1000.0) -> Preset:
     return _cached("chrono", float(max_timescale))
 
 
+TAKES_FORGET = {"default": default, "keras": keras}
+
+
 @functools.cache
 def _cached(kind: str, number: float) -> Preset:
     """One object for each preset, however it was asked for."""
@@ -183,12 +187,16 @@ def _cached(kind: str, number: float) -> Preset:
     return Preset(lecun_per_gate(), orthogonal_per_gate(), bias)
 
 
-def chosen_preset(init: str | Preset, forget: float) -> Preset:
+def chosen_preset(init: str | Preset, forget: float | None) -> Preset:
     """The preset that a cell's options `init` and `forget_bias` choose.
+
+    None is for a cell that has no forget bias: zero where the preset asks for one.
 
     Errors: `ValueError` for what is no preset, and for a forget bias that would have
     no effect.
     """
+    if forget is None:
+        forget = 0.0 if isinstance(init, str) and init in TAKES_FORGET else 1.0
     number = isinstance(forget, int | float) and not isinstance(forget, bool)
     if not number or not math.isfinite(forget):
         raise ValueError(f"forget_bias is {forget!r}; a finite number is needed.")
@@ -210,12 +218,11 @@ def preset(name: str, forget: float) -> Preset:
     Errors: `ValueError` for an unknown name, and where a forget bias other than the
     usual 1 is asked of a preset that draws its own.
     """
-    takes_forget = {"default": default, "keras": keras}
     brings_its_own = {"torch": torch, "chrono": chrono}
-    if name in takes_forget:
-        return takes_forget[name](forget)
+    if name in TAKES_FORGET:
+        return TAKES_FORGET[name](forget)
     if name not in brings_its_own:
-        names = ", ".join(sorted(takes_forget | brings_its_own))
+        names = ", ".join(sorted(TAKES_FORGET | brings_its_own))
         raise ValueError(f"init={name!r} is not a preset; the presets are {names}.")
     if forget != 1.0:
         raise ValueError(

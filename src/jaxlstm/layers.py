@@ -30,9 +30,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import sequences
 from jaxlstm.cells import emit
-from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.cells.base import Cell, Params, State, check_size
+from jaxlstm.cells.products import affine
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key, is_explicit, show
+from jaxlstm.shapes import Features, Key, is_explicit, placed_like, show
 from jaxlstm.unrolling import unroll
 
 
@@ -114,10 +115,18 @@ def recurrent(
     (7, 2, 5)
     """
 
+    if not isinstance(cell, Cell):
+        raise ValueError(
+            f"recurrent: cell is {cell!r:.60}; a Cell is needed, such as jl.lstm() "
+            "gives or Cell(init, initial_state, project, step)."
+        )
+    _check_size("recurrent", "hidden_size", hidden_size)
+
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
-        params = cell.init(key, _known("recurrent", input_size), hidden_size)
-        state = jax.eval_shape(cell.initial_state, params)
-        return params, emit.hidden(state, None).shape[-1]
+        with sequences.speaking("recurrent"):
+            params = cell.init(key, _known("recurrent", input_size), hidden_size)
+            state = jax.eval_shape(cell.initial_state, params)
+            return params, emit.hidden(state, None).shape[-1]
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
         return unroll(
@@ -153,6 +162,7 @@ def serial(*layers: Layer) -> Layer:
     """
     if not layers:
         raise ValueError("serial: no layers were given; one at least is needed.")
+    _check_layers("serial", *layers)
 
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
         params, size = [], input_size
@@ -164,7 +174,7 @@ def serial(*layers: Layer) -> Layer:
     def run(params: Params, xs: Any, state: State, call: _Call) -> Result:
         after = []
         for layer, each in zip(
-            layers, _each(len(layers), params, state, call), strict=True
+            layers, _each("serial", len(layers), params, state, call), strict=True
         ):
             own, xs = _through(layer, xs, *each)
             after.append(own)
@@ -189,6 +199,7 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
     >>> size
     10
     """
+    _check_layers("bidirectional", forward, backward)
     two = Pair(forward, backward)
 
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
@@ -199,9 +210,9 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
         return Pair(*(params for params, _ in drawn)), sum(size for _, size in drawn)
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
-        (*there, ahead), (*back, around) = _each(2, params, state, call)
-        after_forward, ys = _through(forward, xs, *there, ahead)
-        after_backward, zs = _through(backward, xs, *back, _turned(around))
+        there, back = _each("bidirectional", 2, params, state, call)
+        after_forward, ys = _through(forward, xs, *there)
+        after_backward, zs = _through(backward, xs, *back[:2], _turned(back[2]))
         return Pair(after_forward, after_backward), jnp.concatenate([ys, zs], axis=-1)
 
     return _layer(init, run)
@@ -222,6 +233,8 @@ def residual(layer: Layer) -> Layer:
     their number.
     """
 
+    _check_layers("residual", layer)
+
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
         params, size = layer.init(key, input_size)
         if size != input_size:
@@ -232,9 +245,11 @@ def residual(layer: Layer) -> Layer:
         return params, size
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
-        xs = sequences.features("xs", xs)
+        with sequences.speaking("residual"):
+            xs = sequences.features("xs", xs)
+            steps = _steps(xs, call)
         state, ys = _through(layer, xs, params, state, call)
-        return state, sequences.silence(xs, _steps(xs, call)) + ys
+        return state, sequences.silence(xs, steps) + ys
 
     return _layer(init, run)
 
@@ -255,8 +270,8 @@ def dropout(rate: float) -> Layer:
     >>> bool((same == 1).all()), sorted(set(noisy.ravel().tolist()))
     (True, [0.0, 2.0])
     """
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout: rate is {rate}; 0 <= rate < 1 is needed.")
+    if not isinstance(rate, int | float | np.number) or not 0 <= rate < 1:
+        raise ValueError(f"dropout: rate is {rate!r}; 0 <= rate < 1 is needed.")
 
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
         return (), _known("dropout", input_size)
@@ -264,10 +279,10 @@ def dropout(rate: float) -> Layer:
     def transform(params: Params, xs: Features, key: Key | None) -> Features:
         if key is None or rate == 0:
             return xs
-        kept = _placed_like(xs, jax.random.bernoulli(key, 1 - rate, xs.shape))
+        kept = placed_like(xs, jax.random.bernoulli(key, 1 - rate, xs.shape))
         return jnp.where(kept, xs / (1 - rate), 0.0)
 
-    return _stepwise(init, transform)
+    return _stepwise("dropout", init, transform)
 
 
 def linear(size: int) -> Layer:
@@ -292,15 +307,15 @@ def linear(size: int) -> Layer:
         return LinearParams(w, jnp.zeros(size, jnp.float32)), size
 
     def transform(params: LinearParams, xs: Features, key: Key | None) -> Features:
+        _check_params(params, LinearParams)
         if xs.shape[-1] != params.w.shape[0]:
             raise ValueError(
-                f"linear: xs has {xs.shape[-1]} features, but these params were made "
+                f"xs has {xs.shape[-1]} features, but these params were made "
                 f"for {params.w.shape[0]} (w is {show(params.w.shape)})."
             )
-        b = jnp.broadcast_to(params.b.astype(xs.dtype), (*xs.shape[:-1], len(params.b)))
-        return xs @ params.w.astype(xs.dtype) + b
+        return affine(xs, params.w, params.b).astype(xs.dtype)
 
-    return _stepwise(init, transform)
+    return _stepwise("linear", init, transform)
 
 
 def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Layer:
@@ -326,19 +341,9 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
         ), size
 
     def run(params: EmbedParams, xs: ArrayLike, state: State, call: _Call) -> Result:
-        tokens = sequences.as_array("xs", xs)
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ValueError(
-                f"embed: xs has dtype {tokens.dtype}; tokens are integers."
-            )
-        if tokens.ndim == 0:
-            raise ValueError("embed: xs is one number; tokens [T, *b] are needed.")
-        steps = _steps(tokens[..., None], call)
-        if steps.happens is None:
-            _check_tokens(xs, len(params.table))
-        tokens = sequences.silence(tokens, steps)
-        tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.astype(jnp.int32)
-        _check_tokens(tokens, len(params.table))
+        with sequences.speaking("embed"):
+            _check_params(params, EmbedParams)
+            tokens, steps = _tokens(xs, len(params.table), call)
         return (), sequences.settle(_rows(params.table, tokens).astype(dtype), steps)
 
     return _layer(init, run)
@@ -372,8 +377,10 @@ def stack(
     >>> ys.shape, state[0].forward.h.shape
     ((7, 2, 8), (2, 5))
     """
-    if not sizes:
-        raise ValueError("stack: sizes is empty; name the size of one layer at least.")
+    if not isinstance(sizes, Sequence) or not sizes:
+        raise ValueError(
+            f"stack: sizes is {sizes!r}; a tuple with the size of each layer is needed."
+        )
     if residual and len(set(sizes)) > 1:
         raise ValueError(
             f"stack: residual layers must be of one size; sizes is {tuple(sizes)}."
@@ -430,6 +437,7 @@ def _layer(init: LayerInit, run: Run) -> Layer:
         mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
     ) -> Result:
+        key = sequences.as_key("apply", key)
         return run(params, xs, state, _Call(key, lengths, mask, resets))
 
     return Layer(init, apply)
@@ -453,10 +461,11 @@ def _turned(call: _Call) -> _Call:
     """The call as it is for a layer that runs from the last step to the first."""
     if call.resets is None:
         return call
-    frame = jnp.shape(call.resets)
-    steps = sequences.steps(
-        frame, lengths=call.lengths, mask=call.mask, resets=call.resets
-    )
+    with sequences.speaking("bidirectional"):
+        frame = sequences.as_array("resets", call.resets).shape
+        steps = sequences.steps(
+            frame, lengths=call.lengths, mask=call.mask, resets=call.resets
+        )
     return call._replace(resets=sequences.turned(steps))
 
 
@@ -472,28 +481,35 @@ def _noisy(noise: Layer, layer: Layer) -> Layer:
 
 
 def _each(
-    count: int, params: Params, state: State, call: _Call
+    layer: str, count: int, params: Params, state: State, call: _Call
 ) -> Iterator[tuple[Params, State, _Call]]:
     """Parameters, state and call of each of so many layers, no two with one key."""
     states = (None,) * count if state is None else state
     for name, values in ("params", params), ("state", states):
+        record = hasattr(values, "_fields") and not isinstance(values, Pair)
+        if record or not isinstance(values, tuple | list):
+            raise ValueError(
+                f"{layer}: {name} is a {type(values).__name__}; a tuple with an entry "
+                f"for each of the {count} layers is needed."
+            )
         if len(values) != count:
             raise ValueError(
-                f"{name} has {len(values)} entries for {count} layers; one each is "
-                "needed."
+                f"{layer}: {name} has {len(values)} entries for {count} layers; one "
+                "each is needed."
             )
     keys = (None,) * count if call.key is None else jax.random.split(call.key, count)
     calls = (call._replace(key=key) for key in keys)
     return zip(params, states, calls, strict=True)
 
 
-def _stepwise(init: LayerInit, transform: Transform) -> Layer:
+def _stepwise(name: str, init: LayerInit, transform: Transform) -> Layer:
     """A layer without a state that treats each step apart, and padding as no step."""
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
-        xs = sequences.features("xs", xs)
-        steps = _steps(xs, call)
-        ys = transform(params, sequences.silence(xs, steps), call.key)
+        with sequences.speaking(name):
+            xs = sequences.features("xs", xs)
+            steps = _steps(xs, call)
+            ys = transform(params, sequences.silence(xs, steps), call.key)
         return (), sequences.settle(ys, steps)
 
     return _layer(init, run)
@@ -517,12 +533,6 @@ def _rows(table: jax.Array, tokens: jax.Array) -> Features:
     return jnp.where(known[..., None], rows, jnp.nan)
 
 
-def _placed_like(xs: jax.Array, values: jax.Array) -> jax.Array:
-    """The values, split over an explicit mesh as xs is."""
-    kind = jax.typeof(xs).sharding
-    return jax.sharding.reshard(values, kind) if is_explicit(kind) else values
-
-
 def _known(layer: str, input_size: int | None) -> int:
     if input_size is None:
         raise ValueError(f"{layer}: init needs the number of input features.")
@@ -531,8 +541,42 @@ def _known(layer: str, input_size: int | None) -> int:
 
 
 def _check_size(layer: str, name: str, size: int) -> None:
-    if size < 1:
-        raise ValueError(f"{layer}: {name} is {size}; it must be at least 1.")
+    with sequences.speaking(layer):
+        check_size(name, size)
+
+
+def _check_layers(combinator: str, *layers: Layer) -> None:
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            raise ValueError(
+                f"{combinator}: {layer!r:.60} is no Layer; jl.recurrent(cell, size) "
+                "makes one of a cell."
+            )
+
+
+def _check_params(params: Params, record: type) -> None:
+    if not isinstance(params, record):
+        fields = ", ".join(getattr(record, "_fields", ()))
+        raise ValueError(
+            f"params is a {type(params).__name__}; {record.__name__}({fields}) is "
+            "needed, such as init draws."
+        )
+
+
+def _tokens(xs: ArrayLike, vocabulary: int, call: _Call) -> tuple[jax.Array, Steps]:
+    """Tokens in 32 bits or more, 0 where no step happens, and the steps."""
+    tokens = sequences.as_array("xs", xs)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"xs has dtype {tokens.dtype}; tokens are integers.")
+    if tokens.ndim == 0:
+        raise ValueError("xs is one number; tokens [T, *b] are needed.")
+    steps = _steps(tokens[..., None], call)
+    if steps.happens is None:
+        _check_tokens(xs, vocabulary)
+    tokens = sequences.silence(tokens, steps)
+    tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.astype(jnp.int32)
+    _check_tokens(tokens, vocabulary)
+    return tokens, steps
 
 
 def _check_tokens(tokens: ArrayLike, vocabulary: int) -> None:
@@ -542,6 +586,6 @@ def _check_tokens(tokens: ArrayLike, vocabulary: int) -> None:
     wrong = host[(host < 0) | (host >= vocabulary)]
     if wrong.size:
         raise ValueError(
-            f"embed: xs holds the token {wrong[0]}; the vocabulary of {vocabulary} has "
+            f"xs holds the token {wrong[0]}; the vocabulary of {vocabulary} has "
             f"tokens from 0 to {vocabulary - 1}."
         )

@@ -11,16 +11,21 @@ and nobody else interprets:
                                   row into NaN where it is traced
 """
 
-from typing import NamedTuple
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxlstm.cells.base import State
-from jaxlstm.shapes import Any, Features, Happens, Rows, show
+from jaxlstm.shapes import Features, Happens, Key, Rows, show
 
 
 class Steps(NamedTuple):
@@ -39,6 +44,9 @@ class Steps(NamedTuple):
 def features(name: str, xs: ArrayLike, *, spatial_axes: int = 0) -> Features:
     """xs as an array `[T, *b, D]` of floating point numbers.
 
+    NumPy's float64 becomes float32 where JAX's x64 mode is off; the first time in a
+    process, a warning says so.
+
     Arguments:
         name: what the caller calls it, for the message.
         xs: anything that is an array of numbers, in any memory layout.
@@ -46,12 +54,9 @@ def features(name: str, xs: ArrayLike, *, spatial_axes: int = 0) -> Features:
 
     Errors: `ValueError` that names the rank or the dtype that came.
     """
-    if isinstance(xs, np.ma.MaskedArray) and np.ma.is_masked(xs):
-        raise ValueError(
-            f"{name} is a masked array; its mask would be lost. Pass xs.data and "
-            "mask=~xs.mask of shape [T, *b]."
-        )
     array = as_array(name, xs)
+    if getattr(xs, "dtype", None) == np.float64 != array.dtype:
+        _warn_of_narrowing(name)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
             f"{name} has dtype {array.dtype}; floating point features are needed. "
@@ -67,24 +72,89 @@ def features(name: str, xs: ArrayLike, *, spatial_axes: int = 0) -> Features:
     return array
 
 
-def as_array(name: str, value: ArrayLike) -> Any:
+@functools.cache
+def _warn_of_narrowing(name: str) -> None:
+    warnings.warn(
+        f"{name} has dtype float64 and JAX's x64 mode is off, so it is computed in "
+        "float32. Convert it to say so, or set jax_enable_x64. This is said once.",
+        stacklevel=5,  # whoever called `unroll`
+    )
+
+
+def as_array(name: str, value: ArrayLike | None) -> Array:
     """A JAX array, or a `ValueError` that says why value is none.
 
     Python lists, and NumPy arrays of any stride and byte order, are copied over; what
     is on a device stays there.
     """
-    if isinstance(value, jax.Array):
+    if isinstance(value, Array):
+        check_alive(name, value)
         return value
+    if value is None:
+        raise ValueError(f"{name} is None; an array of numbers is needed.")
+    if np.ma.is_masked(value):
+        raise ValueError(
+            f"{name} is a masked array, and its mask would be lost. Pass {name}.data, "
+            "and say with mask=, [T, *b], which steps happen."
+        )
     try:
         host = np.asarray(value)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name} is not an array of numbers: {error}") from None
     if not (jnp.issubdtype(host.dtype, jnp.number) or host.dtype == bool):
+        rows = "; rows of unequal length must be padded, and lengths= say how long"
         raise ValueError(
-            f"{name} has dtype {host.dtype}, which is not a number; rows of unequal "
-            "length must be padded and their lengths passed as lengths=."
+            f"{name} has dtype {host.dtype}, which is not a number"
+            f"{rows if host.dtype == object else ''}."
         )
     return jnp.asarray(host.astype(host.dtype.newbyteorder("=")))
+
+
+def check_alive(name: str, array: Array) -> None:
+    """Errors: `ValueError` for an array whose memory was given away."""
+    if not isinstance(array, Tracer) and array.is_deleted():
+        raise ValueError(
+            f"{name} is an array that was deleted, as donating it to a jitted function "
+            "does; go on with what that function returned."
+        )
+
+
+def as_key(door: str, key: Key | None) -> Key | None:
+    """One key, or None. `jax.random.PRNGKey(0)` is the same key as `key(0)`.
+
+    Errors: `TypeError` for anything else, a seed among them; it begins with the name
+    of the door.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype == np.uint32:  # a key as JAX wrote it before it had a type of its own
+        with contextlib.suppress(TypeError):
+            key = jax.random.wrap_key_data(jnp.asarray(key))
+    if key is None or (is_key(key) and key.shape == ()):
+        return key
+    came = f"an array of {show(key.shape)} keys" if is_key(key) else f"{key!r:.60}"
+    raise TypeError(
+        f"{door}: key is {came}; one key is needed, such as jax.random.key(0)."
+    )
+
+
+def is_key(value: Any) -> bool:
+    """Whether it is an array of JAX's typed random keys."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+@contextlib.contextmanager
+def speaking(name: str) -> Iterator[None]:
+    """Puts the name of the function that was called before a `ValueError`'s sentence.
+
+    What is raised within a step of the caller's own is the cause of what comes out.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError or str(error).startswith(f"{name}: "):
+            raise
+        raise ValueError(f"{name}: {error}") from error
 
 
 def steps(
@@ -220,7 +290,7 @@ def _booleans(name: str, value: ArrayLike, frame: tuple[int, ...]) -> Happens:
     return array
 
 
-def _counts(lengths: ArrayLike, batch_shape: tuple[int, ...]) -> Any:
+def _counts(lengths: ArrayLike, batch_shape: tuple[int, ...]) -> Array:
     counts = as_array("lengths", lengths)
     if not jnp.issubdtype(counts.dtype, jnp.integer):
         raise ValueError(
@@ -244,7 +314,7 @@ def _checked_counts(lengths: ArrayLike, time: int) -> np.ndarray:
     return counts
 
 
-def select(chosen: Rows, yes: State, no: State) -> State:
+def select(chosen: Happens | Rows, yes: State, no: State) -> State:
     """`yes` where chosen and `no` elsewhere, for every leaf of two equal pytrees.
 
     A select and no product, so that what is not chosen may be NaN. A leaf of `no` may

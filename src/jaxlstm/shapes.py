@@ -8,13 +8,30 @@
 
 An array that stands at one instant has no T. The gate axis is explicit, just before
 H, so that the four gates of a unit stay on one device when H is split over a mesh.
+
+The dtype of xs decides every other, for every cell, wrapper and layer:
+
+    xs        params  products  sums, gates  carried h  carried c  outputs
+    float64   any     float64   float64      float64    float64    float64
+    float32   any     float32   float32      float32    float32    float32
+    bfloat16  any     bfloat16  float32      bfloat16   float32    bfloat16
+    float16   any     float16   float32      float16    float32    float16
+
+    params    of any floating dtype, read in that of the products; what is added to a
+              sum or scales it (b, peepholes, layer norm) is read in that of the sums
+    outputs   what `unroll` emits of h and what a layer gives to the next; c and the
+              gates are emitted as they are; `embed` begins with its `dtype`
+    states    that the caller gives, Python floats too, become what is carried
+    gradients have the dtype of what they belong to
+
+Nothing is promoted and no dtype is weak on the way out. float64 needs JAX's x64 mode.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 Key = PRNGKeyArray
 
@@ -29,7 +46,6 @@ Bias = Float[Array, "4 H"]
 Features = Float[Array, "T *b D"]
 Happens = Bool[Array, "T *b"]
 Rows = Bool[Array, "*b"]
-Lengths = Int[Array, "*b"]
 Any = Shaped[Array, "..."]
 
 
@@ -51,3 +67,9 @@ def is_explicit(sharding: jax.sharding.Sharding | None) -> bool:
     """Whether the type of an array says over which axes of a mesh it is split."""
     mesh = getattr(sharding, "mesh", None)
     return mesh is not None and AxisType.Explicit in mesh.axis_types
+
+
+def placed_like(x: jax.Array, values: jax.Array) -> jax.Array:
+    """The values `[*b, D]`, split over an explicit mesh as x `[*b, D]` is."""
+    kind = jax.typeof(x).sharding
+    return jax.sharding.reshard(values, kind) if is_explicit(kind) else values

@@ -4,18 +4,21 @@ One door, many engines, one signature. An engine that cannot serve refuses with
 `NotImplementedError` and a sentence; the door tries the next one.
 """
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxlstm import sequences
 from jaxlstm.cells import emit as emits
-from jaxlstm.cells.base import Cell, Each, Params, State
+from jaxlstm.cells.base import Cell, Each, Params, State, project
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import scan
 from jaxlstm.sequences import Steps
@@ -81,24 +84,27 @@ def unroll(
     Arguments:
         cell, params: the cell, and the parameters that its `init` drew.
         xs: `[T, *b, D]`, time first. Its dtype is the dtype of the products and of the
-            outputs; sums over time are kept in float32 or wider.
-        state: where to begin; None for the cell's initial state.
+            outputs; sums over time are kept in float32 or wider. All dtypes are in
+            the table at the head of `jaxlstm.shapes`.
+        state: where to begin; None for the cell's initial state. A number stands for
+            an array of it, as in `LSTMState(0.0, 0.0)`.
         lengths: integers `[*b]`: row b has lengths[b] steps, the rest is padding.
         mask: booleans `[T, *b]`: False where the step does not happen.
         resets: booleans `[T, *b]`: True to begin again from the cell's initial state
             before the step.
         reverse: run from the last step to the first; outputs stay at their own t.
         emit: what to stack over time, `(state, gates) -> pytree`; see `jl.emit`.
-        key: noise for stochastic cells; no key, no noise.
+        key: noise for stochastic cells; no key, no noise, and the same key, the same
+            noise.
         checkpoint_every: remember every k-th state and compute the rest again on the
-            way back; `"sqrt"` chooses k = √T.
+            way back; `"sqrt"` chooses k = √T. For what does not fit into memory.
         engine: None for the first that accepts, a name, or several names to try.
 
     Returns: `(state, emitted)`, the carry first as in `lax.scan`.
 
     Errors: `ValueError` for what does not fit together, before anything is compiled;
-    `NotImplementedError` where the engine asked for refuses, and an `ExceptionGroup`
-    of them where several do.
+    `TypeError` for a key that is none; `NotImplementedError` where the engine asked
+    for refuses, and an `ExceptionGroup` of them where several do.
 
     >>> import jax, jax.numpy as jnp, jaxlstm as jl
     >>> cell = jl.lstm()
@@ -108,14 +114,17 @@ def unroll(
     >>> hs.shape, bool((hs[4:, 1] == 0).all()), bool((state.h[1] == hs[3, 1]).all())
     ((7, 2, 5), True, True)
     """
-    names, options = _names(engine), _options(reverse, emit, checkpoint_every, key)
-    arrays = _arrays(cell, params, xs, state, lengths, mask, resets)
+    key = sequences.as_key("unroll", key)
     refusals: dict[str, NotImplementedError] = {}
-    for name in names:
-        try:
-            return _run(ENGINES[name], cell, options, *arrays, key)
-        except NotImplementedError as refusal:
-            refusals[name] = refusal
+    with sequences.speaking("unroll"):
+        names, options = _names(engine), _options(reverse, emit, checkpoint_every)
+        arrays = _arrays(cell, params, xs, state, lengths, mask, resets)
+        for name in names:
+            try:
+                with _in_words(cell, arrays):
+                    return _run(ENGINES[name], cell, options, *arrays, key)
+            except NotImplementedError as refusal:
+                refusals[name] = refusal
     raise _all_refused(refusals)
 
 
@@ -160,22 +169,25 @@ def explain(
     >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3))))
     -> scan  serves
     """
-    asked, options = _names(engine), _options(reverse, emit, checkpoint_every, key)
-    arrays = _arrays(cell, params, xs, state, lengths, mask, resets)
+    key = sequences.as_key("explain", key)
     chosen, reasons = None, {}
-    for name in [*asked, *(name for name in ENGINES if name not in asked)]:
-        run = functools.partial(_run, ENGINES[name], cell, options)
-        try:
-            jax.eval_shape(run, *arrays, key)
-        except NotImplementedError as refusal:
-            reasons[name] = str(refusal)
-            continue
-        if name not in asked:
-            reasons[name] = "would serve, but was not asked for"
-        elif chosen is None:
-            chosen, reasons[name] = name, "serves"
-        else:
-            reasons[name] = f"would serve, but {chosen} comes first"
+    with sequences.speaking("explain"):
+        asked, options = _names(engine), _options(reverse, emit, checkpoint_every)
+        arrays = _arrays(cell, params, xs, state, lengths, mask, resets)
+        for name in [*asked, *(name for name in ENGINES if name not in asked)]:
+            run = functools.partial(_run, ENGINES[name], cell, options)
+            try:
+                with _in_words(cell, arrays):
+                    jax.eval_shape(run, *arrays, key)
+            except NotImplementedError as refusal:
+                reasons[name] = str(refusal)
+                continue
+            if name not in asked:
+                reasons[name] = "would serve, but was not asked for"
+            elif chosen is None:
+                chosen, reasons[name] = name, "serves"
+            else:
+                reasons[name] = f"would serve, but {chosen} comes first"
     return Explanation(chosen, reasons)
 
 
@@ -222,24 +234,88 @@ def _run(
 # -- everything that a caller can get wrong, found before an engine is entered ---
 
 
+Arrays = tuple[Params, Features, State, Steps]
+
+
+@contextlib.contextmanager
+def _in_words(cell: Cell, arrays: Arrays) -> Iterator[None]:
+    """What JAX says of a step that does not fit, or of memory, said in our words."""
+    try:
+        yield
+    except TypeError as error:
+        sentence = _misfit(cell, *arrays)
+        if sentence is None:
+            raise
+        raise ValueError(sentence) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            error.add_note(f"unroll: {OUT_OF_MEMORY}")
+        raise
+
+
+OUT_OF_MEMORY = (
+    'checkpoint_every="sqrt" remembers √T of T states for the way back and computes '
+    "the rest again; emit=jl.emit.nothing stacks no outputs; a batch of fewer rows, or "
+    "a long sequence in several calls that carry the state on, need less still."
+)
+
+
+def _misfit(
+    cell: Cell, params: Params, xs: Features, state: State, steps: Steps
+) -> str | None:
+    """How the state after a step differs from the state before it, if it does."""
+
+    def step(params: Params, xs: Features, state: State) -> State:
+        each = None
+        if cell.prepare is not None:
+            params, each = cell.prepare(params, xs)
+        first = jax.tree.map(lambda leaf: leaf[0], (xs, each))
+        return cell.step(params, state, project(cell, params, *first))[0]
+
+    if len(xs) == 0:
+        return None
+    after = _leaves(jax.eval_shape(step, params, xs, state))
+    for name, before in _leaves(state).items():
+        came, gone = _typed(before), _typed(after.pop(name, None))
+        if came != gone:
+            return (
+                f"the cell's step turns state{name}, {came}, into {gone}; a step must "
+                "give back what it got, for example with .astype(state.h.dtype)."
+            )
+    return f"the cell's step adds state{next(iter(after))}." if after else None
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _typed(leaf: Any) -> str:
+    return "nothing" if leaf is None else f"{leaf.dtype} {show(leaf.shape)}"
+
+
 def _options(
-    reverse: bool,
-    emit: Emit,
-    checkpoint_every: int | Literal["sqrt"] | None,
-    key: Key | None,
+    reverse: bool, emit: Emit, checkpoint_every: int | Literal["sqrt"] | None
 ) -> _Options:
     if not isinstance(reverse, bool | np.bool_):
-        raise ValueError(f"unroll: reverse is {reverse!r}; True or False is needed.")
+        raise ValueError(f"reverse is {reverse!r}; True or False is needed.")
     if not callable(emit):
         raise ValueError(
-            f"unroll: emit is {emit!r}; a function (state, gates) -> pytree is needed, "
+            f"emit is {emit!r}; a function (state, gates) -> pytree is needed, "
             "such as jl.emit.hidden, states, trace or nothing."
         )
-    if key is not None and not isinstance(key, jax.Array):
-        raise ValueError(
-            f"unroll: key is {key!r}; a key is needed, such as jax.random.key(0)."
-        )
+    _check_hashable("emit", emit)
     return _Options(bool(reverse), emit, _block(checkpoint_every))
+
+
+def _check_hashable(name: str, value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} cannot be hashed ({error}), and is part of what a program is "
+            "compiled for; a function can be, and so can a frozen dataclass."
+        ) from None
 
 
 def _block(
@@ -250,7 +326,7 @@ def _block(
     whole = isinstance(checkpoint_every, int | np.integer)
     if not whole or isinstance(checkpoint_every, bool) or checkpoint_every < 1:
         raise ValueError(
-            f"unroll: checkpoint_every is {checkpoint_every!r}; a number of steps from "
+            f"checkpoint_every is {checkpoint_every!r}; a number of steps from "
             '1, "sqrt" or None is needed.'
         )
     return int(checkpoint_every)
@@ -264,39 +340,54 @@ def _arrays(
     lengths: ArrayLike | None,
     mask: ArrayLike | None,
     resets: ArrayLike | None,
-) -> tuple[Params, Features, State, Steps]:
+) -> Arrays:
     if not isinstance(cell, Cell):
         raise ValueError(
-            f"unroll: cell is {cell!r:.60}; a Cell is needed, such as jl.lstm() gives "
-            "or Cell(init, initial_state, project, step)."
+            f"cell is {cell!r:.60}; a Cell is needed, such as jl.lstm() gives or "
+            "Cell(init, initial_state, project, step)."
         )
-    try:
-        xs = sequences.features("xs", xs, spatial_axes=cell.spatial_axes)
-        frame = xs.shape[: xs.ndim - 1 - cell.spatial_axes]
-        batch_shape = xs.shape[1:-1]
-        begin = functools.partial(
-            cell.initial_state, batch_shape=batch_shape, dtype=xs.dtype
-        )
-        jax.eval_shape(cell.project, params, xs)
-        wanted = jax.eval_shape(begin, params)
-        state = begin(params) if state is None else _conform(state, wanted)
-        steps = sequences.steps(frame, lengths=lengths, mask=mask, resets=resets)
-    except ValueError as error:
-        raise ValueError(f"unroll: {error}") from error
+    _check_hashable("cell", cell)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not isinstance(leaf, np.ndarray):
+            _as_leaf("params", path, leaf)
+    xs = sequences.features("xs", xs, spatial_axes=cell.spatial_axes)
+    frame = xs.shape[: xs.ndim - 1 - cell.spatial_axes]
+    begin = functools.partial(
+        cell.initial_state, batch_shape=xs.shape[1:-1], dtype=xs.dtype
+    )
+    jax.eval_shape(cell.project, params, xs)
+    wanted = jax.eval_shape(begin, params)
+    state = begin(params) if state is None else _conform(state, wanted)
+    steps = sequences.steps(frame, lengths=lengths, mask=mask, resets=resets)
     return params, xs, state, steps
 
 
+def _as_leaf(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> Array:
+    """The leaf as an array; its place is only put into words where it is none."""
+    if isinstance(leaf, Tracer) or (isinstance(leaf, Array) and not leaf.is_deleted()):
+        return leaf
+    return sequences.as_array(name + jax.tree_util.keystr(path), leaf)
+
+
 def _conform(state: State, wanted: State) -> State:
-    """The caller's state, in the dtypes that the cell carries it in."""
-    if jax.tree.structure(state) != jax.tree.structure(wanted):
+    """The caller's state, in the dtypes that the cell carries it in.
+
+    A number in place of an array is the value of every unit.
+    """
+    paths, tree = jax.tree_util.tree_flatten_with_path(wanted)
+    try:
+        leaves = tree.flatten_up_to(state)
+    except ValueError:
         raise ValueError(
             f"state is {_describe(state)}; this cell wants {_describe(wanted)}. Take "
             "it from cell.initial_state or from an earlier call."
-        )
+        ) from None
 
-    def one(path: jax.tree_util.KeyPath, leaf: ArrayLike, want: Any) -> Any:
+    def one(path: jax.tree_util.KeyPath, want: Any, leaf: ArrayLike) -> Array:
+        if type(leaf) in (int, float):
+            return jnp.full(want.shape, leaf, want.dtype)
         name = f"state{jax.tree_util.keystr(path)}"
-        array = sequences.as_array(name, leaf)
+        array = _as_leaf("state", path, leaf)
         if array.shape != want.shape:
             raise ValueError(
                 f"{name} has shape {show(array.shape)}; for this xs and these params "
@@ -308,7 +399,8 @@ def _conform(state: State, wanted: State) -> State:
             )
         return array.astype(want.dtype)
 
-    return jax.tree_util.tree_map_with_path(one, state, wanted)
+    pairs = zip(paths, leaves, strict=True)
+    return tree.unflatten([one(path, want, leaf) for (path, want), leaf in pairs])
 
 
 def _describe(state: State) -> str:
@@ -318,16 +410,16 @@ def _describe(state: State) -> str:
 
 def _names(engine: str | Sequence[str] | None) -> tuple[str, ...]:
     names = tuple(ENGINES) if engine is None else engine
-    names = (names,) if isinstance(names, str) else tuple(names)
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        names = (names,)
     if not names:
-        raise ValueError("unroll: engine is empty; name one, or leave it out.")
+        raise ValueError("engine is empty; name one, or leave it out.")
     for name in names:
-        if name not in ENGINES:
+        if name not in tuple(ENGINES):
             raise ValueError(
-                f"unroll: engine={name!r} is unknown; the engines are "
-                f"{', '.join(ENGINES)}."
+                f"engine={name!r} is unknown; the engines are {', '.join(ENGINES)}."
             )
-    return names
+    return tuple(names)
 
 
 def _all_refused(refusals: dict[str, NotImplementedError]) -> Exception:

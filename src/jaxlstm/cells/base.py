@@ -42,12 +42,27 @@ class LSTMState(NamedTuple):
     c: Hidden
 
 
+class HiddenState(NamedTuple):
+    """What the next step of a cell without a cell state needs: `h [*b, H]`."""
+
+    h: Hidden
+
+
 class LSTMParams(NamedTuple):
     """`w_x [D, 4, H]`, `w_h [H, 4, H]`, `b [4, H]`, gates in the order of `Gates`."""
 
     w_x: InputMatrix
     w_h: RecurrentMatrix
     b: Bias
+
+
+class Recurrent(Protocol):
+    """Parameters of which `w_h [R, n, H]` multiplies the hidden state."""
+
+    @property
+    def w_h(self) -> RecurrentMatrix:
+        """What multiplies the hidden state."""
+        ...
 
 
 class Init(Protocol):

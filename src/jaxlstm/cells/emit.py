@@ -32,7 +32,15 @@ class Trace(NamedTuple):
 
 
 def hidden(state: State, gates: Reported) -> Hidden:
-    """The hidden state h of each step: what a layer gives to the next."""
+    """The hidden state h of each step: what a layer gives to the next.
+
+    Errors: `ValueError` for a state without a field h.
+    """
+    if not hasattr(state, "h"):
+        raise ValueError(
+            f"the state of this cell, a {type(state).__name__}, has no field h; give "
+            "it one, or say what to stack with emit=."
+        )
     return state.h
 
 

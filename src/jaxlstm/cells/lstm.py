@@ -18,22 +18,25 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxlstm.cells import parameters
 from jaxlstm.cells.base import (
     UNEDITED,
     Activation,
     Cell,
     Edit,
     Gates,
+    InitialState,
     LSTMParams,
     LSTMState,
+    Params,
+    Recurrent,
     activation,
-    check_size,
     edited,
     typed_like,
 )
 from jaxlstm.cells.products import affine, product
 from jaxlstm.initializers import Preset, chosen_preset
-from jaxlstm.shapes import Hidden, Input, Key, Projected, accumulator_dtype, show
+from jaxlstm.shapes import Hidden, Input, Key, Projected, accumulator_dtype
 
 
 def project(params: LSTMParams, x: Input) -> Projected:
@@ -54,15 +57,15 @@ def project(params: LSTMParams, x: Input) -> Projected:
     >>> jl.cells.lstm.project(params, jnp.ones((7, 3))).shape
     (7, 4, 5)
     """
-    sizes(params)
+    parameters.sizes(LSTMParams, params)
     return affine(x, params.w_x, params.b)
 
 
-def preactivations(params: LSTMParams, h: Hidden, z: Projected) -> Gates:
+def preactivations(params: Recurrent, h: Hidden, z: Projected) -> Gates:
     """`z_t + W_h h_{t-1}`, gate by gate, each `[*b, H]`, in the dtype of z.
 
     Arguments:
-        params: of which `w_h [H, 4, H]` is read, through a 2-D view.
+        params: a record, of which `w_h [H, 4, H]` is read, through a 2-D view.
         h: `[*b, H]`, the hidden state before the step.
         z: `[*b, 4, H]`, what `project` made of the input.
     """
@@ -75,20 +78,23 @@ def activate(
     *,
     gate: Activation = jax.nn.sigmoid,
     candidate: Activation = jnp.tanh,
+    edit: Activation | None = None,
 ) -> Gates:
     """`i, f, o = σ(z_i), σ(z_f), σ(z_o)` and `g = tanh(z_g)`.
 
     Arguments:
         gates: the pre-activations.
         gate, candidate: other functions in place of σ and tanh.
+        edit: a change made to g before it is written.
 
     >>> import jax.numpy as jnp, jaxlstm as jl
     >>> float(jl.cells.lstm.activate(jl.Gates(*jnp.zeros((4, 1)))).f[0])
     0.5
     """
-    return Gates(
+    gates = Gates(
         i=gate(gates.i), f=gate(gates.f), g=candidate(gates.g), o=gate(gates.o)
     )
+    return gates._replace(g=edited(edit, gates.g))
 
 
 def transition(
@@ -117,43 +123,36 @@ def transition(
     return LSTMState(h=gates.o * output(c), c=c)
 
 
-def initial_state(
-    params: LSTMParams,
-    batch_shape: tuple[int, ...] = (),
-    *,
-    dtype: DTypeLike | None = None,
-) -> LSTMState:
-    """Zeros, `[*batch_shape, H]`: h in `dtype` (that of b), c in float32 or wider.
+def at_rest(
+    record: type, *, shown: str = "H", without: tuple[str, ...] = ()
+) -> InitialState:
+    """The `initial_state` of a cell with h and c: zeros, `[*batch_shape, H]`.
 
-    A cell state in 16 bits could not count: in bfloat16, 256 + 1 is 256.
+    h is in the dtype asked for (that of b), c in float32 or wider. A cell state in 16
+    bits could not count: in bfloat16, 256 + 1 is 256.
+
+    Arguments:
+        record, without: what the parameters must be, as in `parameters.sizes`.
+        shown: the letter of the size of h.
     """
-    _, hidden_size = sizes(params)
-    dtype = params.b.dtype if dtype is None else dtype
-    shape = (*batch_shape, hidden_size)
-    return LSTMState(
-        h=jnp.zeros(shape, dtype), c=jnp.zeros(shape, accumulator_dtype(dtype))
-    )
 
-
-def sizes(params: LSTMParams) -> tuple[int, int]:
-    """`(D, H)`, read from the shapes.
-
-    Errors: `ValueError` where the params are no `LSTMParams`, or their shapes do not
-    belong together.
-    """
-    if not isinstance(params, LSTMParams):
-        raise ValueError(
-            f"params is a {type(params).__name__}; an LSTM wants "
-            "LSTMParams(w_x [D, 4, H], w_h [H, 4, H], b [4, H])."
+    def initial_state(
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        *,
+        dtype: DTypeLike | None = None,
+    ) -> LSTMState:
+        size = parameters.sizes(record, params, without=without)
+        dtype = jnp.dtype(params.b.dtype if dtype is None else dtype)
+        return LSTMState(
+            h=jnp.zeros((*batch_shape, size[shown]), dtype),
+            c=jnp.zeros((*batch_shape, size["H"]), accumulator_dtype(dtype)),
         )
-    w_x, w_h, b = (tuple(jnp.shape(leaf)) for leaf in params)
-    hidden_size = b[-1] if b else 0
-    if len(w_x) != 3 or w_x[1:] != b or w_h != (hidden_size, *b) or b[0] != 4:
-        raise ValueError(
-            "params do not belong together: an LSTM wants w_x [D, 4, H], "
-            f"w_h [H, 4, H], b [4, H]; these are {show(w_x)}, {show(w_h)}, {show(b)}."
-        )
-    return w_x[0], hidden_size
+
+    return initial_state
+
+
+initial_state = at_rest(LSTMParams)
 
 
 def lstm(
@@ -204,21 +203,13 @@ def _lstm(
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> LSTMParams:
-        check_size("input_size", input_size)
-        check_size("hidden_size", hidden_size)
-        keys = jax.random.split(key, 3)
-        return LSTMParams(
-            w_x=init.w_x(keys[0], (input_size, 4, hidden_size), dtype),
-            w_h=init.w_h(keys[1], (hidden_size, 4, hidden_size), dtype),
-            b=init.b(keys[2], (4, hidden_size), dtype),
-        )
+        return LSTMParams(*parameters.draw(init, key, input_size, hidden_size, dtype))
 
     def step(
         params: LSTMParams, state: LSTMState, z: Projected, *, edit: Edit = UNEDITED
     ) -> tuple[LSTMState, Gates]:
         gates = preactivations(params, edited(edit.hidden, state.h), z)
-        gates = activate(gates, gate=gate, candidate=candidate)
-        gates = gates._replace(g=edited(edit.candidate, gates.g))
+        gates = activate(gates, gate=gate, candidate=candidate, edit=edit.candidate)
         after = transition(gates, state.c, output=output, edit=edit.cell)
         return typed_like(state, after), gates
 

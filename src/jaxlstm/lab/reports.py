@@ -169,40 +169,63 @@ def _of_training(records: Sequence[Record]) -> list[_Picture]:
 
 
 def _of_reading(reading: Reading) -> list[_Picture]:
+    """What there is to see of a cell: the gate that keeps, one unit, its timescales."""
     from jaxlstm import plots
 
     symbols, trace = reading
-    unit = _telling_unit(trace)
     width = min(16.0, max(8.0, 0.14 * len(symbols)))
-    return [
-        _Picture(
-            "forget_gate.png",
-            "The forget gate while the model reads. Bright keeps, dark lets go.",
+    pictures = []
+    if (keeper := _keeper(trace)) is not None:
+        name, keeps = keeper
+        heatmap = _Picture(
+            f"{name.replace(' ', '_')}.png",
+            f"The {name} while the model reads. Bright keeps, dark lets go.",
             (width, 5),
-            lambda ax: plots.gate_heatmap(
-                symbols, trace.gates.f, "forget gate f", ax=ax
-            ),
-        ),
-        _Picture(
+            lambda ax: plots.gate_heatmap(symbols, keeps, name, ax=ax),
+        )
+        timescales = _Picture(
+            "timescales.png",
+            "How long the units remember.",
+            (8, 4),
+            lambda ax: plots.timescales(keeps, ax=ax),
+        )
+        pictures = [heatmap, timescales]
+    if _is_a_unit_each(trace):
+        unit = _telling_unit(trace)
+        picture = _Picture(
             "unit.png",
             f"Unit {unit}: its gates, its cell c and its output h while it reads.",
             (width, 7),
             lambda ax: plots.unit_trace(symbols, trace, unit, ax=ax),
-        ),
-        _Picture(
-            "timescales.png",
-            "How long the units remember.",
-            (8, 4),
-            lambda ax: plots.timescales(trace.gates.f, ax=ax),
-        ),
-    ]
+        )
+        pictures.insert(1, picture)
+    return pictures
+
+
+def _keeper(trace: "Trace") -> tuple[str, np.ndarray] | None:
+    """The gate that says how much is kept, and its name; None where all or none is."""
+    for field, name in ("f", "forget gate f"), ("z", "update gate z"):
+        gate = np.asarray(getattr(trace.gates, field, 1.0), float)
+        if (gate != 1).any():
+            return name, gate
+    return None
+
+
+def _is_a_unit_each(trace: "Trace") -> bool:
+    """Whether the units have a cell state and an h of their own to be drawn."""
+    c = getattr(trace.state, "c", None)
+    return c is not None and c.shape == trace.state.h.shape
 
 
 def _telling_unit(trace: "Trace") -> int:
-    """A unit that keeps for a while and then lets go: mean(f) std(f) std(tanh c)."""
+    """A unit that keeps for a while and then lets go: mean(f) std(f) std(tanh c).
+
+    Where all units keep everything, the one whose cell state moves most.
+    """
     forget = np.asarray(trace.gates.f, float)
-    held = np.tanh(np.asarray(trace.state.c, float))
-    return int(np.argmax(forget.mean(0) * forget.std(0) * held.std(0)))
+    held = np.tanh(np.asarray(trace.state.c, float)).std(0)
+    telling = forget.mean(0) * forget.std(0) * held
+    return int(np.argmax(telling if telling.any() else held))
 
 
 def _save(picture: _Picture, path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -51,7 +52,8 @@ def _tagged(key: str, default: str) -> BeforeValidator:
 
 Whole = BeforeValidator(_whole)
 Step = Annotated[int, Field(ge=1, le=2**31 - 1), Whole]
-Size = Annotated[int, Field(ge=1, le=65_536), Whole]
+LARGEST_SIZE = 65_536
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE), Whole]
 Token = Annotated[int, Field(ge=0, le=2**31 - 2), Whole]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -166,52 +168,173 @@ Data = Annotated[
 # -- model --------------------------------------------------------------------
 
 
+Init = Literal["default", "torch", "keras", "chrono"]
+ForgetBias = Annotated[float, Field(ge=-100, le=100)]
+
+_BIAS = Field(default=1.0, description="The forget gate's bias at the start.")
+_CANDIDATE = Field(default="tanh", description="Of the candidate.")
+_OUTPUT = Field(default="tanh", description="Of c, in h = o f(c).")
+_GATE = Field(default="sigmoid", description="Of the gates.")
+_INIT = Field(default="default", description="How the parameters are drawn.")
+
+
+def _leaves_the_bias(init: str, info: ValidationInfo) -> str:
+    bias = info.data.get("forget_bias", 1.0)
+    if init in ("torch", "chrono") and bias != 1.0:
+        raise ValueError(
+            f'"{init}" draws its own biases, so forget_bias {bias} would have no '
+            'effect; leave forget_bias out, or use "default" or "keras"'
+        )
+    return init
+
+
+# An init beside a forget bias.
+BiasedInit = Annotated[Init, AfterValidator(_leaves_the_bias)]
+
+
 class LSTM(Section):
     """The LSTM with a forget gate."""
 
     name: Literal["lstm"] = "lstm"
-    forget_bias: Annotated[float, Field(ge=-100, le=100)] = Field(
-        default=1.0, description="The forget gate's bias at the start."
-    )
-    candidate_activation: Activation = Field(
-        default="tanh", description="Of the candidate g."
-    )
-    output_activation: Activation = Field(
-        default="tanh", description="Of c, in h = o f(c)."
-    )
-    gate_activation: Activation = Field(default="sigmoid", description="Of i, f and o.")
-    init: Literal["default", "torch", "keras", "chrono"] = Field(
-        default="default", description="How the parameters are drawn."
+    forget_bias: ForgetBias = _BIAS
+    candidate_activation: Activation = _CANDIDATE
+    output_activation: Activation = _OUTPUT
+    gate_activation: Activation = _GATE
+    init: BiasedInit = _INIT
+
+
+class ClassicLSTM(Section):
+    """The LSTM of 1997, without a forget gate."""
+
+    name: Literal["classic_lstm"] = "classic_lstm"
+    candidate_activation: Activation = _CANDIDATE
+    output_activation: Activation = _OUTPUT
+    gate_activation: Activation = _GATE
+    init: Init = _INIT
+
+
+class PeepholeLSTM(Section):
+    """The LSTM whose gates look at the cell state."""
+
+    name: Literal["peephole_lstm"] = "peephole_lstm"
+    forget_bias: ForgetBias = _BIAS
+    candidate_activation: Activation = _CANDIDATE
+    output_activation: Activation = _OUTPUT
+    gate_activation: Activation = _GATE
+    init: BiasedInit = _INIT
+
+
+class CoupledLSTM(Section):
+    """The LSTM that forgets what it overwrites, i = 1 - f."""
+
+    name: Literal["coupled_lstm"] = "coupled_lstm"
+    forget_bias: ForgetBias = _BIAS
+    candidate_activation: Activation = _CANDIDATE
+    output_activation: Activation = _OUTPUT
+    gate_activation: Activation = _GATE
+    init: BiasedInit = _INIT
+    peepholes: bool = Field(
+        default=False, description="Whether the gates look at the cell state."
     )
 
-    @field_validator("init")
-    @classmethod
-    def _leaves_the_bias(cls, init: str, info: ValidationInfo) -> str:
-        bias = info.data.get("forget_bias", 1.0)
-        if init in ("torch", "chrono") and bias != 1.0:
-            raise ValueError(
-                f'"{init}" draws its own biases, so forget_bias {bias} would have no '
-                'effect; leave forget_bias out, or use "default" or "keras"'
-            )
-        return init
+
+class ProjectedLSTM(Section):
+    """The LSTM whose output is a projection of its units."""
+
+    name: Literal["projected_lstm"] = "projected_lstm"
+    projection_size: Size = Field(description="Features of h; c has hidden_size units.")
+    forget_bias: ForgetBias = _BIAS
+    candidate_activation: Activation = _CANDIDATE
+    output_activation: Activation = _OUTPUT
+    gate_activation: Activation = _GATE
+    init: BiasedInit = _INIT
+
+
+class LayerNormLSTM(Section):
+    """The LSTM with layer-normalised pre-activations."""
+
+    name: Literal["layer_norm_lstm"] = "layer_norm_lstm"
+    forget_bias: ForgetBias = _BIAS
+    candidate_activation: Activation = _CANDIDATE
+    output_activation: Activation = _OUTPUT
+    gate_activation: Activation = _GATE
+    init: BiasedInit = _INIT
+
+
+class SimpleRNN(Section):
+    """The network of Elman, for comparison."""
+
+    name: Literal["simple_rnn"] = "simple_rnn"
+    activation: Activation = Field(default="tanh", description="Of the hidden state.")
+    init: Init = _INIT
+
+
+class GRU(Section):
+    """The gated recurrent unit, for comparison."""
+
+    name: Literal["gru"] = "gru"
+    reset_after: bool = Field(
+        default=True, description="Reset after the recurrent product, as cuDNN does."
+    )
+    candidate_activation: Activation = _CANDIDATE
+    gate_activation: Activation = _GATE
+    init: Init = _INIT
+
+
+Cell = Annotated[
+    LSTM
+    | ClassicLSTM
+    | PeepholeLSTM
+    | CoupledLSTM
+    | ProjectedLSTM
+    | LayerNormLSTM
+    | SimpleRNN
+    | GRU,
+    Field(discriminator="name"),
+    _tagged("name", "lstm"),
+]
 
 
 class Model(Section):
     """Embedding, a stack of recurrent layers, and a linear read-out."""
 
-    cell: Annotated[LSTM, _tagged("name", "lstm")] = Field(
-        default=LSTM(), description="What happens at one instant."
-    )
+    cell: Cell = Field(default=LSTM(), description="What happens at one instant.")
     embedding_size: Size = Field(
         default=64, description="Features of an embedded token."
     )
-    hidden_size: Size = Field(default=192, description="Units of each layer.")
+    hidden_size: Annotated[
+        int, Field(ge=1, json_schema_extra={"maximum": LARGEST_SIZE}), Whole
+    ] = Field(default=192, description="Units of each layer.")
     layers: Annotated[int, Field(ge=1, le=1024), Whole] = Field(
         default=1, description="Recurrent layers, one above the other."
     )
     dropout: Rate = Field(default=0.0, description="Between two recurrent layers.")
     embedding_dropout: Rate = Field(default=0.0, description="After the embedding.")
     output_dropout: Rate = Field(default=0.0, description="Before the read-out.")
+    cell_clip: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        default=None, description="The cell state is kept between -limit and limit."
+    )
+    recurrent_dropout: Rate = Field(
+        default=0.0, description="Of the candidate, another mask each step."
+    )
+    variational_dropout_x: Rate = Field(
+        default=0.0, description="Of each layer's input, one mask for a window."
+    )
+    variational_dropout_h: Rate = Field(
+        default=0.0, description="Of h where it recurs, one mask for a window."
+    )
+    weight_drop: Rate = Field(
+        default=0.0, description="Of the recurrent weights, one mask for a window."
+    )
+    zoneout_h: Rate = Field(
+        default=0.0, description="Units of h that keep their old value, each step."
+    )
+    zoneout_c: Rate = Field(
+        default=0.0, description="Units of c that keep their old value, each step."
+    )
+    learned_initial_state: bool = Field(
+        default=False, description="Begin each document with a state that is learnt."
+    )
     residual: bool = Field(
         default=False, description="Add each layer's input to its output."
     )
@@ -227,6 +350,30 @@ class Model(Section):
         default="float32",
         description="What is computed in; parameters stay in 32 bits or more.",
     )
+
+    @field_validator("hidden_size")
+    @classmethod
+    def _fits_a_machine(cls, size: int) -> int:
+        if size > LARGEST_SIZE:
+            raise ValueError(
+                f"{size} came; at most {LARGEST_SIZE} is wanted, because the recurrent "
+                f"weights of one gate would take {4 * size**2 / 1e9:,.0f} GB"
+            )
+        return size
+
+    @field_validator("cell_clip", "zoneout_c", "recurrent_dropout")
+    @classmethod
+    def _finds_what_it_changes(cls, value: Any, info: ValidationInfo) -> Any:
+        """A cell that was refused itself is not in `info`, and nothing more is said."""
+        cell, key = info.data.get("cell"), str(info.field_name)
+        what = {"recurrent_dropout": "candidate"}.get(key, "cell state c")
+        lacks = (SimpleRNN,) if what == "candidate" else (SimpleRNN, GRU)
+        if value and isinstance(cell, lacks):
+            raise ValueError(
+                f"{described(value)} came, and the cell {described(cell.name)} has no "
+                f"{what}; leave {key} out, or choose another cell"
+            )
+        return value
 
 
 # -- training -----------------------------------------------------------------

@@ -8,6 +8,7 @@ gradient (truncated backpropagation through time) and not the end of memory.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ def build(model: schema.Model, vocabulary_size: int) -> Layer:
     Outputs `[T, *b, V]` for tokens `[T, *b]`.
     """
     stack = jl.stack(
-        cell(model.cell),
+        cell(model),
         (model.hidden_size,) * model.layers,
         dropout=model.dropout,
         residual=model.residual,
@@ -50,9 +51,26 @@ def build(model: schema.Model, vocabulary_size: int) -> Layer:
     )
 
 
-def cell(config: schema.LSTM) -> Cell:
-    """The cell that the config names, with its options."""
-    return jl.lstm(**config.model_dump(exclude={"name"}))
+def cell(model: schema.Model) -> Cell:
+    """The cell that the config names, and around it what else the config asks for.
+
+    From the inside out: cell clip, recurrent dropout, variational dropout, weight
+    drop, zoneout, learned initial state. What is not asked for is not there.
+    """
+    factory: Callable[..., Cell] = getattr(jl, model.cell.name)
+    made = factory(**model.cell.model_dump(exclude={"name"}))
+    if model.cell_clip is not None:
+        made = jl.clip_cell(made, model.cell_clip)
+    if model.recurrent_dropout:
+        made = jl.recurrent_dropout(made, model.recurrent_dropout)
+    x_rate, h_rate = model.variational_dropout_x, model.variational_dropout_h
+    if x_rate or h_rate:
+        made = jl.variational_dropout(made, x_rate=x_rate, h_rate=h_rate)
+    if model.weight_drop:
+        made = jl.weight_drop(made, model.weight_drop)
+    if model.zoneout_h or model.zoneout_c:
+        made = jl.zoneout(made, h_rate=model.zoneout_h, c_rate=model.zoneout_c)
+    return jl.learned_initial_state(made) if model.learned_initial_state else made
 
 
 class Score(NamedTuple):
@@ -213,5 +231,5 @@ def read_aloud(
     """
     embedding, _, recurrent, *_ = params
     _, xs = jl.embed(*embedding.table.shape).apply(embedding, tokens)
-    _, trace = jl.unroll(cell(model.cell), recurrent[0], xs, emit=jl.emit.trace)
+    _, trace = jl.unroll(cell(model), recurrent[0], xs, emit=jl.emit.trace)
     return jax.tree.map(lambda leaf: leaf[warm_up:], trace)

@@ -1,0 +1,121 @@
+"""The LSTM that forgets exactly as much as it writes: i = 1 - f.
+
+    z = W_x x_t + W_h h_{t-1} + b         f, o = σ(z_f), σ(z_o)       g = tanh(z_g)
+    c_t = f ⊙ c_{t-1} + (1 - f) ⊙ g       h_t = o ⊙ tanh(c_t)
+
+c is an average of candidates and stays within their range. With peepholes, z_f gains
+p_f ⊙ c_{t-1} and z_o gains p_o ⊙ c_t.
+
+Reference: Greff et al., "LSTM: a search space odyssey", 2017 (CIFG),
+https://arxiv.org/abs/1503.04069
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxlstm.cells import parameters
+from jaxlstm.cells.base import (
+    UNEDITED,
+    Activation,
+    Cell,
+    Edit,
+    Gates,
+    LSTMState,
+    activation,
+    edited,
+    typed_like,
+)
+from jaxlstm.cells.lstm import at_rest
+from jaxlstm.cells.peephole import looked
+from jaxlstm.cells.products import recurrent
+from jaxlstm.initializers import CANDIDATE, FORGET, OUTPUT, Preset, chosen_preset
+from jaxlstm.shapes import Key, Projected
+
+
+class CoupledLSTMParams(NamedTuple):
+    """`w_x [D, 3, H]`, `w_h [H, 3, H]`, `b [3, H]`, the gates in the order f, g, o.
+
+    The peepholes `p_f`, `p_o` are `[H]`, or None where there are none.
+    """
+
+    w_x: Float[Array, "D 3 H"]
+    w_h: Float[Array, "H 3 H"]
+    b: Float[Array, "3 H"]
+    p_f: Float[Array, " H"] | None = None
+    p_o: Float[Array, " H"] | None = None
+
+
+def coupled_lstm(
+    *,
+    forget_bias: float = 1.0,
+    candidate_activation: str | Activation = "tanh",
+    output_activation: str | Activation = "tanh",
+    gate_activation: str | Activation = "sigmoid",
+    peepholes: bool = False,
+    init: str | Preset = "default",
+) -> Cell:
+    """The LSTM with coupled input and forget gates; `gates.i` is reported as 1 - f.
+
+    The equations are at the head of `jaxlstm.cells.coupled`.
+
+    Arguments:
+        peepholes: whether f and o look at the cell state. They begin at zero.
+        others: as in `lstm`.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> cell = jl.coupled_lstm()
+    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+    >>> state, trace = jl.unroll(cell, params, jnp.ones((7, 2, 3)), emit=jl.emit.trace)
+    >>> bool((trace.gates.i == 1 - trace.gates.f).all())
+    True
+    """
+    if not isinstance(peepholes, bool):
+        raise ValueError(f"peepholes is {peepholes!r}; True or False is needed.")
+    return _coupled_lstm(
+        activation("gate_activation", gate_activation),
+        activation("candidate_activation", candidate_activation),
+        activation("output_activation", output_activation),
+        peepholes,
+        chosen_preset(init, forget_bias),
+    )
+
+
+@functools.cache
+def _coupled_lstm(
+    gate: Activation,
+    candidate: Activation,
+    output: Activation,
+    peepholes: bool,
+    init: Preset,
+) -> Cell:
+    def draw(
+        key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
+    ) -> CoupledLSTMParams:
+        gates = (FORGET, CANDIDATE, OUTPUT)
+        drawn = parameters.draw(init, key, input_size, hidden_size, dtype, gates=gates)
+        looks = jnp.zeros((2, hidden_size), dtype) if peepholes else ()
+        return CoupledLSTMParams(*drawn, *looks)
+
+    def step(
+        params: CoupledLSTMParams,
+        state: LSTMState,
+        z: Projected,
+        *,
+        edit: Edit = UNEDITED,
+    ) -> tuple[LSTMState, Gates]:
+        z_f, z_g, z_o = recurrent(edited(edit.hidden, state.h), params.w_h, z)
+        f = gate(looked(z_f, params.p_f, state.c))
+        g = edited(edit.candidate, candidate(z_g))
+        c = edited(edit.cell, f * state.c + (1 - f) * g)
+        o = gate(looked(z_o, params.p_o, c))
+        after = LSTMState(h=o * output(c), c=c)
+        return typed_like(state, after), Gates(i=1 - f, f=f, g=g, o=o)
+
+    without = () if peepholes else ("p_f", "p_o")
+    begin = at_rest(CoupledLSTMParams, without=without)
+    project = parameters.projecting(CoupledLSTMParams, without=without)
+    return Cell(draw, begin, project, step)

@@ -1,0 +1,46 @@
+"""One ONNX `LSTM` node as a model, and as a function that onnxruntime runs."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx_adapter import Output
+
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+
+
+def model(attributes: dict[str, Any], optional: Iterable[str] = ()):
+    """A model of this node; shapes are free, and inputs not named are left out."""
+    helper = pytest.importorskip("onnx.helper")
+    kinds = pytest.importorskip("onnx").TensorProto
+    given = {"X", "W", "R", *optional}
+    names = [name if name in given else "" for name in INPUTS]
+    node = helper.make_node("LSTM", names, list(Output._fields), **attributes)
+
+    def tensors(names: Iterable[str]):
+        kind = {"sequence_lens": kinds.INT32}
+        return [
+            helper.make_tensor_value_info(name, kind.get(name, kinds.FLOAT), None)
+            for name in names
+            if name
+        ]
+
+    graph = helper.make_graph([node], "lstm", tensors(names), tensors(Output._fields))
+    opset = helper.make_opsetid("", 14)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=8)
+
+
+def session(
+    attributes: dict[str, Any], optional: Iterable[str] = ()
+) -> Callable[[dict[str, np.ndarray]], Output]:
+    """The node as a function of its inputs, on one thread of the CPU."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    content = model(attributes, optional).SerializeToString()
+    inference = onnxruntime.InferenceSession(
+        content, options, providers=["CPUExecutionProvider"]
+    )
+    return lambda inputs: Output(*inference.run(None, inputs))

@@ -1,0 +1,123 @@
+"""Literal vectors from the tests of onnxruntime, of ONNX and of Keras, to 1e-5."""
+
+import jax.numpy as jnp
+import literals
+import numpy as np
+import onnx_adapter
+import pytest
+
+import jaxlstm as jl
+
+OPTIMISED = True
+
+ORT = literals.cases("ort_lstm_cases")
+ONNX = literals.cases("onnx_node_lstm")
+KERAS = literals.cases("keras_lstm_golden")
+
+ROW_OF_ANOTHER_TEST = (
+    "upstream literal copied from the case with other activations; "
+    "its own tolerance of 1e-3 hides that"
+)
+
+
+def ort_id(case) -> str:
+    """The name upstream; an erratum says in the name what is wrong with it."""
+    name = case["id"].removeprefix("ort/").removesuffix("/1")
+    if "erratum" not in case:
+        return name
+    where = "".join(f"[{n}]" for n in case["erratum"]["index"])
+    return f"{name}, whose {case['erratum']['output']}{where} is wrong upstream"
+
+
+def close(got, wanted, note: str = "") -> None:
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5, err_msg=note)
+
+
+@pytest.mark.skipif(not ORT, reason=literals.ABSENT)
+@pytest.mark.parametrize("case", ORT, ids=ort_id)
+def test_onnxruntime(case):
+    """Two cases carry an upstream literal that is wrong: there the right number."""
+    inputs, expected = map(literals.arrays, (case["inputs"], case["expected"]))
+    got = onnx_adapter.run(case["attributes"], inputs)
+    if "erratum" in case:
+        wrong = case["erratum"]
+        where = (wrong["output"], tuple(wrong["index"]))
+        right = wrong["value_by_onnxruntime_1.31.1_and_float64_numpy"]
+        literal = expected[where[0]][where[1]]
+        assert abs(literal - right) > 5e-5, ROW_OF_ANOTHER_TEST
+        expected[where[0]][where[1]] = right
+    for name, wanted in expected.items():
+        close(getattr(got, name), wanted, name)
+
+
+@pytest.mark.skipif(not ONNX, reason=literals.ABSENT)
+@pytest.mark.parametrize("case", ONNX, ids=lambda case: case["test"])
+def test_onnx(case):
+    """The reference evaluator's numbers: weights all alike, so blind to gate order."""
+    inputs, expected = map(literals.arrays, (case["inputs"], case["expected"]))
+    got = onnx_adapter.run(case["attributes"], inputs)
+    for name, wanted in expected.items():
+        close(getattr(got, name), wanted, name)
+
+
+# --- Keras: batch first, constant weights, one output or all --------------------------
+
+
+def keras_id(case) -> str:
+    constants = "initializer", "units"
+    options = [
+        f"{name}={value}"
+        for name, value in case["layer"].items()
+        if not name.endswith(constants)
+    ]
+    return ", ".join([case["test"], *options, str(case["index"])])
+
+
+def keras_params(layer: dict, features: int) -> jl.LSTMParams:
+    """Its initialisers are constants; a unit forget bias is 1 in place of the bias."""
+    units, b = layer["units"], np.zeros((4, layer["units"]), np.float32)
+    if layer.get("use_bias", True):
+        b[:] = layer["bias_initializer"]
+        b[1] = 1.0 if layer.get("unit_forget_bias", True) else b[1]
+    w_x = np.full((features, 4, units), layer["kernel_initializer"], np.float32)
+    w_h = np.full((units, 4, units), layer["recurrent_initializer"], np.float32)
+    return jl.LSTMParams(*map(jnp.asarray, (w_x, w_h, b)))
+
+
+def keras_outputs(layer: dict, params, call: dict, state):
+    """The last state, and what the layer returns: the last output or all of them."""
+    xs = np.array(call["x"], np.float32).swapaxes(0, 1)
+    if "initial_state" in call:
+        state = jl.LSTMState(*np.array(call["initial_state"], np.float32))
+    mask = np.array(call["mask"]).T if "mask" in call else None
+    reverse = layer.get("go_backwards", False)
+    state, hs = jl.unroll(jl.lstm(), params, xs, state, mask=mask, reverse=reverse)
+    if not layer.get("return_sequences", False):
+        return state, state.h
+    if not layer.get("zero_output_for_mask", False):
+        hs = held(hs, mask)
+    return state, hs.swapaxes(0, 1)
+
+
+def held(hs, mask):
+    """Keras repeats the last output where a step is masked; ours is zero there."""
+    out = np.array(hs)
+    for t in range(1, len(out)):
+        out[t] = np.where(mask[t, :, None], out[t], out[t - 1])
+    return out
+
+
+@pytest.mark.skipif(not KERAS, reason=literals.ABSENT)
+@pytest.mark.parametrize("case", KERAS, ids=keras_id)
+def test_keras(case):
+    layer, state = case["layer"], None
+    calls = [call for call in case["calls"] if "x" in call]
+    params = keras_params(layer, len(calls[0]["x"][0][0]))
+    for call in case["calls"]:
+        if "x" not in call:
+            state = None
+            continue
+        begin = state if layer.get("stateful", False) else None
+        state, outputs = keras_outputs(layer, params, call, begin)
+    index = case["index"]
+    close(outputs if index is None else outputs[index], case["expected"])

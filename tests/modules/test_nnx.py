@@ -1,0 +1,340 @@
+"""The modules of `flax.nnx`: transformations, noise, edges, and what they hold."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import ragged
+from flax import nnx
+from ragged import FEATURES, HIDDEN, ROWS, TIME, assert_close, assert_equal, pure
+
+import jaxlstm as jl
+
+Recurrent, LSTM = jl.modules.nnx.Recurrent, jl.modules.nnx.LSTM
+LAYER = ragged.deep()
+BATCH = ragged.draw()
+XS = np.nan_to_num(BATCH.xs)
+
+
+def made(seed: int = 0, **options) -> Recurrent:
+    return Recurrent(LAYER, FEATURES, rngs=nnx.Rngs(seed), **options)
+
+
+# --- transformations ------------------------------------------------------------------
+
+
+def test_windows_by_scan_carry_the_state():
+    """`nnx.scan` over two windows is one call over both."""
+    model = LSTM(FEATURES, HIDDEN, num_layers=2, rngs=nnx.Rngs(0), return_carry=True)
+    windows = XS.reshape(ROWS, 2, TIME // 2, FEATURES)
+
+    @nnx.scan(in_axes=(None, nnx.Carry, 1), out_axes=(nnx.Carry, 1))
+    def scanned(model, carry, xs):
+        return model(xs, initial_carry=carry)
+
+    carry, ys = scanned(model, model.initialize_carry(XS), windows)
+    wanted, whole = model(XS)
+    assert_close((carry, ys.reshape(whole.shape)), (wanted, whole))
+
+
+def test_noisy_windows_by_scan_draw_anew():
+    """The stream is carried along, and each window has noise of its own."""
+    model = LSTM(
+        FEATURES, HIDDEN, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0), return_carry=True
+    )
+    axes = nnx.StateAxes({nnx.RngState: nnx.Carry, ...: None})
+
+    @nnx.scan(in_axes=(axes, nnx.Carry, None), out_axes=(nnx.Carry, 0), length=2)
+    def scanned(model, carry, xs):
+        return carry, model(xs, initial_carry=carry)[1]
+
+    _, ys = scanned(model, model.initialize_carry(XS), XS)
+    assert (ys[0, 1] != ys[1, 1]).any()
+    assert model.rngs.count[...] == 2
+
+
+def test_an_ensemble_by_vmap():
+    """Three models in one: made, called and trained together, each with own noise."""
+
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap
+    def make(rngs):
+        return Recurrent(LAYER, FEATURES, rngs=rngs)
+
+    @nnx.vmap(in_axes=(0, None))
+    def call(model, batch):
+        return model(batch.xs, seq_lengths=batch.lengths, resets=batch.resets)
+
+    models = make(nnx.Rngs(0))
+    assert models.params[0][0].w_x.shape == (3, FEATURES, 4, HIDDEN)
+    together = call(models, BATCH)
+    assert together.shape == (3, ROWS, TIME, 2)
+    models.eval()
+    together = call(models, BATCH)
+    for n in range(3):
+        own = jax.tree.map(lambda leaf, n=n: leaf[n], pure(models))
+        one = ragged.core_loss(LAYER, own, BATCH)
+        assert_close(ragged.error(together[n], BATCH.targets), one)
+    assert (together[0] != together[1]).any()
+
+
+def test_traced_once():
+    model, calls = made(deterministic=True), []
+
+    @nnx.jit
+    def call(model, xs):
+        calls.append(xs)
+        return model(xs)
+
+    for _ in range(3):
+        call(model, XS)
+    call(made(1, deterministic=True), XS)  # another model of the same layer
+    assert len(calls) == 1
+
+
+def test_two_of_the_same_options_are_compiled_together():
+    one, other = (
+        nnx.graphdef(LSTM(FEATURES, HIDDEN, num_layers=2, rngs=nnx.Rngs(seed)))
+        for seed in (0, 1)
+    )
+    assert one == other
+    assert hash(one) == hash(other)
+
+
+# --- what a module holds --------------------------------------------------------------
+
+
+def test_paths_are_those_of_the_layer():
+    model = LSTM(FEATURES, HIDDEN, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
+    assert paths == [
+        ("params", depth, way, name)
+        for depth in (0, 1)
+        for way in ("backward", "forward")
+        for name in ("b", "w_h", "w_x")
+    ]
+    assert isinstance(model.params[1].forward.w_x, nnx.Param)
+
+
+def test_split_and_merge_give_back_the_model():
+    model = made()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    again = nnx.merge(graph, params, rest)
+    assert_equal(pure(again), pure(model))
+    assert type(again.params[0][0]) is jl.LSTMParams
+    one, other = (m(XS, rngs=nnx.Rngs(dropout=1)) for m in (again, model))
+    assert_equal(one, other)
+
+
+def test_a_checkpoint_gives_back_the_parameters(tmp_path):
+    model = made()
+    saved = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "step", saved)
+    other = made(1)
+    state = nnx.state(other, nnx.Param)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "step", nnx.to_pure_dict(state))
+    nnx.replace_by_pure_dict(state, restored)
+    nnx.update(other, state)
+    assert_equal(pure(other), pure(model))
+
+
+def optional() -> jl.Layer:
+    """A layer whose parameters have a leaf that is not there."""
+
+    def init(key, input_size=None):
+        return jl.layers.LinearParams(jax.random.normal(key, (input_size, 2)), None), 2
+
+    def apply(
+        params, xs, state=None, *, key=None, lengths=None, mask=None, resets=None
+    ):
+        return (), xs @ params.w
+
+    return jl.Layer(init, apply)
+
+
+def test_a_parameter_may_be_none():
+    model = Recurrent(optional(), FEATURES, rngs=nnx.Rngs(0))
+    assert [path for path, _ in nnx.to_flat_state(nnx.state(model))] == [
+        ("params", "w")
+    ]
+    again = nnx.merge(*nnx.split(model))
+    assert_equal(nnx.jit(lambda m, xs: m(xs))(again, XS), jax.jit(model)(XS))
+
+
+def test_the_module_is_a_pytree_for_plain_jax():
+    """Without noise there is nothing in it but parameters, so `jax.grad` will do."""
+    model = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    gradients = jax.jit(jax.grad(lambda model: model(XS).sum()))(model)
+    assert (gradients.params[0].w_h[...] != 0).all()
+
+
+def test_abstract_construction():
+    model = nnx.eval_shape(lambda: made())
+    assert model.params[1].w.shape == (HIDDEN, 2)
+
+
+# --- noise ----------------------------------------------------------------------------
+
+
+def test_train_and_eval():
+    lstm = LSTM(FEATURES, HIDDEN, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0))
+    model = nnx.Sequential(lstm, nnx.Linear(HIDDEN, 2, rngs=nnx.Rngs(1)))
+    one, other = lstm(XS), lstm(XS)
+    assert (one != other).any()
+    model.eval()
+    assert_equal(lstm(XS), lstm(XS))
+    quiet = LSTM(FEATURES, HIDDEN, num_layers=2, rngs=nnx.Rngs(0))
+    assert_equal(lstm(XS), quiet(XS))
+    assert (lstm(XS, deterministic=False) != lstm(XS)).any()
+    model.train()
+    assert (lstm(XS) != quiet(XS)).any()
+    assert_equal(lstm(XS, deterministic=True), quiet(XS))
+
+
+def test_the_same_stream_gives_the_same_noise():
+    first, second = made(), made()
+    assert_equal([first(XS) for _ in range(3)], [second(XS) for _ in range(3)])
+    given = [made()(XS, rngs=nnx.Rngs(dropout=7)) for _ in range(2)]
+    assert_equal(*given)
+    key = nnx.Rngs(dropout=7).dropout()
+    assert_equal(made()(XS, rngs=key), given[0])
+    assert_equal(made()(XS, rngs=nnx.Rngs(dropout=7).dropout), given[0])
+    assert (given[0] != first(XS)).any()
+
+
+def test_a_stream_of_another_name():
+    model = made(rng_collection="noise")
+    one = model(XS, rngs=nnx.Rngs(noise=1, dropout=2))
+    assert_equal(one, model(XS, rngs=nnx.Rngs(noise=1, dropout=3)))
+
+
+def test_noise_without_a_stream_is_refused():
+    model = Recurrent(LAYER, FEATURES, rngs=nnx.Rngs(params=0))
+    with pytest.raises(ValueError, match="has no stream 'dropout'; pass rngs="):
+        model(XS)
+    assert model(XS, deterministic=True).shape == (ROWS, TIME, 2)
+    assert model(XS, rngs=nnx.Rngs(dropout=1)).shape == (ROWS, TIME, 2)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        jl.zoneout(jl.lstm(), h_rate=0.5, c_rate=0.5),
+        jl.variational_dropout(jl.lstm(), x_rate=0.5, h_rate=0.5),
+    ],
+    ids=["zoneout", "variational"],
+)
+def test_a_stochastic_cell_gets_a_key_of_the_stream(cell):
+    model = LSTM(FEATURES, HIDDEN, cell=cell, rngs=nnx.Rngs(0))
+    call = nnx.jit(lambda model: model(XS))
+    one, other = call(model), call(model)
+    assert (one != other).any()
+    key = nnx.clone(LSTM(FEATURES, HIDDEN, cell=cell, rngs=nnx.Rngs(0))).rngs()
+    wanted = jax.jit(model.layer.apply)(pure(model), XS.swapaxes(0, 1), key=key)[1]
+    assert_close(one, wanted.swapaxes(0, 1))
+    model.eval()
+    assert_equal(call(model), call(model))
+
+
+def test_a_cell_without_noise_asks_for_no_key():
+    cell = jl.clip_cell(jl.learned_initial_state(jl.lstm()), 3.0)
+    model = LSTM(FEATURES, HIDDEN, cell=cell, rngs=nnx.Rngs(0))
+    assert model.rngs is None
+    assert ("params", 0, "state", "c") in dict(nnx.to_flat_state(nnx.state(model)))
+
+
+# --- the edges ------------------------------------------------------------------------
+
+
+def test_time_major_is_the_same_with_time_first():
+    model = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    other = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0), time_major=True)
+    happens = np.arange(TIME) < BATCH.lengths[:, None]
+    ys = model(XS, mask=happens, resets=BATCH.resets)
+    zs = other(XS.swapaxes(0, 1), mask=happens.T, resets=BATCH.resets.T)
+    assert_close(ys, zs.swapaxes(0, 1))
+    assert_close(ys, model(XS, seq_lengths=BATCH.lengths, resets=BATCH.resets))
+    assert other.initialize_carry(XS.swapaxes(0, 1))[0].h.shape == (ROWS, HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("cell", "space"),
+    [(jl.gru(), ()), (jl.projected_lstm(4), ()), (jl.conv_lstm((3, 3)), (4, 2))],
+    ids=["gru", "projected", "convolutional"],
+)
+def test_other_cells(cell, space):
+    """Ragged, two layers deep, and with time behind the batch axes and before space."""
+    model = LSTM(FEATURES, HIDDEN, num_layers=2, cell=cell, rngs=nnx.Rngs(0))
+    xs = np.random.default_rng(0).normal(size=(2, TIME, *space, FEATURES))
+    xs = xs.astype(np.float32)
+    carry, ys = model(xs, seq_lengths=np.array([TIME, 2]), return_carry=True)
+    params = pure(model)
+    wanted, hs = model.layer.apply(params, xs[1, :2])
+    assert_close(ys[1, :2], hs)
+    assert_close(jax.tree.map(lambda leaf: leaf[1], carry), wanted)
+    assert (ys[1, 2:] == 0).all()
+
+
+def test_tokens_have_no_features():
+    layer = jl.serial(jl.embed(10, FEATURES), jl.recurrent(jl.lstm(), HIDDEN))
+    model = Recurrent(layer, feature_axes=0, rngs=nnx.Rngs(0))
+    assert model(np.zeros((2, 4, TIME), np.int32)).shape == (2, 4, TIME, HIDDEN)
+    assert model.initialize_carry(np.zeros((4, TIME), np.int32))[1].h.shape == (4, 5)
+
+
+def test_a_reversed_layer_keeps_the_order():
+    """Outputs stand at their own steps, as with Flax's `keep_order`."""
+    layer = jl.recurrent(jl.lstm(), HIDDEN, reverse=True)
+    model = Recurrent(layer, FEATURES, rngs=nnx.Rngs(0), return_carry=True)
+    carry, ys = model(XS, seq_lengths=BATCH.lengths)
+    there = BATCH.lengths > 0
+    assert_equal(carry.h[there], ys[there, 0])
+    forward = Recurrent(jl.recurrent(jl.lstm(), HIDDEN), FEATURES, rngs=nnx.Rngs(0))
+    assert_close(ys[1], forward(XS[1, ::-1])[::-1])
+
+
+def test_refusals_are_sentences():
+    model = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    frame = np.zeros((TIME, ROWS), bool)
+    with pytest.raises(
+        ValueError, match=r"resets has shape \[6, 8\]; inputs have \[8, 6\]"
+    ):
+        model(XS, resets=frame)
+    with pytest.raises(
+        ValueError, match=r"mask has shape \[6, 8\]; inputs have \[8, 6\]"
+    ):
+        model(XS, mask=frame)
+    with pytest.raises(ValueError, match=r"inputs have shape \[3\]; 2 axes are needed"):
+        model(XS[0, 0])
+    with pytest.raises(ValueError, match=r"inputs have shape \[3\]; 2 axes are needed"):
+        model.initialize_carry(XS[0, 0])
+    with pytest.raises(ValueError, match="xs has 2 features, but these params"):
+        model(XS[..., :2])
+    with pytest.raises(ValueError, match="xs is a masked array"):
+        model(np.ma.masked_invalid(BATCH.xs))
+    with pytest.raises(ValueError, match="inputs is not an array of numbers"):
+        model([[[1.0]], [[1.0], [2.0]]])
+    with pytest.raises(ValueError, match="num_layers is 0"):
+        LSTM(FEATURES, HIDDEN, num_layers=0, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="hidden_size is 0"):
+        LSTM(FEATURES, 0, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"dropout: rate is 1\.0"):
+        LSTM(FEATURES, HIDDEN, dropout=1.0, rngs=nnx.Rngs(0))
+
+
+def test_the_library_does_not_import_flax():
+    code = """if True:
+        import sys, jaxlstm as jl
+        jl.stack(jl.lstm(), (3,))
+        assert "flax" not in sys.modules
+        jl.modules.nnx.LSTM, jl.modules.linen.LSTM
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()

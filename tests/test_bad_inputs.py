@@ -1,0 +1,848 @@
+"""Bad inputs, B001 to B069: what a user gets for each, by its number.
+
+What is refused is refused in a sentence that names the argument, what came and what
+was wanted, and before an engine is entered. The rest works, and says the same as the
+plain input would.
+"""
+
+import re
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxlstm as jl
+from cases import assert_same, finite, same_bits
+from jaxlstm import sequences, unrolling
+from jaxlstm.lab import config as configs
+from jaxlstm.lab import training
+from jaxlstm.lab.data import Batch
+from problems import CELL, B, D, H, T, problem
+
+CELLS = {
+    "lstm": jl.lstm(),
+    "classic_lstm": jl.classic_lstm(),
+    "peephole_lstm": jl.peephole_lstm(),
+    "coupled_lstm": jl.coupled_lstm(peepholes=True),
+    "projected_lstm": jl.projected_lstm(2),
+    "layer_norm_lstm": jl.layer_norm_lstm(),
+    "conv_lstm": jl.conv_lstm((3,)),
+    "simple_rnn": jl.simple_rnn(),
+    "gru": jl.gru(),
+}
+LENGTHS = jnp.array([0, 2, T, 5])
+MASK = np.arange(T)[:, None] < np.asarray(LENGTHS)
+
+
+def run(**changes):
+    """`unroll` of the small problem, with other arguments."""
+    params, xs, state = problem()
+    return jl.unroll(
+        **({"cell": CELL, "params": params, "xs": xs, "state": state} | changes)
+    )
+
+
+def zeros(rows: int, units: int = H) -> jl.LSTMState:
+    return jl.LSTMState(jnp.zeros((rows, units)), jnp.zeros((rows, units)))
+
+
+def deleted(tree):
+    """The tree, its memory given away."""
+    copy = jax.tree.map(jnp.array, tree)
+    for leaf in jax.tree.leaves(copy):
+        leaf.delete()
+    return copy
+
+
+# -- what `unroll` and `explain` refuse ----------------------------------------
+
+
+def _refusals():
+    """(id and case, changes to the arguments, pieces of the sentence)."""
+    params = problem()[0]
+    gates3 = params._replace(w_h=params.w_h[:, :3])
+    fused = params._replace(b=jnp.zeros(4 * H))
+    steps = jnp.ones((T, B), bool)
+    masked_lengths = np.ma.array([1, 2, 3, 4], mask=[0, 1, 0, 0])
+    masked_steps = np.ma.array(np.ones((T, B), bool), mask=np.eye(T, B))
+    masked_state = jl.LSTMState(np.ma.masked_all((B, H), "f4"), np.zeros((B, H), "f4"))
+    complexes = jl.LSTMState(*np.ones((2, B, H), np.complex64))
+    tensor = type("Tensor", (), {"__array__": _of_no_use})()
+    return [
+        ("B001 rank 1", {"xs": jnp.ones(T)}, "xs", rf"\[{T}\]", r"\[T, \*b, D\]"),
+        ("B001 rank 0", {"xs": jnp.ones(())}, "xs", r"\[\]"),
+        ("B003 features", {"xs": jnp.ones((T, B, 7))}, "xs", "7", str(D), "w_x"),
+        ("B008 3 rows", {"state": zeros(3)}, r"state\.h", r"\[3, 5\]", r"\[4, 5\]"),
+        ("B009 1 row", {"state": zeros(1)}, r"state\.h", r"\[1, 5\]", r"\[4, 5\]"),
+        ("B010 a plain tuple", {"state": tuple(zeros(B))}, "a tuple", r"LSTMState\(h"),
+        ("B010 one array", {"state": jnp.zeros((B, H))}, "state", r"LSTMState\(h, c"),
+        ("B010 nothing", {"state": jl.LSTMState(None, None)}, r"state\.h is None"),
+        ("B011 three gates", {"params": gates3}, "w_h", r"\[5, 3, 5\]"),
+        ("B011 fused gates", {"params": fused}, r"b \[20\]", r"b \[4, H\]"),
+        ("B011 6 units", {"state": zeros(B, H + 1)}, r"state\.h", "6", str(H)),
+        ("B016 length 7", {"lengths": jnp.array([1, 2, 3, 7])}, r"lengths\[3\] is 7"),
+        ("B016 length 2**40", {"lengths": np.array([1, 2, 3, 2**40])}, str(2**40)),
+        ("B017 -1", {"lengths": jnp.array([-1, 2, 3, 4])}, r"lengths\[0\] is -1"),
+        ("B018 2.0", {"lengths": jnp.full(B, 2.0)}, "lengths", "float32", "whole"),
+        ("B018 2.5", {"lengths": [2.5, 1, 1, 1]}, "lengths", "float"),
+        ("B019 booleans", {"lengths": jnp.ones(B, bool)}, "lengths", "bool"),
+        ("B020 a column", {"lengths": jnp.ones((B, 1), int)}, "lengths", r"\[4, 1\]"),
+        ("B020 a row", {"lengths": jnp.ones((1, B), int)}, "lengths", r"\[1, 4\]"),
+        ("B021 2 of 4", {"lengths": jnp.array([1, 2])}, "lengths", r"\[2\]", r"\[4\]"),
+        ("B021 masked", {"lengths": masked_lengths}, "lengths is a masked array"),
+        ("B025 both", {"mask": steps, "lengths": jnp.ones(B, int)}, "lengths and mask"),
+        ("B029 0.5", {"mask": jnp.full((T, B), 0.5)}, "mask", "float32", "boolean"),
+        ("B029 integers", {"mask": jnp.ones((T, B), int)}, "mask", "int32", "boolean"),
+        ("B029 masked", {"mask": masked_steps}, "mask is a masked array"),
+        ("B030 5 steps", {"mask": steps[1:]}, "mask", r"\[5, 4\]", r"\[6, 4\]"),
+        ("B030 3 rows", {"mask": steps[:, 1:]}, "mask", r"\[6, 3\]", r"\[6, 4\]"),
+        ("B030 resets", {"resets": steps[1:]}, "resets", r"\[5, 4\]", r"\[6, 4\]"),
+        ("B041 int32", {"xs": jnp.ones((T, B, D), jnp.int32)}, "xs", "int32"),
+        ("B041 uint8", {"xs": np.ones((T, B, D), np.uint8)}, "xs", "uint8"),
+        ("B041 bool", {"xs": jnp.ones((T, B, D), bool)}, "xs", "bool"),
+        ("B045 complex", {"xs": jnp.ones((T, B, D), jnp.complex64)}, "xs", "complex64"),
+        ("B045 complex state", {"state": complexes}, r"state\.h", "complex64"),
+        ("B046 objects", {"xs": np.full((T, B, D), None)}, "xs", "object"),
+        ("B046 strings", {"xs": np.full((T, B, D), "a")}, "xs", "<U1"),
+        ("B046 dates", {"xs": np.zeros((T, B, D), "datetime64[s]")}, "xs", "datetime"),
+        ("B046 nothing", {"xs": None}, "xs is None"),
+        ("B047 unequal", {"xs": [[[1.0] * D], [[1.0] * D] * 2]}, "xs", "inhomogeneous"),
+        ("B048 masked", {"xs": np.ma.masked_all((T, B), "f4")}, "xs is a masked", "="),
+        ("B048 masked state", {"state": masked_state}, r"state\.h is a masked"),
+        ("B048 tensor", {"xs": tensor}, "xs", "requires grad"),
+        ("B051 xs", {"xs": deleted(problem()[1])}, "xs is an array that was deleted"),
+        ("B051 params", {"params": deleted(params)}, r"params\.w_x is .* deleted"),
+        ("B051 state", {"state": deleted(zeros(B))}, r"state\.h is .* deleted"),
+        ("B066 0", {"checkpoint_every": 0}, "checkpoint_every is 0", "sqrt"),
+        ("B066 -1", {"checkpoint_every": -1}, "checkpoint_every is -1"),
+        ("B066 2.5", {"checkpoint_every": 2.5}, r"checkpoint_every is 2\.5"),
+        ("B066 a word", {"checkpoint_every": "log"}, "checkpoint_every is 'log'"),
+        ("B064 engine", {"engine": "warp"}, "engine='warp'", "scan"),
+        ("B064 no name", {"engine": 3}, "engine=3", "scan"),
+        ("B064 emit", {"emit": "hidden"}, "emit is 'hidden'", r"jl\.emit"),
+        ("B064 unhashable", {"emit": _Unhashable()}, "emit cannot be hashed"),
+        ("B064 factory", {"cell": jl.lstm}, "cell is", r"jl\.lstm\(\)"),
+    ]  # fmt: skip
+
+
+def _of_no_use(self, dtype=None, copy=None):
+    raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+class _Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, state, gates):
+        return state.h
+
+
+REFUSALS = _refusals()
+
+
+@pytest.mark.parametrize(
+    ("changes", "pieces"),
+    [pytest.param(changes, pieces, id=name) for name, changes, *pieces in REFUSALS],
+)
+@pytest.mark.parametrize("door", [jl.unroll, jl.explain], ids=["unroll", "explain"])
+def test_refusals(door, changes, pieces, monkeypatch):
+    """In a sentence of ours, before an engine is entered."""
+    monkeypatch.setitem(unrolling.ENGINES, "scan", _not_to_be_entered)
+    params, xs, _ = problem()
+    with pytest.raises(ValueError, match=rf"^{door.__name__}: ") as error:
+        door(**({"cell": CELL, "params": params, "xs": xs} | changes))
+    sentence = str(error.value)
+    for piece in pieces:
+        assert re.search(piece, sentence), sentence
+    assert len(sentence) < 300
+    assert not re.search("dot_general|Tracer|jaxpr|static", sentence)
+
+
+def _not_to_be_entered(*arguments, **options):
+    raise AssertionError("an engine was entered")
+
+
+TRACED = [
+    "B003",
+    "B008",
+    "B018 2.0",
+    "B020 a row",
+    "B021 2",
+    "B025",
+    "B029 0.5",
+    "B030",
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "pieces"),
+    [
+        pytest.param(changes, pieces, id=name)
+        for name, changes, *pieces in REFUSALS
+        if name.startswith(tuple(TRACED))
+    ],
+)
+def test_refusals_under_jit(changes, pieces):
+    """Shapes and dtypes are known to the tracer too."""
+    with pytest.raises(ValueError, match=pieces[0]):
+        jax.jit(lambda changes: run(**changes))(changes)
+
+
+# -- shapes: B002, B004 to B007, B010, B012, B013 --------------------------------
+
+
+def test_b002_two_batch_axes():
+    params, xs, state = problem()
+    cut = jax.tree.map(lambda leaf: leaf.reshape(2, 2, H), state)
+    last, hs = jl.unroll(CELL, params, xs.reshape(T, 2, 2, D), cut)
+    flat, flat_hs = jl.unroll(CELL, params, xs, state)
+    assert_same((last.c.reshape(B, H), hs.reshape(T, B, H)), (flat.c, flat_hs), 1e-6)
+
+
+def test_b004_time_first_is_said_at_the_front_door():
+    """A batch-major array of T = B cannot be told; the docs and the errors say so."""
+    assert "time first" in (jl.unroll.__doc__ or "")
+    assert "Time is axis 0" in (sequences.__doc__ or "") + _readme() or (
+        "# time, any batch axes, features" in _readme()
+    )
+    with pytest.raises(ValueError, match="time first"):
+        run(xs=jnp.ones(T))
+
+
+def _readme() -> str:
+    return (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("rows", "time"), [(0, T), (B, 0)], ids=["B005", "B006"])
+def test_b005_no_rows_and_b006_no_steps(rows, time):
+    params, xs, state = problem((rows,), time)
+    (last, hs), pull = jax.vjp(lambda p: jl.unroll(CELL, p, xs, state), params)
+    assert hs.shape == (time, rows, H)
+    assert hs.dtype == xs.dtype
+    assert same_bits(last, state)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(pull((last, hs))))
+
+
+def test_b007_one_of_everything():
+    params = CELL.init(jax.random.key(0), 1, 1)
+    xs = jnp.full((1, 1, 1), 0.5)
+    zero = CELL.initial_state(params, (1,))
+    one, _ = CELL.step(params, zero, CELL.project(params, xs[0]))
+    assert_same(jl.unroll(CELL, params, xs)[0], one, 1e-6)
+
+
+def test_b010_the_state_says_which_is_which():
+    """Swapped by name it is what was asked for; swapped by place it is refused."""
+    _, _, state = problem()
+    swapped = run(state=jl.LSTMState(h=state.c, c=state.h))
+    assert not same_bits(swapped, run(state=state))
+
+
+def test_b012_carry_of_another_depth():
+    layer = jl.stack(CELL, (3, 3, 3))
+    params, _ = layer.init(jax.random.key(0), D)
+    xs = problem()[1]
+    state, _ = layer.apply(params, xs)
+    for given, piece in [
+        (state[:2], r"state has 2 entries for 3 layers"),
+        (state[0], r"state is a LSTMState; a tuple with an entry"),
+        (jnp.zeros((3, B, 3)), r"state is a .*; a tuple with an entry"),
+    ]:
+        with pytest.raises(ValueError, match=f"^serial: {piece}"):
+            layer.apply(params, xs, given)
+    with pytest.raises(ValueError, match=r"^serial: params has 2 entries for 3"):
+        layer.apply(params[:2], xs)
+    both = jl.stack(CELL, (3,), bidirectional=True)
+    params, _ = both.init(jax.random.key(0), D)
+    with pytest.raises(ValueError, match=r"^bidirectional: state is a LSTMState"):
+        both.apply(params, xs, (state[0],))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "3", True, None])
+def test_b013_sizes_that_cannot_be(size):
+    for build in (
+        lambda: CELL.init(jax.random.key(0), 3, size),
+        lambda: CELL.init(jax.random.key(0), size, 3),
+        lambda: jl.recurrent(CELL, size),
+        lambda: jl.stack(CELL, (3, size)),
+        lambda: jl.linear(size),
+        lambda: jl.embed(size, 3),
+        lambda: jl.embed(3, size),
+        lambda: jl.projected_lstm(size),
+    ):
+        with pytest.raises(ValueError, match=re.escape(repr(size))):
+            build()
+
+
+# -- lengths and masks: B014 to B032 ---------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, jnp.zeros(B, int)], ids=["B014", "B015"])
+def test_b014_length_0_and_b015_all_lengths_0(lengths):
+    params, xs, state = problem()
+
+    def loss(params, xs, state):
+        last, hs = jl.unroll(CELL, params, xs, state, lengths=lengths)
+        return (hs**2).sum() + last.c.sum(), (last, hs)
+
+    look = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    (_, (last, hs)), gradients = look(params, xs, state)
+    assert same_bits((last.h[0], last.c[0]), (state.h[0], state.c[0]))
+    assert not hs[:, 0].any()
+    assert finite(gradients)
+
+
+@pytest.mark.parametrize("length", [T + 1, -1], ids=["B016", "B017"])
+def test_b016_b017_a_traced_length_that_cannot_be_is_nan(length):
+    last, hs = jax.jit(lambda lengths: run(lengths=lengths))(LENGTHS.at[1].set(length))
+    assert np.isnan(hs[:, 1]).all()
+    assert np.isnan(last.c[1]).all()
+    assert finite((hs[:, [0, 2, 3]], last.c[jnp.array([0, 2, 3])]))
+
+
+def test_b022_no_length_reaches_t():
+    assert run(lengths=jnp.array([1, 2, 2, 0]))[1].shape == (T, B, H)
+
+
+def test_b023_integers_of_any_width(x64):
+    wanted = run(lengths=LENGTHS)
+    for dtype in (np.int8, np.uint8, np.int16, np.int64, np.uint64, ">i4"):
+        assert same_bits(run(lengths=np.asarray(LENGTHS).astype(dtype)), wanted)
+    assert same_bits(run(lengths=LENGTHS.tolist()), wanted)
+
+
+def test_b024_every_length_t():
+    assert same_bits(run(lengths=jnp.full(B, T)), run())
+
+
+@pytest.mark.parametrize("kept", [[1, 0, 1, 1, 0, 1], [0, 0, 1, 1, 1, 1]])
+def test_b026_a_hole_and_b027_padding_on_the_left_are_skipped(kept):
+    params, xs, state = problem()
+    kept = np.array(kept, bool)
+    mask = np.repeat(kept[:, None], B, 1)
+    last, hs = jl.unroll(CELL, params, xs, state, mask=mask)
+    short, short_hs = jl.unroll(CELL, params, xs[kept], state)
+    assert_same((last, hs[kept]), (short, short_hs), 1e-6)
+    assert not hs[~kept].any()
+
+
+def test_b028_a_row_of_no_steps():
+    masked = run(mask=np.ones((T, B), bool) & (np.arange(B) != 1))
+    assert_same(masked, run(lengths=jnp.full(B, T).at[1].set(0)), 1e-6)
+
+
+def test_b031_reverse_runs_over_the_valid_prefix():
+    params, xs, state = problem()
+    last, hs = jl.unroll(CELL, params, xs, state, lengths=LENGTHS, reverse=True)
+    for row, n in enumerate(LENGTHS.tolist()):
+        alone = jax.tree.map(lambda leaf, row=row: leaf[row], state)
+        end, back = jl.unroll(CELL, params, xs[:n, row][::-1], alone)
+        assert_same((last.c[row], hs[:n, row]), (end.c, back[::-1]), 1e-6)
+
+
+def test_b032_the_backward_state_of_a_bidirectional_layer():
+    layer = jl.stack(CELL, (H,), bidirectional=True)
+    params, _ = layer.init(jax.random.key(0), D)
+    xs = problem()[1]
+    (state,), _ = layer.apply(params, xs, lengths=LENGTHS)
+    for row, n in enumerate(LENGTHS.tolist()):
+        end, _ = jl.unroll(CELL, params[0].backward, xs[:n, row][::-1])
+        assert_same(state.backward.c[row], end.c, 1e-6)
+
+
+# -- values: B033 to B040 --------------------------------------------------------
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_b033_nan_in_padding(poison):
+    params, xs, state = problem()
+
+    def loss(params, xs, state):
+        last, hs = jl.unroll(CELL, params, xs, state, lengths=LENGTHS)
+        return (hs**2).sum() + last.c.sum()
+
+    look = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    got = look(params, jnp.where(MASK[..., None], xs, poison), state)
+    assert finite(got)
+    assert same_bits(got, look(params, jnp.where(MASK[..., None], xs, 0.0), state))
+
+
+def test_b034_nan_in_a_valid_step():
+    """It stays in its row, and the trainer names the step and the row."""
+    _, xs, _ = problem()
+    touched = np.zeros((T, B), bool)
+    touched[2:, 1] = True
+    hs = run(xs=xs.at[2, 1].set(jnp.nan))[1]
+    assert np.array_equal(np.isnan(hs).any(-1), touched)
+    assert np.array_equal(np.asarray(hs)[~touched], np.asarray(run()[1])[~touched])
+
+    model, _, state, batch = small_training()
+    table = state.params[0].table.at[4].set(jnp.nan)
+    embedding = state.params[0]._replace(table=table)
+    state = state._replace(params=(embedding, *state.params[1:]))
+    said = training.diagnose(
+        model, state, batch._replace(inputs=4 * np.eye(3, 2, k=-1, dtype=np.int32))
+    )
+    assert "step 1: the loss is not finite" in said
+    assert "batch rows 0, 1" in said
+
+
+def small_training(*layers):
+    """A model of 5 tokens, its optimizer, a state before the first step, a batch."""
+    model = jl.serial(
+        jl.embed(5, 3), *(layers or [jl.recurrent(CELL, 4)]), jl.linear(5)
+    )
+    optimizer = optax.sgd(0.1)
+    state = training.initial_state(model, optimizer, batch_size=2, seed=0)
+    tokens = np.random.default_rng(0).integers(0, 4, (2, 3, 2), np.int32)
+    return model, optimizer, state, Batch(*tokens, np.zeros((3, 2), bool))
+
+
+def test_b035_infinite_inputs_saturate():
+    params = CELL.init(jax.random.key(0), 1, H)
+    for sign in (1, -1):
+        last, hs = jl.unroll(CELL, params, jnp.full((T, 1), sign * jnp.inf))
+        assert finite((last, hs))
+    wide, _, _ = problem()  # inf - inf is NaN, and is not hidden
+    mixed = jl.unroll(CELL, wide, jnp.full((T, D), jnp.inf))[1]
+    assert not finite(mixed)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e38])
+def test_b036_large_inputs(size):
+    params = CELL.init(jax.random.key(0), 1, H)
+    xs = jnp.full((T, 1), size, jnp.float32)
+
+    def loss(params, xs):
+        last, hs = jl.unroll(CELL, params, xs)
+        return (hs**2).sum() + last.c.sum()
+
+    value, (d_params, d_xs) = jax.value_and_grad(loss, (0, 1))(params, xs)
+    assert finite((value, d_params))
+    assert not d_xs.any()
+
+
+def test_b037_subnormals():
+    params, xs, _ = problem()
+    tiny = xs * 1e-40
+    assert_same(jl.unroll(CELL, params, tiny), jl.unroll(CELL, params, xs * 0), 1e-6)
+
+
+def open_gates(dtype):
+    """Params of one unit whose i, f, g and o are 1, to the last bit."""
+    return jl.LSTMParams(
+        jnp.zeros((1, 4, 1), dtype), jnp.zeros((1, 4, 1), dtype), jnp.full((4, 1), 60.0)
+    )
+
+
+def test_b038_bfloat16_counts_past_256():
+    dtype = jnp.bfloat16
+    state, hs = jl.unroll(CELL, open_gates(dtype), jnp.zeros((300, 1), dtype))
+    assert (state.c.dtype, float(state.c[0])) == (jnp.float32, 300.0)
+    assert hs.dtype == dtype
+
+
+def test_b039_float16_counts_past_65504():
+    start = jl.LSTMState(jnp.zeros(1, jnp.float16), jnp.full(1, 70_000.0))
+    xs = jnp.zeros((5, 1), jnp.float16)
+    state, hs = jl.unroll(CELL, open_gates(jnp.float16), xs, start)
+    assert float(state.c[0]) == 70_005.0
+    assert finite(hs)
+
+
+@pytest.mark.parametrize("token", [10, -1])
+def test_b040_tokens_outside_the_vocabulary(token):
+    layer = jl.embed(10, 3)
+    params, _ = layer.init(jax.random.key(0))
+    tokens = jnp.array([[3, token]])
+    with pytest.raises(ValueError, match=rf"^embed: xs holds the token {token}; .*10"):
+        layer.apply(params, tokens)
+    _, rows = jax.jit(layer.apply)(params, tokens)
+    assert np.isnan(rows[0, 1]).all()
+    assert finite(rows[0, 0])
+
+
+# -- dtypes and arrays: B042 to B051 ----------------------------------------------
+
+
+def test_b042_float64_without_x64_is_computed_in_float32_and_said_once():
+    _, xs, _ = problem()
+    wide = np.asarray(xs, np.float64)
+    sequences._warn_of_narrowing.cache_clear()
+    with pytest.warns(UserWarning, match="xs has dtype float64 .* float32") as said:
+        got = [run(xs=wide) for _ in range(3)]
+    assert len(said) == 1
+    assert Path(said[0].filename) == Path(__file__)
+    assert all(same_bits(one, run()) for one in got)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(xs=wide)
+        run(xs=np.asarray(xs).tolist())
+
+
+def test_b043_float64_features_with_float32_params(x64):
+    params, xs, _ = problem()
+    state, hs = jl.unroll(CELL, params, xs.astype(jnp.float64))
+    assert (hs.dtype, state.h.dtype, state.c.dtype) == (jnp.float64,) * 3
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_b044_16_bit_features_with_float32_params(dtype):
+    params, xs, _ = problem()
+    state, hs = jl.unroll(CELL, params, xs.astype(dtype))
+    assert (hs.dtype, state.h.dtype, state.c.dtype) == (dtype, dtype, jnp.float32)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_b048_arrays_of_other_kinds():
+    """Whatever NumPy can read; a masked array where nothing is masked."""
+    params, xs, _ = problem(())
+    plain = np.asarray(xs)
+    wanted = jl.unroll(CELL, params, xs)
+    frame = type("Frame", (), {"__array__": lambda self, dtype=None, copy=None: plain})
+    for other in (np.matrix(plain), np.ma.array(plain), frame(), plain.tolist()):
+        assert same_bits(jl.unroll(CELL, params, other), wanted)
+
+
+def test_b048_a_torch_tensor():
+    torch = pytest.importorskip("torch")
+    _, xs, _ = problem()
+    tensor = torch.tensor(np.asarray(xs))
+    assert same_bits(run(xs=tensor), run())
+    with pytest.raises(ValueError, match=r"^unroll: xs is not an array.*detach"):
+        run(xs=tensor.requires_grad_())
+
+
+def test_b049_a_weakly_typed_carry():
+    """Python numbers, for arrays or in lists, and what JAX makes of them."""
+    zero = run(state=None)
+    for value in (
+        0.0,
+        0,
+        [[0.0] * H] * B,
+        jnp.full((B, H), 0.0),
+        jnp.zeros((B, H)) * 0,
+    ):
+        assert same_bits(run(state=jl.LSTMState(value, value)), zero)
+    assert same_bits(
+        jax.jit(lambda: run(state=jl.LSTMState(0.0, 0.0)))(), run(state=None)
+    )
+
+
+def test_b050_numpy_arrays_of_any_layout():
+    _, xs, _ = problem()
+    plain = np.asarray(xs)
+    wanted = run()
+    wide = np.zeros((T, B, 2 * D), np.float32)
+    wide[..., ::2] = plain
+    frozen = plain.copy()
+    frozen.flags.writeable = False
+    layouts = [
+        np.asfortranarray(plain),
+        wide[..., ::2],
+        plain[::-1].copy()[::-1],
+        plain.astype(">f4"),
+        frozen,
+    ]
+    for array in layouts:
+        assert same_bits(run(xs=array), wanted)
+        gradient = jax.grad(lambda xs: run(xs=xs)[1].sum())
+        assert same_bits(gradient(jnp.asarray(array.astype("f4"))), gradient(xs))
+
+
+def test_b051_lengths_that_were_deleted():
+    with pytest.raises(ValueError, match="lengths is an array that was deleted"):
+        run(lengths=deleted(LENGTHS))
+
+
+# -- keys: B052 to B059 -------------------------------------------------------------
+
+NOISY = {
+    "dropout": jl.dropout(0.5),
+    "variational_dropout": jl.recurrent(jl.variational_dropout(CELL, h_rate=0.5), H),
+    "zoneout": jl.recurrent(jl.zoneout(CELL, h_rate=0.5), H),
+    "recurrent_dropout": jl.recurrent(jl.recurrent_dropout(CELL, 0.5), H),
+    "weight_drop": jl.recurrent(jl.weight_drop(CELL, 0.5), H),
+}
+
+
+@pytest.mark.parametrize("layer", NOISY.values(), ids=NOISY)
+def test_b052_no_key_no_noise_and_b053_one_key_one_noise(layer):
+    _, xs, _ = problem()
+    params, _ = layer.init(jax.random.key(0), D)
+
+    def ys(seed=None):
+        key = None if seed is None else jax.random.key(seed)
+        return layer.apply(params, xs, key=key)[1]
+
+    assert same_bits(ys(), ys())
+    assert not same_bits(ys(), ys(0))  # no key is not key(0)
+    assert same_bits(ys(0), ys(0))
+    assert not same_bits(ys(0), ys(1))
+    assert "the same key, the same" in (jl.unroll.__doc__ or "")
+
+
+KEYS = [0, 2.0, "key", np.zeros(3), jnp.ones((2, 2), jnp.uint32), [0, 0]]
+
+
+@pytest.mark.parametrize("key", [*KEYS, jax.random.split(jax.random.key(0))], ids=repr)
+def test_b054_a_seed_is_no_key(key):
+    _, xs, _ = problem()
+    with pytest.raises(TypeError, match=r"^unroll: key is .*jax\.random\.key\(0\)"):
+        run(key=key)
+    with pytest.raises(TypeError, match=r"^explain: key is "):
+        jl.explain(CELL, problem()[0], xs, key=key)
+    with pytest.raises(TypeError, match=r"key is .*jax\.random\.key\(0\)"):
+        jl.dropout(0.5).apply((), xs, key=key)
+
+
+@pytest.mark.parametrize("layer", NOISY.values(), ids=NOISY)
+def test_b055_a_legacy_key_is_the_same_stream(layer):
+    _, xs, _ = problem()
+    params, _ = layer.init(jax.random.key(0), D)
+    typed, legacy = jax.random.key(5), jax.random.PRNGKey(5)
+    wanted = layer.apply(params, xs, key=typed)
+    for key in (legacy, np.asarray(legacy)):
+        assert same_bits(layer.apply(params, xs, key=key), wanted)
+    each = jax.vmap(lambda key: layer.apply(params, xs, key=key)[1])
+    assert same_bits(each(legacy[None])[0], each(typed[None])[0])
+    assert same_bits(CELL.init(legacy, 3, 5), CELL.init(typed, 3, 5))
+
+
+def test_b056_without_a_key_it_is_as_without_dropout():
+    _, xs, _ = problem()
+    with_, without = (jl.stack(CELL, (4, 4), dropout=rate) for rate in (0.5, 0.0))
+    params, _ = with_.init(jax.random.key(0), D)
+    assert same_bits(with_.apply(params, xs), without.apply(params, xs))
+
+
+def test_b057_a_mask_a_step_or_one_for_the_sequence_are_two_functions():
+    ones = jnp.ones((50, 1, D))
+    _, each_step = jl.dropout(0.5).apply((), ones, key=jax.random.key(0))
+    assert len(np.unique(each_step, axis=0)) > 1
+    cell = jl.variational_dropout(CELL, x_rate=0.5)
+    params = cell.init(jax.random.key(0), D, H)
+    assert cell.prepare is not None
+    inputs, each = cell.prepare(params, ones, key=jax.random.key(0))
+    z = jax.vmap(lambda x, each: cell.project(inputs, x, each))(ones, each)  # type: ignore
+    assert all(len(np.unique(leaf, axis=0)) == 1 for leaf in jax.tree.leaves(z))
+
+
+def test_b058_noise_goes_on_where_it_was():
+    """A run put down after two steps and taken up again ends in the same bits."""
+    cell = jl.zoneout(CELL, h_rate=0.5)
+    layers = jl.dropout(0.5), jl.recurrent(cell, 4)
+    model, optimizer, state, batch = small_training(*layers)
+    step = jax.jit(lambda state: training.train_step(model, optimizer, state, batch)[0])
+    halfway = step(step(state))
+    put_down = jax.device_get(halfway._replace(key=jax.random.key_data(halfway.key)))
+    taken_up = put_down._replace(key=jax.random.wrap_key_data(put_down.key))
+    ends = [step(step(start)) for start in (halfway, taken_up)]
+    one, other = (end._replace(key=jax.random.key_data(end.key)) for end in ends)
+    assert same_bits(one, other)
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**63, -1, 1.5])
+def test_b059_seeds_outside_the_documented_range(seed):
+    with pytest.raises(ValueError, match=r"^seed: "):
+        configs.load({"seed": seed})
+    assert configs.load({"seed": 2**32 - 1}).seed == 2**32 - 1
+
+
+# -- sizes: B060 to B063 ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("time", [65_536, 1_000_000])
+def test_b060_long_sequences(time):
+    params = CELL.init(jax.random.key(0), 1, 8)
+    xs = jnp.sin(jnp.arange(time, dtype=jnp.float32))[:, None]
+    whole = jl.unroll(CELL, params, xs, emit=jl.emit.nothing)[0]
+    half = jl.unroll(CELL, params, xs[: time // 2], emit=jl.emit.nothing)[0]
+    end = jl.unroll(CELL, params, xs[time // 2 :], half, emit=jl.emit.nothing)[0]
+    assert same_bits(whole, end)
+
+
+def test_b061_more_than_2_to_the_31_preactivations_are_never_held_at_once():
+    """B T 4H = 2**33; the program needs room for one step of them."""
+    time, rows, units = 2**17, 2**8, 2**6
+    params = jax.eval_shape(lambda: CELL.init(jax.random.key(0), 1, units))
+    xs = jax.ShapeDtypeStruct((time, rows, 1), jnp.float32)
+
+    def last(params, xs):
+        return jl.unroll(CELL, params, xs, emit=jl.emit.nothing)[0]
+
+    program = jax.jit(last).lower(params, xs).compile().memory_analysis()
+    assert program is not None
+    assert program.temp_size_in_bytes < 2**24 + 4 * time * rows
+
+
+@pytest.mark.slow
+def test_b061_a_sequence_of_more_than_2_to_the_31_preactivations():
+    time, rows, units = 2**14, 2**13, 4
+    params = CELL.init(jax.random.key(0), 1, units)
+    row = jnp.sin(jnp.arange(time, dtype=jnp.float32))
+    xs = jnp.broadcast_to(row[:, None, None], (time, rows, 1))
+    last, _ = jl.unroll(CELL, params, xs, emit=jl.emit.nothing)
+    one, _ = jl.unroll(CELL, params, row[:, None], emit=jl.emit.nothing)
+    assert_same(last.c[-1], one.c, 1e-5)
+
+
+def test_b062_out_of_memory_names_what_saves_it(monkeypatch):
+    def exhausted(*arguments, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setitem(unrolling.ENGINES, "scan", exhausted)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE") as error:
+        run()
+    assert any('checkpoint_every="sqrt"' in note for note in error.value.__notes__)
+    assert configs.load(overrides=["model.checkpoint_every=sqrt"])
+
+
+def test_b063_a_size_that_no_machine_holds_is_refused_with_its_bytes():
+    with pytest.raises(ValueError, match=r"model\.hidden_size: 10000000 .*400,000 GB"):
+        configs.load({"model": {"hidden_size": 10_000_000}})
+
+
+# -- the rest of the API: B064 to B069 ----------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["relu ", "Tanh", "", None, 3])
+def test_b064_unknown_activations(name):
+    options = ["candidate_activation", "output_activation", "gate_activation"]
+    for option in options:
+        with pytest.raises(ValueError, match=f"{option}.*hard_sigmoid.*tanh"):
+            jl.lstm(**{option: name})
+    with pytest.raises(ValueError, match=r"activation.*tanh"):
+        jl.simple_rnn(activation=name)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan"), "0.5", None])
+def test_b065_rates_that_cannot_be(rate):
+    for build in (
+        lambda: jl.dropout(rate),
+        lambda: jl.stack(CELL, (3,), dropout=rate),
+        lambda: jl.zoneout(CELL, h_rate=rate),
+        lambda: jl.zoneout(CELL, c_rate=rate),
+        lambda: jl.variational_dropout(CELL, x_rate=rate),
+        lambda: jl.variational_dropout(CELL, h_rate=rate),
+        lambda: jl.recurrent_dropout(CELL, rate),
+        lambda: jl.weight_drop(CELL, rate),
+    ):
+        with pytest.raises(ValueError, match=rf"rate is {re.escape(repr(rate))}"):
+            build()
+
+
+@pytest.mark.parametrize("every", [T + 1, 1000])
+def test_b066_blocks_longer_than_the_sequence(every):
+    assert_same(run(checkpoint_every=every), run(), 1e-6)
+
+
+def test_b067_every_transformation():
+    params, xs, state = problem()
+
+    def hs(xs):
+        return jl.unroll(CELL, params, xs, lengths=LENGTHS)[1]
+
+    def row(x):
+        return jl.unroll(CELL, params, x)[1]
+
+    def part(state, xs):
+        return jl.unroll(CELL, params, xs, state)
+
+    wanted = hs(xs)
+    slope = jax.jvp(hs, (xs,), (xs,))[1]
+    assert jax.eval_shape(hs, xs).shape == wanted.shape
+    with jax.checking_leaks():
+        assert_same(jax.jit(hs)(xs), wanted, 1e-6)
+    assert_same(jax.checkpoint(hs)(xs), wanted, 1e-6)
+    assert_same(jax.vmap(row, 1, 1)(xs), jl.unroll(CELL, params, xs)[1], 1e-6)
+    gradient = jax.grad(lambda xs: hs(xs).sum())(xs)
+    assert_same((gradient * xs).sum(), slope.sum(), 1e-4)
+    halves = xs.reshape(2, T // 2, B, D)
+    assert_same(jax.lax.scan(part, state, halves)[1].reshape(T, B, H), run()[1], 1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pmap is on its way out
+        each = jax.pmap(row, in_axes=1, out_axes=1)(xs)
+    assert_same(np.asarray(each), jl.unroll(CELL, params, xs)[1], 1e-6)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_b068_params_of_another_tree(name):
+    """A leaf missing, one too many, one renamed, one that is no array: each named."""
+    cell = CELLS[name]
+    params = cell.init(jax.random.key(0), D, H)
+    xs = jnp.ones((T, B, 4, D) if name == "conv_lstm" else (T, B, D))
+    leaves = {
+        field: leaf for field, leaf in params._asdict().items() if leaf is not None
+    }
+    gone = sorted(leaves)[0]
+    rest = {field: leaf for field, leaf in leaves.items() if field != gone}
+    grown = jnp.zeros((7, *leaves[gone].shape))
+    wrong = {
+        f"without {gone}": rest,
+        "with w_q": params._asdict() | {"w_q": leaves[gone]},
+        f"without {gone} with {gone}_0": {**rest, f"{gone}_0": leaves[gone]},
+        rf"{gone} \[7,": params._replace(**{gone: grown}),
+        rf"these are .*{gone} None": params._replace(**{gone: None}),
+        rf"params\.{gone} has dtype <U1": params._replace(**{gone: "a"}),
+        "params is a tuple": tuple(params),
+    }
+    for sentence, given in wrong.items():
+        with pytest.raises(ValueError, match=rf"^unroll: .*{sentence}"):
+            jl.unroll(cell, given, xs)
+    for wrap in (jl.learned_initial_state, jl.taps):
+        with pytest.raises(ValueError, match=r"^unroll: .*(Learned|Tapped)\(params"):
+            jl.unroll(wrap(cell), params, xs)
+
+
+def test_b068_params_of_layers():
+    _, xs, _ = problem()
+    lstm = CELL.init(jax.random.key(0), D, H)
+    with pytest.raises(ValueError, match=r"^linear: params is a LSTMParams.*w, b"):
+        jl.linear(3).apply(lstm, xs)
+    with pytest.raises(ValueError, match=r"^embed: params is a tuple.*table"):
+        jl.embed(3, 3).apply((), jnp.zeros((T, B), int))
+
+
+def test_b069_another_order_of_the_gates_cannot_be_told_and_is_written_down():
+    """The order is in the record; a fused matrix has none, and is refused."""
+    assert jl.Gates._fields == ("i", "f", "g", "o")
+    assert "in the order of `Gates`" in (jl.LSTMParams.__doc__ or "")
+    params, xs, _ = problem()
+    turned = jax.tree.map(lambda leaf: leaf[..., jnp.array([0, 3, 1, 2]), :], params)
+    got, wanted = (jl.unroll(CELL, p, xs)[1] for p in (turned, params))
+    assert not np.allclose(got, wanted, atol=1e-3)
+    with pytest.raises(ValueError, match=r"w_x \[D, 4, H\].*w_x \[3, 20\]"):
+        jl.unroll(CELL, params._replace(w_x=params.w_x.reshape(D, -1)), xs)
+
+
+# -- what is raised within a step ---------------------------------------------------
+
+
+def test_what_a_step_refuses_names_the_door():
+    _, xs, _ = problem()
+    clipped = jl.clip_cell(jl.gru(), 1.0)
+    params = clipped.init(jax.random.key(0), D, H)
+    for door in (jl.unroll, jl.explain):
+        with pytest.raises(ValueError, match=f"^{door.__name__}: .*cell state c"):
+            door(clipped, params, xs)
+
+
+def test_a_step_that_changes_its_state_is_described():
+    def widened(params, state, z):
+        after, gates = CELL.step(params, state, z)
+        return after._replace(h=after.h.astype(jnp.float32)), gates
+
+    params, xs, _ = problem(dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"^unroll: .*state\.h, bfloat16.*float32"):
+        jl.unroll(CELL._replace(step=widened), params, xs)
+
+
+def test_every_case_is_here():
+    text = Path(__file__).read_text("utf-8")
+    there = {int(number) for number in re.findall(r"[bB](0\d\d)\b|_b(0\d\d)_", text)
+             for number in number if number}  # fmt: skip
+    assert there == set(range(1, 70))

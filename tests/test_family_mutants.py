@@ -1,0 +1,429 @@
+"""Every seeded bug of the cells and wrappers is killed by a check meant for its file.
+
+As in `test_mutants`, a mutant is dead when a check says so by an `AssertionError`.
+"""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import family_oracle
+import registry
+from family_mutants import (
+    CELL_MUTANTS,
+    CLASSIC,
+    CONVOLUTIONAL,
+    COUPLED,
+    GRU,
+    NOISE,
+    NORMALIZED,
+    PARAMETERS,
+    PEEPHOLE,
+    PROJECTED,
+    SIMPLE,
+    WRAPPER_MUTANTS,
+    WRAPPERS,
+    WRAPPING,
+)
+from mutants import UNMUTATED, imported_from, plant
+
+pytestmark = pytest.mark.mutants
+
+MUTANTS = [*CELL_MUTANTS, *WRAPPER_MUTANTS]
+OPTION = registry.Option("killer", "lengths", resets=True, reverse=True)
+
+
+def named(rows, name: str):
+    return next(row for row in rows if row.name == name)
+
+
+# -- cells -----------------------------------------------------------------------
+
+
+def agrees(jl, cell_name: str, wrapper_name: str = "none") -> None:
+    """Values, gates and the derivative along a direction, as the oracle has them."""
+    row = named(registry.CELLS, cell_name)
+    wrapper = named(registry.WRAPPERS, wrapper_name)
+    cell, model = wrapper.wrap(row.make(), row), wrapper.model(row.model, row)
+    rng = np.random.default_rng(11)
+    with jax.enable_x64(True):
+        inputs, steps = registry.draw(rng, row, cell, OPTION)
+
+        def answer(inputs):
+            return jl.unroll(cell, *inputs, reverse=True, emit=jl.emit.trace, **steps)
+
+        direction, weights = (
+            registry.like(rng, make)
+            for make in (lambda: inputs, lambda: answer(inputs))
+        )
+        got, moved = jax.jit(lambda *pair: jax.jvp(answer, *zip(pair)))(
+            inputs, direction
+        )
+    wanted, slope = family_oracle.along(
+        model,
+        registry.question(inputs),
+        registry.question(direction),
+        tuple(map(family_oracle.plain, weights)),
+        registry.which(OPTION, steps),
+        len(row.space),
+    )
+    same(tuple(map(family_oracle.plain, got)), wanted)
+    moved = tuple(map(family_oracle.plain, moved))
+    same(family_oracle.dot(moved, tuple(map(family_oracle.plain, weights))), slope)
+
+
+def same(got, wanted) -> None:
+    pairs = zip(family_oracle.leaves(got), family_oracle.leaves(wanted), strict=True)
+    for one, other in pairs:
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+def check(*cells: str):
+    """The cells of the registry that a file makes agree with the oracle."""
+    return lambda jl: [agrees(jl, cell) for cell in cells]
+
+
+def under(*wrappers: str):
+    """The plain LSTM agrees with the oracle under these wrappers."""
+    return lambda jl: [agrees(jl, "lstm", wrapper) for wrapper in wrappers]
+
+
+def check_activations(factory: str):
+    """Each of the three functions does its own work."""
+
+    def run(jl) -> None:
+        cell = getattr(jl, factory)(
+            *(
+                ((2,),)
+                if factory == "conv_lstm"
+                else (2,) * (factory == "projected_lstm")
+            ),
+            gate_activation=half,
+            candidate_activation=two,
+            **({} if factory == "gru" else {"output_activation": three}),
+        )
+        params = cell.init(jax.random.key(0), 2, 3)
+        xs = jnp.ones((2, 4, 2))
+        _, (state, gates) = jl.unroll(cell, params, xs, emit=jl.emit.trace)
+        values = gates._asdict()
+        candidate = values.pop("n" if factory == "gru" else "g")
+        assert np.all(candidate == 2.0)
+        for name, gate in values.items():
+            assert np.all(gate == (1.0 if (factory, name) == CLASSIC_F else 0.5))
+        if factory not in ("gru", "projected_lstm"):
+            assert np.all(state.h == 1.5)
+
+    return run
+
+
+CLASSIC_F = "classic_lstm", "f"
+
+
+def half(z):
+    return 0 * z + 0.5
+
+
+def two(z):
+    return 0 * z + 2.0
+
+
+def three(c):
+    return 0 * c + 3.0
+
+
+def check_beginnings(jl) -> None:
+    """What `init` draws: biases on their gates, scales of one, sizes by fan-in."""
+    key = jax.random.key(0)
+    b = jl.classic_lstm().init(key, 2, 3).b
+    assert not np.any(b)
+    b = jl.coupled_lstm(forget_bias=3.0).init(key, 2, 3).b
+    assert np.array_equal(b[:, 0], [3.0, 0.0, 0.0])
+    peephole = jl.peephole_lstm().init(key, 2, 3)
+    assert not np.any(peephole.p_i)
+    assert not np.any(peephole.p_o)
+    normal = jl.layer_norm_lstm().init(key, 2, 3)
+    for scale in (normal.s_x, normal.s_h, normal.s_c):
+        assert np.all(scale == 1.0)
+    b = jl.gru(init="chrono").init(key, 2, 3).b
+    assert np.all(b[1] > 0)
+    assert not np.any(b[0])
+    assert not np.any(b[2])
+    w_p = jl.projected_lstm(3).init(key, 2, 3).w_p
+    np.testing.assert_allclose(w_p.T @ w_p, np.eye(3), atol=1e-5)
+    w_x = jl.conv_lstm((5, 5)).init(key, 8, 32).w_x
+    np.testing.assert_allclose(np.std(w_x), 1 / np.sqrt(5 * 5 * 8), rtol=0.1)
+    square = jl.lstm(init="torch").init(key, 3, 3)
+    assert not np.array_equal(square.w_x, square.w_h)
+
+
+def refuses(sentence: str, call) -> None:
+    said = "nothing"
+    try:
+        call()
+    except ValueError as error:
+        said = str(error)
+    assert sentence in said
+
+
+def check_refusals(jl) -> None:
+    key, xs = jax.random.key(0), jnp.ones((2, 3))
+
+    def run(cell, params=None):
+        return jl.unroll(cell, cell.init(key, 3, 4) if params is None else params, xs)
+
+    params = jl.peephole_lstm().init(key, 3, 4)._replace(p_i=jnp.ones(5))
+    refuses("belong together", lambda: run(jl.peephole_lstm(), params))
+    for cell in (jl.simple_rnn(), jl.gru()):
+        refuses("no cell state", lambda cell=cell: run(jl.clip_cell(cell, 1.0)))
+    noisy = jl.recurrent_dropout(jl.simple_rnn(), 0.5)
+    refuses(
+        "no candidate", lambda: jl.unroll(noisy, noisy.init(key, 3, 4), xs, key=key)
+    )
+
+
+def check_hidden_edits(jl) -> None:
+    """A mask on h acts on what the recurrent product reads, and on nothing else."""
+    for factory in (jl.classic_lstm, jl.gru, jl.lstm):
+        cell = factory()
+        params = cell.init(jax.random.key(0), 2, 3)
+        state = jax.tree.map(jnp.ones_like, cell.initial_state(params))
+        z = cell.project(params, jnp.ones(2))
+        edit = jl.cells.base.Edit(hidden=jnp.zeros_like)
+        blind = params._replace(w_h=jnp.zeros_like(params.w_h))
+        same(cell.step(params, state, z, edit=edit)[0], cell.step(blind, state, z)[0])
+
+
+def check_candidate_edits(jl) -> None:
+    for factory, name in (
+        (jl.classic_lstm, "g"),
+        (jl.gru, "n"),
+        (jl.coupled_lstm, "g"),
+    ):
+        cell = factory()
+        params = cell.init(jax.random.key(0), 2, 3)
+        z = cell.project(params, jnp.ones(2))
+        edit = jl.cells.base.Edit(candidate=jnp.zeros_like)
+        state, gates = cell.step(params, cell.initial_state(params), z, edit=edit)
+        assert not np.any(getattr(gates, name))
+        assert not np.any(state.h)
+
+
+# -- wrappers --------------------------------------------------------------------
+
+UNITS, STEPS, KEY = 500, 4, 5
+
+
+def noisy_trace(jl, wrap, *, key=KEY, cell=None, features=1, **options):
+    """A trace of STEPS steps of two equal rows of UNITS units, under noise."""
+    wrapped = wrap(jl.lstm() if cell is None else cell)
+    shape = (features, 4, UNITS)
+    params = jl.LSTMParams(
+        jnp.ones(shape), jnp.zeros((UNITS, 4, UNITS)), jnp.zeros((4, UNITS))
+    )
+    xs = jnp.linspace(0.5, 1.5, STEPS * 2 * features).reshape(STEPS, 2, features)
+    xs = jnp.broadcast_to(xs[:, :1], xs.shape)
+    return jl.unroll(
+        wrapped, params, xs, key=jax.random.key(key), emit=jl.emit.trace, **options
+    )[1]
+
+
+def share(mask) -> float:
+    return float(np.mean(mask))
+
+
+def check_zoneout(jl) -> None:
+    """Units keep c and h at their own rates; a mask of its own each step and row."""
+    state, gates = noisy_trace(jl, lambda c: jl.zoneout(c, h_rate=0.2, c_rate=0.6))
+    h, c = (np.concatenate([np.zeros_like(v[:1]), v]) for v in state)
+    made = np.asarray(gates.f) * c[:-1] + np.asarray(gates.i) * np.asarray(gates.g)
+    shown = np.asarray(gates.o) * np.tanh(made)
+    for before, new, after, rate in ((c, made, c, 0.6), (h, shown, h, 0.2)):
+        keeps = np.isclose(after[1:], before[:-1], rtol=1e-6, atol=0)
+        renews = np.isclose(after[1:], new, rtol=1e-5, atol=0)
+        assert np.all(keeps | renews)
+        for t in range(1, STEPS):
+            assert abs(share(keeps[t]) - rate) < 0.06
+            differ = share(keeps[t, 0] != keeps[t, 1])
+            assert abs(differ - 2 * rate * (1 - rate)) < 0.08
+    both = np.isclose(h[2:], h[1:-1], rtol=1e-6) & np.isclose(c[2:], c[1:-1], rtol=1e-6)
+    assert abs(share(both) - 0.12) < 0.04
+
+
+def check_variational(jl) -> None:
+    """One mask a sequence on x and on h as the gates read it; both rows differ."""
+    cell = jl.lstm(gate_activation="identity", output_activation=three)
+    wrapped = jl.variational_dropout(cell, x_rate=0.2, h_rate=0.6)
+    n = 300
+    eye, zero = jnp.eye(n), jnp.zeros((n, n))
+    params = jl.LSTMParams(
+        jnp.stack([eye, zero, zero, zero], 1),
+        jnp.stack([zero, eye, zero, zero], 1),
+        jnp.zeros((4, n)).at[3].set(1.0),
+    )
+    xs = jnp.full((STEPS, 2, n), 4.0)
+    _, (state, gates) = jl.unroll(
+        wrapped, params, xs, key=jax.random.key(KEY), emit=jl.emit.trace
+    )
+    for read, whole, rate in ((gates.i, 4.0, 0.2), (gates.f[1:], 3.0, 0.6)):
+        read = np.asarray(read)
+        zeros = np.isclose(read, 0)
+        assert np.all(zeros | np.isclose(read, whole / (1 - rate)))
+        assert abs(share(zeros) - rate) < 0.08
+        assert np.all(zeros == zeros[:1])
+        assert not np.array_equal(zeros[0, 0], zeros[0, 1])
+    assert np.all(state.h == 3.0)
+
+
+def check_recurrent_dropout(jl) -> None:
+    """Candidates are dropped, memory is not; a mask of its own each step and row."""
+    cell = jl.lstm(candidate_activation=two)
+    trace = noisy_trace(jl, lambda c: jl.recurrent_dropout(c, 0.3), cell=cell)
+    state, gates = trace
+    g, c = np.asarray(gates.g), np.asarray(state.c)
+    zeros = g == 0
+    assert np.all(zeros | np.isclose(g, 2.0 / 0.7))
+    assert abs(share(zeros) - 0.3) < 0.05
+    for one, other in ((zeros[0], zeros[1]), (zeros[:, 0], zeros[:, 1])):
+        assert abs(share(one != other) - 0.42) < 0.08
+    before = np.concatenate([np.zeros_like(c[:1]), c[:-1]])
+    np.testing.assert_allclose(
+        c, np.asarray(gates.f) * before + np.asarray(gates.i) * g, rtol=1e-5
+    )
+
+
+def check_weight_drop(jl) -> None:
+    cell = jl.weight_drop(jl.lstm(), 0.3)
+    params = cell.init(jax.random.key(0), 3, 40)
+    xs = jnp.ones((3, 2, 3))
+    dropped, _ = cell.prepare(params, xs, key=jax.random.key(KEY))
+    zeros = np.asarray(dropped.w_h) == 0
+    assert abs(share(zeros) - 0.3) < 0.05
+    kept = np.where(zeros, 0, np.asarray(params.w_h) / 0.7)
+    np.testing.assert_allclose(dropped.w_h, kept, rtol=1e-6)
+    assert np.array_equal(dropped.w_x, params.w_x)
+    hs = jl.unroll(cell, params, xs, key=jax.random.key(KEY))[1]
+    same(hs, jl.unroll(jl.lstm(), dropped, xs)[1])
+    nameless = jl.Cell(
+        lambda key, d, h, *, dtype=None: (jnp.ones((d, h)),), *jl.lstm()[1:]
+    )
+    refuses("w_h", lambda: jl.weight_drop(nameless, 0.3).init(jax.random.key(0), 2, 3))
+
+
+def check_silence(jl) -> None:
+    """Without a key a dropout is nothing; with one it is the same for the same key."""
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, 4)
+    xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
+    plain = jl.unroll(cell, params, xs)
+    for wrapped in (
+        jl.variational_dropout(cell, x_rate=0.5, h_rate=0.5),
+        jl.recurrent_dropout(cell, 0.5),
+        jl.weight_drop(cell, 0.5),
+        jl.zoneout(cell),
+    ):
+        same(jl.unroll(wrapped, params, xs), plain)
+        one, again, other = (
+            jl.unroll(wrapped, params, xs, key=jax.random.key(k))[1] for k in (1, 1, 2)
+        )
+        assert np.array_equal(one, again)
+        noisy = wrapped is not jl.zoneout(cell)
+        assert np.array_equal(one, other) != noisy
+    for call in (
+        lambda: jl.zoneout(cell, h_rate=1.0),
+        lambda: jl.recurrent_dropout(cell, -0.1),
+        lambda: jl.weight_drop(cell, float("nan")),
+        lambda: jl.clip_cell(cell, 0.0),
+        lambda: jl.clip_cell(cell, float("inf")),
+    ):
+        refuses("is", call)
+    assert jl.zoneout(cell, h_rate=0.5) is jl.zoneout(cell, h_rate=0.5)
+
+
+def check_nesting(jl) -> None:
+    """Each wrapper draws noise of its own, and hands the inner one its key."""
+    twice = noisy_trace(jl, lambda c: jl.zoneout(jl.zoneout(c, c_rate=0.5), c_rate=0.5))
+    c = np.asarray(twice.state.c)
+    keeps = np.isclose(c[1:], c[:-1], rtol=1e-6, atol=0)
+    assert abs(share(keeps[1:]) - 0.75) < 0.05
+    for wrap in (jl.taps, jl.learned_initial_state):
+        cell = wrap(jl.recurrent_dropout(jl.lstm(), 0.5))
+        params = cell.init(jax.random.key(0), 3, 400)
+        noise = jax.random.key(1)
+        _, trace = jl.unroll(
+            cell, params, jnp.ones((2, 3)), key=noise, emit=jl.emit.trace
+        )
+        assert abs(share(np.asarray(trace.gates.g) == 0) - 0.5) < 0.1
+
+
+def check_learned(jl) -> None:
+    cell = jl.learned_initial_state(jl.lstm())
+    params = cell.init(jax.random.key(0), 3, 4)
+    assert not any(np.any(leaf) for leaf in params.state)
+    learned = params._replace(state=jl.LSTMState(jnp.arange(4.0), jnp.ones(4)))
+    start = cell.initial_state(learned, (2,))
+    assert np.array_equal(start.h, [[0, 1, 2, 3], [0, 1, 2, 3]])
+    wrong = params._replace(state=jl.LSTMState(jnp.ones(4), jnp.ones(5)))
+    refuses("params.state", lambda: cell.initial_state(wrong))
+
+
+LSTM_CELLS = ["lstm", "classic", "peephole", "coupled", "projected", "layer_norm"]
+CHECKS = {
+    CLASSIC: [check("classic"), check_activations("classic_lstm"), check_beginnings,
+              check_hidden_edits, check_candidate_edits],
+    PEEPHOLE: [check("peephole"), check_activations("peephole_lstm"), check_beginnings,
+               lambda jl: agrees(jl, "peephole", "clip")],
+    COUPLED: [check("coupled", "coupled with peepholes"),
+              check_activations("coupled_lstm"), check_beginnings],
+    PROJECTED: [check("projected"), check_activations("projected_lstm"),
+                check_beginnings, lambda jl: agrees(jl, "projected", "clip")],
+    NORMALIZED: [check("layer norm"), check_activations("layer_norm_lstm"),
+                 check_beginnings],
+    CONVOLUTIONAL: [check("conv"), check_activations("conv_lstm"), check_beginnings],
+    SIMPLE: [check("simple rnn"), check_refusals],
+    GRU: [check("gru", "gru of the paper"), check_activations("gru"),
+          check_beginnings, check_hidden_edits, check_candidate_edits, check_refusals],
+    PARAMETERS: [check_refusals, check_beginnings, check("projected")],
+    WRAPPERS: [under("clip", "learned initial state", "taps"), check_silence,
+               check_nesting, check_learned, check_refusals],
+    NOISE: [under("zoneout"), check_silence, check_zoneout, check_variational,
+            check_recurrent_dropout, check_weight_drop, check_nesting],
+    WRAPPING: [check_silence, under("taps on zoneout on learned"), check_nesting,
+               check_zoneout, check_variational, check_recurrent_dropout,
+               check_learned, check_refusals],
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def planted(mutant, folder, monkeypatch):
+    """The mutated library, which the registry then makes its cells with."""
+    plant(mutant, folder)
+    with imported_from(folder) as jl, monkeypatch.context() as patch:
+        patch.setattr(registry, "jl", jl)
+        yield jl
+
+
+def test_there_are_enough_of_them(record_property):
+    names = [mutant.name for mutant in MUTANTS]
+    record_property("family_mutants", len(names))
+    assert len(set(names)) == len(names) >= 60
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_is_killed(mutant, tmp_path, monkeypatch):
+    with planted(mutant, tmp_path, monkeypatch) as jl:
+        for run in CHECKS[mutant.file]:
+            try:
+                run(jl)
+            except AssertionError:
+                return
+    pytest.fail(f"{mutant.name!r} survives")
+
+
+@pytest.mark.parametrize("file", CHECKS)
+def test_the_unmutated_copy_lives(file, tmp_path, monkeypatch):
+    with planted(UNMUTATED, tmp_path, monkeypatch) as jl:
+        for run in CHECKS[file]:
+            run(jl)

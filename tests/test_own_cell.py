@@ -1,0 +1,277 @@
+"""A cell of one's own, written as a user would: everything else comes with it.
+
+The minimal gated unit, which is not in the library: Zhou, Wu, Zhang and Zhou, "Minimal
+gated unit for recurrent neural networks", 2016, https://arxiv.org/abs/1603.09420
+"""
+
+import inspect
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jaxlstm as jl
+from cases import assert_same, same_bits
+from jaxlstm.lab import schema, training
+from jaxlstm.lab.data import Streams
+
+T, B, D, H = 6, 4, 3, 5
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_notebook():
+    """JAX as it comes: dtypes are promoted, and `[H]` is added to `[B, H]`."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+# -- what a user writes ------------------------------------------------------------
+#
+#    f = σ(W_f x + U_f h + b_f)        g = tanh(W_g x + U_g (f ⊙ h) + b_g)
+#    h = (1 - f) ⊙ h + f ⊙ g
+
+
+class State(NamedTuple):
+    h: jax.Array
+
+
+def init(key, input_size, hidden_size, *, dtype=jnp.float32):
+    draw, keys = jax.nn.initializers.lecun_normal(), jax.random.split(key, 4)
+    w = [draw(k, (input_size, hidden_size), dtype) for k in keys[:2]]
+    u = [draw(k, (hidden_size, hidden_size), dtype) for k in keys[2:]]
+    return {"w": w, "u": u, "b": jnp.zeros((2, hidden_size), dtype)}
+
+
+def initial_state(params, batch_shape=(), *, dtype=None):
+    return State(jnp.zeros((*batch_shape, len(params["u"][0])), dtype))
+
+
+def project(params, x):
+    return [x @ w + b for w, b in zip(params["w"], params["b"], strict=True)]
+
+
+def step(params, state, z):
+    f = jax.nn.sigmoid(z[0] + state.h @ params["u"][0])
+    g = jnp.tanh(z[1] + (f * state.h) @ params["u"][1])
+    return State((1 - f) * state.h + f * g), f
+
+
+MGU = jl.Cell(init, initial_state, project, step)
+
+# -- end of what a user writes -----------------------------------------------------
+
+
+def problem(dtype=jnp.float32):
+    params = MGU.init(jax.random.key(0), D, H, dtype=dtype)
+    xs = jax.random.normal(jax.random.key(1), (T, B, D), dtype)
+    state = State(jax.random.normal(jax.random.key(2), (B, H), dtype))
+    return params, xs, state
+
+
+def loop(params, xs, state=None):
+    """Row by row and step by step, in plain Python."""
+    h = np.zeros(H) if state is None else np.asarray(state)
+    (w_f, w_h), (u_f, u_h), (b_f, b_h) = (params[name] for name in "wub")
+    hs = []
+    for x in xs:
+        f = 1 / (1 + np.exp(-(x @ w_f + h @ u_f + b_f)))
+        h = (1 - f) * h + f * np.tanh(x @ w_h + (f * h) @ u_h + b_h)
+        hs.append(h)
+    return h, np.array(hs).reshape(-1, H)
+
+
+def test_it_is_twenty_lines():
+    sources = [inspect.getsource(part) for part in (State, *MGU[:4])]
+    lines = [line for source in sources for line in source.splitlines() if line.strip()]
+    assert len(lines) + 1 <= 20  # and the line that makes the cell of them
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lengths(reverse, x64):
+    params, xs, state = problem(jnp.float64)
+    lengths = np.array([0, 2, T, 5])
+    poisoned = xs.at[np.arange(T)[:, None] >= lengths].set(jnp.nan)
+    last, hs = jl.unroll(MGU, params, poisoned, state, lengths=lengths, reverse=reverse)
+    for row, n in enumerate(lengths):
+        there = xs[:n, row][::-1] if reverse else xs[:n, row]
+        h, wanted = loop(params, there, state.h[row])
+        assert_same(last.h[row], h)
+        assert_same(hs[:n, row], wanted[::-1] if reverse else wanted)
+        assert not hs[n:, row].any()
+
+
+def test_mask_and_resets(x64):
+    params, xs, state = problem(jnp.float64)
+    mask = np.array([1, 0, 1, 1, 0, 1], bool)
+    resets = np.arange(T) == 3
+    each = [np.repeat(row[:, None], B, 1) for row in (mask, resets)]
+    last, hs = jl.unroll(MGU, params, xs, state, mask=each[0], resets=each[1])
+    for row in range(B):
+        _, before = loop(params, xs[[0, 2], row], state.h[row])
+        h, after = loop(params, xs[[3, 5], row])
+        assert_same(last.h[row], h)
+        assert_same(hs[mask, row], np.concatenate([before, after]))
+
+
+def test_streaming_and_emit():
+    params, xs, state = problem()
+    last, hs = jl.unroll(MGU, params, xs, state)
+    half, first = jl.unroll(MGU, params, xs[:2], state)
+    assert same_bits(jl.unroll(MGU, params, xs[2:], half), (last, hs[2:]))
+    assert same_bits(first, hs[:2])
+    trace = jl.unroll(MGU, params, xs, state, emit=jl.emit.trace)[1]
+    assert trace.gates.shape == (T, B, H)
+    assert same_bits(trace.state.h, hs)
+
+
+def test_a_bidirectional_stack():
+    layer = jl.stack(MGU, (H, H), bidirectional=True, dropout=0.1)
+    params, size = layer.init(jax.random.key(0), D)
+    xs = problem()[1]
+    lengths = jnp.array([1, 2, 3, 6])
+    state, ys = layer.apply(params, xs, lengths=lengths, key=jax.random.key(1))
+    assert (ys.shape, size) == ((T, B, 2 * H), 2 * H)
+    assert state[0].backward.h.shape == (B, H)
+    end, _ = jl.unroll(MGU, params[0].backward, xs, lengths=lengths, reverse=True)
+    assert same_bits(state[0].backward, end)
+
+
+def test_transformations(x64):
+    params, xs, state = problem(jnp.float64)
+    lengths = jnp.array([0, 2, T, 5])
+
+    def loss(params):
+        last, hs = jl.unroll(MGU, params, xs, state, lengths=lengths)
+        return (hs**2).sum() + last.h.sum()
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    tangent = jax.tree.map(jnp.ones_like, params)
+    slope = jax.jvp(loss, (params,), (tangent,))[1]
+    assert_same(slope, sum(leaf.sum() for leaf in jax.tree.leaves(gradient)), 1e-10)
+
+    curve = jax.jvp(jax.grad(loss), (params,), (tangent,))[1]
+    ahead, behind = (
+        jax.grad(loss)(jax.tree.map(lambda leaf, by=by: leaf + by, params))
+        for by in (1e-5, -1e-5)
+    )
+    differences = jax.tree.map(lambda a, b: (a - b) / 2e-5, ahead, behind)
+    assert_same(curve, differences, 1e-6)
+
+    rows = jax.vmap(lambda x: jl.unroll(MGU, params, x)[1], 1, 1)(xs)
+    assert_same(rows, jl.unroll(MGU, params, xs)[1])
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), params)
+    each = jax.vmap(lambda params: jl.unroll(MGU, params, xs)[1])(several)
+    assert_same(each[0], jl.unroll(MGU, params, xs)[1])
+
+
+def test_rows_over_an_explicit_mesh():
+    params, xs, _ = problem()
+    mesh = jax.make_mesh((4,), ("rows",))
+
+    def loss(params, xs):
+        return (jl.unroll(MGU, params, xs)[1] ** 2).sum()
+
+    wanted = jax.value_and_grad(loss)(params, xs)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(xs, jax.NamedSharding(mesh, P(None, "rows", None)))
+        everywhere = jax.device_put(params, jax.NamedSharding(mesh, P()))
+        got = jax.jit(jax.value_and_grad(loss))(everywhere, placed)
+        hs = jl.unroll(MGU, everywhere, placed)[1]
+    assert_same(jax.device_get(got), wanted, 1e-5)
+    assert jax.typeof(hs).sharding.spec[1] == "rows"
+
+
+def test_wrappers():
+    params, xs, state = problem()
+    cell = jl.zoneout(MGU, h_rate=0.5)
+    _, hs = jl.unroll(cell, params, xs, state, key=jax.random.key(0))
+    kept = np.mean(np.asarray(hs[1:] == hs[:-1]))
+    assert 0.3 < kept < 0.7
+    learned = jl.learned_initial_state(MGU)
+    begun = learned.init(jax.random.key(0), D, H)._replace(state=State(jnp.ones(H)))
+    start = State(jnp.ones((B, H)))
+    wanted = jl.unroll(MGU, begun.params, xs, start)
+    assert_same(jl.unroll(learned, begun, xs), wanted, 1e-6)
+    with pytest.raises(ValueError, match="takes no edit"):
+        jl.variational_dropout(MGU, h_rate=0.5)
+
+
+def test_the_trainer():
+    """A text that repeats itself, learnt: from log(8) nats to hardly any."""
+    tokens = np.tile(np.random.default_rng(0).permutation(8), 400).astype(np.int32)
+    options = schema.Training(
+        steps=120, batch_size=4, window=16, steps_per_dispatch=20, log_every=20,
+        validate_every=60, checkpoint_every=120,
+    )  # fmt: skip
+    streams = Streams(tokens, batch_size=4, window=16, seed=0)
+    cell = jl.zoneout(MGU, h_rate=0.05)
+    model = jl.serial(jl.embed(8, 6), jl.recurrent(cell, 12), jl.linear(8))
+    optimizer = optax.adam(0.03)
+    losses = {"train": [], "validation": []}
+
+    def log(split, step, nats, numbers, pace):
+        losses[split].append(nats)
+
+    hooks = training.Hooks(
+        log, lambda params: 0.0, lambda *kept: None, lambda s: None, lambda: False
+    )
+    job = training.Job(model, optimizer, streams, options, None, hooks)
+    state = training.initial_state(model, optimizer, batch_size=4, seed=0)
+    assert training.fit(job, state, training.Ledger())
+    assert losses["train"][-1] < 0.1 < 0.5 < losses["train"][0]
+
+
+# -- what is not quite right, in words ---------------------------------------------
+
+
+def test_a_state_without_h():
+    Other = NamedTuple("Other", [("s", jax.Array)])  # noqa: UP014
+
+    def begin(params, batch_shape=(), *, dtype=None):
+        return Other(initial_state(params, batch_shape, dtype=dtype).h)
+
+    def go(params, state, z):
+        after, f = step(params, State(state.s), z)
+        return Other(after.h), f
+
+    cell = jl.Cell(init, begin, project, go)
+    params, xs, _ = problem()
+    with pytest.raises(ValueError, match=r"^unroll: .*a Other, has no field h.*emit="):
+        jl.unroll(cell, params, xs)
+    with pytest.raises(ValueError, match=r"^recurrent: .*a Other, has no field h"):
+        jl.recurrent(cell, H).init(jax.random.key(0), D)
+    last, ss = jl.unroll(cell, params, xs, emit=lambda state, gates: state.s)
+    assert_same((last.s, ss), jl.unroll(MGU, params, xs), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("after", "sentence"),
+    [
+        (lambda h: State(h.astype(jnp.bfloat16)), r"state\.h, float32 .*bfloat16"),
+        (lambda h: State(h[..., :2]), r"state\.h, float32 \[4, 5\], .*\[4, 2\]"),
+        (lambda h: (h,), "a tuple, has no field h"),
+    ],
+)
+def test_a_step_that_gives_back_another_state(after, sentence):
+    def go(params, state, z):
+        return after(step(params, state, z)[0].h), None
+
+    params, xs, _ = problem()
+    with pytest.raises(ValueError, match=f"^unroll: .*{sentence}"):
+        jl.unroll(MGU._replace(step=go), params, xs)
+
+
+def test_16_bit_features_with_32_bit_params_are_explained():
+    params, xs, _ = problem()
+    with pytest.raises(ValueError, match=r"^unroll: .*state\.h, bfloat16.*astype"):
+        jl.unroll(MGU, params, xs.astype(jnp.bfloat16))
+
+
+def test_features_that_do_not_fit_the_params():
+    params, xs, _ = problem()
+    with pytest.raises((TypeError, ValueError), match="3"):
+        jl.unroll(MGU, params, xs[..., :2])

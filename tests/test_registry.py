@@ -1,0 +1,490 @@
+"""Every law, for every cell under every wrapper with every sequence option.
+
+A combination is compiled once, as the Hessian-vector product of a scalar that weighs
+everything there is to see; its data are four members of an ensemble: inputs, the
+same inputs moved a little up and down one direction, and others. The whole sequence
+and the single step that are held to each other's bits are compiled as users do, with
+every optimisation. What is left runs operation by operation, without any compiler.
+
+`pytest -m registry` evaluates all of them; by default a slice of them is.
+"""
+
+import functools
+import hashlib
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import family_oracle as oracle
+import jaxlstm as jl
+from cases import assert_same, finite, same_bits
+from registry import (
+    BATCH,
+    CELLS,
+    OPTIONS,
+    PAIRS,
+    REFUSED,
+    TIME,
+    WRAPPERS,
+    CellRow,
+    Data,
+    Inputs,
+    Option,
+    WrapperRow,
+    draw,
+    happening,
+    like,
+    question,
+    tapped,
+    which,
+)
+
+OPTIMISED = True  # bits are compared: compile as users do
+
+STEP = 1e-6
+ONE, UP, DOWN, OTHER = range(4)
+EXECUTABLES = {}
+
+
+# --- programs -------------------------------------------------------------------------
+
+
+def run(cell: jl.Cell, inputs: Inputs, steps, **options):
+    """(last state, trace of every state and gate)."""
+    return jl.unroll(cell, *inputs, **steps, emit=jl.emit.trace, **options)
+
+
+@functools.cache
+def haste() -> dict:
+    """How to compile what runs once: fast. Not every version knows every option."""
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
+    faster = {"xla_cpu_use_fusion_emitters": False}
+    faster["xla_cpu_parallel_codegen_split_count"] = 1
+    try:
+        jax.jit(jnp.negative, compiler_options=options | faster)(1.0)
+    except jax.errors.JaxRuntimeError:
+        return options
+    return options | faster
+
+
+def executable(lowered):
+    """Compiled, unless the very same program was: some wrappers do nothing at all."""
+    text = hashlib.sha256(lowered.as_text().encode()).digest()
+    key = text, lowered.in_tree, lowered.out_tree
+    if key not in EXECUTABLES:
+        EXECUTABLES[key] = lowered.compile()
+    return EXECUTABLES[key]
+
+
+class Programs:
+    """What is compiled for a cell under a wrapper, and how often it was traced."""
+
+    def __init__(self, row: CellRow, wrapper: WrapperRow):
+        self.row, self.wrapper = row, wrapper
+        self.traces = Counter()
+        self.forward = jax.jit(self._forward, static_argnums=(0, 1))
+        self.compiled = {}
+        self.derivatives = jax.jit(
+            self._derivatives, static_argnums=(0, 1), compiler_options=haste()
+        )
+
+    def cell(self) -> jl.Cell:
+        """The wrapped cell, made anew."""
+        return self.wrapper.wrap(self.row.make(), self.row)
+
+    def model(self) -> oracle.Model:
+        return self.wrapper.model(self.row.model, self.row)
+
+    def whole(self, cell, reverse: bool, inputs: Inputs, steps):
+        """Every bit as users get it; compiled once for a direction and a length."""
+        kind = reverse, len(inputs.xs)
+        if kind not in self.compiled:
+            lowered = self.forward.lower(cell, reverse, inputs, steps)
+            self.compiled[kind] = executable(lowered)
+        return self.compiled[kind](inputs, steps)
+
+    def _forward(self, cell, reverse, inputs, steps):
+        return run(cell, inputs, steps, reverse=reverse)
+
+    def _derivatives(self, cell, option, inputs, steps, keys, cotangents, tangents):
+        """For each member: (answer, gradients), and both derivatives of the two."""
+        self.traces["derivatives", option.name] += 1
+
+        def value(inputs, steps, key):
+            answer = run(cell, inputs, steps, key=key, **arguments(option))
+            products = jax.tree.map(lambda a, b: jnp.sum(a * b), answer, cotangents)
+            return sum(jax.tree.leaves(products)), answer
+
+        def one(inputs, steps, key):
+            def gradient(inputs):
+                by_inputs = jax.value_and_grad(value, has_aux=True)
+                (total, answer), gradients = by_inputs(inputs, steps, key)
+                return (total, gradients), answer
+
+            (_, gradients), derivatives, answer = jax.jvp(
+                gradient, (inputs,), (tangents,), has_aux=True
+            )
+            return answer, gradients, *derivatives
+
+        return jax.vmap(one)(inputs, steps, keys)
+
+
+def arguments(option: Option) -> dict:
+    return {"reverse": option.reverse, "checkpoint_every": option.checkpoint_every}
+
+
+# --- one combination ------------------------------------------------------------------
+
+
+class Trial:
+    """A cell under a wrapper with an option: random data, and what becomes of them."""
+
+    def __init__(self, programs: Programs, option: Option, *, noise: bool = False):
+        names = programs.row.name, programs.wrapper.name, option.name
+        self.rng = rng = np.random.default_rng(list("/".join(names).encode()))
+        self.programs, self.option = programs, option
+        self.cell, self.model = programs.cell(), programs.model()
+        self.one, other = (draw(rng, programs.row, self.cell, option) for _ in "12")
+        self.cotangents = like(rng, lambda: self.eager(self.one))
+        self.tangents = like(rng, lambda: self.one.inputs)
+        self.members = [self.one, self.moved(STEP), self.moved(-STEP), other]
+        self.keys = jax.random.split(jax.random.key(1997), 2)[np.array([0, 0, 0, 1])]
+        self.keys = self.keys if noise else None
+
+    def moved(self, size: float) -> Data:
+        inputs = jax.tree.map(lambda a, v: a + size * v, self.one.inputs, self.tangents)
+        return self.one._replace(inputs=inputs)
+
+    def arguments(self, members: list[Data]):
+        """Of `Programs.derivatives`; the cell is made anew."""
+        inputs, steps = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+        dynamic = inputs, steps, self.keys, self.cotangents, self.tangents
+        return (self.programs.cell(), self.option), dynamic
+
+    @functools.cached_property
+    def program(self):
+        static, dynamic = self.arguments(self.members)
+        with jax.checking_leaks():
+            traced = self.programs.derivatives.trace(*static, *dynamic)
+        return executable(traced.lower())
+
+    def derived(self, members: list[Data]):
+        """(answers, gradients, derivatives of the value, Hessian-vector products)."""
+        return jax.device_get(self.program(*self.arguments(members)[1]))
+
+    @functools.cached_property
+    def derivatives(self):
+        return self.derived(self.members)
+
+    def member(self, number: int):
+        """(answer, gradients, derivative of the value, Hessian-vector product)."""
+        return picked(self.derivatives, number)
+
+    def compiled(self, inputs: Inputs, mask, resets):
+        """The very same program for all options of one direction."""
+        state = inputs.state
+        if state is None:
+            state = self.cell.initial_state(inputs.params, inputs.xs.shape[1:-1])
+        inputs, steps = inputs._replace(state=state), {"mask": mask, "resets": resets}
+        reverse = self.option.reverse and len(inputs.xs) > 1
+        return self.programs.whole(self.cell, reverse, inputs, steps)
+
+    def whole(self, data: Data):
+        no_resets = np.zeros((TIME, *BATCH), bool)
+        resets = data.steps.get("resets", no_resets)
+        return self.compiled(data.inputs, happening(data.steps), resets)
+
+    def eager(self, data: Data, **options):
+        """Operation by operation, no loop primitive and no compiler."""
+        with jax.disable_jit():
+            return run(self.cell, *data, **arguments(self.option) | options)
+
+    @functools.cached_property
+    def unjitted(self):
+        return self.eager(self.one)
+
+    def oracle(self, number: int):
+        """(answer, derivative of the value along the tangents)."""
+        (params, xs, state), steps = self.members[number]
+        last, trace = oracle.plain(self.cotangents[0]), self.cotangents[1]
+        return oracle.along(
+            self.model,
+            question(Inputs(params, xs, state)),
+            question(self.tangents),
+            (last, oracle.plain(trace)),
+            which(self.option, steps),
+            len(self.programs.row.space),
+        )
+
+
+def during(data: Data, at) -> Data:
+    """Some of the steps, or of the steps of one row."""
+    params, xs, state = data.inputs
+    params = tapped(params, lambda taps: picked(taps, at))
+    return Data(Inputs(params, xs[at], state), picked(data.steps, at))
+
+
+def masked(data: Data) -> Data:
+    """The same, with a mask in place of lengths."""
+    steps = {k: v for k, v in data.steps.items() if k != "lengths"}
+    return data._replace(steps=steps | {"mask": happening(data.steps)})
+
+
+def beginning(data: Data, state) -> Data:
+    return data._replace(inputs=data.inputs._replace(state=state))
+
+
+def rows(tree, row: int, axis: int = 0):
+    """One row of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[(slice(None),) * axis + (row,)], tree)
+
+
+def picked(tree, at):
+    """Some of the steps of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[at], tree)
+
+
+def close(one, other, of, tolerance: float) -> None:
+    """Sums of many terms, equal to within rounding of the terms."""
+    assert abs(one - other) <= tolerance * (1.0 + abs(of)), (one, other)
+
+
+# --- the laws -------------------------------------------------------------------------
+
+
+def no_leaked_tracers(trial: Trial) -> None:
+    assert trial.program  # traced here, where leaks are checked for
+
+
+def oracle_values(trial: Trial) -> None:
+    for number in (ONE, OTHER):
+        answer = tuple(map(oracle.plain, trial.member(number)[0]))
+        assert_plain(answer, trial.oracle(number)[0])
+
+
+def oracle_derivatives(trial: Trial) -> None:
+    for number in (ONE, OTHER):
+        _, gradients, _, _ = trial.member(number)
+        terms = jax.tree.map(np.multiply, gradients, trial.tangents)
+        total = sum(leaf.sum() for leaf in jax.tree.leaves(terms))
+        size = sum(abs(leaf).sum() for leaf in jax.tree.leaves(terms))
+        close(total, trial.oracle(number)[1], size, 1e-12)
+
+
+def ragged_is_truncated(trial: Trial) -> None:
+    """A row is what it is alone, without the steps that do not happen."""
+    last, trace = trial.member(ONE)[0]
+    for row in range(*BATCH):
+        happens = happening(trial.one.steps)[:, row]
+        own = rows(trace, row, axis=1)
+        silent, loud = picked(own, ~happens), picked(own, happens)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(silent))
+        data = during(masked(trial.one), (happens, row))
+        data = beginning(data, rows(data.inputs.state, row))
+        data.steps.pop("mask")
+        if not happens.any():
+            state = trial.cell.initial_state(
+                data.inputs.params, trial.programs.row.space
+            )
+            wanted = state if data.inputs.state is None else data.inputs.state
+            assert_same(rows(last, row), wanted)
+            continue
+        alone = trial.eager(data, checkpoint_every=None)
+        assert_same((rows(last, row), loud), alone)
+
+
+def split_is_whole(trial: Trial) -> None:
+    """Cut anywhere, and the state carried on."""
+    data, cut = masked(trial.one), int(trial.rng.integers(1, TIME))
+    parts = [slice(None, cut), slice(cut, None)]
+    state, traces = data.inputs.state, {}
+    for part in reversed(parts) if trial.option.reverse else parts:
+        piece = beginning(during(data, part), state)
+        state, traces[part.start] = trial.eager(piece, checkpoint_every=None)
+    joined = jax.tree.map(
+        lambda a, b: np.concatenate([a, b]), traces[None], traces[cut]
+    )
+    assert_same((state, joined), trial.member(ONE)[0])
+
+
+def streaming_is_whole(trial: Trial) -> None:
+    """One step at a time, and every bit the same."""
+    data = masked(trial.one)
+    state, traces = data.inputs.state, [None] * TIME
+    for t in range(TIME)[::-1] if trial.option.reverse else range(TIME):
+        inputs, steps = beginning(during(data, slice(t, t + 1)), state)
+        resets = steps.get("resets", np.zeros((1, *BATCH), bool))
+        state, traces[t] = trial.compiled(inputs, steps["mask"], resets)
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *traces)
+    wanted = jax.device_get(trial.whole(trial.one))
+    assert same_bits((jax.device_get(state), joined), wanted)
+
+
+def reversed_twice_is_once(trial: Trial) -> None:
+    turned = during(masked(trial.one), slice(None, None, -1))
+    last, trace = trial.eager(turned, reverse=not trial.option.reverse)
+    trace = picked(trace, slice(None, None, -1))
+    assert_same((last, trace), trial.member(ONE)[0])
+
+
+def rows_are_independent(trial: Trial) -> None:
+    """Other rows may be anything, NaN included: not a bit of this one changes."""
+    row = int(trial.rng.integers(*BATCH))
+    others = np.arange(*BATCH) != row
+    changed = [spoilt(member, others) for member in trial.members]
+    answers, gradients, _, products = trial.derived(changed)
+    before = of_row(row, *trial.derivatives[:2], trial.derivatives[3])
+    assert same_bits(of_row(row, answers, gradients, products), before)
+
+
+def spoilt(data: Data, others: np.ndarray) -> Data:
+    """NaN in all that the other rows bring, and all of their steps happening."""
+
+    def spoil(leaf, axis: int):
+        leaf = np.array(leaf)
+        value = leaf.dtype.type(True) if leaf.dtype == bool else np.nan
+        leaf[(slice(None),) * axis + (others,)] = value
+        return leaf
+
+    params, xs, state = data.inputs
+    params = tapped(
+        params, lambda taps: jax.tree.map(lambda leaf: spoil(leaf, 1), taps)
+    )
+    steps = {name: spoil(leaf, 1) for name, leaf in data.steps.items() if leaf.ndim > 1}
+    if "lengths" in data.steps:
+        steps["lengths"] = np.where(others, np.int32(TIME), data.steps["lengths"])
+    state = jax.tree.map(lambda leaf: spoil(leaf, 0), state)
+    return Data(Inputs(params, spoil(xs, 1), state), steps)
+
+
+def of_row(row: int, answers, *gradients):
+    """All that belongs to one row, of each member: axis 0 is theirs."""
+    last, trace = answers
+    own = [(rows(g.xs, row, axis=2), rows(g.state, row, axis=1)) for g in gradients]
+    return rows(last, row, axis=1), rows(trace, row, axis=2), own
+
+
+def vmap_is_loop(trial: Trial) -> None:
+    """Four members at a time, and one after the other."""
+    for number, member in enumerate(trial.members):
+        assert_same(trial.member(number)[0], trial.whole(member))
+
+
+def jit_is_no_jit(trial: Trial) -> None:
+    assert_same(trial.whole(trial.one), trial.unjitted)
+
+
+def traced_once(trial: Trial) -> None:
+    """Though called more than once, with cells made anew and with other data."""
+    static, dynamic = trial.arguments(trial.members[::-1])
+    trial.programs.derivatives.trace(*static, *dynamic)
+    assert set(trial.programs.traces.values()) == {1}
+
+
+def gradients_are_finite(trial: Trial) -> None:
+    """And zero where a step does not happen, whatever stands there."""
+    _, gradients, _, products = trial.derivatives
+    assert finite(gradients)
+    assert finite(products)
+    for number in (ONE, OTHER):
+        skipped = ~happening(trial.members[number].steps)
+        assert not gradients.xs[number][skipped].any()
+
+
+def jvp_is_the_transpose_of_vjp(trial: Trial) -> None:
+    for number in range(4):
+        _, gradients, derivative, _ = trial.member(number)
+        terms = jax.tree.map(np.multiply, gradients, trial.tangents)
+        total = sum(leaf.sum() for leaf in jax.tree.leaves(terms))
+        size = sum(abs(leaf).sum() for leaf in jax.tree.leaves(terms))
+        close(total, derivative, size, 1e-12)
+
+
+def hessians_are_differences(trial: Trial) -> None:
+    """A Hessian-vector product is the central difference of two gradients."""
+    up, down = trial.member(UP)[1], trial.member(DOWN)[1]
+    differences = jax.tree.map(lambda a, b: (a - b) / (2.0 * STEP), up, down)
+    products = trial.member(ONE)[3]
+    size = max(abs(leaf).max(initial=0.0) for leaf in jax.tree.leaves(products))
+    pairs = zip(jax.tree.leaves(products), jax.tree.leaves(differences), strict=True)
+    for product, difference in pairs:
+        np.testing.assert_allclose(product, difference, rtol=0, atol=1e-6 * (1 + size))
+
+
+def assert_plain(got, wanted) -> None:
+    """As `assert_same`, of dictionaries with the same names."""
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    assert_same(got, wanted)
+
+
+LAWS = [
+    no_leaked_tracers,
+    oracle_values,
+    oracle_derivatives,
+    ragged_is_truncated,
+    split_is_whole,
+    streaming_is_whole,
+    reversed_twice_is_once,
+    rows_are_independent,
+    vmap_is_loop,
+    jit_is_no_jit,
+    traced_once,
+    gradients_are_finite,
+    jvp_is_the_transpose_of_vjp,
+    hessians_are_differences,
+]
+LAWS_OF_NOISE = [
+    no_leaked_tracers,
+    gradients_are_finite,
+    jvp_is_the_transpose_of_vjp,
+    hessians_are_differences,
+    traced_once,
+]
+
+
+def held(trial: Trial, laws) -> int:
+    """How many laws hold, which is all of them."""
+    for law in laws:
+        try:
+            law(trial)
+        except Exception as error:
+            error.add_note(f"{law.__name__}, with {trial.option.name}")
+            raise
+    return len(laws)
+
+
+def named(values) -> list[str]:
+    return ["-".join(part.name.replace(" ", "_") for part in value) for value in values]
+
+
+def diagonal() -> list[tuple[CellRow, WrapperRow, Option]]:
+    """Every cell, every wrapper and every option at least once."""
+    taken = []
+    for number in range(max(len(CELLS), len(WRAPPERS), len(OPTIONS))):
+        row = CELLS[number % len(CELLS)]
+        fit = [w for w in WRAPPERS if w.name not in row.lacks]
+        wrapper = WRAPPERS[number % len(WRAPPERS)]
+        wrapper = wrapper if wrapper in fit else fit[-1]
+        taken.append((row, wrapper, OPTIONS[number % len(OPTIONS)]))
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("row", "wrapper", "option"), diagonal(), ids=named(diagonal())
+)
+def test_a_slice(row, wrapper, option, x64):
+    assert held(Trial(Programs(row, wrapper), option), LAWS) == 14
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize(("row", "wrapper"), PAIRS, ids=named(PAIRS))
+def test_every_law(row, wrapper, record_property, x64):
+    programs = Programs(row, wrapper)
+    laws = sum(held(Trial(programs, option), LAWS) for option in OPTIONS)
+    record_property("registry_laws", laws)
