@@ -30,3 +30,17 @@ def x64():
     """Float64 for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many laws of the registry were held, counted over all workers."""
+    count = dict.fromkeys(("registry_laws", "registry_combinations"), 0)
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name in count:
+                count[name] += value
+    if laws := count["registry_laws"]:
+        terminalreporter.write_line(
+            f"registry: {laws:,} laws held, in {count['registry_combinations']:,} "
+            "combinations of a cell, a wrapper and an option"
+        )

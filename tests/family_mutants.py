@@ -28,15 +28,15 @@ CLASSIC_LSTM = [
 
 PEEPHOLE_LSTM = [
     Mutant("peephole: the output gate looks at the old c", PEEPHOLE,
-           "looked(z.o, params.p_o, c)", "looked(z.o, params.p_o, state.c)"),
+           "looked(z_o, params.p_o, c)", "looked(z_o, params.p_o, state.c)"),
     Mutant("peephole: the input gate is blind", PEEPHOLE,
-           "looked(z.i, params.p_i, state.c)", "z.i"),
+           "looked(z_i, params.p_i, state.c)", "z_i"),
     Mutant("peephole: the forget gate is blind", PEEPHOLE,
-           "looked(z.f, params.p_f, state.c)", "z.f"),
+           "looked(z_f, params.p_f, state.c)", "z_f"),
     Mutant("peephole: i and f exchange peepholes", PEEPHOLE,
-           "looked(z.f, params.p_f", "looked(z.f, params.p_i"),
-    Mutant("peephole: looks at h", PEEPHOLE, "looked(z.i, params.p_i, state.c)",
-           "looked(z.i, params.p_i, state.h)"),
+           "looked(z_f, params.p_f", "looked(z_f, params.p_i"),
+    Mutant("peephole: looks at h", PEEPHOLE, "looked(z_i, params.p_i, state.c)",
+           "looked(z_i, params.p_i, state.h)"),
     Mutant("peephole: a look counted twice", PEEPHOLE, "z + spread(p, c) * c",
            "z + 2 * spread(p, c) * c"),
     Mutant("peephole: no gradient through a look", PEEPHOLE, "z + spread(p, c) * c",
@@ -44,8 +44,8 @@ PEEPHOLE_LSTM = [
     Mutant("peephole: begins with a look", PEEPHOLE, "*jnp.zeros((3, hidden_size)",
            "*jnp.ones((3, hidden_size)"),
     Mutant("peephole: c is changed after the output gate", PEEPHOLE,
-           "o = gate(looked(z.o, params.p_o, c))",
-           "o = gate(looked(z.o, params.p_o, f * state.c + i * g))"),
+           "o = gate(looked(z_o, params.p_o, c))",
+           "o = gate(looked(z_o, params.p_o, f * state.c + i * g))"),
 ]  # fmt: skip
 
 COUPLED_LSTM = [
@@ -59,7 +59,8 @@ COUPLED_LSTM = [
     Mutant("coupled: the output gate looks at the old c", COUPLED,
            "looked(z_o, params.p_o, c)", "looked(z_o, params.p_o, state.c)"),
     Mutant("coupled: the forget bias on the candidate", COUPLED,
-           "gates = (FORGET, CANDIDATE, OUTPUT)", "gates = (CANDIDATE, FORGET, OUTPUT)"),
+           "gates = (FORGET, CANDIDATE, OUTPUT)",
+           "gates = (CANDIDATE, FORGET, OUTPUT)"),
     Mutant("coupled: the candidate is a gate", COUPLED, "candidate(z_g)", "gate(z_g)"),
 ]  # fmt: skip
 
@@ -84,7 +85,8 @@ LAYER_NORM_LSTM = [
            "(centred**2).mean(axes, keepdims=True)",
            "a.var(axes, keepdims=True, ddof=1)"),
     Mutant("layer norm: ε outside the root", NORMALIZED,
-           "jax.lax.rsqrt(variance + EPSILON)", "/ (jnp.sqrt(variance) + EPSILON)"),
+           "* jax.lax.rsqrt(variance + EPSILON)",
+           "/ (jnp.sqrt(variance) + EPSILON)"),
     Mutant("layer norm: ε of another size", NORMALIZED, "EPSILON = 1e-5",
            "EPSILON = 1e-3"),
     Mutant("layer norm: each gate apart", NORMALIZED,
@@ -107,38 +109,40 @@ LAYER_NORM_LSTM = [
 ]  # fmt: skip
 
 CONV_LSTM = [
-    Mutant("conv: the kernel is turned", CONVOLUTIONAL, "        w.astype(x.dtype)",
-           "        jnp.flip(w, range(space)).astype(x.dtype)"),
-    Mutant("conv: space wraps around", CONVOLUTIONAL, "h = edited(edit.hidden, state.h)",
+    Mutant("conv: the kernel is turned", CONVOLUTIONAL, "w.astype(x.dtype)",
+           "jnp.flip(w, range(w.ndim - 3)).astype(x.dtype)"),
+    Mutant("conv: space wraps around", CONVOLUTIONAL,
+           "h = edited(edit.hidden, state.h)",
            "h = jnp.roll(edited(edit.hidden, state.h), 1, -2)"),
-    Mutant("conv: the bias is dropped", CONVOLUTIONAL, "return z + spread(params.b, z)",
-           "return z"),
+    Mutant("conv: the bias is dropped", CONVOLUTIONAL,
+           "return z + spread(params.b, z)", "return z"),
     Mutant("conv: no recurrence", CONVOLUTIONAL,
            "z + convolution(h, params.w_h, z.dtype)",
            "z + 0 * convolution(h, params.w_h, z.dtype)"),
     Mutant("conv: begins as if it read one place", CONVOLUTIONAL,
-           "seen * input_size,", "input_size,"),
-    Mutant("conv: space counts as batch", CONVOLUTIONAL, "spatial_axes=len(kernel)",
-           "spatial_axes=0"),
+           "w_x=w_x.reshape(", "w_x=math.sqrt(seen) * w_x.reshape("),
+    Mutant("conv: c is not edited", CONVOLUTIONAL, "output=output, edit=edit.cell",
+           "output=output"),
 ]  # fmt: skip
 
 SIMPLE_RNN = [
     Mutant("simple: no recurrence", SIMPLE, "z + product(h,", "z + 0 * product(h,"),
     Mutant("simple: leaks the past", SIMPLE, "HiddenState(g))",
            "HiddenState(0.5 * (g + state.h)))"),
-    Mutant("simple: not squashed", SIMPLE, "activation(z + product(h, params.w_h, z.dtype))",
+    Mutant("simple: not squashed", SIMPLE,
+           "activation(z + product(h, params.w_h, z.dtype))",
            "z + product(h, params.w_h, z.dtype)"),
     Mutant("simple: takes any edit", SIMPLE, '"candidate", "cell")', ")"),
 ]  # fmt: skip
 
 GRU_CELL = [
     Mutant("gru: z keeps the new", GRU, "(1 - z) * n + z *", "z * n + (1 - z) *"),
-    Mutant("gru: r and z exchanged", GRU, "r = gate(z_r + u_r)\n        n = candidate(z_n + r *",
-           "r = gate(z_z + u_z)\n        n = candidate(z_n + r *"),
-    Mutant("gru: the reset gate is ignored after", GRU, "z_n + r * (u_n",
-           "z_n + (u_n"),
-    Mutant("gru: b_h outside the reset", GRU, "r * (u_n + spread(params.b_h, u_n))",
-           "r * u_n + spread(params.b_h, u_n)"),
+    Mutant("gru: r and z exchanged", GRU, "u_r, u_z, u_n = by_gate(",
+           "u_z, u_r, u_n = by_gate("),
+    Mutant("gru: the reset gate is ignored after", GRU, "z_n + r * u_n", "z_n + u_n"),
+    Mutant("gru: b_h outside the reset", GRU, "n = candidate(z_n + r * u_n)",
+           "n = candidate(z_n + r * (u_n - spread(params.b_h, u_n))"
+           " + spread(params.b_h, u_n))"),
     Mutant("gru: the reset gate is ignored before", GRU, "(r * h.astype(r.dtype))",
            "(h.astype(r.dtype))"),
     Mutant("gru: before is after", GRU, "after_product if reset_after else before",
@@ -155,8 +159,6 @@ GRU_CELL = [
 
 PARAMETERS_OF_ALL = [
     Mutant("parameters: any shapes fit", PARAMETERS, "if not all(fits):", "if False:"),
-    Mutant("parameters: the recurrent size is ignored", PARAMETERS,
-           "hidden_size if recurrent_size is None else recurrent_size", "hidden_size"),
     Mutant("parameters: one key for both matrices", PARAMETERS, "init.w_h(keys[1]",
            "init.w_h(keys[0]"),
 ]  # fmt: skip
@@ -173,4 +175,131 @@ CELL_MUTANTS = [
     *PARAMETERS_OF_ALL,
 ]
 
-WRAPPER_MUTANTS = []
+ZONEOUT = [
+    Mutant("zoneout: the expectation the wrong way", NOISE,
+           "return rate * old + (1 - rate) * new",
+           "return (1 - rate) * old + rate * new"),
+    Mutant("zoneout: no expectation", NOISE, "return rate * old + (1 - rate) * new",
+           "return new"),
+    Mutant("zoneout: the mask the wrong way", NOISE,
+           "jnp.where(placed_like(new, keep_new), new, old)",
+           "jnp.where(placed_like(new, keep_new), old, new)"),
+    Mutant("zoneout: a zero in place of the old", NOISE,
+           "jnp.where(placed_like(new, keep_new), new, old)",
+           "jnp.where(placed_like(new, keep_new), new, 0 * old)"),
+    Mutant("zoneout: h and c share a mask", NOISE, '{"h": h_key, "c": c_key}',
+           '{"h": h_key, "c": h_key}'),
+    Mutant("zoneout: h and c share a rate", NOISE,
+           '(("h", h_rate), ("c", c_rate)) if r > 0',
+           '(("h", h_rate), ("c", h_rate)) if r > 0'),
+    Mutant("zoneout: one mask for all steps", NOISE,
+           "kept(keys[name], rate, xs, (len(xs), *shape))",
+           "jnp.broadcast_to(kept(keys[name], rate, xs, (len(xs), *shape))[:1],"
+           " (len(xs), *shape)) if key is not None else None"),
+    Mutant("zoneout: an edit is lost", NOISE,
+           "after, gates = step(cell, params, state, z.inner, edit)",
+           "after, gates = step(cell, params, state, z.inner, UNEDITED)"),
+    Mutant("zoneout: shows what is kept of c", NOISE,
+           "return (after._replace(**values) if values else after), gates",
+           "after = after._replace(**values) if values else after\n"
+           "        return (after._replace(h=gates.o * jnp.tanh(after.c))"
+           " if 'c' in values else after), gates"),
+]  # fmt: skip
+
+DROPOUTS = [
+    Mutant("variational: the values decide", NOISE, "read = then(lambda h: dropped(",
+           "read = then(lambda h: 0 * h + dropped(h, h > 2, h_rate)"
+           " if params.h is not None else dropped("),
+    Mutant("variational: x is not dropped", NOISE,
+           "dropped(x, params.x, x_rate)", "x"),
+    Mutant("variational: h is not dropped", NOISE, "dropped(h, params.h, h_rate)", "h"),
+    Mutant("variational: x at the rate of h", NOISE, "kept(x_key, x_rate, xs,",
+           "kept(x_key, h_rate, xs,"),
+    Mutant("variational: scaled by the rate of x", NOISE,
+           "dropped(h, params.h, h_rate)", "dropped(h, params.h, x_rate)"),
+    Mutant("variational: what is carried is dropped", NOISE,
+           "return step(cell, params.params, state, z, edit)",
+           "state = state._replace(h=dropped(state.h, params.h, h_rate))\n"
+           "        after, gates = step(cell, params.params, state, z, edit)\n"
+           "        h = dropped(after.h, params.h, h_rate)\n"
+           "        return after._replace(h=h), gates"),
+    Mutant("recurrent: the memory is dropped", NOISE,
+           "edit._replace(candidate=write)", "edit._replace(cell=write)"),
+    Mutant("recurrent: one mask for all steps", NOISE,
+           "return kept(own, rate, xs, (len(xs), *shape)), key",
+           "mask = kept(own, rate, xs, shape)\n"
+           "        return (None if mask is None else"
+           " jnp.broadcast_to(mask, (len(xs), *shape))), key"),
+    Mutant("recurrent: not scaled", NOISE, "dropped(g, z.own, rate)",
+           "dropped(g, z.own, 0.0)"),
+    Mutant("weight drop: not scaled", NOISE, "return dropped(w, keep, rate)",
+           "return jnp.where(keep, w, 0.0)"),
+    Mutant("weight drop: keeps the rate", NOISE, "jnp.float32) >= rate",
+           "jnp.float32) < rate"),
+    Mutant("weight drop: w_x too", NOISE, '== "w_h"', '!= "b"'),
+    Mutant("weight drop: takes params without w_h", NOISE, "if not paths:",
+           "if False:"),
+]  # fmt: skip
+
+BOUNDS = [
+    Mutant("clip: one-sided", WRAPPERS, "jnp.clip(c, -limit, limit)",
+           "jnp.clip(c, None, limit)"),
+    Mutant("clip: at half the limit", WRAPPERS, "jnp.clip(c, -limit, limit)",
+           "jnp.clip(c, -limit / 2, limit / 2)"),
+    Mutant("clip: the candidate", WRAPPERS, "edit._replace(cell=keep)",
+           "edit._replace(candidate=keep)"),
+    Mutant("clip: any limit", WRAPPERS, "if not number or not 0 < limit < math.inf:",
+           "if not number:"),
+    Mutant("learned: no gradient", WRAPPERS, "leaf.astype(like.dtype), (",
+           "jax.lax.stop_gradient(leaf).astype(like.dtype), ("),
+    Mutant("learned: begins with ones", WRAPPERS,
+           "Learned(params, cell.initial_state(params))",
+           "Learned(params, jax.tree.map(jnp.ones_like, cell.initial_state(params)))"),
+    Mutant("learned: begins at zero all the same", WRAPPERS,
+           "return jax.tree.map(one, like, params.state)",
+           "return jax.tree.map(lambda a: 0 * a, jax.tree.map(one, like,"
+           " params.state))"),
+    Mutant("learned: any shapes", WRAPPERS,
+           '        check_like("learned_initial_state: params.state", params.state,'
+           " like)\n", ""),
+    Mutant("taps: taken away", WRAPPERS, "a + t.astype(a.dtype)",
+           "a - t.astype(a.dtype)"),
+    Mutant("taps: reported, not carried", WRAPPERS,
+           "return jax.tree.map(lambda a, t: a + t.astype(a.dtype), after, z.own),"
+           " gates",
+           "return after, gates"),
+    Mutant("taps: the key is lost", WRAPPERS, "return params.taps, key",
+           "return params.taps, None"),
+]  # fmt: skip
+
+SHARED = [
+    Mutant("wrapping: an edit replaces the outer one", WRAPPING,
+           "lambda value: edited(second, first(value))", "first"),
+    Mutant("wrapping: the outer edit first", WRAPPING,
+           "edited(second, first(value))", "first(edited(second, value))"),
+    Mutant("wrapping: one key for all", WRAPPING,
+           "tuple(jax.random.split(key, own + 1))", "(key,) * (own + 1)"),
+    Mutant("wrapping: drops what it should keep", WRAPPING, "jnp.float32) >= rate",
+           "jnp.float32) < rate"),
+    Mutant("wrapping: not scaled", WRAPPING, "jnp.where(keep, value / (1 - rate), 0.0)",
+           "jnp.where(keep, value, 0.0)"),
+    Mutant("wrapping: rows share a mask", WRAPPING,
+           "drawn = jax.random.uniform(key, shape, jnp.float32) >= rate",
+           "drawn = jax.random.uniform(key, shape, jnp.float32) >= rate\n"
+           "    drawn = jnp.broadcast_to(drawn[..., :1, :], shape)"),
+    Mutant("wrapping: the inner cell gets no key", WRAPPING,
+           "else cell.prepare(params, xs, key=key)",
+           "else cell.prepare(params, xs, key=None)"),
+    Mutant("wrapping: what the inner cell brought is lost", WRAPPING,
+           "Beside(base.project(cell, params, x, inner), own)",
+           "Beside(base.project(cell, params, x, None), own)"),
+    Mutant("wrapping: an edit is never passed on", WRAPPING,
+           "return takes_edit(params, state, z, edit=edit)",
+           "return takes_edit(params, state, z)"),
+    Mutant("wrapping: any rate", WRAPPING, "if not number or not 0 <= rate < 1:",
+           "if not number:"),
+    Mutant("wrapping: any shapes", WRAPPING, "if not same or came != wanted:",
+           "if False:"),
+]  # fmt: skip
+
+WRAPPER_MUTANTS = [*ZONEOUT, *DROPOUTS, *BOUNDS, *SHARED]

@@ -141,7 +141,7 @@ def simple_rnn(p, h, c, x, shown):
 
 
 def gru(p, h, c, x, shown):
-    """Cho et al. 2014; with b_h the variant of cuDNN, which resets after the product."""
+    """Cho et al. 2014; with b_h, as cuDNN has it: reset after the product."""
     w_h = p["w_h"]
     of_x = [x @ p["w_x"][:, k] + p["b"][k] for k in range(3)]
     r, z = (sigmoid(of_x[k] + h @ w_h[:, k]) for k in range(2))

@@ -16,6 +16,7 @@ from typing import NamedTuple
 NAME = "jaxlstm"
 LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "shapes.py", "initializers.py"
 SEQUENCES, SCAN, UNROLLING = "sequences.py", "engines/scan.py", "unrolling.py"
+ARGUMENTS = "arguments.py"
 
 
 class Mutant(NamedTuple):
@@ -129,7 +130,7 @@ LOOP = [
            "emitted = sequences.settle(emitted, steps)", "emitted = emitted"),
     Mutant("final state not poisoned", UNROLLING,
            "state = sequences.poison(state, steps.lost)", "state = state"),
-    Mutant("given state ignored", UNROLLING, "begin(params) if state is None else",
+    Mutant("given state ignored", ARGUMENTS, "begin(params) if state is None else",
            "begin(params) if True else"),
     Mutant("state runs on through padding", SCAN,
            "(after if happens is None else select(happens, after, state))", "after"),

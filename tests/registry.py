@@ -4,10 +4,12 @@ A new cell joins by one row of `CELLS` and its equations in `family_oracle`; all
 of `test_registry` and `test_ragged` then hold it, under every wrapper and option.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import family_oracle as oracle
@@ -261,3 +263,19 @@ def question(inputs: Inputs) -> Question:
 
 def which(option: Option, steps: dict[str, np.ndarray]) -> Which:
     return Which(**steps, reverse=option.reverse)
+
+
+@functools.cache
+def haste() -> dict:
+    """How to compile what runs once: fast. Not every version knows every option."""
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
+    faster = {"xla_cpu_use_fusion_emitters": False}
+    faster["xla_cpu_parallel_codegen_split_count"] = 1
+    try:
+        jax.jit(jnp.negative, compiler_options=options | faster)(1.0)
+    except jax.errors.JaxRuntimeError:
+        return options
+    return options | faster

@@ -585,7 +585,15 @@ def test_b052_no_key_no_noise_and_b053_one_key_one_noise(layer):
     assert "the same key, the same" in (jl.unroll.__doc__ or "")
 
 
-KEYS = [0, 2.0, "key", np.zeros(3), jnp.ones((2, 2), jnp.uint32), [0, 0]]
+KEYS = [
+    0,
+    2.0,
+    "key",
+    np.zeros(3),
+    np.zeros(3, np.uint32),
+    jnp.ones((2, 2), jnp.uint32),
+    [0, 0],
+]
 
 
 @pytest.mark.parametrize("key", [*KEYS, jax.random.split(jax.random.key(0))], ids=repr)

@@ -33,7 +33,8 @@ from mutants import UNMUTATED, imported_from, plant
 pytestmark = pytest.mark.mutants
 
 MUTANTS = [*CELL_MUTANTS, *WRAPPER_MUTANTS]
-OPTION = registry.Option("killer", "lengths", resets=True, reverse=True)
+PLAIN = registry.Option("plain", "mask", reverse=True)
+BEGINNINGS = registry.Option("beginnings", "mask", resets=True)
 
 
 def named(rows, name: str):
@@ -48,12 +49,15 @@ def agrees(jl, cell_name: str, wrapper_name: str = "none") -> None:
     row = named(registry.CELLS, cell_name)
     wrapper = named(registry.WRAPPERS, wrapper_name)
     cell, model = wrapper.wrap(row.make(), row), wrapper.model(row.model, row)
+    option = BEGINNINGS if "learned" in wrapper_name else PLAIN
     rng = np.random.default_rng(11)
     with jax.enable_x64(True):
-        inputs, steps = registry.draw(rng, row, cell, OPTION)
+        inputs, steps = registry.draw(rng, row, cell, option)
 
         def answer(inputs):
-            return jl.unroll(cell, *inputs, reverse=True, emit=jl.emit.trace, **steps)
+            return jl.unroll(
+                cell, *inputs, reverse=option.reverse, emit=jl.emit.trace, **steps
+            )
 
         direction, weights = (
             registry.like(rng, make)
@@ -67,7 +71,7 @@ def agrees(jl, cell_name: str, wrapper_name: str = "none") -> None:
         registry.question(inputs),
         registry.question(direction),
         tuple(map(family_oracle.plain, weights)),
-        registry.which(OPTION, steps),
+        registry.which(option, steps),
         len(row.space),
     )
     same(tuple(map(family_oracle.plain, got)), wanted)
@@ -137,8 +141,8 @@ def three(c):
 def check_beginnings(jl) -> None:
     """What `init` draws: biases on their gates, scales of one, sizes by fan-in."""
     key = jax.random.key(0)
-    b = jl.classic_lstm().init(key, 2, 3).b
-    assert not np.any(b)
+    assert not np.any(jl.classic_lstm().init(key, 2, 3).b)
+    assert np.all(jl.classic_lstm(init="chrono").init(key, 2, 3).b[0] < 0)
     b = jl.coupled_lstm(forget_bias=3.0).init(key, 2, 3).b
     assert np.array_equal(b[:, 0], [3.0, 0.0, 0.0])
     peephole = jl.peephole_lstm().init(key, 2, 3)
@@ -246,8 +250,10 @@ def check_zoneout(jl) -> None:
         assert np.all(keeps | renews)
         for t in range(1, STEPS):
             assert abs(share(keeps[t]) - rate) < 0.06
-            differ = share(keeps[t, 0] != keeps[t, 1])
-            assert abs(differ - 2 * rate * (1 - rate)) < 0.08
+            others = [keeps[t, 1], *([keeps[t - 1, 0]] if t > 1 else [])]
+            for other in others:
+                differ = share(keeps[t, 0] != other)
+                assert abs(differ - 2 * rate * (1 - rate)) < 0.08
     both = np.isclose(h[2:], h[1:-1], rtol=1e-6) & np.isclose(c[2:], c[1:-1], rtol=1e-6)
     assert abs(share(both) - 0.12) < 0.04
 
@@ -358,6 +364,16 @@ def check_nesting(jl) -> None:
         assert abs(share(np.asarray(trace.gates.g) == 0) - 0.5) < 0.1
 
 
+def check_order(jl) -> None:
+    """The edit of an inner wrapper comes first, and the outer one is not lost."""
+    cell = jl.zoneout(jl.clip_cell(jl.lstm(), 0.01), h_rate=0.5)
+    params = cell.init(jax.random.key(0), 3, 4)
+    z = cell.project(params, jnp.ones(3))
+    edit = jl.cells.base.Edit(cell=lambda c: c + 1)
+    state, _ = cell.step(params, cell.initial_state(params), z, edit=edit)
+    assert np.all((state.c >= 0.99) & (state.c <= 1.01))
+
+
 def check_learned(jl) -> None:
     cell = jl.learned_initial_state(jl.lstm())
     params = cell.init(jax.random.key(0), 3, 4)
@@ -369,7 +385,6 @@ def check_learned(jl) -> None:
     refuses("params.state", lambda: cell.initial_state(wrong))
 
 
-LSTM_CELLS = ["lstm", "classic", "peephole", "coupled", "projected", "layer_norm"]
 CHECKS = {
     CLASSIC: [check("classic"), check_activations("classic_lstm"), check_beginnings,
               check_hidden_edits, check_candidate_edits],
@@ -381,7 +396,8 @@ CHECKS = {
                 check_beginnings, lambda jl: agrees(jl, "projected", "clip")],
     NORMALIZED: [check("layer norm"), check_activations("layer_norm_lstm"),
                  check_beginnings],
-    CONVOLUTIONAL: [check("conv"), check_activations("conv_lstm"), check_beginnings],
+    CONVOLUTIONAL: [check("conv"), check_activations("conv_lstm"), check_beginnings,
+                    lambda jl: agrees(jl, "conv", "clip")],
     SIMPLE: [check("simple rnn"), check_refusals],
     GRU: [check("gru", "gru of the paper"), check_activations("gru"),
           check_beginnings, check_hidden_edits, check_candidate_edits, check_refusals],
@@ -389,9 +405,9 @@ CHECKS = {
     WRAPPERS: [under("clip", "learned initial state", "taps"), check_silence,
                check_nesting, check_learned, check_refusals],
     NOISE: [under("zoneout"), check_silence, check_zoneout, check_variational,
-            check_recurrent_dropout, check_weight_drop, check_nesting],
-    WRAPPING: [check_silence, under("taps on zoneout on learned"), check_nesting,
-               check_zoneout, check_variational, check_recurrent_dropout,
+            check_recurrent_dropout, check_weight_drop, check_nesting, check_order],
+    WRAPPING: [check_order, check_silence, under("taps on zoneout on learned"),
+               check_nesting, check_zoneout, check_variational, check_recurrent_dropout,
                check_learned, check_refusals],
 }  # fmt: skip
 

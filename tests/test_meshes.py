@@ -22,21 +22,20 @@ from cases import Kind, Shape, assert_same, draw_which
 T, B, D, H = 5, 8, 3, 8
 LSTM = jl.lstm()
 
-# A cell, and how often a step must wait for the other devices if they share its units:
-# for h; of `projected` also for what is projected; of `layer_norm` also for the
-# statistics of W_h h and of c.
+# A cell, and what a step waits for if the devices share its units: values gathered,
+# which is h and of some cells one thing more, and sums, which are statistics.
 CELLS = {
-    "lstm": (LSTM, 1),
-    "classic": (jl.classic_lstm(), 1),
-    "peephole": (jl.peephole_lstm(), 1),
-    "coupled": (jl.coupled_lstm(peepholes=True), 1),
-    "projected": (jl.projected_lstm(8), 2),
-    "layer_norm": (jl.layer_norm_lstm(), None),
-    "conv": (jl.conv_lstm(3), None),
-    "simple_rnn": (jl.simple_rnn(), 1),
-    "gru": (jl.gru(), 1),
-    "gru_1.0": (jl.gru(reset_after=False), 2),
-    "learned": (jl.learned_initial_state(LSTM), 1),
+    "lstm": (LSTM, 1, 0),
+    "classic": (jl.classic_lstm(), 1, 0),
+    "peephole": (jl.peephole_lstm(), 1, 0),
+    "coupled": (jl.coupled_lstm(peepholes=True), 1, 0),
+    "projected": (jl.projected_lstm(8), 2, 0),
+    "layer_norm": (jl.layer_norm_lstm(), 1, 5),
+    "conv": (jl.conv_lstm(3), 1, 0),
+    "simple_rnn": (jl.simple_rnn(), 1, 0),
+    "gru": (jl.gru(), 1, 0),
+    "gru_1.0": (jl.gru(reset_after=False), 2, 0),
+    "learned": (jl.learned_initial_state(LSTM), 1, 0),
 }
 MESHES = {"rows": (8, 1), "units": (1, 8), "both": (4, 2)}
 KINDS = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
@@ -120,7 +119,7 @@ def answer(run, values: Problem):
 @functools.cache
 def judged(name: str, option: str = "lengths", given_state: bool = True):
     """What one device says."""
-    cell, _ = CELLS[name]
+    cell = CELLS[name][0]
     return answer(runner(cell), problem(cell, option, given_state))
 
 
@@ -152,14 +151,14 @@ def test_there_are_eight_devices():
 @pytest.mark.parametrize("name", ["lstm", "conv"])
 def test_rows_over_a_mesh(name, kind, x64):
     """Every other cell is asked below, with its units on a mesh as well."""
-    cell, _ = CELLS[name]
+    cell = CELLS[name][0]
     mesh = make_mesh("rows", KINDS[kind])
     assert_same(over(mesh, runner(cell), problem(cell), units=False), judged(name))
 
 
 @every_cell
 def test_rows_in_shard_map(name, x64):
-    cell, _ = CELLS[name]
+    cell = CELLS[name][0]
     values = problem(cell)
     run = mapped(make_mesh("rows", AxisType.Auto), runner(cell), values)
     assert_same(answer(run, values), judged(name))
@@ -228,14 +227,20 @@ def test_gradient_inside_shard_map(x64):
 # -- hidden units -------------------------------------------------------------
 
 
-SHARED = [(name, "both") for name in CELLS if name != "conv"] + [("lstm", "units")]
+SHARED = [("lstm", "units"), *((name, "both") for name in CELLS)]
+COUNTED = [  # on an automatic mesh a convolution takes one view of its kernel
+    (*case, kind)
+    for case in SHARED
+    for kind in KINDS
+    if (case[0], kind) != ("conv", "automatic")
+]
 
 
 @every_kind
 @pytest.mark.parametrize(("name", "shape"), SHARED)
 def test_units_over_a_mesh(name, shape, kind, x64):
     """The gates of a unit stay together, and with its h and c."""
-    cell, _ = CELLS[name]
+    cell = CELLS[name][0]
     mesh = make_mesh(shape, KINDS[kind])
     assert_same(over(mesh, runner(cell), problem(cell), units=True), judged(name))
 
@@ -263,22 +268,34 @@ def travels(program: str) -> tuple[list[str], list[str]]:
     return [one for name in loops for one in within(name)], COLLECTIVE.findall(program)
 
 
-def compiled(run, mesh, values: Problem, *, units: bool = True) -> str:
+def compiled(run, mesh, values: Problem) -> str:
     with jax.set_mesh(mesh):
-        arguments = put(mesh, values, placed(values, units=units))
+        arguments = put(mesh, values, placed(values, units=True))
         return jax.jit(run).lower(*arguments).compile().as_text()
 
 
-@every_kind
-@pytest.mark.parametrize(
-    ("name", "shape"), [(name, shape) for name, shape in SHARED if CELLS[name][1]]
-)
+@pytest.mark.parametrize(("name", "shape", "kind"), COUNTED)
 def test_collectives_of_a_step(name, shape, kind, x64):
-    """h is gathered, and nothing but a step's collectives is anywhere."""
-    cell, count = CELLS[name]
+    """One gathers h; and none but those of the steps is anywhere."""
+    cell, gathered, summed = CELLS[name]
     program = compiled(runner(cell), make_mesh(shape, KINDS[kind]), problem(cell))
     inside, everywhere = travels(program)
-    assert inside == everywhere == ["all-gather"] * count
+    assert inside == everywhere
+    assert sorted(inside) == ["all-gather"] * gathered + ["all-reduce"] * summed
+
+
+def test_collectives_of_a_step_back(x64):
+    """On an explicit mesh h is not gathered again; its gradient is summed over the
+    units, and that of the parameters over the rows.
+    """
+    values = problem(LSTM)
+
+    def loss(params, xs, state, steps):
+        return jnp.sum(runner(LSTM)(params, xs, state, steps)[1])
+
+    mesh = make_mesh("both", AxisType.Explicit)
+    inside, _ = travels(compiled(jax.grad(loss), mesh, values))
+    assert sorted(inside) == ["all-gather", "all-reduce", "all-reduce"]
 
 
 # -- ensembles and layers -----------------------------------------------------

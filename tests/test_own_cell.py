@@ -65,6 +65,12 @@ MGU = jl.Cell(init, initial_state, project, step)
 # -- end of what a user writes -----------------------------------------------------
 
 
+def tied(key, input_size, hidden_size, *, dtype=jnp.float32):
+    """Parameters two of which are one array, as `[u] * 2` makes them."""
+    params = init(key, input_size, hidden_size, dtype=dtype)
+    return params | {"u": [params["u"][0]] * 2}
+
+
 def problem(dtype=jnp.float32):
     params = MGU.init(jax.random.key(0), D, H, dtype=dtype)
     xs = jax.random.normal(jax.random.key(1), (T, B, D), dtype)
@@ -208,7 +214,7 @@ def test_the_trainer():
         validate_every=60, checkpoint_every=120,
     )  # fmt: skip
     streams = Streams(tokens, batch_size=4, window=16, seed=0)
-    cell = jl.zoneout(MGU, h_rate=0.05)
+    cell = jl.zoneout(MGU._replace(init=tied), h_rate=0.05)
     model = jl.serial(jl.embed(8, 6), jl.recurrent(cell, 12), jl.linear(8))
     optimizer = optax.adam(0.03)
     losses = {"train": [], "validation": []}

@@ -8,13 +8,12 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxlstm as jl
 from cases import assert_same, finite
-from registry import CELLS, FEATURES, HIDDEN, POISON, CellRow, like
+from registry import CELLS, FEATURES, HIDDEN, POISON, CellRow, haste, like
 
 CASES, TIME, ROWS = 1000, 5, 3
 
@@ -34,7 +33,7 @@ class Ragged(NamedTuple):
 
 
 def draw(rng: np.random.Generator, row: CellRow) -> tuple[Ragged, np.ndarray]:
-    """Cases, and lengths [cases, rows] of which every one from 0 to T is as frequent."""
+    """Cases, and lengths [cases, rows], each from 0 to T as often as any other."""
     cell, batch = row.make(), (CASES, ROWS, *row.space)
     params = jax.eval_shape(
         lambda: cell.init(jax.random.key(0), FEATURES, HIDDEN, dtype=np.float64)
@@ -52,16 +51,28 @@ def draw(rng: np.random.Generator, row: CellRow) -> tuple[Ragged, np.ndarray]:
     return Ragged(params, xs, states[0], resets, states[1], d_hs), lengths
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def together(cell: jl.Cell, reverse: bool, cases: Ragged, lengths):
-    """((last state, outputs), (gradients of params, xs, state)), of each case."""
-    return jax.vmap(functools.partial(one, cell, reverse))(cases, lengths)
+@functools.cache
+def programs(row: CellRow, reverse: bool):
+    """Two functions to ((last state, outputs), (gradients of params, xs, state)).
 
+    together    (cases, lengths), of each case
+    alone       (rows,), of each row
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def alone(cell: jl.Cell, reverse: bool, rows: Ragged):
-    """The same, of each row."""
-    return jax.vmap(lambda row: one(cell, reverse, row, None))(rows)
+    An ensemble of kernels is one convolution with many groups, which takes minutes:
+    where there is space, cases are taken one after the other.
+    """
+    ask = functools.partial(one, row.make(), reverse)
+
+    def together(cases: Ragged, lengths):
+        return each(lambda case: ask(*case), (cases, lengths))
+
+    def alone(rows: Ragged):
+        return each(lambda case: ask(case, None), rows)
+
+    def each(function, cases):
+        return jax.lax.map(function, cases) if row.space else jax.vmap(function)(cases)
+
+    return [jax.jit(f, compiler_options=haste()) for f in (together, alone)]
 
 
 def one(cell: jl.Cell, reverse: bool, case: Ragged, lengths):
@@ -80,18 +91,63 @@ def one(cell: jl.Cell, reverse: bool, case: Ragged, lengths):
     return answer, pull((case.d_state, case.d_hs))
 
 
-def of_length(cases: Ragged, lengths: np.ndarray, length: int) -> Ragged:
-    """All rows of this length, cut to it, each with the parameters of its case."""
-    at, row = np.nonzero(lengths == length)
-    pick = functools.partial(jax.tree.map, lambda leaf: leaf[at, row])
-    steps = (at, slice(length), row) if False else None
-    del steps
-    cut = lambda leaf: np.moveaxis(leaf[:, :length], 2, 1)[at, row]  # noqa: E731
+class Place(NamedTuple):
+    """Where the rows of one length stand among the cases."""
+
+    case: np.ndarray
+    row: np.ndarray
+    length: int
+
+    def cut(self, leaf: np.ndarray) -> np.ndarray:
+        """[cases, T, rows, ...] -> [these rows, length, ...]."""
+        return leaf[self.case, : self.length, self.row]
+
+    def rows(self, tree):
+        """[cases, rows, ...] -> [these rows, ...]."""
+        return jax.tree.map(lambda leaf: leaf[self.case, self.row], tree)
+
+    def cases(self, tree):
+        """[cases, ...] -> [these rows, ...]."""
+        return jax.tree.map(lambda leaf: leaf[self.case], tree)
+
+
+def taken(cases: Ragged, place: Place) -> Ragged:
+    """These rows, cut to their length, each with the parameters of its case."""
     return Ragged(
-        jax.tree.map(lambda leaf: leaf[at], cases.params),
-        cut(cases.xs),
-        pick(cases.state),
-        cut(cases.resets),
-        pick(cases.d_state),
-        cut(cases.d_hs),
+        place.cases(cases.params),
+        place.cut(cases.xs),
+        place.rows(cases.state),
+        place.cut(cases.resets),
+        place.rows(cases.d_state),
+        place.cut(cases.d_hs),
     )
+
+
+def without(leaf: np.ndarray, place: Place) -> np.ndarray:
+    """What stands in these rows after their length."""
+    return np.asarray(leaf)[place.case, place.length :, place.row]
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("row", CELLS, ids=lambda row: row.name.replace(" ", "_"))
+def test_every_row_is_the_row_alone(row, reverse, record_property, x64):
+    rng = np.random.default_rng(list(row.name.encode()))
+    cases, lengths = draw(rng, row)
+    together, alone = programs(row, reverse)
+    got = jax.device_get(together(cases, lengths))
+    assert finite(got)
+    (last, hs), (d_params, d_xs, d_state) = got
+    sums = jax.tree.map(np.zeros_like, d_params)
+    for length in range(TIME + 1):
+        place = Place(*np.nonzero(lengths == length), length)
+        answer, gradients = jax.device_get(alone(taken(cases, place)))
+        assert_same((place.rows(last), place.cut(hs)), answer)
+        assert_same((place.cut(d_xs), place.rows(d_state)), gradients[1:])
+        assert not without(hs, place).any()
+        assert not without(d_xs, place).any()
+        for total, share in zip(
+            *map(jax.tree.leaves, (sums, gradients[0])), strict=True
+        ):
+            np.add.at(total, place.case, share)
+    assert_same(d_params, sums)
+    record_property("ragged_cases", CASES)

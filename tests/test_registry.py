@@ -21,9 +21,12 @@ import pytest
 import family_oracle as oracle
 import jaxlstm as jl
 from cases import assert_same, finite, same_bits
+from oracle import Which
 from registry import (
     BATCH,
     CELLS,
+    FEATURES,
+    HIDDEN,
     OPTIONS,
     PAIRS,
     REFUSED,
@@ -36,6 +39,7 @@ from registry import (
     WrapperRow,
     draw,
     happening,
+    haste,
     like,
     question,
     tapped,
@@ -55,22 +59,6 @@ EXECUTABLES = {}
 def run(cell: jl.Cell, inputs: Inputs, steps, **options):
     """(last state, trace of every state and gate)."""
     return jl.unroll(cell, *inputs, **steps, emit=jl.emit.trace, **options)
-
-
-@functools.cache
-def haste() -> dict:
-    """How to compile what runs once: fast. Not every version knows every option."""
-    options = {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    }
-    faster = {"xla_cpu_use_fusion_emitters": False}
-    faster["xla_cpu_parallel_codegen_split_count"] = 1
-    try:
-        jax.jit(jnp.negative, compiler_options=options | faster)(1.0)
-    except jax.errors.JaxRuntimeError:
-        return options
-    return options | faster
 
 
 def executable(lowered):
@@ -417,6 +405,23 @@ def hessians_are_differences(trial: Trial) -> None:
         np.testing.assert_allclose(product, difference, rtol=0, atol=1e-6 * (1 + size))
 
 
+def noise_is_of_the_key(trial: Trial) -> None:
+    """The same key, the same bits; another key, or none, another answer."""
+    again = trial.derived(trial.members)
+    assert same_bits(again, trial.derivatives)
+    noisy = trial.member(ONE)[0][1].state.h
+    other = trial.eager(trial.one, key=trial.keys[OTHER])[1].state.h
+    assert not np.allclose(noisy, other)
+    assert not np.allclose(noisy, trial.unjitted[1].state.h)
+
+
+def keys_in_a_loop(trial: Trial) -> None:
+    """vmap over keys, compiled, is a loop over keys, not compiled."""
+    for number in (ONE, OTHER):
+        alone = trial.eager(trial.members[number], key=trial.keys[number])
+        assert_same(trial.member(number)[0], alone)
+
+
 def assert_plain(got, wanted) -> None:
     """As `assert_same`, of dictionaries with the same names."""
     assert jax.tree.structure(got) == jax.tree.structure(wanted)
@@ -441,6 +446,8 @@ LAWS = [
 ]
 LAWS_OF_NOISE = [
     no_leaked_tracers,
+    noise_is_of_the_key,
+    keys_in_a_loop,
     gradients_are_finite,
     jvp_is_the_transpose_of_vjp,
     hessians_are_differences,
@@ -475,9 +482,25 @@ def diagonal() -> list[tuple[CellRow, WrapperRow, Option]]:
     return taken
 
 
-@pytest.mark.parametrize(
-    ("row", "wrapper", "option"), diagonal(), ids=named(diagonal())
-)
+SLICE = diagonal()
+NOISY = [(row, wrapper) for row, wrapper in PAIRS if wrapper.noisy]
+WITH_A_KEY = Option("a key", "lengths", resets=True)
+
+
+def test_the_registry_is_large_and_its_slice_is_whole():
+    cells, wrappers, options = [
+        {part.name for part in column} for column in zip(*SLICE, strict=True)
+    ]
+    assert cells == {row.name for row in CELLS}
+    assert wrappers == {wrapper.name for wrapper in WRAPPERS}
+    assert options == {option.name for option in OPTIONS}
+    everywhere = [row for row in CELLS if not row.lacks]
+    assert len(everywhere) >= 8
+    assert len(WRAPPERS) >= 6
+    assert len(OPTIONS) >= 6
+
+
+@pytest.mark.parametrize(("row", "wrapper", "option"), SLICE, ids=named(SLICE))
 def test_a_slice(row, wrapper, option, x64):
     assert held(Trial(Programs(row, wrapper), option), LAWS) == 14
 
@@ -488,3 +511,76 @@ def test_every_law(row, wrapper, record_property, x64):
     programs = Programs(row, wrapper)
     laws = sum(held(Trial(programs, option), LAWS) for option in OPTIONS)
     record_property("registry_laws", laws)
+    record_property("registry_combinations", len(OPTIONS))
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize(("row", "wrapper"), NOISY, ids=named(NOISY))
+def test_every_law_of_noise(row, wrapper, record_property, x64):
+    """With a key, and no oracle: what noise must not break."""
+    trial = Trial(Programs(row, wrapper), WITH_A_KEY, noise=True)
+    record_property("registry_laws", held(trial, LAWS_OF_NOISE))
+    record_property("registry_combinations", 1)
+
+
+@pytest.mark.parametrize(("row", "wrapper"), REFUSED, ids=named(REFUSED))
+def test_what_a_cell_lacks_is_refused(row, wrapper):
+    """By the wrapper, or by the first step."""
+
+    def use():
+        cell = wrapper.wrap(row.make(), row)
+        params = cell.init(jax.random.key(0), FEATURES, HIDDEN)
+        jl.unroll(cell, params, jnp.ones((TIME, *BATCH, FEATURES)))
+
+    with pytest.raises(ValueError, match=r"^(\w+: )+.* has no .*\.$"):
+        use()
+
+
+# --- the judge ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("row", "wrapper", "option"), SLICE, ids=named(SLICE))
+def test_the_complex_step_is_the_central_difference(row, wrapper, option, x64):
+    trial = Trial(Programs(row, wrapper), option)
+    _, derivative = trial.oracle(ONE)
+    asked, direction = question(trial.one.inputs), question(trial.tangents)
+    cotangents = tuple(map(oracle.plain, trial.cotangents))
+    ends = [
+        oracle.dot(
+            oracle.forward(
+                trial.model,
+                oracle.moved(asked, direction, size),
+                which(option, trial.one.steps),
+                len(row.space),
+            ),
+            cotangents,
+        )
+        for size in (STEP, -STEP)
+    ]
+    np.testing.assert_allclose(
+        derivative, (ends[0] - ends[1]) / (2.0 * STEP), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_convolution_in_the_plane_is_its_definition(x64):
+    """An even kernel, and an odd one."""
+    rng = np.random.default_rng(3)
+    row = CellRow(
+        "plane", lambda: jl.conv_lstm((2, 3)), oracle.model(oracle.conv_lstm), (3, 4)
+    )
+    data = draw(rng, row, row.make(), OPTIONS[0])
+    got = jl.unroll(row.make(), *data.inputs, emit=jl.emit.trace)
+    answer = oracle.forward(row.model, question(data.inputs), Which(), 2)
+    assert_plain(tuple(map(oracle.plain, got)), answer)
+
+
+def test_a_leak_is_found():
+    """The check that `no_leaked_tracers` relies on does find one."""
+    kept = []
+
+    def leaky(x):
+        kept.append(x)
+        return x
+
+    with jax.checking_leaks(), pytest.raises(Exception, match="Leaked"):
+        jax.jit(leaky).trace(1.0)

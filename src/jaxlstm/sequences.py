@@ -127,7 +127,7 @@ def as_key(door: str, key: Key | None) -> Key | None:
     """
     dtype = getattr(key, "dtype", None)
     if dtype == np.uint32:  # a key as JAX wrote it before it had a type of its own
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, ValueError):
             key = jax.random.wrap_key_data(jnp.asarray(key))
     if key is None or (is_key(key) and key.shape == ()):
         return key

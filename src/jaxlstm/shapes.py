@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 Key = PRNGKeyArray
 
@@ -46,7 +46,6 @@ Bias = Float[Array, "4 H"]
 Features = Float[Array, "T *b D"]
 Happens = Bool[Array, "T *b"]
 Rows = Bool[Array, "*b"]
-Any = Shaped[Array, "..."]
 
 
 def show(shape: tuple[int, ...]) -> str:

@@ -4,25 +4,21 @@ One door, many engines, one signature. An engine that cannot serve refuses with
 `NotImplementedError` and a sentence; the door tries the next one.
 """
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jaxlstm import sequences
+from jaxlstm import arguments, sequences
 from jaxlstm.cells import emit as emits
-from jaxlstm.cells.base import Cell, Each, Params, State, project
+from jaxlstm.cells.base import Cell, Each, Params, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import scan
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key, show
+from jaxlstm.shapes import Features, Key
 
 
 class Engine(Protocol):
@@ -118,11 +114,11 @@ def unroll(
     refusals: dict[str, NotImplementedError] = {}
     with sequences.speaking("unroll"):
         names, options = _names(engine), _options(reverse, emit, checkpoint_every)
-        arrays = _arrays(cell, params, xs, state, lengths, mask, resets)
+        found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
         for name in names:
             try:
-                with _in_words(cell, arrays):
-                    return _run(ENGINES[name], cell, options, *arrays, key)
+                with arguments.in_words(cell, found):
+                    return _run(ENGINES[name], cell, options, *found, key)
             except NotImplementedError as refusal:
                 refusals[name] = refusal
     raise _all_refused(refusals)
@@ -173,12 +169,12 @@ def explain(
     chosen, reasons = None, {}
     with sequences.speaking("explain"):
         asked, options = _names(engine), _options(reverse, emit, checkpoint_every)
-        arrays = _arrays(cell, params, xs, state, lengths, mask, resets)
+        found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
         for name in [*asked, *(name for name in ENGINES if name not in asked)]:
             run = functools.partial(_run, ENGINES[name], cell, options)
             try:
-                with _in_words(cell, arrays):
-                    jax.eval_shape(run, *arrays, key)
+                with arguments.in_words(cell, found):
+                    jax.eval_shape(run, *found, key)
             except NotImplementedError as refusal:
                 reasons[name] = str(refusal)
                 continue
@@ -234,66 +230,6 @@ def _run(
 # -- everything that a caller can get wrong, found before an engine is entered ---
 
 
-Arrays = tuple[Params, Features, State, Steps]
-
-
-@contextlib.contextmanager
-def _in_words(cell: Cell, arrays: Arrays) -> Iterator[None]:
-    """What JAX says of a step that does not fit, or of memory, said in our words."""
-    try:
-        yield
-    except TypeError as error:
-        sentence = _misfit(cell, *arrays)
-        if sentence is None:
-            raise
-        raise ValueError(sentence) from error
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            error.add_note(f"unroll: {OUT_OF_MEMORY}")
-        raise
-
-
-OUT_OF_MEMORY = (
-    'checkpoint_every="sqrt" remembers √T of T states for the way back and computes '
-    "the rest again; emit=jl.emit.nothing stacks no outputs; a batch of fewer rows, or "
-    "a long sequence in several calls that carry the state on, need less still."
-)
-
-
-def _misfit(
-    cell: Cell, params: Params, xs: Features, state: State, steps: Steps
-) -> str | None:
-    """How the state after a step differs from the state before it, if it does."""
-
-    def step(params: Params, xs: Features, state: State) -> State:
-        each = None
-        if cell.prepare is not None:
-            params, each = cell.prepare(params, xs)
-        first = jax.tree.map(lambda leaf: leaf[0], (xs, each))
-        return cell.step(params, state, project(cell, params, *first))[0]
-
-    if len(xs) == 0:
-        return None
-    after = _leaves(jax.eval_shape(step, params, xs, state))
-    for name, before in _leaves(state).items():
-        came, gone = _typed(before), _typed(after.pop(name, None))
-        if came != gone:
-            return (
-                f"the cell's step turns state{name}, {came}, into {gone}; a step must "
-                "give back what it got, for example with .astype(state.h.dtype)."
-            )
-    return f"the cell's step adds state{next(iter(after))}." if after else None
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def _typed(leaf: Any) -> str:
-    return "nothing" if leaf is None else f"{leaf.dtype} {show(leaf.shape)}"
-
-
 def _options(
     reverse: bool, emit: Emit, checkpoint_every: int | Literal["sqrt"] | None
 ) -> _Options:
@@ -304,18 +240,8 @@ def _options(
             f"emit is {emit!r}; a function (state, gates) -> pytree is needed, "
             "such as jl.emit.hidden, states, trace or nothing."
         )
-    _check_hashable("emit", emit)
+    arguments.check_hashable("emit", emit)
     return _Options(bool(reverse), emit, _block(checkpoint_every))
-
-
-def _check_hashable(name: str, value: Any) -> None:
-    try:
-        hash(value)
-    except TypeError as error:
-        raise ValueError(
-            f"{name} cannot be hashed ({error}), and is part of what a program is "
-            "compiled for; a function can be, and so can a frozen dataclass."
-        ) from None
 
 
 def _block(
@@ -330,82 +256,6 @@ def _block(
             '1, "sqrt" or None is needed.'
         )
     return int(checkpoint_every)
-
-
-def _arrays(
-    cell: Cell,
-    params: Params,
-    xs: ArrayLike,
-    state: State | None,
-    lengths: ArrayLike | None,
-    mask: ArrayLike | None,
-    resets: ArrayLike | None,
-) -> Arrays:
-    if not isinstance(cell, Cell):
-        raise ValueError(
-            f"cell is {cell!r:.60}; a Cell is needed, such as jl.lstm() gives or "
-            "Cell(init, initial_state, project, step)."
-        )
-    _check_hashable("cell", cell)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not isinstance(leaf, np.ndarray):
-            _as_leaf("params", path, leaf)
-    xs = sequences.features("xs", xs, spatial_axes=cell.spatial_axes)
-    frame = xs.shape[: xs.ndim - 1 - cell.spatial_axes]
-    begin = functools.partial(
-        cell.initial_state, batch_shape=xs.shape[1:-1], dtype=xs.dtype
-    )
-    jax.eval_shape(cell.project, params, xs)
-    wanted = jax.eval_shape(begin, params)
-    state = begin(params) if state is None else _conform(state, wanted)
-    steps = sequences.steps(frame, lengths=lengths, mask=mask, resets=resets)
-    return params, xs, state, steps
-
-
-def _as_leaf(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> Array:
-    """The leaf as an array; its place is only put into words where it is none."""
-    if isinstance(leaf, Tracer) or (isinstance(leaf, Array) and not leaf.is_deleted()):
-        return leaf
-    return sequences.as_array(name + jax.tree_util.keystr(path), leaf)
-
-
-def _conform(state: State, wanted: State) -> State:
-    """The caller's state, in the dtypes that the cell carries it in.
-
-    A number in place of an array is the value of every unit.
-    """
-    paths, tree = jax.tree_util.tree_flatten_with_path(wanted)
-    try:
-        leaves = tree.flatten_up_to(state)
-    except ValueError:
-        raise ValueError(
-            f"state is {_describe(state)}; this cell wants {_describe(wanted)}. Take "
-            "it from cell.initial_state or from an earlier call."
-        ) from None
-
-    def one(path: jax.tree_util.KeyPath, want: Any, leaf: ArrayLike) -> Array:
-        if type(leaf) in (int, float):
-            return jnp.full(want.shape, leaf, want.dtype)
-        name = f"state{jax.tree_util.keystr(path)}"
-        array = _as_leaf("state", path, leaf)
-        if array.shape != want.shape:
-            raise ValueError(
-                f"{name} has shape {show(array.shape)}; for this xs and these params "
-                f"{show(want.shape)} is needed."
-            )
-        if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"{name} has dtype {array.dtype}; real numbers are needed."
-            )
-        return array.astype(want.dtype)
-
-    pairs = zip(paths, leaves, strict=True)
-    return tree.unflatten([one(path, want, leaf) for (path, want), leaf in pairs])
-
-
-def _describe(state: State) -> str:
-    kind, fields = type(state).__name__, getattr(state, "_fields", ())
-    return f"{kind}({', '.join(fields)})" if fields else f"a {kind}"
 
 
 def _names(engine: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ laid out is written here and nowhere else:
     Flax linen, nnx     by name    i* [D, H], h* [H, H] with b        (c, h)
     Haiku               i g f o    w [D + H, 4H], b, f + 1            (h, c)
     Equinox             i f g o    w_ih [4H, D], w_hh [4H, H], b      (h, c)
+    JAX, `lstm_ref`     i f g o    W_ih [4H, D], W_hh [4H, H], 2 b    (h, c)
 """
 
 import os
@@ -27,17 +28,10 @@ OPTIMISED = True  # held to the bit, or nearly: compile as users do
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 # The peers promote and broadcast as they like, and warn about their own parts.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("relaxed")]
 
 SHAPE = Shape(7, (3,), 4, 5)
 CELL = jl.lstm()
-
-
-@pytest.fixture(autouse=True)
-def relaxed(x64):
-    """Float64, and JAX's usual rules in place of the strict ones."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def question(masking: str = "none", reverse: bool = False) -> Case:
@@ -46,6 +40,8 @@ def question(masking: str = "none", reverse: bool = False) -> Case:
     if masking == "lengths":
         lengths = np.array([1, SHAPE.time, 4], np.int32)
         case = case._replace(which=case.which._replace(lengths=lengths))
+    if masking == "mask":
+        case.which.mask[:, 0] = False  # a row of no steps
     happens = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)[..., None]
     noise = np.random.default_rng(22).normal(size=case.xs.shape)
     return case._replace(xs=noise, d_hs=case.d_hs * happens)
@@ -301,3 +297,35 @@ def test_equinox():
         return hs, h, c
 
     assert_same(pulled(run, case), ours(case))
+
+
+# --- JAX ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masking", ["none", "lengths"])
+def test_jax(masking):
+    """cuDNN's layer in plain JAX, both ways at once."""
+    rnn = pytest.importorskip("jax.experimental.rnn")
+    directions = [question(masking, reverse) for reverse in (False, True)]
+    lengths = directions[0].which.lengths
+    lengths = np.full(3, SHAPE.time) if lengths is None else lengths
+
+    def run(there, back):
+        w_x, w_h, b = (
+            dict(enumerate(joined(one[k]).T for one in (there, back))) for k in range(3)
+        )
+        h, c = (jnp.stack([there[k], back[k]]) for k in (4, 5))
+        xs, none = there[3].swapaxes(0, 1), {0: jnp.zeros(20), 1: jnp.zeros(20)}
+        counts = jnp.asarray(lengths, jnp.int32)
+        hs, h, c = rnn.lstm_ref(xs, h, c, w_x, w_h, b, none, counts, 4, 5, 1, 0.0, True)
+        halves = jnp.split(hs.swapaxes(0, 1), 2, axis=-1)
+        return tuple(zip(halves, h, c, strict=True))
+
+    given = [tuple(map(jnp.asarray, leaves(case))) for case in directions]
+    out, pull = jax.vjp(run, *given)
+    got = pull(tuple((case.d_hs, case.d_h, case.d_c) for case in directions))
+    wanted = [ours(case) for case in directions]
+    assert_same(out, tuple(values for values, _ in wanted))
+    for one, (_, gradients) in zip(got, wanted, strict=True):
+        assert_same((*one[:3], *one[4:]), (*gradients[:3], *gradients[4:]))
+    assert_same(got[0][3], wanted[0][1][3] + wanted[1][1][3])

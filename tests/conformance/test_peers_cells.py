@@ -7,111 +7,34 @@ How weights are laid out here is written here:
     linen, nnx GRU    r z n   by name, side by side; nnx has no b_hn
     Haiku GRU         z r n   reset before the product, and 1 - z where ours has z
     Equinox GRU       r z n   one bias and b_hn
-    Keras ConvLSTM    i f g o
-    Haiku ConvLSTM    i g f o   two biases, f + 1
-    linen ConvLSTM    i g f o   two biases, f + 1
 """
-
-import os
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from questions import (
+    FEATURES,
+    HIDDEN,
+    LENGTHS,
+    ROWS,
+    TIME,
+    agree,
+    haiku_run,
+    happening,
+    joined,
+    keras_layer,
+    keras_run,
+    question,
+    scanned,
+)
 
 import jaxlstm as jl
 from cases import assert_same
-from jaxlstm.cells.convolutional import ConvLSTMParams
 from jaxlstm.cells.gru import GRUParams
 from jaxlstm.cells.simple import RNNParams
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
-
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-TIME, ROWS, FEATURES, HIDDEN = 6, 3, 4, 5
-SPACE = (4, 3, 2)
-LENGTHS = np.array([1, TIME, 4], np.int32)
-
-
-@pytest.fixture(autouse=True)
-def relaxed(x64):
-    """Float64, and JAX's usual rules in place of the strict ones."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-class Question(NamedTuple):
-    """Parameters, inputs and a state that is not zero."""
-
-    params: Any
-    xs: jax.Array
-    state: Any
-
-
-def ask(params_of, state_of, frame: tuple[int, ...] = ()) -> Question:
-    """Random numbers in the shapes that a cell's `init` and `initial_state` give."""
-    rng = np.random.default_rng(51)
-
-    def draw(tree):
-        return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), tree)
-
-    params = draw(jax.eval_shape(params_of, jax.random.key(0)))
-    state = draw(jax.eval_shape(lambda: state_of(params, (ROWS, *frame))))
-    xs = jnp.asarray(rng.normal(size=(TIME, ROWS, *frame, FEATURES)))
-    return Question(params, xs, state)
-
-
-def question(cell: jl.Cell, frame: tuple[int, ...] = ()) -> Question:
-    return ask(lambda key: cell.init(key, FEATURES, HIDDEN), cell.initial_state, frame)
-
-
-def agree(cell: jl.Cell, asked: Question, peer, *, happens=None, **options) -> None:
-    """`peer(params, xs, state) -> (state, hs)` has our values and our gradients."""
-
-    def ours(params, xs, state):
-        return jl.unroll(cell, params, xs, state, **options)
-
-    def theirs(params, xs, state):
-        state, hs = peer(params, xs, state)
-        return state, hs if happens is None else jnp.where(happens[..., None], hs, 0.0)
-
-    rng = np.random.default_rng(52)
-    shapes = jax.eval_shape(ours, *asked)
-    cotangents = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape)), shapes)
-    got, wanted = (pulled(run, asked, cotangents) for run in (ours, theirs))
-    assert_same(got, wanted)
-
-
-def pulled(run, asked: Question, cotangents):
-    out, pull = jax.vjp(run, *asked)
-    return out, pull(cotangents)
-
-
-def joined(weight, order: str, names: str):
-    """The gate axis in another order, and one with the last: `[..., gates * H]`."""
-    taken = weight[..., [names.index(gate) for gate in order], :]
-    return taken.reshape(*weight.shape[:-2], -1)
-
-
-def happening(masking: str):
-    """None, or bool `[T, b]`: the first steps of each row, or any of them."""
-    if masking == "none":
-        return None
-    if masking == "lengths":
-        return np.arange(TIME)[:, None] < LENGTHS
-    return np.random.default_rng(53).random((TIME, ROWS)) < 0.7
-
-
-def scanned(cell, state, xs, shown=lambda state: state[0]):
-    """A peer that has no sequences: `cell(x, state) -> state`, scanned here."""
-
-    def step(state, x):
-        state = cell(x, state)
-        return state, shown(state)
-
-    return jax.lax.scan(step, state, xs)
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("relaxed")]
 
 
 # --- torch ----------------------------------------------------------------------------
@@ -168,36 +91,6 @@ def torch_weights(params):
 # --- Keras ----------------------------------------------------------------------------
 
 
-def keras_layer(name: str, *size, reverse: bool = False, **options):
-    """The layer, its rates of dropout not zero: without training they are nothing."""
-    keras = pytest.importorskip("keras")
-    return getattr(keras.layers, name)(
-        *size,
-        return_sequences=True,
-        return_state=True,
-        go_backwards=reverse,
-        activation=jnp.tanh,  # its own is exact to float32 only
-        dropout=0.3,
-        recurrent_dropout=0.4,
-        dtype="float64",
-        **options,
-    )
-
-
-def keras_run(layer, weights, xs, state, mask, reverse: bool):
-    """The last state and the outputs at their own t, which Keras gives as they run."""
-    extra = [v.value for v in layer.non_trainable_variables]
-    (hs, *last), _ = layer.stateless_call(
-        weights,
-        extra,
-        xs.swapaxes(0, 1),
-        initial_state=list(state),
-        mask=None if mask is None else jnp.asarray(mask.T),
-    )
-    hs = hs.swapaxes(0, 1)
-    return type(state)(*last), hs[::-1] if reverse else hs
-
-
 MASKED = pytest.mark.parametrize("masking", ["none", "lengths", "mask"])
 REVERSED = pytest.mark.parametrize("reverse", [False, True])
 
@@ -236,25 +129,6 @@ def test_keras_simple_rnn(reverse, masking):
         return keras_run(layer, list(params), xs, state, happens, reverse)
 
     agree(cell, question(cell), peer, mask=happens, reverse=reverse)
-
-
-@REVERSED
-@pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_keras_conv_lstm(dimensions, reverse):
-    """Padding "same" for the inputs, as it always is for the state."""
-    space, kernel = SPACE[:dimensions], (3, 2, 3)[:dimensions]
-    layer = keras_layer(
-        f"ConvLSTM{dimensions}D", HIDDEN, kernel, reverse=reverse, padding="same",
-        recurrent_activation="sigmoid", data_format="channels_last",
-    )  # fmt: skip
-    layer.build((ROWS, TIME, *space, FEATURES))
-    cell = jl.conv_lstm(kernel)
-
-    def peer(params, xs, state):
-        weights = [joined(w, "ifgo", "ifgo") for w in params]
-        return keras_run(layer, weights, xs, state, None, reverse)
-
-    agree(cell, question(cell, space), peer, reverse=reverse)
 
 
 # --- Flax -----------------------------------------------------------------------------
@@ -332,44 +206,7 @@ def test_nnx(name):
     agree(outer, asked._replace(params=free), peer)
 
 
-def conv_weights(params: ConvLSTMParams, names: tuple[str, str, str, str]):
-    """Kernel and bias of the two convolutions: the bias on the side of x, f less 1."""
-    w_x, w_h, b = params
-    kernel, bias, there, back = names
-    b = joined(b.at[1].add(-1.0), "igfo", "ifgo")
-    return {
-        there: {kernel: joined(w_x, "igfo", "ifgo"), bias: b},
-        back: {kernel: joined(w_h, "igfo", "ifgo"), bias: jnp.zeros_like(b)},
-    }
-
-
-@pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_linen_conv_lstm(dimensions):
-    linen = pytest.importorskip("flax.linen")
-    space, kernel = SPACE[:dimensions], (3, 2, 3)[:dimensions]
-    own = linen.ConvLSTMCell(HIDDEN, kernel, param_dtype=jnp.float64)
-    cell = jl.conv_lstm(kernel)
-
-    def peer(params, xs, state):
-        variables = {"params": conv_weights(params, ("kernel", "bias", "ih", "hh"))}
-        step = lambda x, s: jl.LSTMState(*own.apply(variables, s[::-1], x)[0][::-1])  # noqa: E731
-        return scanned(step, state, xs)
-
-    agree(cell, question(cell, space), peer)
-
-
 # --- Haiku and Equinox ----------------------------------------------------------------
-
-
-def haiku_run(core_of, weights, xs, state):
-    """The core over the sequence, with these weights."""
-    haiku = pytest.importorskip("haiku")
-
-    def network(xs, state):
-        hs, last = haiku.dynamic_unroll(core_of(haiku), xs, state)
-        return last, hs
-
-    return haiku.without_apply_rng(haiku.transform(network)).apply(weights, xs, state)
 
 
 def test_haiku_gru():
@@ -402,26 +239,6 @@ def test_haiku_simple_rnn():
         return jl.HiddenState(h), hs
 
     agree(cell, question(cell), peer)
-
-
-@pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_haiku_conv_lstm(dimensions):
-    pytest.importorskip("haiku")
-    space, kernel = SPACE[:dimensions], (3, 2, 3)[:dimensions]
-    cell, name = jl.conv_lstm(kernel), f"conv{dimensions}_dlstm"
-
-    def core(hk):
-        kind = getattr(hk, f"Conv{dimensions}DLSTM")
-        return kind((*space, FEATURES)[:-1], HIDDEN, kernel)
-
-    def peer(params, xs, state):
-        sides = (f"{name}/input_to_hidden", f"{name}/hidden_to_hidden")
-        weights = conv_weights(params, ("w", "b", *sides))
-        haiku = pytest.importorskip("haiku")
-        last, hs = haiku_run(core, weights, xs, haiku.LSTMState(*state))
-        return jl.LSTMState(last.hidden, last.cell), hs
-
-    agree(cell, question(cell, space), peer)
 
 
 def test_haiku_resets():

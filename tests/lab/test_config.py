@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from jaxlstm.cells.base import ACTIVATIONS
-from jaxlstm.lab import config, optax_names, schema
+from jaxlstm.lab import cells, config, optax_names, schema
 from jaxlstm.lab.config import Config, ConfigError
 from jaxlstm.lab.yaml_source import LARGEST_FILE, Node
 
@@ -468,7 +468,7 @@ def test_shipped_configs_are_sound(file):
 
 
 def test_the_activations_are_those_of_the_cells():
-    assert set(schema.Activation.__args__) == set(ACTIVATIONS)
+    assert set(cells.Activation.__args__) == set(ACTIVATIONS)
 
 
 def test_reading_a_config_imports_no_jax():

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from jaxlstm.cells.base import Gates, LSTMState
+from jaxlstm.cells.base import Gates, HiddenState, LSTMState
 from jaxlstm.cells.emit import Trace
+from jaxlstm.cells.gru import GRUGates
+from jaxlstm.cells.simple import RNNGates
 from jaxlstm.lab.errors import BadInput, LabError
 from jaxlstm.lab.reports import (
     Reading,
@@ -91,6 +93,29 @@ def test_every_picture_of_the_report_exists_and_shows_something(run, reading):
         pixels = image.imread(run / "plots" / name)
         assert pixels.std() > 0.02
         assert min(pixels.shape[:2]) > 400
+
+
+@pytest.mark.parametrize(
+    ("trace", "wanted"),
+    [
+        (
+            lambda f: Trace(HiddenState(f), GRUGates(f, f, f)),
+            {"update_gate", "timescales"},
+        ),
+        (lambda f: Trace(HiddenState(f), RNNGates(f)), set()),
+        (lambda f: Trace(LSTMState(f, f), Gates(f, 0 * f + 1, f, f)), {"unit"}),
+        (
+            lambda f: Trace(LSTMState(f[:, :2], f), Gates(f, f, f, f)),
+            {"forget_gate", "timescales"},
+        ),
+    ],
+    ids=["gru", "simple rnn", "classic", "projected"],
+)
+def test_other_cells_show_what_they_have(run, trace, wanted):
+    f = np.random.default_rng(0).random((5, 3))
+    write_plots(run, reading=Reading("abcde", trace(f)))
+    names = {path.stem for path in (run / "plots").iterdir()}
+    assert names == {"loss", "training_health"} | wanted
 
 
 def test_without_a_model_the_training_pictures_remain(run):

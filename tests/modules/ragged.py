@@ -54,9 +54,9 @@ def explicit() -> jax.sharding.Mesh:
     return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
 
 
-def deep() -> jl.Layer:
-    """Two layers with dropout between, and a linear one."""
-    return jl.serial(jl.stack(jl.lstm(), (HIDDEN, HIDDEN), dropout=0.3), jl.linear(2))
+def noisy() -> jl.Layer:
+    """A layer, dropout, which has no parameters, and a linear one."""
+    return jl.serial(jl.recurrent(jl.lstm(), HIDDEN), jl.dropout(0.3), jl.linear(2))
 
 
 def both_ways() -> jl.Layer:

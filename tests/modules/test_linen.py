@@ -12,7 +12,7 @@ from ragged import FEATURES, HIDDEN, ROWS, TIME, assert_close, assert_equal
 import jaxlstm as jl
 
 Recurrent, LSTM = jl.modules.linen.Recurrent, jl.modules.linen.LSTM
-LAYER = ragged.deep()
+LAYER = ragged.noisy()
 BATCH = ragged.draw()
 XS = np.nan_to_num(BATCH.xs)
 KEY = jax.random.key(0)
@@ -54,30 +54,35 @@ def test_windows_by_scan_carry_the_state():
 
 
 def test_an_ensemble_by_vmap():
-    """Three models in one, each with parameters and noise of its own."""
-    models = nn.vmap(
+    """Three models in one, each with parameters of its own."""
+    quiet = Recurrent(ragged.both_ways())
+    models = vmapped(quiet)
+    variables = jax.jit(models.init)(KEY, XS)
+    assert variables["params"]["layer"]["1"]["w"].shape == (3, 2 * HIDDEN, 2)
+    together = jax.jit(models.apply)(variables, XS)
+    own = jax.tree.map(lambda leaf: leaf[1], variables)
+    assert_close(together[1], jax.jit(quiet.apply)(own, XS))
+
+
+def test_an_ensemble_by_vmap_has_noise_of_its_own():
+    models = vmapped(Recurrent(LAYER, deterministic=False))
+    one = drawn(Recurrent(LAYER, deterministic=True))
+    same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (3, *leaf.shape)), one)
+    ys = jax.jit(models.apply)(same, XS, rngs={"dropout": KEY})
+    assert ys.shape == (3, ROWS, TIME, 2)
+    assert (ys[0] != ys[1]).any()
+
+
+def vmapped(model: Recurrent) -> nn.Module:
+    made = nn.vmap(
         Recurrent,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=None,
         out_axes=0,
         axis_size=3,
-    )(LAYER, deterministic=False)
-    variables = jax.jit(models.init)(KEY, XS)
-    assert variables["params"]["layer"]["1"]["w"].shape == (3, HIDDEN, 2)
-    same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), variables)
-    ys = jax.jit(models.apply)(same, XS, rngs={"dropout": KEY})
-    assert ys.shape == (3, ROWS, TIME, 2)
-    assert (ys[0] != ys[1]).any()
-
-
-def test_an_ensemble_of_parameters_alone():
-    model = LSTM(HIDDEN)
-    variables = jax.vmap(model.init, in_axes=(0, None))(jax.random.split(KEY, 3), XS)
-    together = jax.vmap(model.apply, in_axes=(0, None))(variables, XS)
-    for n in range(3):
-        own = jax.tree.map(lambda leaf, n=n: leaf[n], variables)
-        assert_close(together[n], model.apply(own, XS))
+    )
+    return made(model.layer, deterministic=model.deterministic)
 
 
 def test_inside_another_module():
@@ -256,5 +261,7 @@ def test_refusals_are_sentences():
         model.apply(variables, XS[..., :2])
     with pytest.raises(ValueError, match="xs is a masked array"):
         model.apply(variables, np.ma.masked_invalid(BATCH.xs))
+    with pytest.raises(ValueError, match=r"layer is Cell.*; a Layer is needed"):
+        drawn(Recurrent(jl.lstm()))
     with pytest.raises(ValueError, match="num_layers is 0"):
         drawn(LSTM(HIDDEN, num_layers=0))

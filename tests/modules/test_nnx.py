@@ -9,12 +9,13 @@ import orbax.checkpoint as ocp
 import pytest
 import ragged
 from flax import nnx
+from flax.errors import TraceContextError
 from ragged import FEATURES, HIDDEN, ROWS, TIME, assert_close, assert_equal, pure
 
 import jaxlstm as jl
 
 Recurrent, LSTM = jl.modules.nnx.Recurrent, jl.modules.nnx.LSTM
-LAYER = ragged.deep()
+LAYER = ragged.noisy()
 BATCH = ragged.draw()
 XS = np.nan_to_num(BATCH.xs)
 
@@ -57,7 +58,7 @@ def test_noisy_windows_by_scan_draw_anew():
 
 
 def test_an_ensemble_by_vmap():
-    """Three models in one: made, called and trained together, each with own noise."""
+    """Three models in one: each has parameters and a stream of its own."""
 
     @nnx.split_rngs(splits=3)
     @nnx.vmap
@@ -69,9 +70,8 @@ def test_an_ensemble_by_vmap():
         return model(batch.xs, seq_lengths=batch.lengths, resets=batch.resets)
 
     models = make(nnx.Rngs(0))
-    assert models.params[0][0].w_x.shape == (3, FEATURES, 4, HIDDEN)
-    together = call(models, BATCH)
-    assert together.shape == (3, ROWS, TIME, 2)
+    assert models.params[0].w_x.shape == (3, FEATURES, 4, HIDDEN)
+    assert models.rngs.key.shape == (3,)
     models.eval()
     together = call(models, BATCH)
     for n in range(3):
@@ -124,7 +124,7 @@ def test_split_and_merge_give_back_the_model():
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     again = nnx.merge(graph, params, rest)
     assert_equal(pure(again), pure(model))
-    assert type(again.params[0][0]) is jl.LSTMParams
+    assert type(again.params[0]) is jl.LSTMParams
     one, other = (m(XS, rngs=nnx.Rngs(dropout=1)) for m in (again, model))
     assert_equal(one, other)
 
@@ -175,7 +175,7 @@ def test_the_module_is_a_pytree_for_plain_jax():
 
 def test_abstract_construction():
     model = nnx.eval_shape(lambda: made())
-    assert model.params[1].w.shape == (HIDDEN, 2)
+    assert model.params[2].w.shape == (HIDDEN, 2)
 
 
 # --- noise ----------------------------------------------------------------------------
@@ -205,6 +205,15 @@ def test_the_same_stream_gives_the_same_noise():
     assert_equal(made()(XS, rngs=key), given[0])
     assert_equal(made()(XS, rngs=nnx.Rngs(dropout=7).dropout), given[0])
     assert (given[0] != first(XS)).any()
+
+
+def test_a_key_will_do_where_the_stream_is_outside_the_trace():
+    model, keys = made(), jax.random.split(jax.random.key(0), 2)
+    with pytest.raises(TraceContextError):
+        jax.jit(lambda xs: model(xs))(XS)
+    one, other = jax.jit(jax.vmap(lambda key: model(XS, rngs=key)))(keys)
+    assert (one != other).any()
+    assert_close(one, model(XS, rngs=keys[0]))
 
 
 def test_a_stream_of_another_name():
@@ -319,6 +328,8 @@ def test_refusals_are_sentences():
         model(np.ma.masked_invalid(BATCH.xs))
     with pytest.raises(ValueError, match="inputs is not an array of numbers"):
         model([[[1.0]], [[1.0], [2.0]]])
+    with pytest.raises(ValueError, match=r"layer is Cell.*; a Layer is needed"):
+        Recurrent(jl.lstm(), FEATURES, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="num_layers is 0"):
         LSTM(FEATURES, HIDDEN, num_layers=0, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="hidden_size is 0"):

@@ -158,7 +158,8 @@ class Prepare(Protocol):
 class Cell(NamedTuple):
     """A recurrent cell: a record of pure functions that `unroll` carries through time.
 
-    Whatever has the first four of these is a cell. `partial(cell.step, params)` is a
+    Whatever has the first four of these is a cell; its state is a NamedTuple whose
+    field h is what a layer gives to the next. `partial(cell.step, params)` is a
     body for `lax.scan`:
 
     >>> import functools, jax, jax.numpy as jnp, jaxlstm as jl

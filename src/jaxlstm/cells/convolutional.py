@@ -38,7 +38,14 @@ from jaxlstm.cells.base import (
     typed_like,
 )
 from jaxlstm.cells.lstm import activate, at_rest, transition
-from jaxlstm.cells.products import by_gate, check_features, spread
+from jaxlstm.cells.products import (
+    by_gate,
+    check_features,
+    fold,
+    may_be_split,
+    spread,
+    unfold,
+)
 from jaxlstm.initializers import Preset, chosen_preset
 from jaxlstm.shapes import Input, Key, Projected, accumulator_dtype, is_explicit, show
 
@@ -96,27 +103,24 @@ def convolution(x: Array, w: Array, dtype: DTypeLike) -> Array:
     """`w ∗ x`, `[..., *space, 4, H]`, for x `[..., *space, K]`, w `[*k, K, 4, H]`.
 
     Operands are taken in the dtype of x, sums are kept in `dtype`. On an explicit mesh
-    with H split, every device gathers x and w and makes all units, to keep its own.
+    with H split, every device gathers x and makes the four gates of its own units.
     """
     space, w = w.ndim - 3, w.astype(x.dtype)
-    explicit = is_explicit(jax.typeof(w).sharding)
-    if x.ndim > space + 2:  # a batch that is split cannot be made one with another
-        one = functools.partial(convolution, w=w, dtype=dtype)
-        return lax.map(one, x) if explicit else jax.vmap(one)(x)
-    if x.ndim == space + 1:
-        return convolution(x[None], w, dtype)[0]
-    if explicit:
-        rows, units = jax.typeof(x).sharding.spec[:-1], jax.typeof(w).sharding.spec[-1]
-        x, w = jax.sharding.reshard((x, w), (P(*rows, None), P()))
-        gates = [_slide(x, w[..., k, :], dtype) for k in range(w.shape[-2])]
-        return jax.sharding.reshard(jnp.stack(gates, axis=-2), P(*rows, None, units))
-    z = _slide(x, w.reshape(*w.shape[:-2], -1), dtype)
-    return z.reshape(*z.shape[:-1], *w.shape[-2:])
+    lead = x.ndim - 1 - space
+    rows = fold(x, lead)
+    if is_explicit(jax.typeof(w).sharding) and may_be_split(w):
+        rows = jax.sharding.reshard(rows, P(*jax.typeof(rows).sharding.spec[:-1], None))
+        gates = [_slide(rows, w[..., k, :], dtype) for k in range(w.shape[-2])]
+        return unfold(jnp.stack(gates, axis=-2), x, lead)
+    z = _slide(rows, w.reshape(*w.shape[:-2], -1), dtype)
+    return unfold(z.reshape(*z.shape[:-1], *w.shape[-2:]), x, lead)
 
 
 def _slide(x: Array, w: Array, dtype: DTypeLike) -> Array:
     """x `[N, *space, K]`, w `[*k, K, L]`: `[N, *space, L]`."""
-    letters = "DHW"[: x.ndim - 2]
+    letters, placed = "DHW"[: x.ndim - 2], None
+    if is_explicit(jax.typeof(w).sharding):
+        placed = P(*jax.typeof(x).sharding.spec[:-1], jax.typeof(w).sharding.spec[-1])
     return lax.conv_general_dilated(
         x,
         w,
@@ -124,6 +128,7 @@ def _slide(x: Array, w: Array, dtype: DTypeLike) -> Array:
         padding="SAME",
         dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
         preferred_element_type=dtype,
+        out_sharding=placed,
     )
 
 

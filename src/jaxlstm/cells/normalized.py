@@ -112,7 +112,7 @@ def _layer_norm_lstm(
     ) -> LayerNormLSTMParams:
         w_x, w_h, b = parameters.draw(init, key, input_size, hidden_size, dtype)
         one, zero = jnp.ones_like(b), jnp.zeros_like(b[0])
-        return LayerNormLSTMParams(w_x, w_h, b, one, one, one[0], zero)
+        return LayerNormLSTMParams(w_x, w_h, b, one, jnp.copy(one), one[0], zero)
 
     def step(
         params: LayerNormLSTMParams,

@@ -4,6 +4,8 @@ The one place that knows how such a product is taken: through a 2-D view, with s
 in float32 or wider, and with the units of the matrix split over a mesh or not.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -105,3 +107,23 @@ def recurrent(h: Array, w: Array, z: Array) -> tuple[Array, ...]:
 def by_gate(z: Array) -> tuple[Array, ...]:
     """The n gates of z `[*b, n, H]`, each `[*b, H]`."""
     return tuple(z[..., k, :] for k in range(z.shape[-2]))
+
+
+def fold(x: Array, count: int) -> Array:
+    """x, its first `count` axes as one, split over an explicit mesh as they are."""
+    shape, placed = (math.prod(x.shape[:count]), *x.shape[count:]), None
+    if is_explicit(jax.typeof(x).sharding):
+        spec = jax.typeof(x).sharding.spec
+        split = (axis if isinstance(axis, tuple) else (axis,) for axis in spec[:count])
+        names = tuple(name for axes in split for name in axes if name is not None)
+        placed = P(names or None, *spec[count:])
+    return lax.reshape(x, shape, out_sharding=placed)
+
+
+def unfold(z: Array, like: Array, count: int) -> Array:
+    """z, its first axis as the first `count` axes of `like`; `fold` undone."""
+    shape, placed = (*like.shape[:count], *z.shape[1:]), None
+    if is_explicit(jax.typeof(z).sharding):
+        rows = jax.typeof(like).sharding.spec[:count]
+        placed = P(*rows, *jax.typeof(z).sharding.spec[1:])
+    return lax.reshape(z, shape, out_sharding=placed)

@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxlstm.lab import devices
+from jaxlstm.lab import devices, schema
 from jaxlstm.lab.config import Config
 from jaxlstm.lab.training import train_step
 from jaxlstm.lab.workbench import Workbench
@@ -22,10 +22,19 @@ def check(config: Config) -> dict[str, str]:
             "training tokens": f"{parts['train']['tokens']:,}",
             "validation tokens": f"{parts['validation']['tokens']:,}",
             "vocabulary": f"{bench.corpus.vocabulary.size:,}",
+            "cell": _cell(config.model),
             "parameters": f"{bench.parameters():,}",
             "memory": _memory(bench),
             "steps": f"{training.steps:,}, {bench.epochs():.1f} epochs",
         }
+
+
+def _cell(model: schema.Model) -> str:
+    """The cell's name, and what the config puts around it."""
+    around = [key for key in schema.AROUND if getattr(model, key)]
+    return ", ".join(
+        [model.cell.name, *(f"{key} {getattr(model, key)}" for key in around)]
+    )
 
 
 def _memory(bench: Workbench) -> str:

@@ -109,6 +109,8 @@ def _wrong_value(items: list[Any], spot: "_Spot") -> str:
         wanted.append(listed(choices))
     names = [choice for choice in choices if isinstance(choice, str)]
     meant = guess(value, names) if isinstance(value, str) else ""
+    if value in names and spot.field is not None:
+        meant = f", such as {{{spot.field.discriminator}: {value}}}"
     wish = " or ".join(wanted)
     return (
         f"{described(value)} came; {wish} is wanted{meant}" if wish else items[0]["msg"]

@@ -22,13 +22,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 
 from jaxlstm.lab import checkpoints, devices, interrupts, optimizers, reports, runs
 from jaxlstm.lab import config as configs
 from jaxlstm.lab.config import Config
 from jaxlstm.lab.data import Corpus, validation_windows
-from jaxlstm.lab.errors import BadInput, Interrupted
+from jaxlstm.lab.errors import BadInput, Interrupted, LabError
 from jaxlstm.lab.progress import Sink, TensorBoard, TextLog, progress, together
 from jaxlstm.lab.records import duration, table
 from jaxlstm.lab.runs import Run
@@ -227,7 +228,9 @@ class _Experiment:
             optimizers.learning_rate(self.config.optimizer),
             Hooks(self._log, self._validate, self._save, self._compiled, self._asked),
         )
-        if not fit(job, state, ledger):
+        with _memory_in_words():
+            done = fit(job, state, ledger)
+        if not done:
             again = shlex.join(["jaxlstm", "resume", str(self.run.path)])
             raise Interrupted(
                 f"{self.run.path} was stopped and saved ({runs.progress(self.run)}); "
@@ -351,6 +354,21 @@ class _Experiment:
             "compiling": duration(self._compiling),
             "time, all in all": duration(time.perf_counter() - self._began),
         }
+
+
+@contextlib.contextmanager
+def _memory_in_words() -> Iterator[None]:
+    """What JAX says of memory that is not there, with what to do about it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        raise LabError(
+            f"the device has not enough memory ({str(error).splitlines()[0]}); set "
+            "model.checkpoint_every to sqrt, or lower training.window, "
+            "training.batch_size or model.hidden_size"
+        ) from error
 
 
 def _reading(trained: Trained, corpus: Corpus) -> reports.Reading:

@@ -176,12 +176,14 @@ def _of_reading(reading: Reading) -> list[_Picture]:
     width = min(16.0, max(8.0, 0.14 * len(symbols)))
     pictures = []
     if (keeper := _keeper(trace)) is not None:
-        name, keeps = keeper
+        name, letter, keeps = keeper
         heatmap = _Picture(
-            f"{name.replace(' ', '_')}.png",
-            f"The {name} while the model reads. Bright keeps, dark lets go.",
+            f"{name}_gate.png",
+            f"The {name} gate while the model reads. Bright keeps, dark lets go.",
             (width, 5),
-            lambda ax: plots.gate_heatmap(symbols, keeps, name, ax=ax),
+            lambda ax: plots.gate_heatmap(
+                symbols, keeps, f"{name} gate {letter}", ax=ax
+            ),
         )
         timescales = _Picture(
             "timescales.png",
@@ -202,12 +204,15 @@ def _of_reading(reading: Reading) -> list[_Picture]:
     return pictures
 
 
-def _keeper(trace: "Trace") -> tuple[str, np.ndarray] | None:
-    """The gate that says how much is kept, and its name; None where all or none is."""
-    for field, name in ("f", "forget gate f"), ("z", "update gate z"):
-        gate = np.asarray(getattr(trace.gates, field, 1.0), float)
+def _keeper(trace: "Trace") -> tuple[str, str, np.ndarray] | None:
+    """The gate that says how much is kept, by name and letter; None for no gate.
+
+    A gate that is 1 throughout, as the LSTM of 1997 reports it, is none.
+    """
+    for name, letter in ("forget", "f"), ("update", "z"):
+        gate = np.asarray(getattr(trace.gates, letter, 1.0), float)
         if (gate != 1).any():
-            return name, gate
+            return name, letter, gate
     return None
 
 

@@ -4,81 +4,30 @@ All defaults together are the quickstart. Every key is known, every number has
 bounds. `config` reads and writes them; `config_problems` says what is wrong.
 """
 
-import os
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from jaxlstm.lab import optimizer_problems
+from jaxlstm.lab.cells import GRU, LSTM, Cell, SimpleRNN
+from jaxlstm.lab.sections import (
+    LARGEST_SIZE,
+    FilePath,
+    Fraction,
+    Rate,
+    Section,
+    Size,
+    Step,
+    Token,
+    Unit,
+    Whole,
+    tagged,
+)
 from jaxlstm.lab.wording import described
 
 # A name of so many letters and a date fit into a directory's name, 255 bytes.
 NAME_LENGTH = 50
-
-# -- the kinds of value -------------------------------------------------------
-
-
-def _whole(value: Any) -> Any:
-    """`1e3` is a float to YAML and a whole number to everybody else."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def _path(value: Any) -> Any:
-    """A `pathlib.Path` is as good as its text."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _tagged(key: str, default: str) -> BeforeValidator:
-    """Fills in the tag of a union where the section leaves it out."""
-
-    def fill(value: Any) -> Any:
-        missing = isinstance(value, Mapping) and key not in value
-        return {key: default, **value} if missing else value
-
-    return BeforeValidator(fill)
-
-
-Whole = BeforeValidator(_whole)
-Step = Annotated[int, Field(ge=1, le=2**31 - 1), Whole]
-LARGEST_SIZE = 65_536
-Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE), Whole]
-Token = Annotated[int, Field(ge=0, le=2**31 - 2), Whole]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-FilePath = Annotated[str, BeforeValidator(_path), Field(min_length=1)]
-Unit = Literal["character", "byte"]
-Activation = Literal[
-    "elu",
-    "hard_sigmoid",
-    "hard_tanh",
-    "identity",
-    "relu",
-    "sigmoid",
-    "softplus",
-    "softsign",
-    "tanh",
-]
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, closed to unknown keys, strict about types."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
-    )
-
 
 # -- data ---------------------------------------------------------------------
 
@@ -162,137 +111,10 @@ class TokenData(Section):
 Data = Annotated[
     PythonData | TextData | TokenData,
     Field(discriminator="source"),
-    _tagged("source", "python"),
+    tagged("source", "python"),
 ]
 
 # -- model --------------------------------------------------------------------
-
-
-Init = Literal["default", "torch", "keras", "chrono"]
-ForgetBias = Annotated[float, Field(ge=-100, le=100)]
-
-_BIAS = Field(default=1.0, description="The forget gate's bias at the start.")
-_CANDIDATE = Field(default="tanh", description="Of the candidate.")
-_OUTPUT = Field(default="tanh", description="Of c, in h = o f(c).")
-_GATE = Field(default="sigmoid", description="Of the gates.")
-_INIT = Field(default="default", description="How the parameters are drawn.")
-
-
-def _leaves_the_bias(init: str, info: ValidationInfo) -> str:
-    bias = info.data.get("forget_bias", 1.0)
-    if init in ("torch", "chrono") and bias != 1.0:
-        raise ValueError(
-            f'"{init}" draws its own biases, so forget_bias {bias} would have no '
-            'effect; leave forget_bias out, or use "default" or "keras"'
-        )
-    return init
-
-
-# An init beside a forget bias.
-BiasedInit = Annotated[Init, AfterValidator(_leaves_the_bias)]
-
-
-class LSTM(Section):
-    """The LSTM with a forget gate."""
-
-    name: Literal["lstm"] = "lstm"
-    forget_bias: ForgetBias = _BIAS
-    candidate_activation: Activation = _CANDIDATE
-    output_activation: Activation = _OUTPUT
-    gate_activation: Activation = _GATE
-    init: BiasedInit = _INIT
-
-
-class ClassicLSTM(Section):
-    """The LSTM of 1997, without a forget gate."""
-
-    name: Literal["classic_lstm"] = "classic_lstm"
-    candidate_activation: Activation = _CANDIDATE
-    output_activation: Activation = _OUTPUT
-    gate_activation: Activation = _GATE
-    init: Init = _INIT
-
-
-class PeepholeLSTM(Section):
-    """The LSTM whose gates look at the cell state."""
-
-    name: Literal["peephole_lstm"] = "peephole_lstm"
-    forget_bias: ForgetBias = _BIAS
-    candidate_activation: Activation = _CANDIDATE
-    output_activation: Activation = _OUTPUT
-    gate_activation: Activation = _GATE
-    init: BiasedInit = _INIT
-
-
-class CoupledLSTM(Section):
-    """The LSTM that forgets what it overwrites, i = 1 - f."""
-
-    name: Literal["coupled_lstm"] = "coupled_lstm"
-    forget_bias: ForgetBias = _BIAS
-    candidate_activation: Activation = _CANDIDATE
-    output_activation: Activation = _OUTPUT
-    gate_activation: Activation = _GATE
-    init: BiasedInit = _INIT
-    peepholes: bool = Field(
-        default=False, description="Whether the gates look at the cell state."
-    )
-
-
-class ProjectedLSTM(Section):
-    """The LSTM whose output is a projection of its units."""
-
-    name: Literal["projected_lstm"] = "projected_lstm"
-    projection_size: Size = Field(description="Features of h; c has hidden_size units.")
-    forget_bias: ForgetBias = _BIAS
-    candidate_activation: Activation = _CANDIDATE
-    output_activation: Activation = _OUTPUT
-    gate_activation: Activation = _GATE
-    init: BiasedInit = _INIT
-
-
-class LayerNormLSTM(Section):
-    """The LSTM with layer-normalised pre-activations."""
-
-    name: Literal["layer_norm_lstm"] = "layer_norm_lstm"
-    forget_bias: ForgetBias = _BIAS
-    candidate_activation: Activation = _CANDIDATE
-    output_activation: Activation = _OUTPUT
-    gate_activation: Activation = _GATE
-    init: BiasedInit = _INIT
-
-
-class SimpleRNN(Section):
-    """The network of Elman, for comparison."""
-
-    name: Literal["simple_rnn"] = "simple_rnn"
-    activation: Activation = Field(default="tanh", description="Of the hidden state.")
-    init: Init = _INIT
-
-
-class GRU(Section):
-    """The gated recurrent unit, for comparison."""
-
-    name: Literal["gru"] = "gru"
-    reset_after: bool = Field(
-        default=True, description="Reset after the recurrent product, as cuDNN does."
-    )
-    candidate_activation: Activation = _CANDIDATE
-    gate_activation: Activation = _GATE
-    init: Init = _INIT
-
-
-Cell = Annotated[
-    LSTM
-    | ClassicLSTM
-    | PeepholeLSTM
-    | CoupledLSTM
-    | ProjectedLSTM
-    | LayerNormLSTM
-    | SimpleRNN
-    | GRU,
-    Field(discriminator="name"),
-    _tagged("name", "lstm"),
-]
 
 
 class Model(Section):
@@ -374,6 +196,19 @@ class Model(Section):
                 f"{what}; leave {key} out, or choose another cell"
             )
         return value
+
+
+# What a model may put around its cell, from the inside out.
+AROUND = (
+    "cell_clip",
+    "recurrent_dropout",
+    "variational_dropout_x",
+    "variational_dropout_h",
+    "weight_drop",
+    "zoneout_h",
+    "zoneout_c",
+    "learned_initial_state",
+)
 
 
 # -- training -----------------------------------------------------------------

@@ -62,6 +62,7 @@ def initial_state(
     """The state before the first step, drawn from the seed."""
     key, init_key = jax.random.split(jax.random.key(seed))
     params, _ = model.init(init_key)
+    params = jax.tree.map(jnp.copy, params)  # to be donated, each leaf once
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

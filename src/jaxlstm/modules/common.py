@@ -52,6 +52,16 @@ def _stacked(
     )
 
 
+def checked(layer: Layer) -> Layer:
+    """Errors: `ValueError` for what is no layer, such as a cell without a size."""
+    if not isinstance(layer, Layer):
+        raise ValueError(
+            f"layer is {layer!r:.60}; a Layer is needed, such as jl.recurrent(cell, "
+            "size) makes of a cell."
+        )
+    return layer
+
+
 def feature_axes(cell: Cell | None) -> int:
     """How many axes of an input stand behind time: the features, and any space."""
     return 1 + (0 if cell is None else cell.spatial_axes)
@@ -100,7 +110,7 @@ def features(inputs: ArrayLike, feature_axes: int) -> Any:
 
     Errors: `ValueError` where they have too few axes.
     """
-    xs = _array(inputs)
+    xs = _array("inputs", inputs)
     if xs.ndim <= feature_axes:
         raise ValueError(
             f"inputs have shape {show(xs.shape)}; {feature_axes + 1} axes are needed "
@@ -116,10 +126,10 @@ def no_steps(inputs: ArrayLike, feature_axes: int, time_major: bool) -> Any:
     return xs[(slice(None),) * axis + (slice(0),)]
 
 
-def _array(value: ArrayLike) -> Any:
+def _array(name: str, value: ArrayLike) -> Any:
     if isinstance(value, jax.Array | np.ndarray):
         return value
-    return sequences.as_array("inputs", value)
+    return sequences.as_array(name, value)
 
 
 def _moved(array: Any, source: int, target: int) -> Any:
@@ -135,7 +145,7 @@ def _steps(
 ) -> ArrayLike | None:
     if value is None:
         return None
-    array = _array(value)
+    array = _array(name, value)
     if array.shape != frame:
         raise ValueError(
             f"{name} has shape {show(array.shape)}; inputs have {show(frame)} before "

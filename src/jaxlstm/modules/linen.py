@@ -145,7 +145,7 @@ class Recurrent(_Sequence):
     feature_axes: int = 1
 
     def _layer(self) -> tuple[Layer, int]:
-        return self.layer, self.feature_axes
+        return common.checked(self.layer), self.feature_axes
 
 
 class LSTM(_Sequence):

@@ -71,6 +71,7 @@ class Recurrent(nnx.Module):
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
     ):
+        layer = common.checked(layer)
         params, self.out_features = layer.init(rngs.params(), in_features)
         self.params = nnx.data(jax.tree.map(nnx.Param, params))
         self.layer, self.in_features = layer, in_features
@@ -103,7 +104,8 @@ class Recurrent(nnx.Module):
             mask: booleans `[*b, T]`; False where the step does not happen.
             resets: booleans `[*b, T]`; True to begin again before the step.
             return_carry, deterministic: in place of the attributes of these names.
-            rngs: draws the noise of this call in place of the module's own stream.
+            rngs: draws the noise of this call in place of the module's own stream; a
+                key will do, also inside a trace that the stream is outside of.
         """
         carry, outputs = common.apply(
             self.layer,

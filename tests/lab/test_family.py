@@ -1,0 +1,197 @@
+"""The family in config files: every cell, and what a config puts around it."""
+
+import inspect
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+import jaxlstm as jl
+from cases import finite, same_bits
+from jaxlstm.cells.wrappers import Learned
+from jaxlstm.lab import cells, checkpoints, experiments, optimizers, schema, training
+from jaxlstm.lab import config as configs
+from jaxlstm.lab.config import Config
+from jaxlstm.lab.data import Batch
+from jaxlstm.lab.errors import Interrupted, LabError
+from jaxlstm.lab.tasks import language_modelling as task
+
+SECTIONS = get_args(get_args(cells.Cell)[0])
+NAMES = [section.model_fields["name"].default for section in SECTIONS]
+NOISE = {
+    "recurrent_dropout": 0.2,
+    "variational_dropout_x": 0.2,
+    "variational_dropout_h": 0.2,
+    "weight_drop": 0.3,
+    "zoneout_h": 0.1,
+    "zoneout_c": 0.1,
+}
+LACKING = {
+    "gru": {"cell_clip", "zoneout_c"},
+    "simple_rnn": {"cell_clip", "zoneout_c", "recurrent_dropout"},
+}
+
+
+def section(name: str) -> dict[str, Any]:
+    return {"name": name} | ({"projection_size": 4} if "proj" in name else {})
+
+
+def everything(name: str) -> dict[str, Any]:
+    """A model with that cell and all that can be put around it."""
+    around = NOISE | {"cell_clip": 2.0, "learned_initial_state": True}
+    kept = {k: v for k, v in around.items() if k not in LACKING.get(name, ())}
+    return {"cell": section(name), "embedding_size": 4, "hidden_size": 5, **kept}
+
+
+def model_of(model: dict[str, Any]):
+    return configs.load({"model": model}).model
+
+
+def batch(rows: int = 2) -> Batch:
+    tokens = np.random.default_rng(0).integers(0, 7, (2, 6, rows), np.int32)
+    return Batch(*tokens, np.eye(6, rows, dtype=bool))
+
+
+def test_the_default_is_the_plain_lstm():
+    """Nothing around it: the same object, and so the same program as ever."""
+    assert task.cell(Config().model) is jl.lstm()
+
+
+def test_every_cell_for_tokens_is_there():
+    factories = {
+        name for name in dir(jl) if name.endswith(("lstm", "rnn")) or name == "gru"
+    }
+    assert set(NAMES) == factories - {"conv_lstm"}  # tokens have no space
+
+
+@pytest.mark.parametrize("section_", SECTIONS, ids=NAMES)
+def test_a_section_has_the_options_of_its_factory(section_):
+    """The same names and defaults, so that what is silent means the same in both."""
+    fields = dict(section_.model_fields)
+    name = fields.pop("name").default
+    options = inspect.signature(getattr(jl, name)).parameters
+    assert fields.keys() == options.keys()
+    for key, field in fields.items():
+        if not field.is_required():
+            assert field.default == options[key].default
+    assert isinstance(task.cell(model_of({"cell": section(name)})), jl.Cell)
+
+
+def test_what_is_around_the_cell_and_in_which_order():
+    got = task.cell(model_of(everything("lstm")))
+    wanted = jl.clip_cell(jl.lstm(), 2.0)
+    wanted = jl.recurrent_dropout(wanted, 0.2)
+    wanted = jl.variational_dropout(wanted, x_rate=0.2, h_rate=0.2)
+    wanted = jl.weight_drop(wanted, 0.3)
+    wanted = jl.zoneout(wanted, h_rate=0.1, c_rate=0.1)
+    assert got is jl.learned_initial_state(wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_of_training_evaluation_and_sampling(name):
+    """Noise is in training, follows from the step, and is nowhere else."""
+    model = task.build(model_of(everything(name)), 7)
+    optimizer = optimizers.build([{"adam": {"learning_rate": 0.01}}])
+    state = training.initial_state(model, optimizer, batch_size=2, seed=0)
+    assert isinstance(state.params[2][0], Learned)
+
+    step = jax.jit(lambda state: training.train_step(model, optimizer, state, batch()))
+    (after, seen), (again, _) = step(state), step(state)
+    assert bool(seen.healthy)
+    assert finite(after.params)
+    assert same_bits(after.params, again.params)
+    other, noise = step(state._replace(step=state.step + 1))
+    assert not same_bits(other.params, after.params)
+
+    quiet = task.loss(model, state.params, state.carry, batch())[0]
+    assert float(quiet) not in (float(seen.loss), float(noise.loss))
+    assert same_bits(quiet, task.loss(model, state.params, state.carry, batch())[0])
+    drawn = [
+        task.generate(
+            model,
+            state.params,
+            jnp.array([1]),
+            jax.random.key(0),
+            length=5,
+            temperature=0,
+        )
+        for _ in range(2)
+    ]
+    assert same_bits(*drawn)
+
+
+@pytest.mark.parametrize("name", ["layer_norm_lstm", "gru"])
+def test_a_run_with_noise_goes_on_to_the_same_bits(tmp_path, name):
+    """Stopped at its first validation and resumed: the checkpoint of the whole run."""
+    (tmp_path / "book.txt").write_text(tiny.text())
+    config = tiny.config(tmp_path / "book.txt", steps=20, validate_every=10)
+    config |= {"model": everything(name), "sample": {"prompt": "the ", "length": 5}}
+    whole = jl.lab.train(config, run=tmp_path / "whole", sink=tiny.Silence())
+    assert whole.config.model.cell.name == name
+    pictures = {path.stem for path in (tmp_path / "whole/plots").iterdir()}
+    assert ("unit" in pictures) == (name != "gru")
+
+    class Stop(tiny.Silence):
+        def log(self, record):
+            super().log(record)
+            if record["step"] == 10 and record["split"] == "validation":
+                raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        jl.lab.train(config, run=tmp_path / "cut", sink=Stop())
+    jl.lab.resume(tmp_path / "cut", sink=tiny.Silence())
+    assert newest(tmp_path / "cut") == newest(tmp_path / "whole")
+
+
+def newest(run) -> dict[str, bytes]:
+    """Every array of the last checkpoint, and the log of metrics."""
+    assert max(checkpoints.steps(run / "checkpoints")) == 20
+    place = run / "checkpoints/000020/arrays"
+    files = {
+        str(path.relative_to(place)): path.read_bytes()
+        for path in place.rglob("*")
+        if path.is_file()
+    }
+    return files | {"metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
+
+
+def test_a_check_says_what_is_around_the_cell(tmp_path):
+    (tmp_path / "book.txt").write_text(tiny.text())
+    config = tiny.config(tmp_path / "book.txt") | {"model": everything("gru")}
+    row = jl.lab.check(configs.load(config))["cell"]
+    assert row.startswith("gru, recurrent_dropout 0.2, variational_dropout_x 0.2")
+    assert row.endswith("zoneout_h 0.1, learned_initial_state True")
+    fields = list(type(Config().model).model_fields)
+    first = fields.index(schema.AROUND[0])
+    assert fields[first : first + len(schema.AROUND)] == list(schema.AROUND)
+
+
+def test_weight_decay_reaches_every_parameter_as_in_optax():
+    """Gains, biases and the learned state too; the template says so."""
+    model = task.build(model_of(everything("layer_norm_lstm")), 7)
+    params, _ = model.init(jax.random.key(0))
+    ones = jax.tree.map(jnp.ones_like, params)
+    decay = optax.add_decayed_weights(0.5)
+    nothing = jax.tree.map(jnp.zeros_like, ones)
+    updates, _ = decay.update(nothing, decay.init(ones), ones)
+    assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(updates))
+    assert "Weight decay reaches every" in jl.lab.starter("language_modelling")
+
+
+@pytest.mark.parametrize("word", ["RESOURCE_EXHAUSTED: x", "INTERNAL: Out of memory 9"])
+def test_memory_that_is_not_there_names_what_saves_it(word):
+    """B062, in a run."""
+    with (
+        pytest.raises(LabError, match=r"model\.checkpoint_every to sqrt"),
+        experiments._memory_in_words(),
+    ):
+        raise jax.errors.JaxRuntimeError(word)
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError),
+        experiments._memory_in_words(),
+    ):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
