@@ -249,9 +249,9 @@ def like(rng: np.random.Generator, make: Callable[[], Any]) -> Any:
 
 def tapped(params: Any, change: Callable[[Any], Any]) -> Any:
     """The params, with their taps changed, if they have any."""
-    if isinstance(params, jl.Tapped | jl.Learned):
+    if isinstance(params, jl.cells.wrappers.Tapped | jl.cells.wrappers.Learned):
         params = params._replace(params=tapped(params.params, change))
-    if isinstance(params, jl.Tapped):
+    if isinstance(params, jl.cells.wrappers.Tapped):
         return params._replace(taps=change(params.taps))
     return params
 

@@ -418,7 +418,8 @@ def planted(mutant, folder, monkeypatch):
     plant(mutant, folder)
     with imported_from(folder) as jl, monkeypatch.context() as patch:
         patch.setattr(registry, "jl", jl)
-        yield jl
+        with jax.disable_jit():  # every mutant would be compiled anew
+            yield jl
 
 
 def test_there_are_enough_of_them(record_property):

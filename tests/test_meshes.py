@@ -19,6 +19,8 @@ from jax.sharding import PartitionSpec as P
 import jaxlstm as jl
 from cases import Kind, Shape, assert_same, draw_which
 
+pytestmark = pytest.mark.thorough
+
 T, B, D, H = 5, 8, 3, 8
 LSTM = jl.lstm()
 

@@ -13,7 +13,10 @@ import pytest
 
 import jaxlstm as jl
 from cases import finite, same_bits
+from jaxlstm import shapes
 from problems import CELL, B, D, H, T, problem
+
+pytestmark = pytest.mark.thorough
 
 CELLS = {
     "lstm": jl.lstm(),
@@ -50,7 +53,7 @@ class Row(NamedTuple):
 
 def table() -> list[Row]:
     """The rows in the docstring of `jaxlstm.shapes`."""
-    lines = [line.split() for line in (jl.shapes.__doc__ or "").splitlines()]
+    lines = [line.split() for line in (shapes.__doc__ or "").splitlines()]
     return [Row(*words) for words in lines if len(words) == 7 and "any" in words]
 
 
@@ -223,7 +226,7 @@ def opened(cell: jl.Cell, dtype):
     def open_gates(record):
         return record._replace(b=jnp.full_like(record.b, 50.0))
 
-    if isinstance(zeros, jl.Learned):
+    if isinstance(zeros, jl.cells.wrappers.Learned):
         return zeros._replace(params=open_gates(zeros.params))
     return open_gates(zeros)
 

@@ -15,6 +15,8 @@ import jaxlstm as jl
 from cases import assert_same, finite
 from registry import CELLS, FEATURES, HIDDEN, POISON, CellRow, haste, like
 
+pytestmark = pytest.mark.thorough
+
 CASES, TIME, ROWS = 1000, 5, 3
 
 

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 import jaxlstm as jl
 from cases import assert_same, finite, same_bits
 
+pytestmark = pytest.mark.thorough
+
 KEY = jax.random.key(5)
 XS = jax.random.normal(jax.random.key(6), (6, 4, 3))
 STOCHASTIC = {
@@ -61,13 +63,15 @@ def plain_cell():
     """A user's cell of the plainest kind: no edit, no c."""
 
     def step(params, state, z):
-        after = jl.HiddenState(jnp.tanh(z + state.h))
+        after = jl.cells.base.HiddenState(jnp.tanh(z + state.h))
         return after, None
 
     return ECHO._replace(
         step=step,
-        initial_state=lambda params, batch_shape=(), *, dtype=None: jl.HiddenState(
-            jnp.zeros((*batch_shape, params["n"].size), dtype)
+        initial_state=lambda params, batch_shape=(), *, dtype=None: (
+            jl.cells.base.HiddenState(
+                jnp.zeros((*batch_shape, params["n"].size), dtype)
+            )
         ),
     )
 
@@ -201,7 +205,7 @@ def test_without_a_key_it_is_the_cell(name):
     cell = WRAPPERS[name](jl.lstm())
     params = drawn(jl.lstm())
     wanted = everything(jl.lstm(), params, XS)
-    own = jl.Tapped(params, None) if name == "taps" else params
+    own = jl.cells.wrappers.Tapped(params, None) if name == "taps" else params
     assert same_bits(everything(cell, own, XS), wanted)
 
 
@@ -227,7 +231,7 @@ def test_the_inner_one_acts_first(outer, inner):
     cell = WRAPPERS[outer](WRAPPERS[inner](jl.lstm()))
     params = drawn(jl.lstm())
     taps = jl.LSTMState(*0.5 * jax.random.normal(KEY, (2, 6, 4, 4)))
-    own = jl.Tapped(params, taps) if "taps" in (outer, inner) else params
+    own = jl.cells.wrappers.Tapped(params, taps) if "taps" in (outer, inner) else params
     _, trace = everything(cell, own, XS)
     base = jl.clip_cell(jl.lstm(), 0.1) if inner == "clip" else jl.lstm()
 
@@ -286,9 +290,10 @@ def test_wrappers_without_noise_leave_the_noise_alone():
     params = drawn(inner)
     wanted = jl.unroll(inner, params, XS, key=KEY)
     assert same_bits(
-        jl.unroll(jl.taps(inner), jl.Tapped(params, None), XS, key=KEY), wanted
+        jl.unroll(jl.taps(inner), jl.cells.wrappers.Tapped(params, None), XS, key=KEY),
+        wanted,
     )
-    learned = jl.Learned(params, inner.initial_state(params))
+    learned = jl.cells.wrappers.Learned(params, inner.initial_state(params))
     got = jl.unroll(jl.learned_initial_state(inner), learned, XS, key=KEY)
     assert same_bits(got, wanted)
 
@@ -485,10 +490,14 @@ def test_states_of_another_shape():
         r"params.state is LSTMState\(h \[4\], c \[4, 4\]\); .* c \[4\]\) is needed"
     )
     with pytest.raises(ValueError, match=message):
-        jl.unroll(jl.learned_initial_state(jl.lstm()), jl.Learned(params, state), XS)
+        jl.unroll(
+            jl.learned_initial_state(jl.lstm()),
+            jl.cells.wrappers.Learned(params, state),
+            XS,
+        )
     message = r"taps is LSTMState\(h \[4\], .*; LSTMState\(h \[6, 4, 4\], c \[6, 4, 4\]"
     with pytest.raises(ValueError, match=message):
-        jl.unroll(jl.taps(jl.lstm()), jl.Tapped(params, state), XS)
+        jl.unroll(jl.taps(jl.lstm()), jl.cells.wrappers.Tapped(params, state), XS)
 
 
 @over("name", WRAPPERS)

@@ -6,11 +6,9 @@ from . import layers as layers
 from . import modules as modules
 from . import plots as plots
 from . import sequences as sequences
-from . import shapes as shapes
 from .cells import emit as emit
 from .cells.base import Cell as Cell
 from .cells.base import Gates as Gates
-from .cells.base import HiddenState as HiddenState
 from .cells.base import LSTMParams as LSTMParams
 from .cells.base import LSTMState as LSTMState
 from .cells.classic import classic_lstm as classic_lstm
@@ -23,8 +21,6 @@ from .cells.normalized import layer_norm_lstm as layer_norm_lstm
 from .cells.peephole import peephole_lstm as peephole_lstm
 from .cells.projected import projected_lstm as projected_lstm
 from .cells.simple import simple_rnn as simple_rnn
-from .cells.wrappers import Learned as Learned
-from .cells.wrappers import Tapped as Tapped
 from .cells.wrappers import clip_cell as clip_cell
 from .cells.wrappers import learned_initial_state as learned_initial_state
 from .cells.wrappers import recurrent_dropout as recurrent_dropout

@@ -164,7 +164,7 @@ def test_linen(name, reverse, masking):
     def peer(params, xs, state):
         variables = {"params": {"cell": named(params)}}
         h, hs = layer.apply(variables, xs, initial_carry=state.h, seq_lengths=lengths)
-        return jl.HiddenState(h), hs
+        return jl.cells.base.HiddenState(h), hs
 
     agree(cell, question(cell), peer, happens=happening(masking), lengths=lengths,
           reverse=reverse)  # fmt: skip
@@ -201,7 +201,7 @@ def test_nnx(name):
         own.dense_h.kernel = nnx.Param(w_h)
         layer = nnx.RNN(own, time_major=True, return_carry=True, rngs=rngs)
         h, hs = layer(xs, initial_carry=state.h)
-        return jl.HiddenState(h), hs
+        return jl.cells.base.HiddenState(h), hs
 
     agree(outer, asked._replace(params=free), peer)
 
@@ -220,7 +220,7 @@ def test_haiku_gru():
         )
         weights = {"gru": {"w_i": w_x, "w_h": w_h, "b": b}}
         h, hs = haiku_run(lambda hk: hk.GRU(HIDDEN), weights, xs, state.h)
-        return jl.HiddenState(h), hs
+        return jl.cells.base.HiddenState(h), hs
 
     agree(cell, question(cell), peer)
 
@@ -236,7 +236,7 @@ def test_haiku_simple_rnn():
             "vanilla_rnn/linear_1": {"w": w_h, "b": jnp.zeros_like(b)},
         }
         h, hs = haiku_run(lambda hk: hk.VanillaRNN(HIDDEN), weights, xs, state.h)
-        return jl.HiddenState(h), hs
+        return jl.cells.base.HiddenState(h), hs
 
     agree(cell, question(cell), peer)
 
@@ -271,6 +271,8 @@ def test_equinox_gru():
         where = lambda own: (own.weight_ih, own.weight_hh, own.bias, own.bias_n)  # noqa: E731
         w_x, w_h, b = (joined(w, "rzn", "rzn") for w in params[:3])
         mapped = jax.vmap(equinox.tree_at(where, own, (w_x.T, w_h.T, b, params.b_h)))
-        return scanned(lambda x, s: jl.HiddenState(mapped(x, s.h)), state, xs)
+        return scanned(
+            lambda x, s: jl.cells.base.HiddenState(mapped(x, s.h)), state, xs
+        )
 
     agree(cell, question(cell), peer)

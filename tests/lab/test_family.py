@@ -124,6 +124,7 @@ def test_a_step_of_training_evaluation_and_sampling(name):
     assert same_bits(*drawn)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["layer_norm_lstm", "gru"])
 def test_a_run_with_noise_goes_on_to_the_same_bits(tmp_path, name):
     """Stopped at its first validation and resumed: the checkpoint of the whole run."""

@@ -36,9 +36,10 @@ def run(
 ) -> tuple[State, Any]:
     """Carry the state through the steps; stack what `emit` makes of each.
 
-    The input is projected within the step, so that a step computes the same bits
-    alone as among many: a stream of single steps is the sequence, bit for bit. A step
-    that does not happen begins from the initial state, which is always finite.
+    The input is projected within the step, and a single step runs in a loop all the
+    same, so that a step computes the same bits alone as among many: a stream of
+    single steps is the sequence, bit for bit. A step that does not happen begins from
+    the initial state, which is always finite.
     """
     batch_shape = xs.shape[1:-1]
     initial = cell.initial_state(params, batch_shape, dtype=xs.dtype)
@@ -59,12 +60,31 @@ def run(
 
     def block(state: State, moments: Moments) -> tuple[State, Any]:
         body = functools.partial(step, initial)
+        if len(moments[0]) == 1:
+            return _alone(body, state, moments)
         return lax.scan(body, state, moments, reverse=reverse)
 
     if checkpoint_every is None:
         return block(state, moments)
     size = math.isqrt(len(xs)) if checkpoint_every == "sqrt" else checkpoint_every
     return _in_blocks(block, state, moments, size=max(size, 1), reverse=reverse)
+
+
+def _alone(body: Block, state: State, moments: Moments) -> tuple[State, Any]:
+    """One step, rounded as it is among others.
+
+    A compiler dissolves a loop of one trip, and then rounds products and sums together
+    that it keeps apart in a loop. So there are two trips, the second for nothing.
+    """
+
+    def trip(state: State, moment: Moments) -> tuple[State, Any]:
+        after, emitted = body(state, moment)
+        return after, (after, emitted)
+
+    twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), moments)
+    _, (after, emitted) = lax.scan(trip, state, twice)
+    first = jax.tree.map(lambda a: a[0], after)
+    return first, jax.tree.map(lambda a: a[:1], emitted)
 
 
 def _either(one: Happens | None, other: Happens | None) -> Happens | None:
