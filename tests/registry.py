@@ -173,8 +173,7 @@ OPTIONS = [
     Option("lengths", "lengths"),
     Option("mask", "mask"),
     Option("resets", resets=True),
-    Option("reverse", reverse=True),
-    Option("all three", "lengths", resets=True, reverse=True, given=False),
+    Option("lengths, resets, reverse", "lengths", resets=True, reverse=True),
     Option("checkpoint_every", "mask", checkpoint_every=3),
 ]
 

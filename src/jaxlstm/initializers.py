@@ -8,10 +8,11 @@ of the three initialisers that a cell needs; the same preset is the same object.
 
 import functools
 import math
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.nn import initializers as jax_initializers
 from jax.typing import DTypeLike
@@ -187,17 +188,21 @@ def _cached(kind: str, number: float) -> Preset:
     return Preset(lecun_per_gate(), orthogonal_per_gate(), bias)
 
 
-def chosen_preset(init: str | Preset, forget: float | None) -> Preset:
+NO_FORGET_BIAS: Any = object()
+
+
+def chosen_preset(init: str | Preset, forget: float) -> Preset:
     """The preset that a cell's options `init` and `forget_bias` choose.
 
-    None is for a cell that has no forget bias: zero where the preset asks for one.
+    `NO_FORGET_BIAS` is for a cell without one: zero where the preset asks for one.
 
     Errors: `ValueError` for what is no preset, and for a forget bias that would have
     no effect.
     """
-    if forget is None:
+    if forget is NO_FORGET_BIAS:
         forget = 0.0 if isinstance(init, str) and init in TAKES_FORGET else 1.0
-    number = isinstance(forget, int | float) and not isinstance(forget, bool)
+    real = int | float | np.integer | np.floating
+    number = isinstance(forget, real) and not isinstance(forget, bool)
     if not number or not math.isfinite(forget):
         raise ValueError(f"forget_bias is {forget!r}; a finite number is needed.")
     if isinstance(init, str):

@@ -207,6 +207,7 @@ def steps(
 def resets_from_segments(
     segments: ArrayLike,
     *,
+    mask: ArrayLike | None = None,
     before: ArrayLike | None = None,
     reverse: bool = False,
 ) -> Happens:
@@ -217,8 +218,10 @@ def resets_from_segments(
 
     Arguments:
         segments: integers `[T, *b]`, which sequence a step belongs to; only whether
-            neighbours differ matters. If some value marks padding, pass
-            `mask=segments != value` as well.
+            neighbours differ matters.
+        mask: booleans `[T, *b]`, the mask that `unroll` gets as well, if it gets one:
+            a sequence begins at the first of its steps that happens. If some value
+            marks padding, it is `segments != value`.
         before: `[*b]`, the segment of the step before the first one, where the state
             is carried on from an earlier window; None begins anew.
         reverse: for `unroll(..., reverse=True)`, where a sequence begins at its last
@@ -238,21 +241,41 @@ def resets_from_segments(
             f"segments has shape {show(segments.shape)} and dtype {segments.dtype}; "
             "whole numbers [T, *b] are needed."
         )
-    batch_shape = segments.shape[1:]
-    if before is None:
-        edge = jnp.ones((1, *batch_shape), bool)[: len(segments)]
-    else:
-        before = as_array("before", before)
+    happens = jnp.ones(segments.shape, bool)
+    if mask is not None:
+        happens = _booleans("mask", mask, segments.shape)
+    begins = jnp.ones(segments.shape, bool)
+    if before is not None:
+        before, batch_shape = as_array("before", before), segments.shape[1:]
         if before.shape != batch_shape:
             raise ValueError(
                 f"before has shape {show(before.shape)}, segments has batch shape "
                 f"{show(batch_shape)}; one segment per sequence is needed."
             )
-        edge = segments[-1:] != before if reverse else segments[:1] != before
-    differs = segments[1:] != segments[:-1]
-    return jnp.concatenate([differs, edge] if reverse else [edge, differs])
+        begins = segments != jnp.broadcast_to(before, segments.shape)
+    return _borders(segments, happens, begins, reverse=bool(reverse))
 
 
+@functools.partial(jax.jit, static_argnames="reverse")
+def _borders(
+    segments: jax.Array, happens: Happens, begins: Happens, *, reverse: bool
+) -> Happens:
+    """Where a step that happens is of another segment than the last one that did.
+
+    `begins` says so for the first step that happens. In the order of the run.
+    """
+    if reverse:
+        turned = (leaf[::-1] for leaf in (segments, happens, begins))
+        return _borders(*turned, reverse=False)[::-1]
+    clock = jnp.arange(len(segments)).reshape(-1, *(1,) * (segments.ndim - 1))
+    seen = jnp.where(happens, jnp.broadcast_to(clock, segments.shape), -1)
+    last = jnp.roll(jax.lax.cummax(seen), 1, axis=0)
+    last = jnp.where(jnp.broadcast_to(clock == 0, last.shape), -1, last)
+    previous = jnp.take_along_axis(segments, jnp.maximum(last, 0), axis=0)
+    return happens & jnp.where(last < 0, begins, segments != previous)
+
+
+@jax.jit
 def turned(steps: Steps) -> Happens | None:
     """The resets of the run from the last step to the first.
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -349,3 +350,23 @@ def test_the_library_does_not_import_flax():
         [sys.executable, "-c", code], capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("noise", [{"dropout": 0.5}, {"cell": "zoneout"}])
+def test_a_view_sets_it_beside_flax_s_own_dropout(noise):
+    if "cell" in noise:
+        noise = {"cell": jl.zoneout(jl.lstm(), h_rate=0.5)}
+
+    class Model(nnx.Module):
+        def __init__(self):
+            self.rnn = jl.modules.nnx.LSTM(
+                3, 5, num_layers=2, rngs=nnx.Rngs(0), **noise
+            )
+            self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+        def __call__(self, xs):
+            return self.dropout(self.rnn(xs))
+
+    view, xs = nnx.view(Model(), deterministic=True), jnp.ones((4, 7, 3))
+    assert np.array_equal(view(xs), view(xs))
+    assert view.rnn.deterministic

@@ -221,10 +221,17 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(option: str, name: str | Activation) -> Activation:
-    """The function that the option names, or is.
+    """The function that the option names, or is; functions are told apart by identity.
 
     Errors: `ValueError` that lists the names where there is no such function.
     """
+    try:
+        hash(name)
+    except TypeError:
+        raise ValueError(
+            f"{option} is {name!r:.60}, which cannot be hashed; a name or a function "
+            "is needed."
+        ) from None
     if callable(name):
         return name
     if name not in ACTIVATIONS:

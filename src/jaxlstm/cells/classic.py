@@ -32,7 +32,14 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.lstm import activate, at_rest, transition
 from jaxlstm.cells.products import recurrent
-from jaxlstm.initializers import CANDIDATE, INPUT, OUTPUT, Preset, chosen_preset
+from jaxlstm.initializers import (
+    CANDIDATE,
+    INPUT,
+    NO_FORGET_BIAS,
+    OUTPUT,
+    Preset,
+    chosen_preset,
+)
 from jaxlstm.shapes import Key, Projected
 
 
@@ -68,7 +75,7 @@ def classic_lstm(
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
         activation("output_activation", output_activation),
-        chosen_preset(init, None),
+        chosen_preset(init, NO_FORGET_BIAS),
     )
 
 

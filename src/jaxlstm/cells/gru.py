@@ -34,7 +34,14 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.products import by_gate, product, spread
 from jaxlstm.cells.simple import hidden_at_rest
-from jaxlstm.initializers import CANDIDATE, FORGET, OUTPUT, Preset, chosen_preset
+from jaxlstm.initializers import (
+    CANDIDATE,
+    FORGET,
+    NO_FORGET_BIAS,
+    OUTPUT,
+    Preset,
+    chosen_preset,
+)
 from jaxlstm.shapes import Hidden, Key, Projected
 
 
@@ -95,7 +102,7 @@ def gru(
         reset_after,
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
-        chosen_preset(init, None),
+        chosen_preset(init, NO_FORGET_BIAS),
     )
 
 

@@ -48,8 +48,13 @@ def draw(
         gates: which rows of the bias of an LSTM the gates get, and how many there are.
         recurrent_size: R, what the recurrent product reads; None for H.
 
-    Errors: `ValueError` where a size is no whole number from 1.
+    Errors: `ValueError` where a size is no whole number from 1, or the dtype is not
+    one of floating point numbers.
     """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"dtype is {jnp.dtype(dtype)}; parameters are floating point numbers."
+        )
     check_size("input_size", input_size)
     check_size("hidden_size", hidden_size)
     recurrent_size = hidden_size if recurrent_size is None else recurrent_size
@@ -70,8 +75,8 @@ def sizes(record: type, params: Params, *, without: Axes = ()) -> dict[str, int]
         params: one of them.
         without: the fields that are None.
 
-    Errors: `ValueError` where params is of another kind, or the shapes of its leaves
-    do not belong together.
+    Errors: `ValueError` where params is of another kind, a leaf is not of floating
+    point numbers, or the shapes of the leaves do not belong together.
     """
     wanted = {
         name: None if name in without else axes for name, axes in _axes(record).items()
@@ -82,6 +87,12 @@ def sizes(record: type, params: Params, *, without: Axes = ()) -> dict[str, int]
             f"params is a {type(params).__name__}{_contrast(params, wanted)}; "
             f"{record.__name__}({shown}) is needed."
         )
+    for name, leaf in zip(wanted, params, strict=True):
+        if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"params.{name} has dtype {jnp.result_type(leaf)}; real floating point "
+                "numbers are needed."
+            )
     shapes = [None if leaf is None else tuple(jnp.shape(leaf)) for leaf in params]
     found: dict[str, int] = {}
     fits = [_fits(*pair, found) for pair in zip(wanted.values(), shapes, strict=True)]

@@ -31,7 +31,7 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.base import activation as chosen_activation
 from jaxlstm.cells.lstm import at_rest
 from jaxlstm.cells.products import product
-from jaxlstm.initializers import CANDIDATE, Preset, chosen_preset
+from jaxlstm.initializers import CANDIDATE, NO_FORGET_BIAS, Preset, chosen_preset
 from jaxlstm.shapes import Hidden, Key
 
 
@@ -69,7 +69,7 @@ def simple_rnn(
     ((7, 2, 5), True)
     """
     return _simple_rnn(
-        chosen_activation("activation", activation), chosen_preset(init, None)
+        chosen_activation("activation", activation), chosen_preset(init, NO_FORGET_BIAS)
     )
 
 

@@ -74,17 +74,23 @@ def _alone(body: Block, state: State, moments: Moments) -> tuple[State, Any]:
     """One step, rounded as it is among others.
 
     A compiler dissolves a loop of one trip, and then rounds products and sums together
-    that it keeps apart in a loop. So there are two trips, the second for nothing.
+    that it keeps apart in a loop. So there are two trips, and the second does nothing.
     """
+    _, emitted = jax.eval_shape(body, state, _any_moment(moments))
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), emitted)
 
-    def trip(state: State, moment: Moments) -> tuple[State, Any]:
-        after, emitted = body(state, moment)
-        return after, (after, emitted)
+    def trip(carry: tuple[State, Any], turn: tuple[Any, Moments]) -> Any:
+        first, moment = turn
+
+        def do(carry: tuple[State, Any]) -> tuple[State, Any]:
+            return body(carry[0], moment)
+
+        return lax.cond(first, do, lambda carry: carry, carry), None
 
     twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), moments)
-    _, (after, emitted) = lax.scan(trip, state, twice)
-    first = jax.tree.map(lambda a: a[0], after)
-    return first, jax.tree.map(lambda a: a[:1], emitted)
+    turns = (jnp.array([True, False]), twice)
+    (after, emitted), _ = lax.scan(trip, (state, _typed_like(emitted, nothing)), turns)
+    return after, jax.tree.map(lambda a: a[None], emitted)
 
 
 def _either(one: Happens | None, other: Happens | None) -> Happens | None:
@@ -120,7 +126,7 @@ def _in_blocks(
 
 def _any_moment(moments: Moments) -> Moments:
     """Something of the type of one moment, even where there is none; not computed."""
-    return jax.tree.map(lambda a: a.sum(0, dtype=a.dtype), moments)
+    return jax.tree.map(lambda a: a[0] if len(a) else a.sum(0, dtype=a.dtype), moments)
 
 
 def _typed_like(after: State, state: State) -> State:

@@ -158,13 +158,14 @@ class Model(Section):
         default=False, description="Begin each document with a state that is learnt."
     )
     residual: bool = Field(
-        default=False, description="Add each layer's input to its output."
+        default=False,
+        description="From the second layer on, add each one's input to its output.",
     )
     checkpoint_every: Step | Literal["sqrt"] | None = Field(
         default=None,
         description="Remember every k-th state only; saves memory, costs time.",
     )
-    engine: Annotated[str, Field(min_length=1)] | None = Field(
+    engine: Literal["scan"] | None = Field(
         default=None,
         description="How sequences are unrolled; null takes the first that can.",
     )

@@ -38,7 +38,7 @@ class Recurrent(nnx.Module):
             0 for tokens, 1 + n for a convolution over n axes.
         time_major: inputs are `[T, *b, D]` and not `[*b, T, D]`.
         return_carry: give `(carry, outputs)` and not the outputs alone.
-        deterministic: no noise; `train()` and `eval()` set it, as for `nnx.Dropout`.
+        deterministic: no noise; `train()`, `eval()` and `nnx.view` set it.
         rng_collection: the stream that noise is drawn from.
         rngs: draws the parameters; if it has the stream, the module keeps a fork.
 
@@ -82,6 +82,11 @@ class Recurrent(nnx.Module):
         known = rng_collection in rngs or "default" in rngs
         stream = rngs[rng_collection].fork() if self.noisy and known else None
         self.rngs = nnx.data(stream)
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What `nnx.view(model, deterministic=True)` sets, as for `nnx.Dropout`."""
+        if deterministic is not None:
+            self.deterministic = deterministic
 
     def __call__(
         self,
