@@ -49,11 +49,11 @@ PEEPHOLE_LSTM = [
 ]  # fmt: skip
 
 COUPLED_LSTM = [
-    Mutant("coupled: f is what is written", COUPLED, "f * state.c + i * g",
-           "i * state.c + f * g"),
-    Mutant("coupled: not coupled", COUPLED, "f * state.c + i * g",
+    Mutant("coupled: f is what is written", COUPLED, "f * state.c + (1 - f) * g",
+           "(1 - f) * state.c + f * g"),
+    Mutant("coupled: not coupled", COUPLED, "f * state.c + (1 - f) * g",
            "f * state.c + g"),
-    Mutant("coupled: reports i as f", COUPLED, "Gates(i=i, f=f", "Gates(i=f, f=f"),
+    Mutant("coupled: reports i as f", COUPLED, "Gates(i=1 - f, f=f", "Gates(i=f, f=f"),
     Mutant("coupled: f and o exchanged", COUPLED, "z_f, z_g, z_o = recurrent(",
            "z_o, z_g, z_f = recurrent("),
     Mutant("coupled: the output gate looks at the old c", COUPLED,

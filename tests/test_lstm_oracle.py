@@ -54,12 +54,14 @@ def test_values_and_gradients(number, x64):
         assert_same(answer(jl, case), expected(case))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", range(0, len(PROGRAMS), 3))
 def test_concrete_values_and_gradients(number, x64):
     case = draw(np.random.default_rng([2027, number]), *PROGRAMS[number])
     assert_same(answer(jl, case, jit=False), expected(case))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", range(0, len(PROGRAMS), 2))
 def test_length_ends(number, x64):
     """All rows empty, and all rows full."""

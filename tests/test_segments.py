@@ -96,19 +96,6 @@ def test_the_gradient_of_a_single_step_knows_of_no_other():
     assert jax.grad(loss)(params).b[:, 0].tolist() == [0.0, 0.0, 1.0, 0.0]
 
 
-def test_a_single_step_happens_once():
-    calls = []
-
-    def step(params, state, z):
-        jax.debug.callback(lambda: calls.append(1))
-        return CELL.step(params, state, z)
-
-    params, xs, _ = problem(time=1)
-    jax.block_until_ready(jl.unroll(CELL._replace(step=step), params, xs))
-    jax.effects_barrier()
-    assert len(calls) == 1
-
-
 def test_what_a_cell_brings_may_be_keys():
     """A key for each step is the first thing that a noisy cell of one's own brings."""
 

@@ -15,6 +15,7 @@ from ragged import FEATURES, assert_equal, core_loss, error, pure
 
 import jaxlstm as jl
 
+pytestmark = pytest.mark.thorough
 OPTIMISED = True  # held to the bit: compile as users do
 
 OPTIMISER = optax.adam(3e-2)

@@ -110,11 +110,10 @@ def _coupled_lstm(
         z_f, z_g, z_o = recurrent(edited(edit.hidden, state.h), params.w_h, z)
         f = gate(looked(z_f, params.p_f, state.c))
         g = edited(edit.candidate, candidate(z_g))
-        i = 1 - f
-        c = edited(edit.cell, f * state.c + i * g)
+        c = edited(edit.cell, f * state.c + (1 - f) * g)
         o = gate(looked(z_o, params.p_o, c))
         after = LSTMState(h=o * output(c), c=c)
-        return typed_like(state, after), Gates(i=i, f=f, g=g, o=o)
+        return typed_like(state, after), Gates(i=1 - f, f=f, g=g, o=o)
 
     without = () if peepholes else ("p_f", "p_o")
     begin = at_rest(CoupledLSTMParams, without=without)

@@ -74,23 +74,27 @@ def _alone(body: Block, state: State, moments: Moments) -> tuple[State, Any]:
     """One step, rounded as it is among others.
 
     A compiler dissolves a loop of one trip, and then rounds products and sums together
-    that it keeps apart in a loop. So there are two trips, and the second does nothing.
+    that it keeps apart in a loop. So there are two trips, the second for nothing. The
+    derivative is that of one: it shall not meet numbers that nobody asked for.
     """
-    _, emitted = jax.eval_shape(body, state, _any_moment(moments))
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), emitted)
+    step, closed_over = jax.closure_convert(body, state, _any_moment(moments))
 
-    def trip(carry: tuple[State, Any], turn: tuple[Any, Moments]) -> Any:
-        first, moment = turn
+    def once(state: State, moments: Moments, *closed_over: Any) -> tuple[State, Any]:
+        return lax.scan(lambda *carry: step(*carry, *closed_over), state, moments)
 
-        def do(carry: tuple[State, Any]) -> tuple[State, Any]:
-            return body(carry[0], moment)
+    @jax.custom_jvp
+    def alone(state: State, moments: Moments, *closed_over: Any) -> tuple[State, Any]:
+        def trip(state: State, moment: Moments) -> tuple[State, Any]:
+            after, emitted = step(state, moment, *closed_over)
+            return after, (after, emitted)
 
-        return lax.cond(first, do, lambda carry: carry, carry), None
+        twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), moments)
+        _, (after, emitted) = lax.scan(trip, state, twice)
+        first = jax.tree.map(lambda a: a[0], after)
+        return first, jax.tree.map(lambda a: a[:1], emitted)
 
-    twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), moments)
-    turns = (jnp.array([True, False]), twice)
-    (after, emitted), _ = lax.scan(trip, (state, _typed_like(emitted, nothing)), turns)
-    return after, jax.tree.map(lambda a: a[None], emitted)
+    alone.defjvp(lambda primals, tangents: jax.jvp(once, primals, tangents))
+    return alone(state, moments, *closed_over)
 
 
 def _either(one: Happens | None, other: Happens | None) -> Happens | None:
