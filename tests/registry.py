@@ -88,8 +88,9 @@ CELLS = [
     CellRow("lstm", lambda: jl.lstm(), oracle.model(oracle.lstm)),
     CellRow("classic", lambda: jl.classic_lstm(), oracle.model(oracle.classic)),
     CellRow("peephole", lambda: jl.peephole_lstm(), oracle.model(oracle.peephole)),
+    CellRow("coupled", lambda: jl.coupled_lstm(), oracle.model(oracle.coupled)),
     CellRow(
-        "coupled",
+        "coupled with peepholes",
         lambda: jl.coupled_lstm(peepholes=True),
         oracle.model(oracle.coupled),
     ),

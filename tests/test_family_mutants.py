@@ -390,7 +390,7 @@ CHECKS = {
               check_hidden_edits, check_candidate_edits],
     PEEPHOLE: [check("peephole"), check_activations("peephole_lstm"), check_beginnings,
                lambda jl: agrees(jl, "peephole", "clip")],
-    COUPLED: [check("coupled"),
+    COUPLED: [check("coupled", "coupled with peepholes"),
               check_activations("coupled_lstm"), check_beginnings],
     PROJECTED: [check("projected"), check_activations("projected_lstm"),
                 check_beginnings, lambda jl: agrees(jl, "projected", "clip")],

@@ -60,7 +60,7 @@ def run(
 
     def block(state: State, moments: Moments) -> tuple[State, Any]:
         body = functools.partial(step, initial)
-        if len(moments[0]) == 1 and not jax.config.jax_disable_jit:
+        if len(moments[0]) == 1 and not jax.config.values["jax_disable_jit"]:
             return _alone(body, state, moments)
         return lax.scan(body, state, moments, reverse=reverse)
 
