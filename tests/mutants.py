@@ -137,10 +137,6 @@ LOOP = [
     Mutant("reset ignored", SCAN, "_either(resets, None if", "_either(None, None if"),
     Mutant("reset after the step", SCAN, "cell.step(params, before, project(",
            "cell.step(params, state, project("),
-    Mutant("reset too late", SCAN, "        emitted = emit(after, gates)\n",
-           "        emitted = emit(after, gates)\n"
-           "        after = select(resets, initial, after) if resets is not None"
-           " else after"),
     Mutant("reset where no step happens", SCAN, "select(happens, after, state))",
            "select(happens, after, before))"),
     Mutant("reset to the given state", SCAN,
