@@ -265,8 +265,8 @@ def _borders(
     `begins` says so for the first step that happens. In the order of the run.
     """
     if reverse:
-        turned = (leaf[::-1] for leaf in (segments, happens, begins))
-        return _borders(*turned, reverse=False)[::-1]
+        backwards = (leaf[::-1] for leaf in (segments, happens, begins))
+        return _borders(*backwards, reverse=False)[::-1]
     clock = jnp.arange(len(segments)).reshape(-1, *(1,) * (segments.ndim - 1))
     seen = jnp.where(happens, jnp.broadcast_to(clock, segments.shape), -1)
     last = jnp.roll(jax.lax.cummax(seen), 1, axis=0)
@@ -282,11 +282,10 @@ def turned(steps: Steps) -> Happens | None:
     A reset marks a border between the step before it, of those that happen, and its
     own. Coming from the other side, that border is crossed before the earlier step.
     """
-    if steps.resets is None or steps.happens is None:
-        resets = steps.resets
-        if resets is None:
-            return None
-        return jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    if steps.resets is None:
+        return None
+    if steps.happens is None:
+        return jnp.concatenate([steps.resets[1:], jnp.zeros_like(steps.resets[:1])])
 
     # carried from the end: whether there is a border before the next step that happens
     def walk(border: Rows, step: tuple[Happens, Happens]) -> tuple[Rows, Rows]:

@@ -37,9 +37,9 @@ def run(
     """Carry the state through the steps; stack what `emit` makes of each.
 
     The input is projected within the step, and a single step runs in a loop all the
-    same, so that a step computes the same bits alone as among many: a stream of
-    single steps is the sequence, bit for bit. A step that does not happen begins from
-    the initial state, which is always finite.
+    same, so that a step computes the same bits alone as among many, as far as the
+    compiler keeps to what it is given. A step that does not happen begins from the
+    initial state, which is always finite.
     """
     batch_shape = xs.shape[1:-1]
     initial = cell.initial_state(params, batch_shape, dtype=xs.dtype)
@@ -60,10 +60,11 @@ def run(
 
     def block(state: State, moments: Moments) -> tuple[State, Any]:
         body = functools.partial(step, initial)
-        if len(moments[0]) == 1 and not jax.config.values["jax_disable_jit"]:
-            return _alone(body, state, moments)
         return lax.scan(body, state, moments, reverse=reverse)
 
+    compiled = not jax.config.values["jax_disable_jit"]
+    if len(xs) == 1 and compiled:  # in one step there is nothing to compute again
+        return _alone(functools.partial(step, initial), state, moments)
     if checkpoint_every is None:
         return block(state, moments)
     size = math.isqrt(len(xs)) if checkpoint_every == "sqrt" else checkpoint_every
