@@ -29,6 +29,8 @@ class CellRow(NamedTuple):
     space    the spatial axes between the batch and the features
     memory   whether there is a cell state c
     lacks    the wrappers that reach for something which this cell does not have
+    twin     whether it differs from the row before by an option of the cell only: it
+             then goes through the whole product under the wrappers of TWINS alone
     """
 
     name: str
@@ -37,6 +39,7 @@ class CellRow(NamedTuple):
     space: tuple[int, ...] = ()
     memory: bool = True
     lacks: frozenset[str] = frozenset()
+    twin: bool = False
 
 
 class WrapperRow(NamedTuple):
@@ -93,6 +96,7 @@ CELLS = [
         "coupled with peepholes",
         lambda: jl.coupled_lstm(peepholes=True),
         oracle.model(oracle.coupled),
+        twin=True,
     ),
     CellRow("projected", lambda: jl.projected_lstm(2), oracle.model(oracle.projected)),
     CellRow(
@@ -121,6 +125,7 @@ CELLS = [
         oracle.model(oracle.gru),
         memory=False,
         lacks=NO_CELL_STATE,
+        twin=True,
     ),
 ]
 
@@ -177,8 +182,12 @@ OPTIONS = [
     Option("checkpoint_every", "mask", checkpoint_every=3),
 ]
 
+TWINS = {"none", "variational dropout", "taps on zoneout on learned"}
 PAIRS = [
-    (row, wrap) for row in CELLS for wrap in WRAPPERS if wrap.name not in row.lacks
+    (row, wrap)
+    for row in CELLS
+    for wrap in WRAPPERS
+    if wrap.name not in row.lacks and (wrap.name in TWINS or not row.twin)
 ]
 REFUSED = [(row, wrap) for row in CELLS for wrap in WRAPPERS if wrap.name in row.lacks]
 

@@ -19,7 +19,7 @@ TRIED = (0, 12, 12)
 BATCH = ragged.draw()
 CLEAN = np.nan_to_num(BATCH.xs, nan=1.0)
 
-pytestmark = pytest.mark.parametrize("kind", ragged.KINDS)
+pytestmark = [pytest.mark.thorough, pytest.mark.parametrize("kind", ragged.KINDS)]
 
 
 @pytest.fixture
