@@ -62,6 +62,7 @@ def outside():
         yield
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.heading)
 def test_programs_print_what_is_below_them(section, outside):

@@ -91,7 +91,13 @@ def test_what_is_around_the_cell_and_in_which_order():
     assert got is jl.learned_initial_state(wanted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "lstm" else pytest.param(name, marks=pytest.mark.thorough)
+        for name in NAMES
+    ],
+)
 def test_a_step_of_training_evaluation_and_sampling(name):
     """Noise is in training, follows from the step, and is nowhere else."""
     model = task.build(model_of(everything(name)), 7)

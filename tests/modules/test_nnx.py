@@ -272,6 +272,7 @@ def test_time_major_is_the_same_with_time_first():
     assert other.initialize_carry(XS.swapaxes(0, 1))[0].h.shape == (ROWS, HIDDEN)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("cell", "space"),
     [(jl.gru(), ()), (jl.projected_lstm(4), ()), (jl.conv_lstm((3, 3)), (4, 2))],
