@@ -16,7 +16,8 @@ from typing import NamedTuple
 NAME = "jaxlstm"
 LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "shapes.py", "initializers.py"
 SEQUENCES, SCAN, UNROLLING = "sequences.py", "engines/scan.py", "unrolling.py"
-ARGUMENTS = "arguments.py"
+ARGUMENTS, LOOPS = "arguments.py", "engines/loops.py"
+ADJOINT, ANATOMY = "engines/adjoint.py", "engines/anatomy.py"
 
 
 class Mutant(NamedTuple):
@@ -132,22 +133,25 @@ LOOP = [
            "state = sequences.poison(state, steps.lost)", "state = state"),
     Mutant("given state ignored", ARGUMENTS, "begin(params) if state is None else",
            "begin(params) if True else"),
-    Mutant("state runs on through padding", SCAN,
-           "(after if happens is None else select(happens, after, state))", "after"),
-    Mutant("reset ignored", SCAN, "_either(resets, None if", "_either(None, None if"),
+    Mutant("state runs on through padding", LOOPS,
+           "return after if happens is None else select(happens, after, state)",
+           "return after"),
+    Mutant("reset ignored", LOOPS, "    afresh = resets\n",
+           "    resets = None\n    afresh = resets\n"),
     Mutant("reset after the step", SCAN, "cell.step(params, before, project(",
            "cell.step(params, state, project("),
-    Mutant("reset where no step happens", SCAN, "select(happens, after, state))",
-           "select(happens, after, before))"),
+    Mutant("reset where no step happens", SCAN, "ended(after, state, happens)",
+           "ended(after, before, happens)"),
     Mutant("reset to the given state", SCAN,
            "initial = cell.initial_state(params, batch_shape, dtype=xs.dtype)",
            "initial = state"),
     Mutant("reset of h alone", SCAN, "        after, gates = cell.step",
            "        before = before._replace(c=state.c)\n"
            "        after, gates = cell.step"),
-    Mutant("reset of the whole batch", SCAN, "_either(resets, None if",
-           "_either(None if resets is None else jnp.full_like(resets, resets.any()),"
-           " None if"),
+    Mutant("reset of the whole batch", LOOPS, "    afresh = resets\n",
+           "    if resets is not None:\n"
+           "        resets = jnp.full_like(resets, resets.any())\n"
+           "    afresh = resets\n"),
     Mutant("emits the state before", SCAN, "emit(after, gates)", "emit(state, gates)"),
     Mutant("reverse ignored", SCAN, "state, moments, reverse=reverse)\n\n",
            "state, moments, reverse=False)\n\n"),
@@ -157,13 +161,13 @@ LOOP = [
     Mutant("resets not reversed", SCAN, "steps.happens, steps.resets)",
            "steps.happens, steps.resets[::-1] if reverse and steps.resets is not None"
            " else steps.resets)"),
-    Mutant("blocks of a reversed run in order", SCAN,
+    Mutant("blocks of a reversed run in order", LOOPS,
            "lax.scan(again, state, many, reverse=True)",
            "lax.scan(again, state, many)"),
-    Mutant("state after the remainder dropped", SCAN,
+    Mutant("state after the remainder dropped", LOOPS,
            "        state, tail = jax.checkpoint(block)(state, rest)\n    flat",
            "        _, tail = jax.checkpoint(block)(state, rest)\n    flat"),
-    Mutant("remainder begins anew", SCAN,
+    Mutant("remainder begins anew", LOOPS,
            "        state, tail = jax.checkpoint(block)(state, rest)\n    flat",
            "        zero = jax.tree.map(jnp.zeros_like, state)\n"
            "        state, tail = jax.checkpoint(block)(zero, rest)\n    flat"),
@@ -171,7 +175,40 @@ LOOP = [
            "    if True:\n"),
 ]  # fmt: skip
 
-MUTANTS = [*CELL, *STEPS, *LOOP]
+# The fast engine: its derivative is written by hand.
+DERIVATIVE = [
+    Mutant("slope of tanh", ANATOMY, "(1 - y) * (1 + y)", "(1 - y)"),
+    Mutant("slope of the sigmoid", ANATOMY, "lambda y: y * (1 - y)", "lambda y: y"),
+    Mutant("what is shared is a site's alone", ANATOMY,
+           "        if any(id(user) not in weights", "        if False and any(True"),
+    Mutant("what is used twice enters once", ANATOMY, "if len(uses[other]) == 1:",
+           "if True:"),
+    Mutant("tangent of the input lost", ADJOINT,
+           "return omega if d_beside is None else omega + d_beside", "return omega"),
+    Mutant("tangent of the weight lost", ADJOINT, "    if d_weight is None:\n",
+           "    if d_beside is not None:\n"),
+    Mutant("tangent of the first state lost", ADJOINT,
+           "[_filled(s, d) for s, d in", "[_filled(s, None) for s, d in"),
+    Mutant("tangent of a new beginning lost", ADJOINT,
+           "    plan = _plan(",
+           "    d_initial = [None] * len(initial)\n"
+           "    d_at = d_at._replace(initial=d_initial)\n"
+           "    plan = _plan("),
+    Mutant("tangents of what is fixed lost", ADJOINT,
+           "    plan = _plan(",
+           "    d_fixed = [None] * len(fixed)\n"
+           "    d_at = d_at._replace(fixed=d_fixed)\n"
+           "    plan = _plan("),
+    Mutant("tangents in the order of time", ADJOINT,
+           "body, d_state, moments, length=len(xs[0]), reverse=reverse",
+           "body, d_state, moments, length=len(xs[0]), reverse=False"),
+    Mutant("remembers the state after", ADJOINT,
+           "keep(state, anatomy.activations", "keep(after, anatomy.activations"),
+    Mutant("everything remembered by the fast engine", ADJOINT,
+           "    if checkpoint_every is None:\n", "    if True:\n"),
+]  # fmt: skip
+
+MUTANTS = [*CELL, *STEPS, *LOOP, *DERIVATIVE]
 UNMUTATED = Mutant("none", LSTM, "", "")
 
 

@@ -58,6 +58,7 @@ class Option(NamedTuple):
     """Arguments of `unroll`; masking is none, lengths or mask.
 
     given   whether the first state is given, or the cell's own
+    engine  the one that is held to the laws; each serves every cell and wrapper
     """
 
     name: str
@@ -66,6 +67,7 @@ class Option(NamedTuple):
     reverse: bool = False
     given: bool = True
     checkpoint_every: int | None = None
+    engine: str = "adjoint"
 
 
 def zone(cell: jl.Cell, row: CellRow) -> jl.Cell:
@@ -175,9 +177,9 @@ WRAPPERS = [
 
 OPTIONS = [
     Option("nothing", given=False),
-    Option("lengths", "lengths"),
-    Option("mask", "mask"),
-    Option("resets", resets=True),
+    Option("lengths", "lengths", engine="scan"),
+    Option("mask", "mask", engine="scan"),
+    Option("resets", resets=True, engine="scan"),
     Option("lengths, resets, reverse", "lengths", resets=True, reverse=True),
     Option("checkpoint_every", "mask", checkpoint_every=3),
 ]

@@ -5,6 +5,7 @@ says so by an `AssertionError`. A mutant that crashes is no plausible bug, and a
 mutant that does not fit the source is an error: both fail the test.
 """
 
+import importlib
 import sys
 
 import jax
@@ -14,7 +15,7 @@ import pytest
 
 import jaxlstm
 from cases import Kind, Shape, answer, assert_same, draw, expected
-from mutants import MUTANTS, UNMUTATED, imported_from, plant
+from mutants import ADJOINT, ANATOMY, MUTANTS, UNMUTATED, imported_from, plant
 
 pytestmark = pytest.mark.mutants
 
@@ -126,6 +127,47 @@ def check_memory(jl) -> None:
     assert temporary_bytes(32) < 0.6 * temporary_bytes(None)
 
 
+def check_odd_steps(jl) -> None:
+    """A step that uses its weight, its input and its state in more ways than one."""
+
+    def odd(params, state, z):
+        w, u = params["w"], params["u"]
+        seen = jax.lax.dot_general(state.h, u, (((1,), (1,)), ((), ())))
+        h = jnp.tanh(z + state.h @ w) * z - u * state.h * seen.sum()
+        return jl.LSTMState(h, jnp.tanh(state.c @ w + h)), h
+
+    plain = jl.lstm()
+    cell = jl.learned_initial_state(
+        plain._replace(
+            init=lambda key, d, h, **_: {"w": jnp.ones((h, h)), "u": jnp.ones((2, h))},
+            initial_state=lambda params, batch=(), **_: jl.LSTMState(
+                *jnp.zeros((2, *batch, 3))
+            ),
+            project=lambda params, x: x,
+            step=odd,
+        )
+    )
+    rng = np.random.default_rng(5)
+    with jax.enable_x64(True):
+        params = jax.tree.map(
+            lambda leaf: 0.5 * rng.normal(size=leaf.shape),
+            cell.init(jax.random.key(0), 3, 3),
+        )
+        xs, resets = rng.normal(size=(5, 2, 3)), rng.random((5, 2)) < 0.4
+        state = jl.LSTMState(*rng.normal(size=(2, 2, 3)))
+
+        def total(engine):
+            def of(params, xs, state):
+                state, hs = jl.unroll(
+                    cell, params, xs, state, resets=resets, engine=engine
+                )
+                return jnp.sum(hs * jnp.cos(hs)) + jnp.sum(state.c)
+
+            return jax.grad(of, (0, 1, 2))(params, xs, state)
+
+        assert_same(total("adjoint"), total("scan"))
+
+
 CHECKS = [
     check_lengths,
     check_mask_in_reverse,
@@ -136,11 +178,17 @@ CHECKS = [
     check_sixteen_bits,
     check_blocks,
     check_memory,
+    check_odd_steps,
 ]
 
 
-def killer(jl) -> str | None:
-    """The name of the first check that fails."""
+def killer(jl, engine: str) -> str | None:
+    """The name of the first check that fails, this engine being the first to serve."""
+    engines = importlib.import_module(f"{jl.__name__}.unrolling").ENGINES
+    engines |= {engine: engines.pop(engine)}
+    for name in [name for name in engines if name != engine]:
+        engines[name] = engines.pop(name)
+    assert next(iter(engines)) == engine
     for check in CHECKS:
         try:
             check(jl)
@@ -159,7 +207,8 @@ def test_there_are_enough_of_them(record_property):
 def test_mutant_is_killed(mutant, tmp_path, record_property):
     plant(mutant, tmp_path)
     with imported_from(tmp_path) as jl:
-        killed_by = killer(jl)
+        by_hand = mutant.file in (ADJOINT, ANATOMY)
+        killed_by = killer(jl, "adjoint" if by_hand else "scan")
     record_property("killed_by", killed_by)
     assert killed_by is not None, f"{mutant.name!r} survives"
 

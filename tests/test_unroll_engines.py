@@ -12,7 +12,7 @@ from cases import Kind, Shape, answer, assert_same, draw, expected, same_bits
 from problems import CELL, B, problem
 
 
-@pytest.mark.parametrize("engine", ["scan", ("scan",), ["scan"]])
+@pytest.mark.parametrize("engine", ["adjoint", ("adjoint",), ["adjoint", "scan"]])
 def test_engine_by_name(engine):
     params, xs, state = problem()
     got = jl.unroll(CELL, params, xs, state, engine=engine)
@@ -22,9 +22,13 @@ def test_engine_by_name(engine):
 def test_explain():
     params, xs, _ = problem()
     lengths = jnp.array([1, 2, 3, 4])
-    table = str(jl.explain(CELL, params, xs, lengths=lengths))
-    assert "scan" in table
-    assert table == str(jl.explain(CELL, params, xs, lengths=lengths, engine="scan"))
+    found = jl.explain(CELL, params, xs, lengths=lengths)
+    assert found.engine == "adjoint"
+    assert found.reasons["scan"] == "would serve, but adjoint comes first"
+    found = jl.explain(CELL, params, xs, lengths=lengths, engine="scan")
+    assert found.engine == "scan"
+    assert found.reasons["adjoint"] == "would serve, but was not asked for"
+    assert str(found).splitlines()[0] == "-> scan     serves"
 
 
 def test_explain_takes_what_unroll_takes():

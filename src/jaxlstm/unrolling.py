@@ -16,7 +16,7 @@ from jaxlstm import arguments, sequences
 from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Each, Params, State
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import scan
+from jaxlstm.engines import adjoint, scan
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Key
 
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 
 # In the order in which they are tried.
-ENGINES: dict[str, Engine] = {"scan": scan.run}
+ENGINES: dict[str, Engine] = {"adjoint": adjoint.run, "scan": scan.run}
 
 
 def unroll(
@@ -94,7 +94,10 @@ def unroll(
             noise.
         checkpoint_every: remember every k-th state and compute the rest again on the
             way back; `"sqrt"` chooses k = √T. For what does not fit into memory.
-        engine: None for the first that accepts, a name, or several names to try.
+        engine: None for the first that accepts, a name, or several names to try:
+            `"adjoint"`, whose gradients take each weight in one product over all
+            steps, or `"scan"`, the reference, whose single steps have the bits of the
+            whole sequence.
 
     Returns: `(state, emitted)`, the carry first as in `lax.scan`.
 
@@ -163,7 +166,8 @@ def explain(
     >>> cell = jl.lstm()
     >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
     >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3))))
-    -> scan  serves
+    -> adjoint  serves
+       scan     would serve, but adjoint comes first
     """
     key = sequences.as_key("explain", key)
     chosen, reasons = None, {}

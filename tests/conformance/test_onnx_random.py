@@ -13,7 +13,7 @@ from onnx_sessions import session
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore")]
 
 GROUPS, CASES = 50, 10
 

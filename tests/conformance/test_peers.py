@@ -28,7 +28,11 @@ OPTIMISED = True  # held to the bit, or nearly: compile as users do
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 # The peers promote and broadcast as they like, and warn about their own parts.
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("relaxed")]
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("relaxed"),
+]
 
 SHAPE = Shape(7, (3,), 4, 5)
 CELL = jl.lstm()

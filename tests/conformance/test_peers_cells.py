@@ -34,7 +34,11 @@ from cases import assert_same
 from jaxlstm.cells.gru import GRUParams
 from jaxlstm.cells.simple import RNNParams
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("relaxed")]
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("relaxed"),
+]
 
 
 # --- torch ----------------------------------------------------------------------------

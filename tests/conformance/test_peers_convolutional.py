@@ -24,7 +24,11 @@ from questions import (
 import jaxlstm as jl
 from jaxlstm.cells.convolutional import ConvLSTMParams
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("relaxed")]
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("relaxed"),
+]
 
 SPACE = (4, 3, 2)
 

@@ -17,7 +17,7 @@ import jaxlstm as jl
 from jaxlstm.cells.projected import ProjectedLSTMParams
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore")]
 
 torch.set_num_threads(1)  # small products: more threads only wait for each other
 

@@ -165,7 +165,7 @@ class Model(Section):
         default=None,
         description="Remember every k-th state only; saves memory, costs time.",
     )
-    engine: Literal["scan"] | None = Field(
+    engine: Literal["adjoint", "scan"] | None = Field(
         default=None,
         description="How sequences are unrolled; null takes the first that can.",
     )

@@ -1,0 +1,306 @@
+"""A step, taken apart by what each of its operations waits for.
+
+    fixed    what follows from the parameters alone: the same at every step
+    given    what follows from the projected input: known for all steps at once
+    past     what waits for the state
+
+`take_apart` traces a step once and sorts its operations. What is fixed is computed
+once, what is given in one batch over time, and what is left is the loop's. A product
+of the past with something fixed is a `Site`: its weight's tangent can be applied to all
+steps at once, and its weight's gradient is then one product over all of them.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array, lax
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, subjaxprs
+from jax.interpreters import partial_eval
+
+Atom = Var | Literal
+Environment = dict[Var, Any]
+
+CONSTANT, FIXED, GIVEN, PAST = range(4)
+
+BILINEAR = {lax.dot_general_p, lax.conv_general_dilated_p}
+LINEAR = {lax.reshape_p, lax.squeeze_p, lax.convert_element_type_p}
+
+# The derivative of an activation, told by its value.
+SLOPES: dict[Any, Callable[[Array], Array]] = {
+    lax.tanh_p: lambda y: (1 - y) * (1 + y),
+    lax.logistic_p: lambda y: y * (1 - y),
+    lax.exp_p: lambda y: y,
+}
+
+
+class Site(NamedTuple):
+    """A product of what waits for the past with a fixed weight.
+
+    product   the operation
+    weight    the variable of the weight
+    operand   the variable of what it multiplies
+    chain     what only reshapes or converts its result, one after the other
+    tap       where its tangent enters the rest of the step: the end of the chain, or
+              the sum of that with `beside`
+    beside    something given that is used in that sum and nowhere else, or None
+    """
+
+    product: JaxprEqn
+    weight: Var
+    operand: Var
+    chain: tuple[JaxprEqn, ...]
+    tap: Var
+    beside: Var | None
+
+
+class Anatomy(NamedTuple):
+    """The operations of a step in their order, and the values that pass between them.
+
+    operations   those that are constant, fixed, given and past
+    constants    the arrays that the step closes over, with their variables
+    arguments    the variables of params, state and x
+    fixed, given the variables of that kind that operations of the past read
+    outputs      what the step returns
+    sites        the products of the past with a fixed weight
+    recalled     the activations, in their order
+    """
+
+    operations: tuple[tuple[JaxprEqn, ...], ...]
+    constants: Environment
+    arguments: tuple[tuple[Var, ...], ...]
+    fixed: tuple[Var, ...]
+    given: tuple[Var, ...]
+    outputs: tuple[Atom, ...]
+    sites: tuple[Site, ...]
+    recalled: tuple[JaxprEqn, ...]
+
+
+def take_apart(step: Callable[..., Any], *arguments: Any) -> Anatomy:
+    """The anatomy of `step(params, state, x)`, for arguments of these types.
+
+    Errors: `NotImplementedError` for a step that cannot be taken apart.
+    """
+    traced = jax.make_jaxpr(step)(*arguments)
+    _check(traced)
+    closed = jax.make_jaxpr(flat(traced))(*jax.tree.leaves(arguments))
+    every = [True] * len(closed.jaxpr.outvars)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, every, instantiate=True)
+    variables = iter(jaxpr.invars)
+    params, state, x = (
+        tuple(next(variables) for _ in jax.tree.leaves(argument))
+        for argument in arguments
+    )
+    level = dict.fromkeys(jaxpr.constvars + list(params), FIXED)
+    level |= dict.fromkeys(x, GIVEN) | dict.fromkeys(state, PAST)
+    operations = [[], [], [], []]
+    for eqn in jaxpr.eqns:
+        kind = max(
+            (level[v] for v in eqn.invars if not isinstance(v, Literal)), default=0
+        )
+        level |= dict.fromkeys(eqn.outvars, kind)
+        operations[kind].append(eqn)
+
+    uses = {}
+    for eqn in [*operations[PAST], None]:  # None: what is returned
+        for atom in jaxpr.outvars if eqn is None else eqn.invars:
+            if not isinstance(atom, Literal):
+                uses.setdefault(atom, []).append(eqn)
+    read = [
+        atom
+        for eqn in operations[GIVEN]
+        for atom in eqn.invars
+        if not isinstance(atom, Literal)
+    ]
+    return Anatomy(
+        operations=tuple(map(tuple, operations)),
+        constants=dict(zip(jaxpr.constvars, closed.consts, strict=True)),
+        arguments=(params, state, x),
+        fixed=tuple(v for v in dict.fromkeys([*uses, *read]) if level[v] == FIXED),
+        given=tuple(v for v in uses if level[v] == GIVEN),
+        outputs=tuple(jaxpr.outvars),
+        sites=tuple(_sites(operations[PAST], level, uses)),
+        recalled=tuple(e for e in operations[PAST] if e.primitive in SLOPES),
+    )
+
+
+def _check(traced: ClosedJaxpr) -> None:
+    """Errors: `NotImplementedError` for what only the reference can differentiate."""
+    if traced.effects:
+        raise NotImplementedError(
+            "adjoint: the step, or emit, has side effects, such as jax.debug.print, "
+            'which this engine would run elsewhere; engine="scan" runs them in order.'
+        )
+    waiting = [traced.jaxpr]
+    while waiting:
+        jaxpr = waiting.pop()
+        if any(eqn.primitive.name.startswith("custom_vjp") for eqn in jaxpr.eqns):
+            raise NotImplementedError(
+                "adjoint: the step, or emit, calls a custom_vjp function, which has no "
+                'tangents; write it with custom_jvp, or take engine="scan".'
+            )
+        waiting.extend(subjaxprs(jaxpr))
+
+
+def _sites(
+    eqns: Sequence[JaxprEqn], level: dict[Var, int], uses: dict[Var, list]
+) -> Iterator[Site]:
+    """The products with a weight of which there is nothing but products."""
+    weights = {}
+    for eqn in eqns:
+        if eqn.primitive in BILINEAR:
+            kinds = [None if isinstance(v, Literal) else level[v] for v in eqn.invars]
+            fixed = [n for n, kind in enumerate(kinds) if kind == FIXED]
+            weights |= {id(eqn): fixed[0]} if len(fixed) == 1 else {}
+    for eqn in eqns:
+        weight = weights.get(id(eqn))
+        if weight is None:
+            continue
+        if any(id(user) not in weights for user in uses[eqn.invars[weight]]):
+            continue
+        yield Site(
+            eqn,
+            eqn.invars[weight],
+            eqn.invars[1 - weight],
+            *_entry(eqn.outvars[0], level, uses),
+        )
+
+
+def _entry(
+    result: Var, level: dict[Var, int], uses: dict[Var, list]
+) -> tuple[tuple[JaxprEqn, ...], Var, Var | None]:
+    """The chain, tap and beside of a product's result."""
+    chain = []
+    while len(uses.get(result, ())) == 1 and uses[result][0] is not None:
+        (user,) = uses[result]
+        if user.primitive in LINEAR:
+            chain.append(user)
+            (result,) = user.outvars
+            continue
+        if user.primitive is lax.add_p:
+            (other,) = (atom for atom in user.invars if atom is not result)
+            if isinstance(other, Literal) or level[other] != GIVEN:
+                break
+            if len(uses[other]) == 1:
+                return tuple(chain), user.outvars[0], other
+        break
+    return tuple(chain), result, None
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def recalled(slope: Callable[[Array], Array], x: Array, y: Array) -> Array:
+    """y, an activation of x that is remembered, with the slope that it tells."""
+    return y
+
+
+@recalled.defjvp
+def _(slope: Callable[[Array], Array], primals: Any, tangents: Any) -> Any:
+    return primals[1], tangents[0] * slope(primals[1])
+
+
+def fixed(parts: Anatomy, params: Any) -> list[Any]:
+    """The values of what is fixed."""
+    known = dict(zip(parts.arguments[0], jax.tree.leaves(params), strict=True))
+    operations = [*parts.operations[CONSTANT], *parts.operations[FIXED]]
+    known = evaluate(operations, parts.constants | known)
+    return [known[v] for v in parts.fixed]
+
+
+def given(parts: Anatomy, fixed: Sequence[Any], x: Sequence[Any]) -> list[Any]:
+    """The values of what is given at one step, from the leaves of its input."""
+    known = dict(zip(parts.fixed, fixed, strict=True))
+    known |= dict(zip(parts.arguments[2], x, strict=True))
+    operations = [*parts.operations[CONSTANT], *parts.operations[GIVEN]]
+    known = evaluate(operations, known)
+    return [known[v] for v in parts.given]
+
+
+def activations(parts: Anatomy, values: Environment) -> list[Any]:
+    """Those of a step, in their order."""
+    return [values[eqn.outvars[0]] for eqn in parts.recalled]
+
+
+def past(
+    parts: Anatomy,
+    environment: Environment,
+    taps: Sequence[Array | None] = (),
+    activations: Sequence[Array] = (),
+) -> Environment:
+    """All values of a step, from those that are constant, fixed, given and the state.
+
+    Arguments:
+        taps: what is added where the products enter, one for each site.
+        activations: those remembered, one for each of `recalled`; none to compute them.
+    """
+    remembered = {id(e): y for e, y in zip(parts.recalled, activations, strict=False)}
+    added = {site.tap: tap for site, tap in zip(parts.sites, taps, strict=False)}
+
+    def instead(eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
+        if id(eqn) in remembered:
+            slope = SLOPES[eqn.primitive]
+            return [recalled(slope, values[0], remembered[id(eqn)])]
+        if added.get(eqn.outvars[0]) is not None:
+            (result,) = bound(eqn, values)
+            return [result + added[eqn.outvars[0]]]
+        return None
+
+    operations = [*parts.operations[CONSTANT], *parts.operations[PAST]]
+    return evaluate(operations, environment, instead)
+
+
+def product(site: Site, operand: Array, weight: Array) -> Array:
+    """What the operand times the weight brings to the site's tap."""
+    values = [operand, weight]
+    if site.product.invars[0] is site.weight:
+        values = [weight, operand]
+    (result,) = bound(site.product, values)
+    for eqn in site.chain:
+        (result,) = bound(eqn, [result])
+    return result
+
+
+def evaluate(
+    eqns: Sequence[JaxprEqn],
+    known: Environment,
+    instead: Callable[[JaxprEqn, list[Any]], list[Any] | None] = lambda *_: None,
+) -> Environment:
+    """The values of all variables, `instead` taking the place of some operations."""
+    known = dict(known)
+    for eqn in eqns:
+        values = [value(known, atom) for atom in eqn.invars]
+        results = instead(eqn, values)
+        results = bound(eqn, values) if results is None else results
+        known.update(zip(eqn.outvars, results, strict=True))
+    return known
+
+
+def value(known: Environment, atom: Atom) -> Any:
+    """What the atom stands for."""
+    return atom.val if isinstance(atom, Literal) else known[atom]
+
+
+def bound(eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """The results of one operation."""
+    with eqn.ctx.manager:
+        params = eqn.primitive.get_bind_params(eqn.params)
+        results = eqn.primitive.bind(*values, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def flat(closed: ClosedJaxpr) -> Callable[..., list[Any]]:
+    """The function, with the functions that it calls written out."""
+
+    def run(*args: Any) -> list[Any]:
+        known = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+        known |= dict(zip(closed.jaxpr.invars, args, strict=True))
+
+        def inline(eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
+            if eqn.primitive.name not in ("jit", "pjit", "closed_call"):
+                return None
+            return flat(eqn.params.get("jaxpr") or eqn.params["call_jaxpr"])(*values)
+
+        known = evaluate(closed.jaxpr.eqns, known, inline)
+        return [value(known, atom) for atom in closed.jaxpr.outvars]
+
+    return run

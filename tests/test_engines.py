@@ -1,0 +1,274 @@
+"""Every engine against the reference, in float64 to 1e-12, and how each one refuses.
+
+What an engine serves is held to the oracle elsewhere: the laws of `test_registry` and
+the cases of `test_lstm_oracle` run on all of them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlstm as jl
+from cases import assert_same
+from jaxlstm.engines import anatomy
+from registry import (
+    CELLS,
+    FEATURES,
+    HIDDEN,
+    WRAPPERS,
+    CellRow,
+    Option,
+    draw,
+    haste,
+    like,
+)
+
+CELL = jl.lstm()
+EVERYTHING = Option("everything", "mask", resets=True, reverse=True)
+PAIRS = [
+    (row, wrapper)
+    for row in CELLS
+    for wrapper in WRAPPERS
+    if wrapper.name not in row.lacks
+]
+NAMES = [f"{row.name}-{wrapper.name}".replace(" ", "_") for row, wrapper in PAIRS]
+
+
+def gradients(cell, engine: str, data, cotangents, key=None):
+    """Everything that is emitted, and the gradients of a scalar that weighs it."""
+
+    def total(inputs):
+        answer = jl.unroll(
+            cell,
+            *inputs,
+            **data.steps,
+            reverse=True,
+            emit=jl.emit.trace,
+            key=key,
+            engine=engine,
+        )
+        products = jax.tree.map(lambda a, b: jnp.sum(a * b), answer, cotangents)
+        return sum(jax.tree.leaves(products)), answer
+
+    program = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=haste())
+    return program(data.inputs)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("row", "wrapper"), PAIRS, ids=NAMES)
+def test_adjoint_is_the_reference(row: CellRow, wrapper, x64):
+    """Masks with holes, NaN in them, resets, in reverse; with noise where there is."""
+    rng = np.random.default_rng(8)
+    cell = wrapper.wrap(row.make(), row)
+    data = draw(rng, row, cell, EVERYTHING)
+    cotangents = like(
+        rng,
+        lambda: jl.unroll(cell, *data.inputs, **data.steps, emit=jl.emit.trace),
+    )
+    key = jax.random.key(3) if wrapper.noisy else None
+    got, wanted = (
+        gradients(cell, engine, data, cotangents, key) for engine in ("adjoint", "scan")
+    )
+    assert_same(got, wanted)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_float32_is_no_worse_than_that_of_automatic_differentiation(seed):
+    """Against float64, over 300 steps."""
+    rng = np.random.default_rng(seed)
+    params = like(rng, lambda: CELL.init(jax.random.key(0), 8, 16))
+    params = jax.tree.map(lambda leaf: 0.4 * leaf, params)
+    xs, weights = rng.normal(size=(2, 300, 4, 8)), rng.normal(size=(300, 4, 16))
+
+    def errors_of(engine: str, dtype, wanted=None):
+        @jax.jit
+        def gradient(params, xs):
+            def total(params):
+                _, hs = jl.unroll(CELL, params, xs, engine=engine)
+                return jnp.sum(hs * weights.astype(dtype))
+
+            return jax.grad(total)(params)
+
+        cast = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (params, xs[0]))
+        return jax.tree.map(np.asarray, gradient(*cast))
+
+    with jax.enable_x64(True):
+        wanted = errors_of("scan", jnp.float64)
+
+    def distance(got) -> float:
+        pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+        return max(
+            np.linalg.norm(one - other) / np.linalg.norm(other) for one, other in pairs
+        )
+
+    ours, theirs = (
+        distance(errors_of(engine, jnp.float32)) for engine in ("adjoint", "scan")
+    )
+    assert ours < 1e-4
+    assert ours <= 1.5 * theirs, (ours, theirs)
+
+
+# -- how it does it --------------------------------------------------------------------
+
+
+class Count(NamedTuple):
+    """Products within loops and outside of them."""
+
+    within: int
+    outside: int
+
+
+def products(function, *arguments) -> Count:
+    """Of a program, as it is traced."""
+    count = {True: 0, False: 0}
+
+    def walk(jaxpr, within: bool) -> None:
+        for eqn in jaxpr.eqns:
+            count[within] += eqn.primitive.name == "dot_general"
+            for value in eqn.params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    walk(inner, within or eqn.primitive.name in ("scan", "while"))
+
+    walk(jax.make_jaxpr(function)(*arguments).jaxpr, False)
+    return Count(count[True], count[False])
+
+
+def loss(engine: str, cell=CELL):
+    def total(params, xs):
+        return jnp.sum(jl.unroll(cell, params, xs, engine=engine)[1])
+
+    return total
+
+
+def test_weights_are_differentiated_outside_of_the_loops():
+    """Within: W_x x and W_h h on the way forward, W_hᵀ δ on the way back."""
+    params, xs = CELL.init(jax.random.key(0), 3, 5), jnp.ones((7, 2, 3))
+    both = jax.grad(loss("adjoint"), argnums=(0, 1))
+    assert products(both, params, xs) == Count(within=3, outside=3)
+    one = jax.grad(loss("adjoint"))
+    assert products(one, params, xs) == Count(within=3, outside=2)
+
+
+@pytest.mark.parametrize(
+    ("cell", "share"), [(CELL, 0.95), (jl.layer_norm_lstm(), 0.6)], ids=["lstm", "norm"]
+)
+def test_less_is_remembered(cell, share):
+    """Bytes that the compiled gradient needs besides its inputs and outputs."""
+    params, xs = cell.init(jax.random.key(0), 64, 64), jnp.ones((512, 16, 64))
+
+    def remembered(engine: str) -> int:
+        program = jax.jit(jax.grad(loss(engine, cell))).lower(params, xs).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert remembered("adjoint") < share * remembered("scan")
+
+
+SITES = {
+    "lstm": 1,
+    "classic": 1,
+    "peephole": 1,
+    "coupled": 1,
+    "coupled with peepholes": 1,
+    "projected": 2,
+    "layer norm": 1,
+    "conv": 1,
+    "simple rnn": 1,
+    "gru": 1,
+    "gru of the paper": 2,
+}
+
+
+@pytest.mark.parametrize("row", CELLS, ids=lambda row: row.name.replace(" ", "_"))
+def test_every_product_of_the_past_is_found(row):
+    cell = row.make()
+    params = cell.init(jax.random.key(0), FEATURES, HIDDEN)
+    state = cell.initial_state(params, (2, *row.space))
+    z = cell.project(params, jnp.ones((2, *row.space, FEATURES)))
+    parts = anatomy.take_apart(cell.step, params, state, z)
+    assert len(parts.sites) == SITES[row.name]
+
+
+def test_a_cell_of_ones_own_is_taken_apart_as_well():
+    def step(params, state, z):
+        h = jnp.tanh(z + state.h @ params["w"])
+        return jl.cells.base.HiddenState(h), h
+
+    w = jnp.ones((3, 3))
+    state = jl.cells.base.HiddenState(jnp.ones((2, 3)))
+    (site,) = anatomy.take_apart(step, {"w": w}, state, jnp.ones((2, 3))).sites
+    assert site.beside is not None
+
+
+# -- what it refuses -------------------------------------------------------------------
+
+
+def stepping(step) -> jl.Cell:
+    return CELL._replace(step=step)
+
+
+def printing(params, state, z):
+    jax.debug.print("{}", z[0, 0, 0])
+    return CELL.step(params, state, z)
+
+
+@jax.custom_vjp
+def clipped(c):
+    return c
+
+
+clipped.defvjp(lambda c: (c, None), lambda _, d: (jnp.clip(d, -1.0, 1.0),))
+
+
+def clipping(params, state, z):
+    state, gates = CELL.step(params, state, z)
+    return state._replace(c=clipped(state.c)), gates
+
+
+class Counted(NamedTuple):
+    h: jax.Array
+    n: jax.Array
+
+
+COUNTING = CELL._replace(
+    initial_state=lambda params, batch_shape=(), dtype=None: Counted(
+        jnp.zeros((*batch_shape, 5)), jnp.zeros(batch_shape, jnp.int32)
+    ),
+    step=lambda params, state, z: (Counted(jnp.tanh(z[..., 0, :]), state.n + 1), z),
+)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (stepping(printing), "adjoint: .* has side effects"),
+        (stepping(clipping), "adjoint: .* calls a custom_vjp function"),
+        (COUNTING, "adjoint: the state has a leaf of dtype int32"),
+    ],
+    ids=["printing", "clipping", "counting"],
+)
+def test_a_refusal_is_a_sentence_and_the_reference_serves(cell, reason, capfd):
+    params, xs = CELL.init(jax.random.key(0), 3, 5), jnp.ones((4, 2, 3))
+    found = jl.explain(cell, params, xs)
+    assert found.engine == "scan"
+    with pytest.raises(NotImplementedError, match=reason):
+        jl.unroll(cell, params, xs, engine="adjoint")
+    state, _ = jl.unroll(cell, params, xs)
+    wanted, _ = jl.unroll(cell, params, xs, engine="scan")
+    assert_same(state, wanted)
+    jax.effects_barrier()
+    assert ("\n" in capfd.readouterr().out) == ("side effects" in reason)
+    if cell is not COUNTING:
+        total = jax.grad(lambda p: jnp.sum(jl.unroll(cell, p, xs)[1]))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(total(params)))
+    jax.effects_barrier()
+
+
+def test_a_refusal_stands_in_the_table():
+    params, xs = CELL.init(jax.random.key(0), 3, 5), jnp.ones((4, 2, 3))
+    table = str(jl.explain(stepping(printing), params, xs)).splitlines()
+    assert table[0].startswith("   adjoint  adjoint: the step, or emit, has side")
+    assert table[1] == "-> scan     serves"
