@@ -225,7 +225,7 @@ QUICKSTART_OPTIMIZER: tuple[Transformation, ...] = (
                     "init_value": 0.0,
                     "peak_value": 8e-3,
                     "warmup_steps": 100,
-                    "decay_steps": 2400,
+                    "decay_steps": 2800,
                     "end_value": 8e-5,
                 }
             },
@@ -257,7 +257,7 @@ class Training(Section):
     """How long, in what portions, and how often to look."""
 
     steps: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] = Field(
-        default=2400, description="Updates of the parameters."
+        default=2800, description="Updates of the parameters."
     )
     batch_size: Size = Field(default=16, description="Streams read side by side.")
     window: Size = Field(default=64, description="Tokens of each stream per update.")
@@ -268,10 +268,10 @@ class Training(Section):
         default=100, description="Steps between two lines of the log."
     )
     validate_every: Step = Field(
-        default=1200, description="Steps between two validations."
+        default=1400, description="Steps between two validations."
     )
     checkpoint_every: Step = Field(
-        default=1200, description="Steps between two checkpoints."
+        default=1400, description="Steps between two checkpoints."
     )
     keep_checkpoints: Annotated[int, Field(ge=1, le=10_000), Whole] = Field(
         default=3, description="The newest so many are kept, and the best one."
