@@ -241,14 +241,29 @@ COUNTING = CELL._replace(
 )
 
 
+def calling(params, state, z):
+    shape = jax.ShapeDtypeStruct(z.shape, z.dtype)
+
+    @jax.custom_jvp
+    def sine(z):
+        return jax.pure_callback(np.sin, shape, z)
+
+    @sine.defjvp
+    def _(primals, tangents):
+        return sine(*primals), tangents[0] * jnp.cos(*primals)
+
+    return CELL.step(params, state, sine(z))
+
+
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
         (stepping(printing), "adjoint: .* has side effects"),
         (stepping(clipping), "adjoint: .* calls a custom_vjp function"),
+        (stepping(calling), "adjoint: .* calls pure_callback"),
         (COUNTING, "adjoint: the state has a leaf of dtype int32"),
     ],
-    ids=["printing", "clipping", "counting"],
+    ids=["printing", "clipping", "calling", "counting"],
 )
 def test_a_refusal_is_a_sentence_and_the_reference_serves(cell, reason, capfd):
     params, xs = CELL.init(jax.random.key(0), 3, 5), jnp.ones((4, 2, 3))
@@ -272,3 +287,88 @@ def test_a_refusal_stands_in_the_table():
     table = str(jl.explain(stepping(printing), params, xs)).splitlines()
     assert table[0].startswith("   adjoint  adjoint: the step, or emit, has side")
     assert table[1] == "-> scan     serves"
+
+
+def test_a_refusal_of_the_callers_step_comes_out_as_it_is():
+    def unfinished(params, state, z):
+        raise NotImplementedError("to be written")
+
+    params = CELL.init(jax.random.key(0), 3, 5)
+    with pytest.raises(NotImplementedError, match=r"^to be written"):
+        jl.unroll(stepping(unfinished), params, jnp.ones((4, 2, 3)))
+
+
+def test_a_step_that_talks_to_other_rows():
+    def meeting(params, state, z):
+        state, gates = CELL.step(params, state, z)
+        return state._replace(h=jax.lax.pmean(state.h, "rows")), gates
+
+    params = CELL.init(jax.random.key(0), 3, 5)
+    cell, xs = stepping(meeting), jnp.ones((4, 2, 3))
+
+    def outputs(xs, engine=None):
+        return jl.unroll(cell, params, xs, engine=engine)[1]
+
+    def over_rows(engine=None):
+        return jax.vmap(lambda x: outputs(x, engine), 1, 1, axis_name="rows")(xs)
+
+    assert_same(over_rows(), over_rows("scan"))
+    with pytest.raises(
+        NotImplementedError, match=r"adjoint: .* other devices, as psum"
+    ):
+        over_rows("adjoint")
+
+
+# -- steps that nobody would expect ----------------------------------------------------
+
+
+def as_integers(params, state, z):
+    n = (state.h @ params.w_h[:, 0]).astype(jnp.int32)
+    h = jnp.tanh(z[..., 0, :] + n.astype(z.dtype))
+    return state._replace(h=h), n
+
+
+def as_booleans(params, state, z):
+    n = (state.h @ params.w_h[:, 0]).astype(bool)
+    return state._replace(h=jnp.where(n, z[..., 0, :], state.h)), n
+
+
+def halving(params, state, z):
+    return jax.tree.map(lambda leaf: 0.5 * leaf, state), None
+
+
+def standing(params, state, z):
+    return state, z
+
+
+@pytest.mark.parametrize("step", [as_integers, as_booleans, halving, standing])
+def test_odd_steps(step, x64):
+    """Forward and backward, with tangents that are not small."""
+    cell = stepping(step)
+    rng = np.random.default_rng(4)
+    inputs = like(
+        rng,
+        lambda: (
+            CELL.init(jax.random.key(0), 3, 5),
+            jnp.ones((4, 2, 3)),
+            jl.LSTMState(jnp.ones((2, 5)), jnp.ones((2, 5))),
+        ),
+    )
+    tangents = jax.tree.map(lambda leaf: 7.3 + rng.normal(size=leaf.shape), inputs)
+
+    def derivatives(engine: str):
+        def hidden(*inputs):
+            state, (states, _) = jl.unroll(
+                cell, *inputs, engine=engine, emit=jl.emit.trace
+            )
+            return state.h, states.h
+
+        def total(*inputs):
+            return sum(jnp.sum(leaf**2) for leaf in hidden(*inputs))
+
+        return (
+            jax.jvp(hidden, inputs, tangents),
+            jax.grad(total, argnums=(0, 1, 2))(*inputs),
+        )
+
+    assert_same(derivatives("adjoint"), derivatives("scan"))

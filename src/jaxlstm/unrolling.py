@@ -277,6 +277,6 @@ def _names(engine: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _all_refused(refusals: dict[str, NotImplementedError]) -> Exception:
-    if len(refusals) == 1:
-        return next(iter(refusals.values()))
+    if len({str(refusal) for refusal in refusals.values()}) == 1:
+        return next(iter(refusals.values()))  # such as one out of the caller's step
     return ExceptionGroup("unroll: every engine refuses", list(refusals.values()))

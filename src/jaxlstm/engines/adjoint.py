@@ -238,12 +238,11 @@ def tangent(
     def operands(given: Leaves, state: Leaves, beside: Beside) -> Leaves:
         return plan.operands(Moment(fixed, given, initial, state, []), beside)
 
-    omegas = [
-        _omega(site, operand, dot_of)
-        for site, operand in zip(
-            parts.sites, jax.vmap(operands)(given, states, beside), strict=True
-        )
-    ]
+    omegas = [None] * len(parts.sites)
+    if plan.moves:
+        factors = jax.vmap(operands)(given, states, beside)
+        pairs = zip(parts.sites, factors, strict=True)
+        omegas = [_omega(site, factor, dot_of) for site, factor in pairs]
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # remember what it reads only
     def body(d_state: Leaves, moment: Any) -> tuple[Leaves, Leaves]:
@@ -269,12 +268,14 @@ class _Plan(NamedTuple):
     operands      `(at, beside) -> what the weights multiply`
     keep          of the state and the activations, what the two of them read
     given_needs   which of what is given `linear` reads
+    moves         whether anything has a tangent that enters at a tap
     """
 
     linear: Callable[..., tuple[Leaves, Leaves]]
     operands: Callable[..., Leaves]
     keep: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
     given_needs: list[bool]
+    moves: bool
 
 
 def _plan(
@@ -296,7 +297,7 @@ def _plan(
         of_others = zip(needs[1].activations, reads[1].activations, strict=True)
         return _kept(state, of_state), _kept(activations, of_others)
 
-    return _Plan(linear, operands, keep, needs[0].given)
+    return _Plan(linear, operands, keep, needs[0].given, any(moves))
 
 
 def _shapes(parts: Anatomy, at: Moment, beside: Beside) -> tuple[Leaves, Leaves]:

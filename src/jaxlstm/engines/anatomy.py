@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, subjaxprs
 from jax.interpreters import partial_eval
@@ -26,6 +27,8 @@ CONSTANT, FIXED, GIVEN, PAST = range(4)
 
 BILINEAR = {lax.dot_general_p, lax.conv_general_dilated_p}
 LINEAR = {lax.reshape_p, lax.squeeze_p, lax.convert_element_type_p}
+
+FOREIGN = {"pure_callback", "io_callback", "ffi_call"}
 
 # The derivative of an activation, told by its value.
 SLOPES: dict[Any, Callable[[Array], Array]] = {
@@ -127,19 +130,31 @@ def take_apart(step: Callable[..., Any], *arguments: Any) -> Anatomy:
 
 def _check(traced: ClosedJaxpr) -> None:
     """Errors: `NotImplementedError` for what only the reference can differentiate."""
-    if traced.effects:
+    if any(type(effect).__name__ != "NamedAxisEffect" for effect in traced.effects):
         raise NotImplementedError(
             "adjoint: the step, or emit, has side effects, such as jax.debug.print, "
             'which this engine would run elsewhere; engine="scan" runs them in order.'
         )
+    if traced.effects:
+        raise NotImplementedError(
+            "adjoint: the step, or emit, talks to other devices, as psum does, which "
+            'was not tried here; engine="scan" differentiates it.'
+        )
     waiting = [traced.jaxpr]
     while waiting:
         jaxpr = waiting.pop()
-        if any(eqn.primitive.name.startswith("custom_vjp") for eqn in jaxpr.eqns):
-            raise NotImplementedError(
-                "adjoint: the step, or emit, calls a custom_vjp function, which has no "
-                'tangents; write it with custom_jvp, or take engine="scan".'
-            )
+        for eqn in jaxpr.eqns:
+            name = eqn.primitive.name
+            if name.startswith("custom_vjp"):
+                raise NotImplementedError(
+                    "adjoint: the step, or emit, calls a custom_vjp function, which "
+                    'has no tangents; write it with custom_jvp, or take engine="scan".'
+                )
+            if name in FOREIGN:
+                raise NotImplementedError(
+                    f"adjoint: the step, or emit, calls {name}, which cannot be relied "
+                    'on for all steps at once; engine="scan" takes one after the other.'
+                )
         waiting.extend(subjaxprs(jaxpr))
 
 
@@ -167,6 +182,11 @@ def _sites(
         )
 
 
+def _is_inexact(variable: Var) -> bool:
+    dtype = getattr(variable.aval, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
 def _entry(
     result: Var, level: dict[Var, int], uses: dict[Var, list]
 ) -> tuple[tuple[JaxprEqn, ...], Var, Var | None]:
@@ -174,7 +194,7 @@ def _entry(
     chain = []
     while len(uses.get(result, ())) == 1 and uses[result][0] is not None:
         (user,) = uses[result]
-        if user.primitive in LINEAR:
+        if user.primitive in LINEAR and _is_inexact(user.outvars[0]):
             chain.append(user)
             (result,) = user.outvars
             continue
@@ -233,8 +253,10 @@ def past(
         taps: what is added where the products enter, one for each site.
         activations: those remembered, one for each of `recalled`; none to compute them.
     """
-    remembered = {id(e): y for e, y in zip(parts.recalled, activations, strict=False)}
-    added = {site.tap: tap for site, tap in zip(parts.sites, taps, strict=False)}
+    remembered = {
+        id(e): y for e, y in zip(parts.recalled, activations, strict=bool(activations))
+    }
+    added = {site.tap: tap for site, tap in zip(parts.sites, taps, strict=bool(taps))}
 
     def instead(eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
         if id(eqn) in remembered:
