@@ -6,7 +6,8 @@ same inputs moved a little up and down one direction, and others. The whole sequ
 and the single step that are held to each other's bits are compiled as users do, with
 every optimisation. What is left runs operation by operation, without any compiler.
 
-`pytest -m registry` evaluates all of them; by default a slice of them is.
+`pytest -m registry` evaluates all of them, and `-m thorough` those of noise; by default
+a slice of them is.
 """
 
 import functools
@@ -520,7 +521,7 @@ def test_every_law(row, wrapper, record_property, x64):
     record_property("registry_combinations", len(OPTIONS))
 
 
-@pytest.mark.registry
+@pytest.mark.thorough
 @pytest.mark.parametrize(("row", "wrapper"), NOISY, ids=named(NOISY))
 def test_every_law_of_noise(row, wrapper, record_property, x64):
     """With a key, and no oracle: what noise must not break."""
@@ -545,6 +546,7 @@ def test_what_a_cell_lacks_is_refused(row, wrapper):
 # --- the judge ------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("row", "wrapper", "option"), SLICE, ids=named(SLICE))
 def test_the_complex_step_is_the_central_difference(row, wrapper, option, x64):
     trial = Trial(Programs(row, wrapper), option)
