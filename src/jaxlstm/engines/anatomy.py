@@ -1,7 +1,7 @@
 """A step, taken apart by what each of its operations waits for.
 
     fixed    what follows from the parameters alone: the same at every step
-    given    what follows from the projected input: known for all steps at once
+    given    what follows from the input: known for all steps at once
     past     what waits for the state
 
 `take_apart` traces a step once and sorts its operations. What is fixed is computed
@@ -244,13 +244,13 @@ def activations(parts: Anatomy, values: Environment) -> list[Any]:
 def past(
     parts: Anatomy,
     environment: Environment,
-    taps: Sequence[Array | None] = (),
-    activations: Sequence[Array] = (),
+    taps: Sequence[Array | None],
+    activations: Sequence[Array],
 ) -> Environment:
     """All values of a step, from those that are constant, fixed, given and the state.
 
     Arguments:
-        taps: what is added where the products enter, one for each site.
+        taps: what is added where the products enter, one for each site; or none.
         activations: those remembered, one for each of `recalled`; none to compute them.
     """
     remembered = {
