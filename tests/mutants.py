@@ -15,18 +15,20 @@ from typing import NamedTuple
 
 NAME = "jaxlstm"
 LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "shapes.py", "initializers.py"
-SEQUENCES, SCAN, UNROLLING = "sequences.py", "engines/scan.py", "unrolling.py"
+SEQUENCES, SCAN, PLANNING = "sequences.py", "engines/scan.py", "engines/planning.py"
 ARGUMENTS, LOOPS = "arguments.py", "engines/loops.py"
 ADJOINT, ANATOMY = "engines/adjoint.py", "engines/anatomy.py"
+WEIGHTS_FIRST = "engines/weights_first.py"
 
 
 class Mutant(NamedTuple):
-    """In `file`, `new` in place of `old`."""
+    """In `file`, `new` in place of `old`; `engine` is the one that shall notice."""
 
     name: str
     file: str
     old: str
     new: str
+    engine: str | None = None
 
 
 # The cell.
@@ -125,11 +127,11 @@ STEPS = [
 
 # How they are run.
 LOOP = [
-    Mutant("gradient through padding", UNROLLING, "sequences.silence(xs, steps),",
+    Mutant("gradient through padding", PLANNING, "sequences.silence(xs, steps),",
            "xs,"),
-    Mutant("padding not silent", UNROLLING,
+    Mutant("padding not silent", PLANNING,
            "emitted = sequences.settle(emitted, steps)", "emitted = emitted"),
-    Mutant("final state not poisoned", UNROLLING,
+    Mutant("final state not poisoned", PLANNING,
            "state = sequences.poison(state, steps.lost)", "state = state"),
     Mutant("given state ignored", ARGUMENTS, "begin(params) if state is None else",
            "begin(params) if True else"),
@@ -162,15 +164,20 @@ LOOP = [
            "steps.happens, steps.resets[::-1] if reverse and steps.resets is not None"
            " else steps.resets)"),
     Mutant("blocks of a reversed run in order", LOOPS,
-           "lax.scan(again, state, many, reverse=True)",
+           "lax.scan(again, state, many, reverse=reverse)",
            "lax.scan(again, state, many)"),
+    Mutant("a reversed run begins with the blocks", LOOPS,
+           "    state, one = (rest if reverse else blocks)(state)\n"
+           "    state, other = (blocks if reverse else rest)(state)\n"
+           "    head, tail = (other, one) if reverse else (one, other)\n",
+           "    state, head = blocks(state)\n    state, tail = rest(state)\n"),
     Mutant("state after the remainder dropped", LOOPS,
-           "        state, tail = jax.checkpoint(block)(state, rest)\n    flat",
-           "        _, tail = jax.checkpoint(block)(state, rest)\n    flat"),
+           "    state, other = (blocks if reverse else rest)(state)",
+           "    _, other = (blocks if reverse else rest)(state)"),
     Mutant("remainder begins anew", LOOPS,
-           "        state, tail = jax.checkpoint(block)(state, rest)\n    flat",
-           "        zero = jax.tree.map(jnp.zeros_like, state)\n"
-           "        state, tail = jax.checkpoint(block)(zero, rest)\n    flat"),
+           "    state, other = (blocks if reverse else rest)(state)",
+           "    zero = jax.tree.map(jnp.zeros_like, state)\n"
+           "    state, other = (blocks if reverse else rest)(zero)"),
     Mutant("everything remembered", SCAN, "    if checkpoint_every is None:\n",
            "    if True:\n"),
 ]  # fmt: skip
@@ -188,27 +195,48 @@ DERIVATIVE = [
     Mutant("tangent of the weight lost", ADJOINT, "    if d_weight is None:\n",
            "    if d_beside is not None:\n"),
     Mutant("tangent of the first state lost", ADJOINT,
-           "[_filled(s, d) for s, d in", "[_filled(s, None) for s, d in"),
+           "[filled(s, d) for s, d in", "[filled(s, None) for s, d in"),
     Mutant("tangent of a new beginning lost", ADJOINT,
-           "    plan = _plan(",
+           "    d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])",
            "    d_initial = [None] * len(initial)\n"
-           "    d_at = d_at._replace(initial=d_initial)\n"
-           "    plan = _plan("),
+           "    d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])"),
     Mutant("tangents of what is fixed lost", ADJOINT,
-           "    plan = _plan(",
-           "    d_fixed = [None] * len(fixed)\n"
-           "    d_at = d_at._replace(fixed=d_fixed)\n"
-           "    plan = _plan("),
+           "return kept(d_fixed, of_fixed), kept(d_given, of_given)",
+           "return [None] * len(d_fixed), kept(d_given, of_given)"),
     Mutant("tangents in the order of time", ADJOINT,
-           "body, d_state, moments, length=len(xs[0]), reverse=reverse",
-           "body, d_state, moments, length=len(xs[0]), reverse=False"),
+           "lax.scan(body, dots.state, moments, length=length, reverse=reverse)",
+           "lax.scan(body, dots.state, moments, length=length)"),
     Mutant("remembers the state after", ADJOINT,
            "keep(state, anatomy.activations", "keep(after, anatomy.activations"),
     Mutant("everything remembered by the fast engine", ADJOINT,
            "    if checkpoint_every is None:\n", "    if True:\n"),
 ]  # fmt: skip
 
-MUTANTS = [*CELL, *STEPS, *LOOP, *DERIVATIVE]
+LEAN, FIRST = "adjoint/lean", "adjoint/weights_first"
+
+# Its other modes.
+MODES = [
+    Mutant("activations of another step", ADJOINT,
+           "activations = every(plan.rebuild, [])",
+           "activations = [a[::-1] for a in every(plan.rebuild, [])]", LEAN),
+    Mutant("activations that begin nowhere anew", ADJOINT,
+           "        sides = Beside(happens, resets, activations, [None] * len(turned))",
+           "        none = None if resets is None else resets & False\n"
+           "        sides = Beside(happens, none, activations, [None] * len(turned))",
+           LEAN),
+    Mutant("blocks in the order of time", ADJOINT,
+           'block, d_state, moments, every="sqrt", reverse=reverse',
+           'block, d_state, moments, every="sqrt", reverse=False', LEAN),
+    Mutant("the way back by the same weights", WEIGHTS_FIRST,
+           "return product(ct, w_turned, w), None, None",
+           "return product(ct, w_turned, 2 * w), None, None", FIRST),
+    Mutant("the rows in another order", WEIGHTS_FIRST,
+           "columns = lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)",
+           "columns = lax.optimization_barrier(x.reshape(-1, x.shape[-1])[::-1].T)",
+           FIRST),
+]  # fmt: skip
+
+MUTANTS = [*CELL, *STEPS, *LOOP, *DERIVATIVE, *MODES]
 UNMUTATED = Mutant("none", LSTM, "", "")
 
 

@@ -4,6 +4,7 @@ What an engine serves is held to the oracle elsewhere: the laws of `test_registr
 the cases of `test_lstm_oracle` run on all of them.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,8 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same
-from jaxlstm.engines import anatomy
+from jaxlstm.engines import adjoint, anatomy, weights_first
+from jaxlstm.engines.planning import ENGINES
 from registry import (
     CELLS,
     FEATURES,
@@ -59,8 +61,10 @@ def gradients(cell, engine: str, data, cotangents, key=None):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("row", "wrapper"), PAIRS, ids=NAMES)
-def test_adjoint_is_the_reference(row: CellRow, wrapper, x64):
-    """Masks with holes, NaN in them, resets, in reverse; with noise where there is."""
+def test_adjoint_is_the_reference(row: CellRow, wrapper, x64, monkeypatch):
+    """Masks with holes, NaN in them, resets, in reverse; with noise where there is. In
+    the mode that is chosen, and in the one that differs from it in everything.
+    """
     rng = np.random.default_rng(8)
     cell = wrapper.wrap(row.make(), row)
     data = draw(rng, row, cell, EVERYTHING)
@@ -69,10 +73,14 @@ def test_adjoint_is_the_reference(row: CellRow, wrapper, x64):
         lambda: jl.unroll(cell, *data.inputs, **data.steps, emit=jl.emit.trace),
     )
     key = jax.random.key(3) if wrapper.noisy else None
-    got, wanted = (
-        gradients(cell, engine, data, cotangents, key) for engine in ("adjoint", "scan")
+    every = {"residuals": "states", "first": "weights"}
+    monkeypatch.setitem(ENGINES, "other", functools.partial(adjoint.run, **every))
+    wanted, *answers = (
+        gradients(cell, engine, data, cotangents, key)
+        for engine in ("scan", "adjoint", "other")
     )
-    assert_same(got, wanted)
+    for got in answers:
+        assert_same(got, wanted)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -372,3 +380,78 @@ def test_odd_steps(step, x64):
         )
 
     assert_same(derivatives("adjoint"), derivatives("scan"))
+
+
+# -- the product with the weights first ------------------------------------------------
+
+
+def both_products(seed=0):
+    """The product, an ordinary one, and arrays for both."""
+    keys = jax.random.split(jax.random.key(seed), 2)
+    x, w = jax.random.normal(keys[0], (2, 3, 5)), jax.random.normal(keys[1], (5, 7))
+
+    def first(x, w):
+        return weights_first.product(x, w, weights_first.turned(w))
+
+    return first, jnp.matmul, (x, w)
+
+
+TRANSFORMS = {
+    "itself": lambda f: f,
+    "gradient": lambda f: jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1)),
+    "jacobian": lambda f: jax.jacfwd(f, (0, 1)),
+    "hessian": lambda f: jax.hessian(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1)),
+    "of many rows": lambda f: jax.vmap(f, (0, None)),
+    "of many rows, in the middle": lambda f: jax.vmap(f, (1, None), 1),
+    "of many weights": lambda f: (
+        lambda x, w: jax.vmap(f, (None, 0))(x, jnp.stack([w, 2 * w]))
+    ),
+    "of many of both": lambda f: (
+        lambda x, w: jax.vmap(f, (1, 2))(x, jnp.stack([w, w, 2 * w], axis=2))
+    ),
+    "gradients of many": lambda f: jax.vmap(
+        jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1)), (0, None)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_weights_first_is_a_product(name, x64):
+    first, ordinary, arrays = both_products()
+    transform = TRANSFORMS[name]
+    wanted = transform(ordinary)(*arrays)
+    assert_same(transform(first)(*arrays), wanted)
+    assert_same(jax.jit(transform(first))(*arrays), wanted)
+
+
+def test_weights_first_over_devices(x64):
+    """Rows here and there, the gradients of the weights summed up."""
+    first, ordinary, (x, w) = both_products()
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, everywhere = jax.P("rows"), jax.P()
+
+    def total(f):
+        return lambda x, w: jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1))(x, w)
+
+    split = jax.shard_map(
+        total(first), mesh=mesh, in_specs=(rows, everywhere),
+        out_specs=(rows, everywhere),
+    )  # fmt: skip
+    assert_same(jax.jit(split)(x, w), total(ordinary)(x, w))
+
+
+def test_the_weights_come_first_where_they_are_large_and_the_rows_are_few():
+    cell = jl.lstm()
+
+    def how(rows, units, engine=None):
+        init = functools.partial(cell.init, input_size=2, hidden_size=units)
+        params = jax.eval_shape(init, jax.random.key(0))
+        params = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), params)
+        return jl.explain(cell, params, jnp.zeros((3, rows, 2)), engine=engine).how
+
+    assert how(16, 512).endswith("products with the weights first")
+    for rows, units in [(16, 256), (1, 512), (256, 512)]:
+        assert how(rows, units).endswith("products with the rows first")
+    assert how(16, 512, "adjoint/rows_first").endswith("rows first")
+    assert how(16, 8, "adjoint/weights_first").endswith("weights first")
+    assert how(16, 8, "scan") == "remembers what automatic differentiation needs"

@@ -1,5 +1,4 @@
 from . import cells as cells
-from . import engines as engines
 from . import initializers as initializers
 from . import lab as lab
 from . import layers as layers
@@ -40,6 +39,7 @@ from .layers import serial as serial
 from .layers import stack as stack
 from .sequences import resets_from_segments as resets_from_segments
 from .unrolling import Explanation as Explanation
+from .unrolling import estimate_memory as estimate_memory
 from .unrolling import explain as explain
 from .unrolling import unroll as unroll
 from .version import __version__ as __version__

@@ -1,12 +1,13 @@
-"""The front door to a whole sequence: `unroll`, and `explain`, which says how.
+"""The front door to a whole sequence: `unroll`, and what it would do.
 
 One door, many engines, one signature. An engine that cannot serve refuses with
 `NotImplementedError` and a sentence; the door tries the next one.
 """
 
 import functools
+import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -14,41 +15,15 @@ from jax.typing import ArrayLike
 
 from jaxlstm import arguments, sequences
 from jaxlstm.cells import emit as emits
-from jaxlstm.cells.base import Cell, Each, Params, State
+from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import adjoint, scan
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key
+from jaxlstm.engines import planning
+from jaxlstm.engines.planning import DEFAULT, ENGINES, Options
+from jaxlstm.memory import Memory
+from jaxlstm.shapes import Key
 
-
-class Engine(Protocol):
-    """Carries a state through the steps of a sequence.
-
-    It may compute what it likes at the steps that do not happen, as long as the state
-    passes them untouched: the door silences what is emitted there.
-
-    Errors: `NotImplementedError` with a sentence where it cannot serve.
-    """
-
-    def __call__(
-        self,
-        cell: Cell,
-        params: Params,
-        xs: Features,
-        each: Each,
-        state: State,
-        steps: Steps,
-        *,
-        reverse: bool,
-        emit: Emit,
-        checkpoint_every: int | Literal["sqrt"] | None,
-    ) -> tuple[State, Any]:
-        """The state after the last step, and what was emitted at each."""
-        ...
-
-
-# In the order in which they are tried.
-ENGINES: dict[str, Engine] = {"adjoint": adjoint.run, "scan": scan.run}
+# A number of steps, √T, everything (None), or as many bytes as "2 GB".
+Every = int | str | None
 
 
 def unroll(
@@ -63,7 +38,7 @@ def unroll(
     reverse: bool = False,
     emit: Emit = emits.hidden,
     key: Key | None = None,
-    checkpoint_every: int | Literal["sqrt"] | None = None,
+    checkpoint_every: Every = None,
     engine: str | Sequence[str] | None = None,
 ) -> tuple[State, Any]:
     """Run a cell over a sequence: the loop
@@ -93,11 +68,15 @@ def unroll(
         key: noise for stochastic cells; no key, no noise, and the same key, the same
             noise.
         checkpoint_every: remember every k-th state and compute the rest again on the
-            way back; `"sqrt"` chooses k = √T. For what does not fit into memory.
+            way back, with a k near it that divides T if there is one; `"sqrt"` chooses
+            k = √T, and a size such as `"2 GB"` what is fastest among all that keep the
+            gradient within it, besides its arguments and results.
         engine: None for the first that accepts, a name, or several names to try:
             `"adjoint"`, whose gradients take each weight in one product over all
             steps, or `"scan"`, the reference, whose single steps have the bits of the
-            whole sequence.
+            whole sequence. `"adjoint/lean"` remembers states only, a quarter of the
+            memory; `"adjoint/rows_first"` and `"adjoint/weights_first"` fix how the
+            recurrent products are taken, which `"adjoint"` chooses by their size.
 
     Returns: `(state, emitted)`, the carry first as in `lax.scan`.
 
@@ -116,12 +95,14 @@ def unroll(
     key = sequences.as_key("unroll", key)
     refusals: dict[str, NotImplementedError] = {}
     with sequences.speaking("unroll"):
-        names, options = _names(engine), _options(reverse, emit, checkpoint_every)
+        names = _names(engine)
+        options = _options(reverse, emit, checkpoint_every)
         found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
         for name in names:
             try:
                 with arguments.in_words(cell, found):
-                    return _run(ENGINES[name], cell, options, *found, key)
+                    mode, chosen = planning.fitted(name, cell, options, found, key)
+                    return planning.run(ENGINES[mode], cell, chosen, *found, key)
             except NotImplementedError as refusal:
                 refusals[name] = refusal
     raise _all_refused(refusals)
@@ -132,17 +113,20 @@ class Explanation(NamedTuple):
 
     engine    the engine that serves, None if none does
     reasons   a sentence for each engine that was asked or would be
+    how       what that engine remembers for the way back, and how it multiplies
     """
 
     engine: str | None
     reasons: dict[str, str]
+    how: str = ""
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.reasons)
-        return "\n".join(
+        lines = [
             f"{'->' if name == self.engine else '  '} {name:{width}}  {reason}"
             for name, reason in self.reasons.items()
-        )
+        ]
+        return "\n".join([*lines, *([f"{self.engine} {self.how}"] if self.how else [])])
 
 
 def explain(
@@ -157,7 +141,7 @@ def explain(
     reverse: bool = False,
     emit: Emit = emits.hidden,
     key: Key | None = None,
-    checkpoint_every: int | Literal["sqrt"] | None = None,
+    checkpoint_every: Every = None,
     engine: str | Sequence[str] | None = None,
 ) -> Explanation:
     """Which engine `unroll` would take for the same arguments; nothing is unrolled.
@@ -168,14 +152,17 @@ def explain(
     >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3))))
     -> adjoint  serves
        scan     would serve, but adjoint comes first
+    adjoint remembers activations and states; products with the rows first
     """
     key = sequences.as_key("explain", key)
-    chosen, reasons = None, {}
+    chosen, how, reasons = None, "", {}
     with sequences.speaking("explain"):
-        asked, options = _names(engine), _options(reverse, emit, checkpoint_every)
+        asked = _names(engine)
+        options = _options(reverse, emit, checkpoint_every)
         found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
-        for name in [*asked, *(name for name in ENGINES if name not in asked)]:
-            run = functools.partial(_run, ENGINES[name], cell, options)
+        free = options._replace(checkpoint_every=None)
+        for name in dict.fromkeys([*asked, *DEFAULT]):
+            run = functools.partial(planning.run, ENGINES[name], cell, free)
             try:
                 with arguments.in_words(cell, found):
                     jax.eval_shape(run, *found, key)
@@ -186,57 +173,67 @@ def explain(
                 reasons[name] = "would serve, but was not asked for"
             elif chosen is None:
                 chosen, reasons[name] = name, "serves"
+                mode, options = planning.fitted(name, cell, options, found, key)
+                how = planning.described(mode, cell, options, found, key)
             else:
                 reasons[name] = f"would serve, but {chosen} comes first"
-    return Explanation(chosen, reasons)
+    return Explanation(chosen, reasons, how)
 
 
-class _Options(NamedTuple):
-    """What a program is compiled for, besides the cell and the shapes."""
-
-    reverse: bool
-    emit: Emit
-    checkpoint_every: int | Literal["sqrt"] | None
-
-
-@functools.partial(jax.jit, static_argnames=("engine", "cell", "options"))
-def _run(
-    engine: Engine,
+def estimate_memory(
     cell: Cell,
-    options: _Options,
     params: Params,
-    xs: Features,
-    state: State,
-    steps: Steps,
-    key: Key | None,
-) -> tuple[State, Any]:
-    """What every engine shares: padding goes in as zeros and comes out as zeros."""
-    xs, each = sequences.silence(xs, steps), None
-    if cell.prepare is not None:
-        params, each = cell.prepare(params, xs, key=key)
-    state, emitted = engine(
-        cell,
-        params,
-        xs,
-        each,
-        state,
-        steps,
-        reverse=options.reverse,
-        emit=options.emit,
-        checkpoint_every=options.checkpoint_every,
-    )
-    emitted = sequences.settle(emitted, steps)
-    if steps.lost is not None:
-        state = sequences.poison(state, steps.lost)
-    return state, emitted
+    xs: ArrayLike,
+    state: State | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    reverse: bool = False,
+    emit: Emit = emits.hidden,
+    key: Key | None = None,
+    checkpoint_every: Every = None,
+    engine: str | Sequence[str] | None = None,
+) -> Memory:
+    """Bytes that `unroll` and its gradient take, for the same arguments; nothing is
+    computed or compiled.
+
+    The program is that of the state and of all that is emitted, and of their gradients
+    for params, xs and state. Arguments may be arrays or, as nothing is computed,
+    `jax.ShapeDtypeStruct`. For long sequences this is within 15 % of XLA's own
+    analysis; where noise is drawn, or where blocks leave a rest, XLA may take up to a
+    third more.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> cell = jl.lstm()
+    >>> params = cell.init(jax.random.key(0), input_size=64, hidden_size=256)
+    >>> xs = jax.ShapeDtypeStruct((100_000, 8, 64), jnp.float32)
+    >>> print(jl.estimate_memory(cell, params, xs))
+    10.9 GB: arguments 1.03 GB, results 1.03 GB, temporaries 8.81 GB
+    >>> print(jl.estimate_memory(cell, params, xs, checkpoint_every="sqrt"))
+    2.08 GB: arguments 1.03 GB, results 1.03 GB, temporaries 33.2 MB
+    """
+    key = sequences.as_key("estimate_memory", key)
+    with sequences.speaking("estimate_memory"):
+        names = _names(engine)
+        options = _options(reverse, emit, checkpoint_every)
+        inputs = (params, xs, state, lengths, mask, resets)
+        found = jax.eval_shape(functools.partial(arguments.arrays, cell), *inputs)
+        refusals: dict[str, NotImplementedError] = {}
+        for name in names:
+            try:
+                mode, chosen = planning.fitted(name, cell, options, found, key)
+                engine_ = ENGINES[mode]
+                return planning.gradient_memory(engine_, cell, chosen, found, key)
+            except NotImplementedError as refusal:
+                refusals[name] = refusal
+    raise _all_refused(refusals)
 
 
 # -- everything that a caller can get wrong, found before an engine is entered ---
 
 
-def _options(
-    reverse: bool, emit: Emit, checkpoint_every: int | Literal["sqrt"] | None
-) -> _Options:
+def _options(reverse: bool, emit: Emit, checkpoint_every: Every) -> Options:
     if not isinstance(reverse, bool | np.bool_):
         raise ValueError(f"reverse is {reverse!r}; True or False is needed.")
     if not callable(emit):
@@ -245,25 +242,38 @@ def _options(
             "such as jl.emit.hidden, states, trace or nothing."
         )
     arguments.check_hashable("emit", emit)
-    return _Options(bool(reverse), emit, _block(checkpoint_every))
+    if isinstance(checkpoint_every, str) and checkpoint_every != "sqrt":
+        return Options(bool(reverse), emit, None, _bytes(checkpoint_every))
+    return Options(bool(reverse), emit, _block(checkpoint_every))
 
 
-def _block(
-    checkpoint_every: int | Literal["sqrt"] | None,
-) -> int | Literal["sqrt"] | None:
-    if checkpoint_every is None or checkpoint_every == "sqrt":
-        return checkpoint_every
-    whole = isinstance(checkpoint_every, int | np.integer)
-    if not whole or isinstance(checkpoint_every, bool) or checkpoint_every < 1:
+def _block(every: Any) -> int | Literal["sqrt"] | None:
+    if every is None or every == "sqrt":
+        return every
+    if not isinstance(every, int | np.integer) or isinstance(every, bool) or every < 1:
         raise ValueError(
-            f"checkpoint_every is {checkpoint_every!r}; a number of steps from "
-            '1, "sqrt" or None is needed.'
+            f"checkpoint_every is {every!r}; a number of steps from 1, "
+            '"sqrt", a size such as "2 GB", or None is needed.'
         )
-    return int(checkpoint_every)
+    return int(every)
+
+
+UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+UNITS |= {"KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+
+
+def _bytes(text: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]+)\s*", text)
+    if found is None or found[2] not in UNITS:
+        raise ValueError(
+            f'checkpoint_every is {text!r}; a number of steps from 1, "sqrt", a size '
+            f'such as "2 GB" (in {", ".join(UNITS)}), or None is needed.'
+        )
+    return float(found[1]) * UNITS[found[2]]
 
 
 def _names(engine: str | Sequence[str] | None) -> tuple[str, ...]:
-    names = tuple(ENGINES) if engine is None else engine
+    names = DEFAULT if engine is None else engine
     if isinstance(names, str) or not isinstance(names, Sequence):
         names = (names,)
     if not names:

@@ -36,20 +36,17 @@ https://doi.org/10.1109/5.58337
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
-from jax.core import eval_jaxpr
-from jax.custom_derivatives import SymbolicZero
-from jax.interpreters import partial_eval
 
 from jaxlstm.cells.base import Cell, Each, Params, State, project
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import anatomy
+from jaxlstm.engines import anatomy, weights_first
 from jaxlstm.engines.anatomy import Anatomy, Environment, Site
 from jaxlstm.engines.loops import (
     Moments,
@@ -59,10 +56,12 @@ from jaxlstm.engines.loops import (
     in_blocks,
     typed_like,
 )
+from jaxlstm.engines.tangents import Leaves, filled, jvp, kept, one, or_none, trimmed
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Happens, is_explicit
 
-Leaves = list[Any]
+Residuals = Literal["activations", "states"]
+Operand = Literal["rows", "weights"]
 
 
 class Moment(NamedTuple):
@@ -83,11 +82,36 @@ class Moment(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What has no tangent of its own: when the step happens, and its activations."""
+    """What has no tangent of its own.
+
+    happens       whether the step happens
+    resets        whether it begins anew
+    activations   those of the step, or none, to compute them
+    turned        for each site its weight, turned, or None to multiply rows first
+    """
 
     happens: Happens | None
     resets: Happens | None
     activations: Leaves
+    turned: Leaves
+
+
+class Mode(NamedTuple):
+    """How the derivative is computed: the same numbers in other time and memory.
+
+    residuals   what the way forward leaves for the way back: the states, and either
+                the activations or nothing, and they are computed again
+    first       what the recurrent products take for their left operand, by site
+    """
+
+    residuals: Residuals
+    first: tuple[Operand, ...]
+
+    def __str__(self) -> str:
+        left = " and ".join(dict.fromkeys(self.first))
+        kept = {"activations": "activations and states", "states": "states only"}
+        products = f"; products with the {left} first" if left else ""
+        return f"remembers {kept[self.residuals]}{products}"
 
 
 def run(
@@ -101,14 +125,60 @@ def run(
     reverse: bool,
     emit: Emit,
     checkpoint_every: int | Literal["sqrt"] | None,
+    residuals: Residuals = "activations",
+    first: Operand | None = None,
 ) -> tuple[State, Any]:
     """As the reference does, with the derivative told above.
+
+    Arguments:
+        residuals: what is remembered: the activations too, or the states only, of
+            which the activations of a block of √T steps are then one batched product.
+        first: the left operand of the recurrent products; None for what is faster.
 
     Errors: `NotImplementedError` for a step with side effects, one that has a reverse
     mode of its own only, and a state that is not of floating point numbers.
     """
-    initial = cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)
     moments = (xs, each, steps.happens, steps.resets)
+    parts, tree, initial, state = _apart(cell, params, moments, state, emit)
+    how = _mode(parts, residuals, first)
+    fixed = anatomy.fixed(parts, params)
+
+    def block(state: State, moments: Moments) -> tuple[State, Any]:
+        *x, happens, resets = moments
+        leaves = map(jax.tree.leaves, (x, initial, state))
+        recurrence = recurrent(parts, how, reverse=reverse)
+        return jax.tree.unflatten(tree, recurrence(fixed, *leaves, happens, resets))
+
+    if checkpoint_every is None:
+        return block(state, moments)
+    return in_blocks(block, state, moments, every=checkpoint_every, reverse=reverse)
+
+
+def mode(
+    cell: Cell,
+    params: Params,
+    xs: Features,
+    each: Each,
+    state: State,
+    steps: Steps,
+    *,
+    emit: Emit,
+    residuals: Residuals = "activations",
+    first: Operand | None = None,
+) -> Mode:
+    """How `run` would do it."""
+    moments = (xs, each, steps.happens, steps.resets)
+    return _mode(_apart(cell, params, moments, state, emit)[0], residuals, first)
+
+
+def _apart(
+    cell: Cell, params: Params, moments: Moments, state: State, emit: Emit
+) -> tuple[Anatomy, Any, State, State]:
+    """The step taken apart; what it returns, as a tree; the initial state and the given
+    one, of one type.
+    """
+    xs = moments[0]
+    initial = cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)
 
     def step(params: Params, state: State, x: tuple[Features, Each]) -> Any:
         after, gates = cell.step(params, state, project(cell, params, *x))
@@ -125,17 +195,22 @@ def run(
     parts = anatomy.take_apart(step, params, state, x)
     _check(parts, xs, state)
     tree = jax.tree.structure(jax.eval_shape(step, params, state, x))
-    fixed = anatomy.fixed(parts, params)
+    return parts, tree, initial, state
 
-    def block(state: State, moments: Moments) -> tuple[State, Any]:
-        *x, happens, resets = moments
-        leaves = map(jax.tree.leaves, (x, initial, state))
-        recurrence = recurrent(parts, reverse=reverse)
-        return jax.tree.unflatten(tree, recurrence(fixed, *leaves, happens, resets))
 
-    if checkpoint_every is None:
-        return block(state, moments)
-    return in_blocks(block, state, moments, every=checkpoint_every, reverse=reverse)
+def _mode(parts: Anatomy, residuals: Residuals, first: Operand | None) -> Mode:
+    """The mode asked for, the left operand of each site by what is faster."""
+
+    def of(site: Site) -> Operand:
+        x: Any = site.operand.aval
+        w: Any = site.weight.aval
+        if not anatomy.is_plain(site) or is_explicit(w.sharding):
+            return "rows"
+        faster = weights_first.wins(math.prod(x.shape[:-1]), w)
+        faster_one: Operand = "weights" if faster else "rows"
+        return first or faster_one
+
+    return Mode(residuals, tuple(map(of, parts.sites)))
 
 
 def _check(parts: Anatomy, xs: Features, state: State) -> None:
@@ -163,31 +238,31 @@ def advance(
     values = dict(zip(parts.fixed, at.fixed, strict=True))
     values |= dict(zip(parts.given, at.given, strict=True))
     values |= dict(zip(parts.arguments[1], before, strict=True))
-    values = anatomy.past(parts, values, at.taps, beside.activations)
+    values = anatomy.past(parts, values, at.taps, beside.activations, beside.turned)
     results = [anatomy.value(values, atom) for atom in parts.outputs]
     after, emitted = results[: len(before)], results[len(before) :]
     return ended(after, at.state, beside.happens), emitted, values
 
 
-def recurrent(parts: Anatomy, *, reverse: bool) -> Callable[..., Leaves]:
+def recurrent(parts: Anatomy, mode: Mode, *, reverse: bool) -> Callable[..., Leaves]:
     """The loop: `(fixed, xs, initial, state, happens, resets) -> state and emitted`."""
 
     @jax.custom_jvp
     def run(*arguments: Any) -> Leaves:
-        state, (emitted, _) = forward(parts, *arguments, reverse=reverse)
+        state, (emitted, _) = forward(parts, mode, *arguments, reverse=reverse)
         return [*state, *emitted]
 
     @functools.partial(run.defjvp, symbolic_zeros=True)
-    def rule(primals: Any, tangents: Any) -> tuple[Leaves, Leaves]:
-        return tangent(
-            parts, primals, jax.tree.map(_or_none, tangents), reverse=reverse
-        )
+    def rule(primals: Any, dots: Any) -> tuple[Leaves, Leaves]:
+        dots = jax.tree.map(or_none, dots)
+        return tangent(parts, mode, primals, dots, reverse=reverse)
 
     return run
 
 
 def forward(
     parts: Anatomy,
+    mode: Mode,
     fixed: Leaves,
     xs: Leaves,
     initial: Leaves,
@@ -201,64 +276,112 @@ def forward(
     """The last state; all that is emitted; what is kept of the states before the steps
     and of their activations.
     """
+    turned = _turned(parts, mode, fixed)
 
     def body(state: Leaves, moment: Any) -> tuple[Leaves, Any]:
         x, happens, resets = moment
         at = Moment(fixed, anatomy.given(parts, fixed, x), initial, state, [])
-        after, emitted, values = advance(parts, at, Beside(happens, resets, []))
+        after, emitted, values = advance(parts, at, Beside(happens, resets, [], turned))
         return after, (emitted, keep(state, anatomy.activations(parts, values)))
 
     return lax.scan(body, state, (xs, happens, resets), reverse=reverse)
 
 
+def _turned(parts: Anatomy, mode: Mode, fixed: Leaves) -> Leaves:
+    """The weights that multiply from the left, turned, before the loop."""
+    values = dict(zip(parts.fixed, fixed, strict=True))
+    return [
+        weights_first.turned(values[site.weight]) if first == "weights" else None
+        for site, first in zip(parts.sites, mode.first, strict=True)
+    ]
+
+
 def tangent(
-    parts: Anatomy, primals: Any, dots: Any, *, reverse: bool
+    parts: Anatomy, mode: Mode, primals: Any, dots: Any, *, reverse: bool
 ) -> tuple[Leaves, Leaves]:
     """The results of the loop and their tangents; of the dots, None is zero."""
     fixed, xs, initial, state, happens, resets = primals
     d_fixed, d_xs, d_initial, d_state, *_ = dots
-    given_of = jax.vmap(functools.partial(anatomy.given, parts), in_axes=(None, 0))
-    given, d_given = _jvp(given_of, (fixed, xs), (d_fixed, d_xs))
-    dot_of = dict(zip(parts.fixed + parts.given, [*d_fixed, *d_given], strict=True))
-    by_tap = {v for site in parts.sites for v in (site.weight, site.beside)}
-    d_fixed, d_given = (
-        [None if v in by_tap else dot_of[v] for v in variables]
-        for variables in (parts.fixed, parts.given)
-    )
-    d_state = [_filled(s, d) for s, d in zip(state, d_state, strict=True)]
-
-    at = Moment(fixed, _one(given), initial, state, [])
-    d_at = Moment(d_fixed, _one(d_given), d_initial, d_state, [])
-    plan = _plan(parts, at, Beside(_one(happens), _one(resets), []), d_at, dot_of)
+    d_state = [filled(s, d) for s, d in zip(state, d_state, strict=True)]
+    steps = Moment(fixed, xs, initial, state, [])
+    d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])
+    beside = Beside(happens, resets, [], _turned(parts, mode, fixed))
+    plan = _plan(parts, mode, steps, beside, d_steps)
     after, (emitted, (states, activations)) = forward(
-        parts, *primals, reverse=reverse, keep=plan.keep
+        parts, mode, *primals, reverse=reverse, keep=plan.keep
     )
-    beside = Beside(happens, resets, activations)
 
-    def operands(given: Leaves, state: Leaves, beside: Beside) -> Leaves:
-        return plan.operands(Moment(fixed, given, initial, state, []), beside)
+    def block(d_state: Leaves, moments: Any) -> tuple[Leaves, Leaves]:
+        xs, states, happens, resets, activations, d_xs = moments
+        along = steps._replace(given=xs, state=states)
+        dots = d_steps._replace(given=d_xs, state=d_state)
+        sides = Beside(happens, resets, activations, beside.turned)
+        return _along(parts, plan, along, sides, dots, reverse=reverse)
 
+    moments = (xs, states, happens, resets, activations, d_xs)
+    if mode.residuals == "activations":
+        d_after, d_emitted = block(d_state, moments)
+    else:
+        d_after, d_emitted = in_blocks(
+            block, d_state, moments, every="sqrt", reverse=reverse
+        )
+    d_emitted = [filled(e, d) for e, d in zip(emitted, d_emitted, strict=True)]
+    return [*after, *emitted], [*d_after, *d_emitted]
+
+
+def _along(
+    parts: Anatomy,
+    plan: "_Plan",
+    steps: Moment,
+    beside: Beside,
+    dots: Moment,
+    *,
+    reverse: bool,
+) -> tuple[Leaves, Leaves]:
+    """The tangents of the last state and of what is emitted.
+
+    Of `steps` and `beside`, what changes from step to step has a leading axis [T], and
+    in the place of what is given stands the input that it follows from.
+    """
+    given_of = jax.vmap(functools.partial(anatomy.given, parts), in_axes=(None, 0))
+    inputs = (steps.fixed, steps.given), (dots.fixed, dots.given)
+    given, d_given = jvp(given_of, *inputs)
+    dot_of = _dot_of(parts, dots.fixed, d_given)
+    d_fixed, d_given = plan.untapped(dots.fixed, d_given)
+    happens, resets, activations, turned = beside
+
+    def every(function: Callable[..., Leaves], activations: Leaves) -> Leaves:
+        """Of all steps at once, rows first: they are many."""
+
+        def at(given: Leaves, state: Leaves, beside: Beside) -> Leaves:
+            return function(steps._replace(given=given, state=state), beside)
+
+        sides = Beside(happens, resets, activations, [None] * len(turned))
+        return jax.vmap(at)(given, steps.state, sides)
+
+    if plan.rebuild is not None:
+        activations = every(plan.rebuild, [])
     omegas = [None] * len(parts.sites)
     if plan.moves:
-        factors = jax.vmap(operands)(given, states, beside)
-        pairs = zip(parts.sites, factors, strict=True)
+        pairs = zip(parts.sites, every(plan.operands, activations), strict=True)
         omegas = [_omega(site, factor, dot_of) for site, factor in pairs]
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # remember what it reads only
     def body(d_state: Leaves, moment: Any) -> tuple[Leaves, Leaves]:
-        given, state, beside, d_given, omegas = moment
-        at = Moment(fixed, given, initial, state, [])
-        return plan.linear(
-            at, beside, Moment(d_fixed, d_given, d_initial, d_state, omegas)
-        )
+        given, state, happens, resets, activations, d_given, omegas = moment
+        at = steps._replace(given=given, state=state)
+        d_at = Moment(d_fixed, d_given, dots.initial, d_state, omegas)
+        return plan.linear(at, Beside(happens, resets, activations, turned), d_at)
 
-    given = _kept(given, zip(plan.given_needs, strict=True))
-    moments = (given, states, beside, d_given, omegas)
-    d_after, d_emitted = lax.scan(
-        body, d_state, moments, length=len(xs[0]), reverse=reverse
-    )
-    d_emitted = [_filled(e, d) for e, d in zip(emitted, d_emitted, strict=True)]
-    return [*after, *emitted], [*d_after, *d_emitted]
+    read = kept(given, zip(plan.given_needs, strict=True))
+    moments = (read, steps.state, happens, resets, activations, d_given, omegas)
+    length = len(jax.tree.leaves(steps.given)[0])
+    return lax.scan(body, dots.state, moments, length=length, reverse=reverse)
+
+
+def _dot_of(parts: Anatomy, d_fixed: Leaves, d_given: Leaves) -> dict[Any, Any]:
+    """The tangent of each variable that is fixed or given, None for zero."""
+    return dict(zip(parts.fixed + parts.given, [*d_fixed, *d_given], strict=True))
 
 
 class _Plan(NamedTuple):
@@ -266,44 +389,78 @@ class _Plan(NamedTuple):
 
     linear        `(at, beside, dots) -> ṡ_t and the tangents of what is emitted`
     operands      `(at, beside) -> what the weights multiply`
-    keep          of the state and the activations, what the two of them read
+    rebuild       `(at, beside) -> activations`, None where they are remembered
+    keep          of the state and the activations, what these read
+    untapped      of the tangents of what is fixed and given, those that enter the loop
+                  elsewhere than at a tap
     given_needs   which of what is given `linear` reads
     moves         whether anything has a tangent that enters at a tap
     """
 
     linear: Callable[..., tuple[Leaves, Leaves]]
     operands: Callable[..., Leaves]
+    rebuild: Callable[..., Leaves] | None
     keep: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
+    untapped: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
     given_needs: list[bool]
     moves: bool
 
 
 def _plan(
-    parts: Anatomy, at: Moment, beside: Beside, d_at: Moment, dot_of: dict[Any, Any]
+    parts: Anatomy, mode: Mode, steps: Moment, beside: Beside, dots: Moment
 ) -> _Plan:
-    """The plan for one step of these types."""
-    activations, taps = jax.eval_shape(functools.partial(_shapes, parts), at, beside)
-    beside = beside._replace(activations=activations)
+    """The plan for one of the steps, of which what is given is yet to be computed."""
+    inputs = (steps.fixed, one(steps.given)), (dots.fixed, one(dots.given))
+    given, d_given = jax.eval_shape(
+        functools.partial(jvp, functools.partial(anatomy.given, parts)), *inputs
+    )
+    dot_of = _dot_of(parts, dots.fixed, d_given)
+    tapped = {v for site in parts.sites for v in (site.weight, site.beside)}
     moves = [
         any(dot_of.get(v) is not None for v in (site.weight, site.beside))
         for site in parts.sites
     ]
-    d_at = d_at._replace(taps=_kept(taps, zip(moves, strict=True)))
-    linear, *needs = _trimmed(functools.partial(_linear, parts), at, beside, d_at)
-    operands, *reads = _trimmed(functools.partial(_operands, parts), at, beside)
+
+    def untapped(d_fixed: Leaves, d_given: Leaves) -> tuple[Leaves, Leaves]:
+        of_fixed = zip((v not in tapped for v in parts.fixed), strict=True)
+        of_given = zip((v not in tapped for v in parts.given), strict=True)
+        return kept(d_fixed, of_fixed), kept(d_given, of_given)
+
+    at = steps._replace(given=given)
+    beside = beside._replace(happens=one(beside.happens), resets=one(beside.resets))
+    activations, taps = jax.eval_shape(functools.partial(_shapes, parts), at, beside)
+    d_fixed, d_given = untapped(dots.fixed, d_given)
+    taps = kept(taps, zip(moves, strict=True))
+    d_at = Moment(d_fixed, d_given, dots.initial, dots.state, taps)
+
+    told = beside._replace(activations=activations)
+    linear, *needs = trimmed(functools.partial(_linear, parts), at, told, d_at)
+    rows = told._replace(turned=[None] * len(parts.sites))
+    operands, *reads = trimmed(functools.partial(_operands, parts), at, rows)
+    rebuild, readers = None, [needs[0], reads[0]]
+    if mode.residuals == "states":
+        bare = rows._replace(activations=[])
+        rebuild, *asks = trimmed(functools.partial(_activations, parts), at, bare)
+        readers.append(asks[0])
 
     def keep(state: Leaves, activations: Leaves) -> tuple[Leaves, Leaves]:
-        of_state = zip(needs[0].state, reads[0].state, strict=True)
+        states = kept(state, zip(*(reader.state for reader in readers), strict=True))
+        if rebuild is not None:
+            return states, []
         of_others = zip(needs[1].activations, reads[1].activations, strict=True)
-        return _kept(state, of_state), _kept(activations, of_others)
+        return states, kept(activations, of_others)
 
-    return _Plan(linear, operands, keep, needs[0].given, any(moves))
+    return _Plan(linear, operands, rebuild, keep, untapped, needs[0].given, any(moves))
 
 
 def _shapes(parts: Anatomy, at: Moment, beside: Beside) -> tuple[Leaves, Leaves]:
     values = advance(parts, at, beside)[2]
     taps = [values[site.tap] for site in parts.sites]
     return anatomy.activations(parts, values), taps
+
+
+def _activations(parts: Anatomy, at: Moment, beside: Beside) -> Leaves:
+    return anatomy.activations(parts, advance(parts, at, beside)[2])
 
 
 def _operands(parts: Anatomy, at: Moment, beside: Beside) -> Leaves:
@@ -321,7 +478,7 @@ def _linear(
         return advance(parts, Moment(*at), beside)[:2]
 
     at = at._replace(taps=jax.tree.map(jnp.zeros_like, d_at.taps))
-    return _jvp(along, tuple(at), tuple(d_at))[1]
+    return jvp(along, tuple(at), tuple(d_at))[1]
 
 
 def _omega(site: Site, operands: Array, dot_of: dict[Any, Any]) -> Array | None:
@@ -331,76 +488,3 @@ def _omega(site: Site, operands: Array, dot_of: dict[Any, Any]) -> Array | None:
         return d_beside
     omega = jax.vmap(lambda x: anatomy.product(site, x, d_weight))(operands)
     return omega if d_beside is None else omega + d_beside
-
-
-# -- tangents that may be None, for zero ---------------------------------------------
-
-
-def _jvp(function: Callable[..., Any], primals: Any, dots: Any) -> tuple[Any, Any]:
-    """As `jax.jvp`; tangents of what is no floating point number come back as None."""
-    leaves, tree = jax.tree.flatten(primals)
-    flat = tree.flatten_up_to(dots)
-    moving = [n for n, dot in enumerate(flat) if dot is not None]
-
-    def along(*values: Array) -> Any:
-        every = list(leaves)
-        for n, value in zip(moving, values, strict=True):
-            every[n] = value
-        return function(*jax.tree.unflatten(tree, every))
-
-    if not moving:
-        results = along()
-        return results, jax.tree.map(lambda _: None, results)
-    results, dots = jax.jvp(
-        along, [leaves[n] for n in moving], [flat[n] for n in moving]
-    )
-    return results, jax.tree.map(_or_none, dots)
-
-
-def _or_none(dot: Any) -> Any:
-    """None for a tangent that is zero, or that nothing can have."""
-    zero = isinstance(dot, SymbolicZero) or dot.dtype == jax.dtypes.float0
-    return None if zero else dot
-
-
-def _filled(primal: Any, dot: Any) -> Any:
-    """The tangent, or the zero that None stands for."""
-    if dot is not None:
-        return dot
-    if jnp.issubdtype(primal.dtype, jnp.inexact):
-        return jnp.zeros_like(primal)
-    return np.zeros(primal.shape, jax.dtypes.float0)
-
-
-# -- what is needed, and nothing else -------------------------------------------------
-
-
-def _one(tree: Any) -> Any:
-    """The types of one step of leaves `[T, ...]`."""
-    return jax.eval_shape(any_moment, tree)
-
-
-def _kept(leaves: Leaves, needs: Any) -> Leaves:
-    """The leaves that somebody needs, None in place of the others."""
-    return [
-        leaf if any(need) else None for leaf, need in zip(leaves, needs, strict=True)
-    ]
-
-
-def _trimmed(function: Callable[..., Any], *example: Any) -> tuple[Any, ...]:
-    """The function without what its results do not need; for each argument, which of
-    its leaves are needed. The others may be None.
-    """
-    leaves, tree = jax.tree.flatten(example)
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*example)
-    every = [True] * len(closed.jaxpr.outvars)
-    jaxpr, needed = partial_eval.dce_jaxpr(closed.jaxpr, every)
-
-    def run(*arguments: Any) -> Any:
-        flat = zip(tree.flatten_up_to(arguments), needed, strict=True)
-        read = [leaf for leaf, need in flat if need]
-        results = eval_jaxpr(jaxpr, closed.consts, *read)
-        return jax.tree.unflatten(jax.tree.structure(shapes), results)
-
-    assert len(needed) == len(leaves)
-    return run, *jax.tree.unflatten(tree, needed)

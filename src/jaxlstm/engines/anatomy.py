@@ -20,6 +20,8 @@ from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, subjaxprs
 from jax.interpreters import partial_eval
 
+from jaxlstm.engines import weights_first
+
 Atom = Var | Literal
 Environment = dict[Var, Any]
 
@@ -182,6 +184,19 @@ def _sites(
         )
 
 
+def is_plain(site: Site) -> bool:
+    """Whether the product is `x W` of one dtype, x `[*b, K]` and W `[K, N]`."""
+    eqn = site.product
+    avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    return (
+        eqn.primitive is lax.dot_general_p
+        and eqn.invars[1] is site.weight
+        and len({aval.dtype for aval in avals}) == 1
+        and avals[1].ndim == 2
+        and eqn.params["dimension_numbers"] == (((avals[0].ndim - 1,), (0,)), ((), ()))
+    )
+
+
 def _is_inexact(variable: Var) -> bool:
     dtype = getattr(variable.aval, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
@@ -246,26 +261,39 @@ def past(
     environment: Environment,
     taps: Sequence[Array | None],
     activations: Sequence[Array],
+    turned: Sequence[Array | None],
 ) -> Environment:
     """All values of a step, from those that are constant, fixed, given and the state.
 
     Arguments:
         taps: what is added where the products enter, one for each site; or none.
         activations: those remembered, one for each of `recalled`; none to compute them.
+        turned: for each site its weight turned, to multiply with the weights first, or
+            None.
     """
     remembered = {
         id(e): y for e, y in zip(parts.recalled, activations, strict=bool(activations))
     }
     added = {site.tap: tap for site, tap in zip(parts.sites, taps, strict=bool(taps))}
+    turned_of = {
+        id(site.product): w for site, w in zip(parts.sites, turned, strict=True)
+    }
+
+    def multiplied(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
+        w_turned = turned_of.get(id(eqn))
+        if w_turned is None:
+            return bound(eqn, values)
+        x, w = values
+        return [weights_first.product(x, w, w_turned)]
 
     def instead(eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
         if id(eqn) in remembered:
             slope = SLOPES[eqn.primitive]
             return [recalled(slope, values[0], remembered[id(eqn)])]
         if added.get(eqn.outvars[0]) is not None:
-            (result,) = bound(eqn, values)
+            (result,) = multiplied(eqn, values)
             return [result + added[eqn.outvars[0]]]
-        return None
+        return multiplied(eqn, values) if id(eqn) in turned_of else None
 
     operations = [*parts.operations[CONSTANT], *parts.operations[PAST]]
     return evaluate(operations, environment, instead)

@@ -1,5 +1,6 @@
 """What the engines' loops have in common: their moments, their carry, their blocks."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from jaxlstm.sequences import select
 from jaxlstm.shapes import Features, Happens, is_explicit
 
 Moments = tuple[Features, Each, Happens | None, Happens | None]
-Block = Callable[[State, Moments], tuple[State, Any]]
+Block = Callable[[State, Any], tuple[State, Any]]
 
 
 def begun(
@@ -37,32 +38,53 @@ def ended(after: State, state: State, happens: Happens | None) -> State:
 def in_blocks(
     block: Block,
     state: State,
-    moments: Moments,
+    moments: Any,
     *,
     every: int | Literal["sqrt"],
     reverse: bool,
 ) -> tuple[State, Any]:
-    """`block` over k steps at a time, each computed again on the way back.
+    """`block` over k moments at a time, each computed again on the way back.
 
     The backward pass then remembers the T/k states between the blocks and, while it
     is in one of them, the k steps of that block.
     """
     length = len(jax.tree.leaves(moments)[0])
-    size = max(math.isqrt(length) if every == "sqrt" else every, 1)
+    size = block_size(length, every)
     whole = length // size * size
     many = jax.tree.map(
         lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), moments
     )
-    rest = jax.tree.map(lambda a: a[whole:], moments)
     again = jax.checkpoint(block, prevent_cse=False)  # a scan keeps them apart
-    if reverse:
-        state, tail = jax.checkpoint(block)(state, rest)
-        state, head = lax.scan(again, state, many, reverse=True)
+
+    def blocks(state: State) -> tuple[State, Any]:
+        state, emitted = lax.scan(again, state, many, reverse=reverse)
+        flat = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), emitted)
+        return state, flat
+
+    if whole == length:
+        return blocks(state)
+    rest = functools.partial(
+        jax.checkpoint(block), moments=jax.tree.map(lambda a: a[whole:], moments)
+    )
+    state, one = (rest if reverse else blocks)(state)
+    state, other = (blocks if reverse else rest)(state)
+    head, tail = (other, one) if reverse else (one, other)
+    return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), head, tail)
+
+
+def block_size(length: int, every: int | Literal["sqrt"]) -> int:
+    """The steps of a block: k or √T, or a divisor of T that is near it.
+
+    A rest costs a copy of the whole.
+    """
+    if every == "sqrt":
+        root = max(math.isqrt(length), 1)
+        sizes = sorted(range(1, 2 * root + 1), key=lambda size: abs(size - root))
     else:
-        state, head = lax.scan(again, state, many)
-        state, tail = jax.checkpoint(block)(state, rest)
-    flat = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), head)
-    return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), flat, tail)
+        root = min(every, max(length, 1))
+        sizes = range(root, 0, -1)
+    divisors = (size for size in sizes if size > root / 2 and length % size == 0)
+    return next(divisors, root)
 
 
 def any_moment(moments: Moments) -> Moments:

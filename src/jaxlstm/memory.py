@@ -1,0 +1,216 @@
+"""How much memory a program takes, told from its operations, before it is compiled.
+
+The operations are walked in their order. What one of them makes is there until its last
+use, and what the program returns until the end. A compiler does two things that count:
+
+    in place   a result takes the place of an operand that nobody reads any more
+    fused      what is made element by element and read once is never stored
+
+A loop takes what it stacks, what it carries, and what one of its steps takes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.interpreters import partial_eval
+
+CALLS = {"jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call"}
+LOOPS = {"scan", "while", "cond"}
+PRODUCTS = {"dot_general", "conv_general_dilated", "weights_first"}
+WHOLE = {
+    "concatenate",
+    "pad",
+    "sort",
+    "scatter",
+    "scatter-add",
+    "cumsum",
+    "random_bits",
+}
+REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"}
+RANDOM = {"random_bits", "threefry2x32"}
+STORED = LOOPS | PRODUCTS | WHOLE | REDUCTIONS | RANDOM
+SAME = {"reshape", "squeeze", "expand_dims", "optimization_barrier", "pvary", "copy"}
+
+
+class Memory(NamedTuple):
+    """Bytes that a program takes on a device, as XLA's own analysis tells them apart.
+
+    arguments     what it is given
+    results       what it returns
+    temporaries   the most that there is besides at any time
+    """
+
+    arguments: int
+    results: int
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.arguments + self.results + self.temporaries
+
+    def __str__(self) -> str:
+        return (
+            f"{show(self.total)}: arguments {show(self.arguments)}, results "
+            f"{show(self.results)}, temporaries {show(self.temporaries)}"
+        )
+
+
+def show(size: float) -> str:
+    """A number of bytes for people.
+
+    >>> show(512), show(1_234_567)
+    ('512 B', '1.23 MB')
+    """
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size:.0f} B"
+
+
+def estimate(function: Callable[..., Any], *arguments: Any) -> Memory:
+    """What `function` takes for arguments of these types, arrays or their types.
+
+    >>> import jax, jax.numpy as jnp
+    >>> x = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    >>> print(estimate(lambda x: (x @ x) @ x, x))
+    12 MB: arguments 4 MB, results 4 MB, temporaries 4 MB
+    """
+    closed = jax.make_jaxpr(function)(*arguments)
+    given = sum(_size(v) for v in closed.jaxpr.invars + closed.jaxpr.constvars)
+    results = sum(_size(v) for v in closed.jaxpr.outvars)
+    every = [True] * len(closed.jaxpr.outvars)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, every, instantiate=True)
+    return Memory(given, results, max(_peak(jaxpr) - results, 0))
+
+
+def _size(atom: Any) -> int:
+    if isinstance(atom, Literal) or not hasattr(atom.aval, "dtype"):
+        return 0
+    return math.prod(atom.aval.shape) * getattr(atom.aval.dtype, "itemsize", 8)
+
+
+class Value:
+    """Something that is made; one of a kind, however often its operation is called."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+class Node(NamedTuple):
+    """An operation: what it reads and makes, and what it takes while it runs."""
+
+    name: str
+    reads: tuple[Value, ...]
+    makes: tuple[Value, ...]
+    within: int
+
+
+def _nodes(jaxpr: Jaxpr, values: dict[Var, Value]) -> Iterator[Node]:
+    """The operations, those of the functions that are called among them.
+
+    `values` is filled with what the variables stand for; arguments stand for nothing.
+    """
+
+    def known(atoms: Sequence[Any]) -> list[Value]:
+        return [values[a] for a in atoms if not isinstance(a, Literal) and a in values]
+
+    def same(ours: Sequence[Var], theirs: Sequence[Any], found: dict) -> dict:
+        pairs = zip(ours, theirs, strict=False)
+        return {
+            v: found[a] for v, a in pairs if not isinstance(a, Literal) and a in found
+        }
+
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name in CALLS:
+            called = eqn.params.get("jaxpr") or eqn.params["call_jaxpr"]
+            called = getattr(called, "jaxpr", called)
+            inner = same(called.invars, eqn.invars, values)
+            yield from _nodes(called, inner)
+            values |= same(eqn.outvars, called.outvars, inner)
+        elif name in SAME:
+            values |= same(eqn.outvars, eqn.invars, values)
+        else:
+            reads = tuple(known(eqn.invars))
+            values |= {v: Value(_size(v)) for v in eqn.outvars}
+            yield Node(name, reads, tuple(known(eqn.outvars)), _within(eqn))
+
+
+def _within(eqn: JaxprEqn) -> int:
+    """What one trip of a loop takes, or the larger of the branches."""
+    if eqn.primitive.name == "scan":
+        body, first = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
+        return _peak(body, body.invars[first + eqn.params["num_carry"] :])
+    if eqn.primitive.name == "while":
+        return _peak(eqn.params["body_jaxpr"].jaxpr)
+    if eqn.primitive.name == "cond":
+        return max(_peak(branch.jaxpr) for branch in eqn.params["branches"])
+    if eqn.primitive.name in RANDOM:  # two counters, and two words of what they become
+        return 2 * sum(map(_size, eqn.outvars))
+    return 0
+
+
+def _peak(jaxpr: Jaxpr, slices: Sequence[Var] = ()) -> int:
+    """The most that there is at any time of what the operations make.
+
+    Arguments:
+        slices: those of the arguments that are cut out of something larger.
+    """
+    values = {v: Value(_size(v)) for v in slices}
+    cuts = [Node("slice", (), (value,), 0) for value in values.values()]
+    nodes = [*cuts, *_nodes(jaxpr, values)]
+    out = [v for v in jaxpr.outvars if not isinstance(v, Literal)]
+    returned = {values[v] for v in out if v in values}
+    readers: dict[Value, list[int]] = {}
+    for n, node in enumerate(nodes):
+        for v in dict.fromkeys(node.reads):
+            readers.setdefault(v, []).append(n)
+
+    last = dict.fromkeys(returned, len(nodes))
+    fused = set()
+    for n in reversed(range(len(nodes))):
+        node, until = nodes[n], n
+        users = readers.get(node.makes[0], []) if node.makes else []
+        if not returned & set(node.makes) and _is_fused(
+            node, [nodes[u] for u in users]
+        ):
+            fused.add(n)
+            until = last.get(node.makes[0], n)
+        for v in node.reads:
+            last[v] = max(last.get(v, n), until)
+    return _walk(nodes, fused, last)
+
+
+def _is_fused(node: Node, users: Sequence[Node]) -> bool:
+    """Whether the result is never stored, because each that reads it makes it anew."""
+    if node.name in STORED or len(node.makes) != 1:
+        return False
+    if node.name == "transpose":
+        return all(user.name not in LOOPS | WHOLE for user in users)
+    cheap = not any(v.size for v in node.reads) or node.name.endswith("slice")
+    if len(users) > 1 and not cheap:
+        return False
+    return all(user.name not in STORED or user.name in REDUCTIONS for user in users)
+
+
+def _walk(nodes: Sequence[Node], fused: set[int], last: dict[Value, int]) -> int:
+    """The most that there is, from one operation to the next."""
+    ends: dict[int, int] = {}
+    live = most = 0
+    for n, node in enumerate(nodes):
+        if n in fused:
+            continue
+        room = ends.pop(n, 0)
+        for m in [m for m in ends if m < n]:
+            live -= ends.pop(m)
+        size = sum(v.size for v in node.makes)
+        in_place = 0 if node.name in STORED else min(room, size)
+        most = max(most, live + size - in_place + node.within)
+        live += size - room
+        for v in node.makes:
+            ends[last.get(v, n)] = ends.get(last.get(v, n), 0) + v.size
+    return most
