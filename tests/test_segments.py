@@ -7,6 +7,7 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same
+from jaxlstm import sequences
 from problems import CELL, problem
 
 SEGMENTS = np.array([1, 1, 1, 2, 2, 2])
@@ -77,9 +78,9 @@ def test_turning_resets_is_compiled_once():
     arguments = {"mask": np.arange(6) != 1, "resets": resets}
     layer.apply(params, xs, **arguments)
     with jax.log_compiles(False), jax.check_tracer_leaks(False):
-        before = jl.sequences.turned._cache_size()
+        before = sequences.turned._cache_size()
         layer.apply(params, xs, **arguments)
-        assert jl.sequences.turned._cache_size() == before
+        assert sequences.turned._cache_size() == before
 
 
 def test_the_gradient_of_a_single_step_knows_of_no_other():

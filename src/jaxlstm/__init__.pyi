@@ -4,7 +4,6 @@ from . import lab as lab
 from . import layers as layers
 from . import modules as modules
 from . import plots as plots
-from . import sequences as sequences
 from .cells import emit as emit
 from .cells.base import Cell as Cell
 from .cells.base import Gates as Gates
@@ -38,6 +37,7 @@ from .layers import residual as residual
 from .layers import serial as serial
 from .layers import stack as stack
 from .sequences import resets_from_segments as resets_from_segments
+from .streaming import stream as stream
 from .unrolling import Explanation as Explanation
 from .unrolling import estimate_memory as estimate_memory
 from .unrolling import explain as explain

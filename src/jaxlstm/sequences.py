@@ -231,7 +231,7 @@ def resets_from_segments(
     Errors: `ValueError` for segments that are no integers or have no time axis.
 
     >>> import jaxlstm as jl
-    >>> resets = jl.sequences.resets_from_segments([1, 1, 2, 2, 2, 3])
+    >>> resets = jl.resets_from_segments([1, 1, 2, 2, 2, 3])
     >>> resets.astype(int).tolist()
     [1, 0, 1, 0, 0, 1]
     """

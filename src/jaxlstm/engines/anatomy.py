@@ -251,6 +251,15 @@ def given(parts: Anatomy, fixed: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     return [known[v] for v in parts.given]
 
 
+def one(parts: Anatomy, fixed: Sequence[Any], state: Any, x: Sequence[Any]) -> list:
+    """What one step returns, from what is fixed and the leaves of its input."""
+    known = dict(zip(parts.fixed, fixed, strict=True))
+    known |= dict(zip(parts.given, given(parts, fixed, x), strict=True))
+    known |= dict(zip(parts.arguments[1], jax.tree.leaves(state), strict=True))
+    known = past(parts, known, [], [], [None] * len(parts.sites))
+    return [value(known, atom) for atom in parts.outputs]
+
+
 def activations(parts: Anatomy, values: Environment) -> list[Any]:
     """Those of a step, in their order."""
     return [values[eqn.outvars[0]] for eqn in parts.recalled]

@@ -1,0 +1,96 @@
+"""One input after the other: the numbers of the whole, for every cell and wrapper."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlstm as jl
+from cases import assert_same
+from registry import CELLS, WRAPPERS, Option, draw
+
+NOTHING = Option("nothing")
+PAIRS = [
+    (row, wrapper)
+    for row in CELLS
+    for wrapper in WRAPPERS
+    if wrapper.name not in row.lacks and "taps" not in wrapper.name  # one for each t
+]
+
+
+def streamed(cell, params, xs, **options):
+    step, state = jl.stream(cell, params, xs[0], **options)
+    emitted = []
+    for x in xs:
+        state, out = step(state, x)
+        emitted.append(out)
+    return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *emitted)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("row", "wrapper"), PAIRS)
+def test_every_cell_streams(row, wrapper, x64):
+    rng = np.random.default_rng(5)
+    cell = wrapper.wrap(row.make(), row)
+    params, xs, _ = draw(rng, row, cell, NOTHING).inputs
+    got = streamed(cell, params, xs, emit=jl.emit.trace)
+    assert_same(got, jl.unroll(cell, params, xs, emit=jl.emit.trace))
+
+
+@pytest.mark.parametrize("rows", [(), (1,), (2, 3)])
+def test_streams_of_any_number_of_rows(rows, x64):
+    cell = jl.recurrent_dropout(jl.peephole_lstm(), rate=0.5)
+    params = cell.init(jax.random.key(0), 3, 4)
+    xs = jax.random.normal(jax.random.key(1), (5, *rows, 3))
+    assert_same(streamed(cell, params, xs), jl.unroll(cell, params, xs))
+
+
+def test_sixteen_bits():
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, 4)
+    xs = jax.random.normal(jax.random.key(1), (5, 2, 3), jnp.bfloat16)
+    state, hs = streamed(cell, params, xs)
+    wanted, all_hs = jl.unroll(cell, params, xs)
+    assert hs.dtype == jnp.bfloat16
+    assert state.c.dtype == jnp.float32
+    assert jnp.allclose(hs, all_hs, atol=1e-2)
+    assert jnp.allclose(state.c, wanted.c, atol=1e-2)
+
+
+def test_what_follows_from_the_parameters_is_computed_once():
+    """The casts of the weights are no part of the step's program."""
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, 4)
+    x = jnp.zeros((2, 3), jnp.bfloat16)
+    step, state = jl.stream(cell, params, x)
+
+    def whole(state, x):
+        return cell.step(params, state, cell.project(params, x))
+
+    cast = "bf16[4,4,4] = convert_element_type"
+    assert cast in str(jax.make_jaxpr(whole)(state, x))
+    assert cast not in str(jax.make_jaxpr(step)(state, x))
+
+
+def test_a_type_is_enough_and_what_does_not_fit_is_refused():
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, 4)
+    step, state = jl.stream(cell, params, jax.ShapeDtypeStruct((2, 3), jnp.float32))
+    assert step(state, np.zeros((2, 3), np.float32))[1].shape == (2, 4)
+    with pytest.raises(ValueError, match="stream: xs has 5 features"):
+        jl.stream(cell, params, jnp.zeros((2, 5)))
+    with pytest.raises(ValueError, match=r"stream: .*dtype int32"):
+        jl.stream(cell, params, jnp.zeros((2, 3), int))
+    with pytest.raises(ValueError, match=r"x is \[3, 3\], .* made for \[2, 3\]"):
+        step(state, jnp.zeros((3, 3)))
+
+
+def test_a_step_that_cannot_be_taken_apart_is_refused():
+    def loud(params, state, z):
+        jax.debug.print("{}", z)
+        return jl.lstm().step(params, state, z)
+
+    cell = jl.lstm()._replace(step=loud)
+    params = cell.init(jax.random.key(0), 3, 4)
+    with pytest.raises(NotImplementedError, match="side effects"):
+        jl.stream(cell, params, jnp.zeros(3))
