@@ -1,4 +1,5 @@
 from . import cells as cells
+from . import engines as engines
 from . import initializers as initializers
 from . import lab as lab
 from . import layers as layers

@@ -77,6 +77,7 @@ def unroll(
             whole sequence. `"adjoint/lean"` remembers states only, a quarter of the
             memory; `"adjoint/rows_first"` and `"adjoint/weights_first"` fix how the
             recurrent products are taken, which `"adjoint"` chooses by their size.
+            `"cudnn"` is the vendor's kernel for the plain LSTM on an NVIDIA GPU.
 
     Returns: `(state, emitted)`, the carry first as in `lax.scan`.
 
@@ -160,7 +161,7 @@ def explain(
         asked = _names(engine)
         options = _options(reverse, emit, checkpoint_every)
         found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
-        free = options._replace(checkpoint_every=None)
+        free = options._replace(budget=None)
         for name in dict.fromkeys([*asked, *DEFAULT]):
             run = functools.partial(planning.run, ENGINES[name], cell, free)
             try:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxlstm import memory, sequences
 from jaxlstm.cells.base import Cell, Each, Params, State
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import adjoint, loops, scan
+from jaxlstm.engines import adjoint, cudnn, loops, scan
 from jaxlstm.memory import Memory
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Key
@@ -58,9 +58,11 @@ MODES: dict[str, dict[str, Any]] = {
 }
 ENGINES: dict[str, Engine] = {
     name: functools.partial(adjoint.run, **mode) for name, mode in MODES.items()
-} | {"scan": scan.run}
+} | {"scan": scan.run, "cudnn": cudnn.run}
 
-DEFAULT = ("adjoint", "scan")  # in the order in which they are tried
+# In the order in which they are tried. The vendor's kernel has neither forward mode nor
+# a rule for `vmap`, of which it learns too late to refuse: it serves by name.
+DEFAULT = ("adjoint", "scan")
 
 
 class Options(NamedTuple):
@@ -123,6 +125,8 @@ def described(
     if every is not None:
         size = loops.block_size(len(arrays[1]), every)
         words = [f"computes {size} steps at a time again on the way back"]
+    if name == "cudnn":
+        return "remembers what the vendor's kernel needs"
     if name not in MODES:
         return "; ".join([*words, "remembers what automatic differentiation needs"])
 

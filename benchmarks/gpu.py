@@ -1,0 +1,665 @@
+"""All that is measured when a GPU is at hand, one section after the other:
+
+    python benchmarks/gpu.py --name h100           what is written, half an hour at most
+    python benchmarks/gpu.py --name h100 --resume  go on where time was up
+    python benchmarks/gpu.py --smoke               tiny sizes, on whatever there is
+
+    contract    the tests of the contract, on the GPU
+    baselines   torch, `jax.experimental.rnn`, Flax and our engines, in alternation
+    parity      the cuDNN engine beside the reference in float64
+
+with PYTHONPATH=src where the package is not installed. `--sections` and `--minutes` cut
+it into pieces for a machine that is lent for a short time.
+
+Each section runs in a process of its own and for so many minutes, and its rows are
+saved as they come, so that what goes wrong in one costs nothing else. Results are in
+`benchmarks/results/gpu/NAME.json`, with the machine, the versions and the date.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import xml.etree.ElementTree
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import rnn
+
+import jaxlstm as jl
+from jaxlstm.engines import cudnn
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "gpu"
+
+Row = dict[str, Any]
+
+
+# -- 1: the contract -------------------------------------------------------------------
+
+CONTRACT = (
+    "tests/test_cudnn.py",
+    "tests/test_lstm_oracle.py",
+    "tests/test_unroll_lengths.py",
+    "tests/test_unroll_contract.py",
+    "tests/test_ragged.py",
+    "tests/test_segments.py",
+    "tests/test_engines.py",
+    "tests/test_unroll_engines.py",
+    "tests/test_transforms.py",
+)
+SMOKE_CONTRACT = ("tests/test_unroll_engines.py::test_factories_are_cached",)
+
+
+def contract(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:
+    """A row for each file of tests: how many passed, and which did not."""
+    for target in SMOKE_CONTRACT if smoke else CONTRACT:
+        if target not in [row["tests"] for row in known]:
+            yield {"tests": target, **_tested(target, 60 * minutes)}
+
+
+def _tested(target: str, seconds: float) -> Row:
+    """What pytest says of it, on whatever device JAX takes by itself.
+
+    Products of float32 are taken in float32, as the tolerances are made for that.
+    """
+    environment = dict(os.environ, JAX_DEFAULT_MATMUL_PRECISION="highest")
+    environment.pop("JAX_PLATFORMS", None)
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    options = ["-q", "-o", "addopts=--import-mode=importlib", "-W", "default"]
+    options += ["-m", "not slow and not registry and not mutants and not thorough"]
+    options += ["-n4"] if importlib.util.find_spec("xdist") else []
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}"]
+        try:
+            ran = subprocess.run(
+                [*command, target],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+            )
+        except subprocess.TimeoutExpired as late:
+            output = (late.stdout or b"").decode(errors="replace")[-6000:]
+            return {"failed": f"not done in {seconds:.0f} s", "output": output}
+        counted = counts(report.read_text()) if report.exists() else {}
+    tail = {} if ran.returncode == 0 else {"output": ran.stdout[-6000:]}
+    return {"exit": ran.returncode, **counted, **tail}
+
+
+def counts(report: str) -> Row:
+    """What stands in a report in JUnit's XML: how many of each, and the failures."""
+    suites = xml.etree.ElementTree.fromstring(report).iter("testsuite")
+    found: Row = {"tests_run": 0, "failures": 0, "errors": 0, "skipped": 0, "names": []}
+    for suite in suites:
+        found["tests_run"] += int(suite.attrib["tests"])
+        for name in ("failures", "errors", "skipped"):
+            found[name] += int(suite.attrib[name])
+        for case in suite.iter("testcase"):
+            if case.find("failure") is not None or case.find("error") is not None:
+                found["names"].append(case.attrib["name"])
+    return found
+
+
+# -- 2: the baselines ------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    """T steps, B rows, H units, and as many features."""
+
+    time: int
+    batch: int
+    hidden: int
+
+
+# What says most comes first, as time may be up before the end.
+GRID = [
+    Point(time, batch, hidden)
+    for time in (1024, 128)
+    for batch in (16, 64, 1, 128)
+    for hidden in (256, 512, 1024, 128, 768, 64, 640)
+]
+SMOKE_GRID = [Point(4, 2, 8)]
+
+
+class Calls(NamedTuple):
+    """One run of each, which returns when its device has finished.
+
+    forward    the outputs
+    training   the gradient of the mean square of the outputs, of parameters and inputs
+    """
+
+    forward: Callable[[], Any]
+    training: Callable[[], Any]
+
+
+Contender = Callable[[Point], Calls]
+
+
+def jitted(
+    run: Callable[[Any, jax.Array], jax.Array], params: Any, xs: jax.Array
+) -> Calls:
+    """The calls of a function of parameters and inputs that gives the outputs."""
+
+    def loss(params: Any, xs: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.square(run(params, xs).astype(jnp.float32)))
+
+    forward, gradient = jax.jit(run), jax.jit(jax.grad(loss, argnums=(0, 1)))
+    return Calls(
+        lambda: jax.block_until_ready(forward(params, xs)),
+        lambda: jax.block_until_ready(gradient(params, xs)),
+    )
+
+
+def drawn(point: Point) -> np.ndarray:
+    """The inputs, `[T, B, D]`."""
+    shape = (point.time, point.batch, point.hidden)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def ours(engine: str, dtype: str) -> Contender:
+    """One of our engines."""
+
+    def make(point: Point) -> Calls:
+        cell = jl.lstm()
+        params = cell.init(jax.random.key(0), point.hidden, point.hidden)
+        return jitted(
+            lambda params, xs: jl.unroll(cell, params, xs, engine=engine)[1],
+            params,
+            jnp.asarray(drawn(point), dtype),
+        )
+
+    return make
+
+
+def vendor(point: Point) -> Calls:
+    """`jax.experimental.rnn` as it comes, batch first."""
+    if missing := cudnn.no_cuda():
+        raise NotImplementedError(missing)
+    size, rows = point.hidden, point.batch
+    weights = rnn.init_lstm_weight(jax.random.key(0), size, size, 1, False)
+    state = jnp.zeros((1, rows, size))
+    lengths = jnp.full(rows, point.time, jnp.int32)
+
+    def run(weights: jax.Array, xs: jax.Array) -> jax.Array:
+        sizes: Any = (size, size, 1, 0.0, False, None)
+        ys, *_ = cudnn.CUDNN.lstm(xs, state, state, weights, lengths, *sizes)
+        return ys
+
+    return jitted(run, weights, jnp.asarray(drawn(point).swapaxes(0, 1)))
+
+
+def flax(point: Point) -> Calls:
+    """Flax's `linen.RNN` of its faster LSTM."""
+    from flax import linen
+
+    layer = linen.RNN(linen.OptimizedLSTMCell(point.hidden), time_major=True)
+    xs = jnp.asarray(drawn(point))
+    params = jax.jit(layer.init)(jax.random.key(0), xs)
+    run: Any = layer.apply
+    return jitted(run, params, xs)
+
+
+def torch_lstm(dtype: str) -> Contender:
+    """torch's `nn.LSTM`, which is cuDNN where there is CUDA."""
+
+    def make(point: Point) -> Calls:
+        import torch
+
+        there = torch.cuda.is_available()
+        if dtype != "float32" and not there:
+            raise NotImplementedError(
+                f"no GPU: torch is asked for {dtype} on CUDA only"
+            )
+        wait = torch.cuda.synchronize if there else (lambda: None)
+        kind = {"device": "cuda" if there else "cpu", "dtype": getattr(torch, dtype)}
+        layer = torch.nn.LSTM(point.hidden, point.hidden, **kind)
+        xs = torch.asarray(drawn(point)).to(**kind).requires_grad_()
+
+        def forward() -> None:
+            with torch.no_grad():
+                layer(xs)
+            wait()
+
+        def training() -> None:
+            ys, _ = layer(xs)
+            loss = ys.float().square().mean()
+            torch.autograd.grad(loss, [xs, *layer.parameters()])
+            wait()
+
+        return Calls(forward, training)
+
+    return make
+
+
+# The first of each dtype is what the others are compared with.
+CONTENDERS: dict[str, Contender] = {
+    "torch float32": torch_lstm("float32"),
+    "torch bfloat16": torch_lstm("bfloat16"),
+    "torch float16": torch_lstm("float16"),
+    "jax.experimental.rnn float32": vendor,
+    "flax float32": flax,
+    "scan float32": ours("scan", "float32"),
+    "adjoint float32": ours("adjoint", "float32"),
+    "adjoint bfloat16": ours("adjoint", "bfloat16"),
+    "adjoint float16": ours("adjoint", "float16"),
+    "cudnn float32": ours("cudnn", "float32"),
+}
+
+
+def baselines(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:
+    """A row for each point, with the figures of every contender."""
+    done = [tuple(row[name] for name in Point._fields) for row in known]
+    for point in SMOKE_GRID if smoke else GRID:
+        if tuple(point) not in done:
+            contenders = compared(point, rounds=2 if smoke else 11)
+            yield {**point._asdict(), "contenders": contenders}
+            jax.clear_caches()  # the programs of one point are of no use to another
+
+
+def compared(point: Point, *, rounds: int) -> dict[str, Row]:
+    """Medians of alternating runs, in µs per step; those who cannot say why."""
+    found: dict[str, Row] = {}
+    ready: dict[str, Calls] = {}
+    for name, make in CONTENDERS.items():
+        begun = time.perf_counter()
+        try:
+            calls = make(point)
+            for call in calls:
+                call()  # compiles
+        except Exception as error:
+            found[name] = said(error)
+        else:
+            ready[name], found[name] = calls, {"first_s": time.perf_counter() - begun}
+    samples = {(name, kind): [] for name in ready for kind in Calls._fields}
+    for turn in range(rounds):
+        for name in rotated(list(ready), turn):
+            for kind, call in ready[name]._asdict().items():
+                begun = time.perf_counter()
+                call()
+                samples[name, kind].append(time.perf_counter() - begun)
+    for (name, kind), seconds in samples.items():
+        found[name][f"{kind}_us"] = 1e6 * statistics.median(seconds) / point.time
+    return found
+
+
+def rotated(names: list[str], turn: int) -> list[str]:
+    """The names, another one first at each turn."""
+    start = turn % max(len(names), 1)
+    return names[start:] + names[:start]
+
+
+def said(error: Exception) -> Row:
+    """Why there is no figure: a refusal in a sentence, a failure with its traceback."""
+    if isinstance(error, NotImplementedError | ImportError):
+        return {"refused": str(error)}
+    return {"failed": f"{type(error).__name__}: {error}"[:400], "where": _trace(error)}
+
+
+def _trace(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))[-4000:]
+
+
+# -- 3: parity -------------------------------------------------------------------------
+
+
+class Question(NamedTuple):
+    """One sequence, or a stack; lengths are those of the first rows, the rest full.
+
+    lengths    None for none; `()` for traced ones that are all T
+    """
+
+    name: str
+    time: int = 33
+    batch: int = 6
+    features: int = 17
+    hidden: int = 32
+    lengths: tuple[int, ...] | None = None
+    holes: bool = False
+    reverse: bool = False
+    layers: int = 0
+    bidirectional: bool = False
+
+
+QUESTIONS = [
+    Question("plain"),
+    Question("reverse", reverse=True),
+    Question("full lengths", lengths=()),
+    Question("lengths 0, 1 and T", lengths=(0, 1, 33, 32, 7, 0)),
+    Question("lengths, reverse", lengths=(0, 1, 33, 32, 7, 0), reverse=True),
+    Question("no steps at all", lengths=(0,) * 6),
+    Question("a mask with holes", holes=True),
+    Question("a mask with holes, reverse", holes=True, reverse=True),
+    Question("one step", time=1),
+    Question("one row", batch=1),
+    Question("one feature, one unit", features=1, hidden=1, lengths=(0, 5)),
+    Question("large", 256, 64, 256, 512, lengths=(0, 1, 256, 100)),
+    Question("stack of 3", layers=3),
+    Question("stack of 3, lengths", layers=3, lengths=(0, 1, 33, 7)),
+    Question("bidirectional", layers=1, bidirectional=True),
+    Question("bidirectional stack", layers=2, bidirectional=True, lengths=(0, 1, 33)),
+]
+SMOKE_QUESTIONS = [
+    Question("lengths", 3, 2, 2, 2, lengths=(0, 3)),
+    Question("bidirectional", 2, 2, 2, 2, layers=1, bidirectional=True),
+]
+ANSWERED = ("ys", "state", "d_params", "d_xs", "d_state")
+ROUNDED = {"highest": 1e-4, "tensorfloat32": 3e-2}  # what an error is let to be
+
+
+def parity(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:
+    """A row for each question, engine and precision: the largest errors.
+
+    The engine `adjoint` is asked as well: its errors are what float32 costs anyway.
+    """
+    done = {(row["question"], row["engine"], row["precision"]) for row in known}
+    for question in SMOKE_QUESTIONS if smoke else QUESTIONS:
+        with jax.enable_x64(True):
+            wanted = answered(question, "scan", np.float64)
+        for engine, precision in itertools.product(("cudnn", "adjoint"), ROUNDED):
+            row = {"question": question.name, "engine": engine, "precision": precision}
+            if tuple(row.values()) in done:
+                continue
+            try:
+                with jax.default_matmul_precision(precision):
+                    got = answered(question, engine, np.float32)
+                yield row | errors(got, wanted, ROUNDED[precision])
+            except Exception as error:
+                yield row | said(error)
+
+
+def answered(question: Question, engine: str, dtype: type) -> dict[str, Any]:
+    """Outputs, last state, and the gradients of parameters, inputs and state."""
+    rng = np.random.default_rng(0)
+    frame = (question.time, question.batch)
+    steps = happening(question, rng)
+    run, params = _program(question, engine)
+    xs = rng.normal(size=(*frame, question.features))
+    if "lengths" in steps:
+        xs[np.arange(question.time)[:, None] >= steps["lengths"]] = np.nan
+    elif steps:
+        xs[~steps["mask"]] = np.nan
+
+    def random(tree: Any, scale: float) -> Any:
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), dtype), tree
+        )
+
+    params = random(params, 1 / np.sqrt(question.hidden))
+    xs = jnp.asarray(xs, dtype)
+    state = random(jax.eval_shape(run, params, xs, None, steps)[0], 1.0)
+
+    @jax.jit
+    def pulled(inputs: Any, steps: Row, cotangents: Any) -> Any:
+        out, pull = jax.vjp(lambda *inputs: run(*inputs, steps), *inputs)
+        return out, pull(cotangents)
+
+    inputs = (params, xs, state)
+    cotangents = random(jax.eval_shape(run, *inputs, steps), 1.0)
+    (state, ys), gradients = pulled(inputs, steps, cotangents)
+    found = dict(zip(ANSWERED, (ys, state, *gradients), strict=True))
+    return jax.tree.map(np.asarray, found)
+
+
+def happening(question: Question, rng: np.random.Generator) -> Row:
+    """`lengths` or `mask` as arguments, or neither."""
+    if question.holes:
+        mask = rng.random((question.time, question.batch)) < 0.6
+        mask[:, 0] = False
+        return {"mask": mask}
+    if question.lengths is None:
+        return {}
+    lengths = np.full(question.batch, question.time, np.int32)
+    lengths[: len(question.lengths)] = question.lengths
+    return {"lengths": lengths}
+
+
+def _program(question: Question, engine: str) -> tuple[Callable[..., Any], Any]:
+    """`(params, xs, state, steps) -> (state, outputs)`, and shapes of parameters."""
+    cell, sizes = jl.lstm(), (question.hidden,) * max(question.layers, 1)
+    stack = jl.stack(
+        cell,
+        sizes,
+        bidirectional=question.bidirectional,
+        engine=engine if question.layers and engine != "cudnn" else None,
+    )
+
+    def one(params: Any, xs: Any, state: Any, steps: Row) -> Any:
+        options: Any = {**steps, "reverse": question.reverse, "engine": engine}
+        return jl.unroll(cell, params[0], xs, state, **options)
+
+    def many(params: Any, xs: Any, state: Any, steps: Row) -> Any:
+        apply: Any = cudnn.run_stack if engine == "cudnn" else stack.apply
+        return apply(params, xs, state, **steps)
+
+    shapes = jax.eval_shape(
+        lambda key: stack.init(key, question.features)[0], jax.random.key(0)
+    )
+    return many if question.layers else one, shapes
+
+
+def errors(got: dict[str, Any], wanted: dict[str, Any], limit: float) -> Row:
+    """The largest of each kind, relative to the largest value, and if all are small."""
+
+    def error(one: Any, other: Any) -> float:
+        largest = np.max(np.abs(other), initial=1e-6)
+        return float(np.max(np.abs(np.subtract(one, other)) / largest, initial=0.0))
+
+    row: Row = {
+        name: max(
+            jax.tree.leaves(jax.tree.map(error, got[name], wanted[name])), key=_bad
+        )
+        for name in got
+    }
+    return row | {"right": all(value <= limit for value in row.values())}
+
+
+def _bad(error: float) -> float:
+    """NaN is worse than anything."""
+    return np.inf if np.isnan(error) else error
+
+
+# -- from top to bottom ----------------------------------------------------------------
+
+
+class Section(NamedTuple):
+    """What gives rows, and for how many minutes."""
+
+    rows: Callable[[bool, Sequence[Row], float], Iterator[Row]]
+    minutes: float
+
+
+SECTIONS = {
+    "contract": Section(contract, 8),
+    "baselines": Section(baselines, 15),
+    "parity": Section(parity, 4),
+}
+NOT_WRITTEN = {
+    "probes": "probes for a persistent kernel in Pallas Mosaic GPU",
+    "kernels": "the kernels",
+}
+
+
+def machine() -> Row:
+    """Device, versions and date."""
+    packages = ("jax", "jaxlib", "numpy", "flax", "torch", "jaxlstm")
+    found: Row = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": jax.devices()[0].device_kind,
+        "platform": jax.devices()[0].client.platform_version,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        found["torch_cuda"] = torch.version.cuda
+        found["torch_cudnn"] = torch.backends.cudnn.version()
+        found["torch_tf32"] = torch.backends.cudnn.allow_tf32
+    return found
+
+
+def work(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
+    """One section, in this process: its rows go into the file as they come."""
+    record = json.loads(path.read_text())
+    section = record["sections"].setdefault(name, {"rows": []})
+    begun, section["status"] = time.monotonic(), "began"
+    record.setdefault("machine", machine())
+    for row in SECTIONS[name].rows(smoke, section["rows"].copy(), minutes):
+        section["rows"].append(row)
+        save(path, record)
+        if time.monotonic() - begun > 60 * minutes:
+            section["status"] = f"time was up after {minutes:g} minutes"
+            break
+    else:
+        section["status"] = "finished"
+    save(path, record)
+
+
+def save(path: Path, record: Row) -> None:
+    """Written whole or not at all."""
+    whole = path.with_suffix(".part")
+    whole.write_text(json.dumps(record, indent=1) + "\n")
+    whole.replace(path)
+
+
+def supervised(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
+    """One section in a process of its own; if that dies, the record says how."""
+    command = [sys.executable, __file__, "--child", name, "--path", str(path)]
+    command += ["--minutes", str(minutes), *(["--smoke"] if smoke else [])]
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    try:
+        ran = subprocess.run(
+            command,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60 * minutes + 120,
+        )
+        failure = ran.stderr[-6000:] if ran.returncode else None
+    except subprocess.TimeoutExpired:
+        failure = f"still running 2 minutes after its {minutes:g}"
+    if failure is not None:
+        record = json.loads(path.read_text())
+        section = record["sections"].setdefault(name, {"rows": []})
+        save(path, (section.update(status="failed", failure=failure), record)[1])
+
+
+def table(record: Row) -> str:
+    """What was found, as lines."""
+    sections = record["sections"]
+    lines = [f"{name}: {found['status']}" for name, found in sections.items()]
+    lines += [f"{name}: not written yet ({what})" for name, what in NOT_WRITTEN.items()]
+    for name, show in SHOWN.items():
+        if rows := sections.get(name, {}).get("rows"):
+            lines += ["", name, *show(rows)]
+    return "\n".join(lines)
+
+
+def _contract_lines(rows: list[Row]) -> list[str]:
+    return [
+        f"{row['tests']:48} {row.get('tests_run', 0):4} run, not passed: "
+        + (", ".join(row.get("names", [])) or _excuse(row) or "none")
+        for row in rows
+    ]
+
+
+def _baseline_lines(rows: list[Row]) -> list[str]:
+    """µs per step, and how many times faster than torch in the same dtype."""
+    lines = [
+        f"{'T':>5} {'B':>4} {'H':>5}  {'contender':28} {'forward':>16} {'training':>16}"
+    ]
+    for row in rows:
+        for name, found in row["contenders"].items():
+            judge = row["contenders"].get(f"torch {name.split()[-1]}", {})
+            figures = [
+                f"{found[kind]:8.2f} {_times(judge.get(kind), found[kind]):>7}"
+                for kind in ("forward_us", "training_us")
+                if kind in found
+            ] or [_excuse(found)]
+            point = f"{row['time']:5} {row['batch']:4} {row['hidden']:5}"
+            lines.append(f"{point}  {name:28} {' '.join(figures)}")
+    return lines
+
+
+def _excuse(found: Row) -> str:
+    return found.get("refused", found.get("failed", ""))[:78]
+
+
+def _times(judge: float | None, own: float) -> str:
+    return "" if judge is None else f"{judge / own:.2f}x"
+
+
+def _parity_lines(rows: list[Row]) -> list[str]:
+    def figures(row: Row) -> str:
+        if "right" not in row:
+            return _excuse(row)
+        shown = (f"{kind} {row[kind]:.1e}" for kind in ANSWERED)
+        return f"{'right' if row['right'] else 'WRONG'}  {' '.join(shown)}"
+
+    return [
+        f"{row['question']:28} {row['engine']:8} {row['precision']:14} {figures(row)}"
+        for row in rows
+    ]
+
+
+SHOWN = {
+    "contract": _contract_lines,
+    "baselines": _baseline_lines,
+    "parity": _parity_lines,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the sections asked for, and print one table."""
+    parser = argparse.ArgumentParser(
+        description="All that is measured when a GPU is at hand."
+    )
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, any device")
+    parser.add_argument("--name", default=None, help="of the file of results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="its folder")
+    parser.add_argument("--resume", action="store_true", help="keep what is there")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS])
+    parser.add_argument("--minutes", type=float, help="for each section")
+    parser.add_argument("--child", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.child:
+        work(asked.child, asked.path, smoke=asked.smoke, minutes=asked.minutes)
+        return
+    name = asked.name or ("smoke" if asked.smoke else f"{datetime.date.today()}")
+    asked.results.mkdir(parents=True, exist_ok=True)
+    path = asked.results / f"{name}.json"
+    if not (asked.resume and path.exists()):
+        not_yet = {"not_written_yet": NOT_WRITTEN, "smoke": asked.smoke}
+        save(path, {**not_yet, "sections": {}})
+    for section in asked.sections:
+        minutes = asked.minutes or SECTIONS[section].minutes
+        supervised(section, path, smoke=asked.smoke, minutes=minutes)
+    print(table(json.loads(path.read_text())))
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    main()
