@@ -18,6 +18,7 @@ LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "shapes.py", "initializers.py"
 SEQUENCES, SCAN, PLANNING = "sequences.py", "engines/scan.py", "engines/planning.py"
 ARGUMENTS, LOOPS = "arguments.py", "engines/loops.py"
 ADJOINT, ANATOMY = "engines/adjoint.py", "engines/anatomy.py"
+STEPS_OF = "engines/steps.py"
 WEIGHTS_FIRST = "engines/weights_first.py"
 
 
@@ -200,9 +201,9 @@ DERIVATIVE = [
            "    d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])",
            "    d_initial = [None] * len(initial)\n"
            "    d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])"),
-    Mutant("tangents of what is fixed lost", ADJOINT,
+    Mutant("tangents of what is fixed lost", STEPS_OF,
            "return kept(d_fixed, of_fixed), kept(d_given, of_given)",
-           "return [None] * len(d_fixed), kept(d_given, of_given)"),
+           "return [None] * len(d_fixed), kept(d_given, of_given)", "adjoint"),
     Mutant("tangents in the order of time", ADJOINT,
            "lax.scan(body, dots.state, moments, length=length, reverse=reverse)",
            "lax.scan(body, dots.state, moments, length=length)"),

@@ -47,7 +47,7 @@ from jax import Array, lax
 from jaxlstm.cells.base import Cell, Each, Params, State, project
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import anatomy, weights_first
-from jaxlstm.engines.anatomy import Anatomy, Environment, Site
+from jaxlstm.engines.anatomy import Anatomy, Site
 from jaxlstm.engines.loops import (
     Moments,
     any_moment,
@@ -56,44 +56,20 @@ from jaxlstm.engines.loops import (
     in_blocks,
     typed_like,
 )
-from jaxlstm.engines.tangents import Leaves, filled, jvp, kept, one, or_none, trimmed
+from jaxlstm.engines.steps import (
+    Beside,
+    Moment,
+    Plan,
+    advance,
+    planned,
+    tangents_of,
+)
+from jaxlstm.engines.tangents import Leaves, filled, jvp, kept, or_none
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Happens, is_explicit
 
 Residuals = Literal["activations", "states"]
 Operand = Literal["rows", "weights"]
-
-
-class Moment(NamedTuple):
-    """What one step is a function of, in leaves.
-
-    fixed     what follows from the parameters alone
-    given     what follows from the input of the step
-    initial   the state to begin again from
-    state     the state before the step
-    taps      what is added where the recurrent products enter, one for each site
-    """
-
-    fixed: Leaves
-    given: Leaves
-    initial: Leaves
-    state: Leaves
-    taps: Leaves
-
-
-class Beside(NamedTuple):
-    """What has no tangent of its own.
-
-    happens       whether the step happens
-    resets        whether it begins anew
-    activations   those of the step, or none, to compute them
-    turned        for each site its weight, turned, or None to multiply rows first
-    """
-
-    happens: Happens | None
-    resets: Happens | None
-    activations: Leaves
-    turned: Leaves
 
 
 class Mode(NamedTuple):
@@ -210,7 +186,8 @@ def _mode(parts: Anatomy, residuals: Residuals, first: Operand | None) -> Mode:
         faster_one: Operand = "weights" if faster else "rows"
         return first or faster_one
 
-    return Mode(residuals, tuple(map(of, parts.sites)))
+    left: tuple[Operand, ...] = tuple(of(site) for site in parts.sites)
+    return Mode(residuals, left)
 
 
 def _check(parts: Anatomy, xs: Features, state: State) -> None:
@@ -228,20 +205,6 @@ def _check(parts: Anatomy, xs: Features, state: State) -> None:
             "adjoint: on an explicit mesh JAX cannot convolve all steps at once; "
             'engine="scan" takes one after the other.'
         )
-
-
-def advance(
-    parts: Anatomy, at: Moment, beside: Beside
-) -> tuple[Leaves, Leaves, Environment]:
-    """(the state after the step, what it emits, the value of each variable)."""
-    before = begun(at.initial, at.state, beside.happens, beside.resets)
-    values = dict(zip(parts.fixed, at.fixed, strict=True))
-    values |= dict(zip(parts.given, at.given, strict=True))
-    values |= dict(zip(parts.arguments[1], before, strict=True))
-    values = anatomy.past(parts, values, at.taps, beside.activations, beside.turned)
-    results = [anatomy.value(values, atom) for atom in parts.outputs]
-    after, emitted = results[: len(before)], results[len(before) :]
-    return ended(after, at.state, beside.happens), emitted, values
 
 
 def recurrent(parts: Anatomy, mode: Mode, *, reverse: bool) -> Callable[..., Leaves]:
@@ -306,7 +269,8 @@ def tangent(
     steps = Moment(fixed, xs, initial, state, [])
     d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])
     beside = Beside(happens, resets, [], _turned(parts, mode, fixed))
-    plan = _plan(parts, mode, steps, beside, d_steps)
+    rebuilt = mode.residuals == "states"
+    plan = planned(parts, steps, beside, d_steps, rebuilt=rebuilt)
     after, (emitted, (states, activations)) = forward(
         parts, mode, *primals, reverse=reverse, keep=plan.keep
     )
@@ -319,7 +283,7 @@ def tangent(
         return _along(parts, plan, along, sides, dots, reverse=reverse)
 
     moments = (xs, states, happens, resets, activations, d_xs)
-    if mode.residuals == "activations":
+    if not rebuilt:
         d_after, d_emitted = block(d_state, moments)
     else:
         d_after, d_emitted = in_blocks(
@@ -331,7 +295,7 @@ def tangent(
 
 def _along(
     parts: Anatomy,
-    plan: "_Plan",
+    plan: Plan,
     steps: Moment,
     beside: Beside,
     dots: Moment,
@@ -346,7 +310,7 @@ def _along(
     given_of = jax.vmap(functools.partial(anatomy.given, parts), in_axes=(None, 0))
     inputs = (steps.fixed, steps.given), (dots.fixed, dots.given)
     given, d_given = jvp(given_of, *inputs)
-    dot_of = _dot_of(parts, dots.fixed, d_given)
+    dot_of = tangents_of(parts, dots.fixed, d_given)
     d_fixed, d_given = plan.untapped(dots.fixed, d_given)
     happens, resets, activations, turned = beside
 
@@ -377,108 +341,6 @@ def _along(
     moments = (read, steps.state, happens, resets, activations, d_given, omegas)
     length = len(jax.tree.leaves(steps.given)[0])
     return lax.scan(body, dots.state, moments, length=length, reverse=reverse)
-
-
-def _dot_of(parts: Anatomy, d_fixed: Leaves, d_given: Leaves) -> dict[Any, Any]:
-    """The tangent of each variable that is fixed or given, None for zero."""
-    return dict(zip(parts.fixed + parts.given, [*d_fixed, *d_given], strict=True))
-
-
-class _Plan(NamedTuple):
-    """What the tangents need to know of each step, and nothing else.
-
-    linear        `(at, beside, dots) -> ṡ_t and the tangents of what is emitted`
-    operands      `(at, beside) -> what the weights multiply`
-    rebuild       `(at, beside) -> activations`, None where they are remembered
-    keep          of the state and the activations, what these read
-    untapped      of the tangents of what is fixed and given, those that enter the loop
-                  elsewhere than at a tap
-    given_needs   which of what is given `linear` reads
-    moves         whether anything has a tangent that enters at a tap
-    """
-
-    linear: Callable[..., tuple[Leaves, Leaves]]
-    operands: Callable[..., Leaves]
-    rebuild: Callable[..., Leaves] | None
-    keep: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
-    untapped: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
-    given_needs: list[bool]
-    moves: bool
-
-
-def _plan(
-    parts: Anatomy, mode: Mode, steps: Moment, beside: Beside, dots: Moment
-) -> _Plan:
-    """The plan for one of the steps, of which what is given is yet to be computed."""
-    inputs = (steps.fixed, one(steps.given)), (dots.fixed, one(dots.given))
-    given, d_given = jax.eval_shape(
-        functools.partial(jvp, functools.partial(anatomy.given, parts)), *inputs
-    )
-    dot_of = _dot_of(parts, dots.fixed, d_given)
-    tapped = {v for site in parts.sites for v in (site.weight, site.beside)}
-    moves = [
-        any(dot_of.get(v) is not None for v in (site.weight, site.beside))
-        for site in parts.sites
-    ]
-
-    def untapped(d_fixed: Leaves, d_given: Leaves) -> tuple[Leaves, Leaves]:
-        of_fixed = zip((v not in tapped for v in parts.fixed), strict=True)
-        of_given = zip((v not in tapped for v in parts.given), strict=True)
-        return kept(d_fixed, of_fixed), kept(d_given, of_given)
-
-    at = steps._replace(given=given)
-    beside = beside._replace(happens=one(beside.happens), resets=one(beside.resets))
-    activations, taps = jax.eval_shape(functools.partial(_shapes, parts), at, beside)
-    d_fixed, d_given = untapped(dots.fixed, d_given)
-    taps = kept(taps, zip(moves, strict=True))
-    d_at = Moment(d_fixed, d_given, dots.initial, dots.state, taps)
-
-    told = beside._replace(activations=activations)
-    linear, *needs = trimmed(functools.partial(_linear, parts), at, told, d_at)
-    rows = told._replace(turned=[None] * len(parts.sites))
-    operands, *reads = trimmed(functools.partial(_operands, parts), at, rows)
-    rebuild, readers = None, [needs[0], reads[0]]
-    if mode.residuals == "states":
-        bare = rows._replace(activations=[])
-        rebuild, *asks = trimmed(functools.partial(_activations, parts), at, bare)
-        readers.append(asks[0])
-
-    def keep(state: Leaves, activations: Leaves) -> tuple[Leaves, Leaves]:
-        states = kept(state, zip(*(reader.state for reader in readers), strict=True))
-        if rebuild is not None:
-            return states, []
-        of_others = zip(needs[1].activations, reads[1].activations, strict=True)
-        return states, kept(activations, of_others)
-
-    return _Plan(linear, operands, rebuild, keep, untapped, needs[0].given, any(moves))
-
-
-def _shapes(parts: Anatomy, at: Moment, beside: Beside) -> tuple[Leaves, Leaves]:
-    values = advance(parts, at, beside)[2]
-    taps = [values[site.tap] for site in parts.sites]
-    return anatomy.activations(parts, values), taps
-
-
-def _activations(parts: Anatomy, at: Moment, beside: Beside) -> Leaves:
-    return anatomy.activations(parts, advance(parts, at, beside)[2])
-
-
-def _operands(parts: Anatomy, at: Moment, beside: Beside) -> Leaves:
-    """What the weights multiply."""
-    values = advance(parts, at, beside)[2]
-    return [values[site.operand] for site in parts.sites]
-
-
-def _linear(
-    parts: Anatomy, at: Moment, beside: Beside, d_at: Moment
-) -> tuple[Leaves, Leaves]:
-    """ṡ_t and the tangents of what is emitted; linear in the dots."""
-
-    def along(*at: Leaves) -> tuple[Leaves, Leaves]:
-        return advance(parts, Moment(*at), beside)[:2]
-
-    at = at._replace(taps=jax.tree.map(jnp.zeros_like, d_at.taps))
-    return jvp(along, tuple(at), tuple(d_at))[1]
 
 
 def _omega(site: Site, operands: Array, dot_of: dict[Any, Any]) -> Array | None:

@@ -57,8 +57,10 @@ MODES: dict[str, dict[str, Any]] = {
     "adjoint/weights_first": {"first": "weights"},
 }
 ENGINES: dict[str, Engine] = {
-    name: functools.partial(adjoint.run, **mode) for name, mode in MODES.items()
-} | {"scan": scan.run, "cudnn": cudnn.run}
+    **{name: functools.partial(adjoint.run, **mode) for name, mode in MODES.items()},
+    "scan": scan.run,
+    "cudnn": cudnn.run,
+}
 
 # In the order in which they are tried. The vendor's kernel has neither forward mode nor
 # a rule for `vmap`, of which it learns too late to refuse: it serves by name.
