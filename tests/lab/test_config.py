@@ -127,11 +127,21 @@ def test_older_files_are_brought_up(here, monkeypatch):
         value["seed"] = value.pop("random_seed")
         return Node(value, node.place)
 
-    monkeypatch.setattr(config, "MIGRATIONS", {0: rename})
+    monkeypatch.setitem(config.MIGRATIONS, 0, rename)
     Path("old.yaml").write_text("config_version: 0\nrandom_seed: 5\n")
     assert config.load("old.yaml").seed == 5
     Path("old.yaml").write_text("config_version: 0\nrandom_seed: -5\n")
     assert problems("old.yaml") == ("old.yaml:2: seed: -5 came; at least 0 is wanted",)
+
+
+@pytest.mark.parametrize("rest", ["training: {steps: 7}\n", "seed: 1\n"])
+def test_what_version_1_trained_in_one_shard_stays_so(here, rest):
+    Path("old.yaml").write_text("config_version: 1\n" + rest)
+    assert config.load("old.yaml").training.shards == 1
+    Path("new.yaml").write_text(rest)
+    assert config.load("new.yaml").training.shards == "auto"
+    Path("child.yaml").write_text("extends: old.yaml\nseed: 2\n")
+    assert config.load("child.yaml").training.shards == 1
 
 
 # -- what is refused, and how -------------------------------------------------

@@ -208,9 +208,29 @@ def test_a_run_is_extended_by_resuming_it_with_more_steps(library, tmp_path):
     assert (run / "overrides.txt").read_text() == "training.steps=60\n"
 
 
+def test_a_run_of_the_first_version_goes_on_in_one_shard(library, tmp_path):
+    place, _, _ = library
+    run = tmp_path / "run"
+    shutil.copytree(place / "whole", run, symlinks=True)
+    text = (run / "config.yaml").read_text().replace("  shards: 1\n", "")
+    old = text.replace("config_version: 2", "config_version: 1")
+    (run / "config.yaml").write_text(old)
+    trained = jl.lab.resume(run, overrides=["training.steps=45"], sink=tiny.Silence())
+    assert trained.config.training.shards == 1
+    assert (run / "config.yaml").read_text() == (
+        (place / "whole/config.yaml").read_text().replace("steps: 40\n", "steps: 45\n")
+    )
+
+
 @pytest.mark.parametrize(
     "override",
-    ["training.window=8", "seed=3", "model.hidden_size=16", "data.unit=byte"],
+    [
+        "training.window=8",
+        "training.shards=2",
+        "seed=3",
+        "model.hidden_size=16",
+        "data.unit=byte",
+    ],
 )
 def test_what_decides_the_data_or_the_model_stays(library, override):
     place, _, _ = library

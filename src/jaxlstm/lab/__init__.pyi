@@ -2,6 +2,7 @@ from . import checkpoints as checkpoints
 from . import config as config
 from . import data as data
 from . import runs as runs
+from .benchmark import bench as bench
 from .checks import check as check
 from .config import json_schema as json_schema
 from .doctor import examine as examine

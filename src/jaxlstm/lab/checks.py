@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxlstm.lab import devices, schema
+from jaxlstm.lab import devices, schema, splits
 from jaxlstm.lab.config import Config
 from jaxlstm.lab.training import train_step
 from jaxlstm.lab.workbench import Workbench
@@ -13,11 +13,15 @@ def check(config: Config) -> dict[str, str]:
 
     Errors: `BadInput` for whatever would stop the run before its first step.
     """
-    with devices.using(config.device) as device:
+    why = splits.split(config).why
+    config = splits.settled(config)
+    hosts = splits.number(config.training)
+    with devices.using(config.device, hosts=hosts) as device:
         bench = Workbench.of(config)
         parts, training = bench.corpus.description, config.training
         return {
             "device": device.device_kind,
+            "shards": f"{splits.described(config, device)} ({why})",
             "data": f"{parts['source']}, {', '.join(parts['paths'])}",
             "training tokens": f"{parts['train']['tokens']:,}",
             "validation tokens": f"{parts['validation']['tokens']:,}",
@@ -47,5 +51,5 @@ def _memory(bench: Workbench) -> str:
     if found is None:
         return "not told by this device"
     size = found.argument_size_in_bytes + found.output_size_in_bytes
-    size += found.temp_size_in_bytes - found.alias_size_in_bytes
+    size += found.temp_size_in_bytes - found.alias_size_in_bytes + bench.copies()
     return f"{size / 1e6:,.0f} MB for a training step, by XLA's own analysis"

@@ -100,9 +100,7 @@ def _declare_train(parser: argparse.ArgumentParser) -> None:
 def _train(arguments: Arguments) -> None:
     from jaxlstm.lab import experiments
 
-    config, overrides = arguments.config, arguments.overrides
-    if config is not None and "=" in config and not Path(config).exists():
-        config, overrides = None, [config, *overrides]
+    config, overrides = _config_and_overrides(arguments)
     if arguments.resume == "auto" and arguments.run is None:
         raise BadInput("--resume auto needs --run DIR, the directory to look at")
     experiments.train(
@@ -188,7 +186,31 @@ def _plot(arguments: Arguments) -> None:
         print(path)
 
 
-# -- check, new, schema, doctor -----------------------------------------------
+# -- bench, check, new, schema, doctor ----------------------------------------
+
+
+def _declare_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", nargs="?", help="a YAML file; without one, the quickstart"
+    )
+    _declare_overrides(parser)
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, metavar="S", help="for each; default 5"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _bench(arguments: Arguments) -> None:
+    from jaxlstm.lab import benchmark
+
+    config, overrides = _config_and_overrides(arguments)
+    rows = benchmark.bench(
+        config, overrides=overrides, seconds=arguments.seconds, report=_warn
+    )
+    if arguments.json:
+        print(json.dumps(benchmark.as_json(rows)))
+    else:
+        benchmark.show(rows)
 
 
 def _declare_check(parser: argparse.ArgumentParser) -> None:
@@ -246,6 +268,14 @@ def _doctor(arguments: Arguments) -> None:
 
 
 # -- what the verbs share -----------------------------------------------------
+
+
+def _config_and_overrides(arguments: Arguments) -> tuple[str | None, list[str]]:
+    """The config, None where the first word is an override already."""
+    config, overrides = arguments.config, arguments.overrides
+    if config is not None and "=" in config and not Path(config).exists():
+        return None, [config, *overrides]
+    return config, overrides
 
 
 def _declare_overrides(parser: argparse.ArgumentParser) -> None:
@@ -315,6 +345,12 @@ VERBS = {
         "jaxlstm plot runs/small runs/big --out compared.png",
         _declare_plot,
         _plot,
+    ),
+    "bench": Verb(
+        "time a training step of a config, for each engine and for torch",
+        "jaxlstm bench configs/quickstart.yaml model.hidden_size=512 --seconds 10",
+        _declare_bench,
+        _bench,
     ),
     "check": Verb(
         "find the mistakes of a config without training",

@@ -38,10 +38,22 @@ from jaxlstm.lab.yaml_source import (
 
 __all__ = ["Config", "ConfigError", "digest", "dump", "json_schema", "load"]
 
-VERSION = 1
+VERSION = 2
 
-# A file of version v becomes one of version v + 1 by MIGRATIONS[v].
-MIGRATIONS: dict[int, Callable[[Node], Node]] = {}
+
+def _in_one_shard(node: Node) -> Node:
+    """Version 1 knew no `training.shards`: the whole batch was computed in one."""
+    training = node.value.get("training", Node({}, ""))
+    if not isinstance(training.value, dict):
+        return node
+    shards = {"shards": Node(1, training.place)}
+    training = Node(shards | training.value, training.place)
+    return Node({**node.value, "training": training}, node.place)
+
+
+# A file of version v becomes one of version v + 1 by MIGRATIONS[v]. One that does not
+# say which it is, is of the newest.
+MIGRATIONS: dict[int, Callable[[Node], Node]] = {1: _in_one_shard}
 
 
 class ConfigError(BadInput):
@@ -88,7 +100,7 @@ def dump(config: Config) -> str:
     """The whole config as YAML, defaults written out; `load` reads an equal one.
 
     >>> dump(load()).splitlines()[:2]
-    ['config_version: 1', 'task: language_modelling']
+    ['config_version: 2', 'task: language_modelling']
     """
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
@@ -177,7 +189,7 @@ def _migrated(node: Node) -> Node:
 
 
 def _version(node: Node) -> int | None:
-    version = node.value.get("config_version", Node(1, "")).value
+    version = node.value.get("config_version", Node(VERSION, "")).value
     return version if type(version) is int else None
 
 

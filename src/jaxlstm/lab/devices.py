@@ -28,12 +28,44 @@ def find(device: str) -> Device:
         raise BadInput(f"device: {_why_not(device, error)}") from None
 
 
+def cores() -> int:
+    """The processor's cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def provide(count: int) -> None:
+    """Let the processor stand for so many devices, unless JAX has begun already.
+
+    They are virtual: there may be more of them than cores. What the user asked for,
+    through `JAX_NUM_CPU_DEVICES`, is never made less.
+    """
+    if jax.config.values["jax_num_cpu_devices"] < count > 1:
+        with contextlib.suppress(RuntimeError):  # JAX has begun
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+def siblings(device: Device, count: int) -> list[Device]:
+    """So many devices of one kind, from `device` on; each serves again if need be."""
+    others = jax.local_devices(backend=device.platform)
+    there = [device, *(other for other in others if other != device)]
+    return [there[index % len(there)] for index in range(count)]
+
+
+def side_by_side(device: Device) -> int:
+    """How many of its kind compute at the same time; on a processor, each on a core."""
+    there = len(jax.local_devices(backend=device.platform))
+    return min(there, cores()) if device.platform == "cpu" else there
+
+
 @contextlib.contextmanager
-def using(device: str) -> Iterator[Device]:
-    """Compute there until the block ends.
+def using(device: str, *, hosts: int = 1) -> Iterator[Device]:
+    """Compute there until the block ends; the processor stands for `hosts` devices.
 
     Errors: `BadInput`, as for `find`.
     """
+    provide(hosts)
     found = find(device)
     with jax.default_device(found):
         yield found

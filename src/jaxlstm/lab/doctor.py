@@ -23,6 +23,7 @@ def examine() -> dict[str, str]:
         "jaxlstm": importlib.metadata.version("jaxlstm"),
         "python": f"{platform.python_version()} ({sys.executable})",
         "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
+        "cores": f"{devices.cores()} for this process, and as many shards of a batch",
     }
     rows |= {name: importlib.metadata.version(name) for name in _dependencies()}
     rows |= {f"extra {extra}": _extra(extra, name) for extra, name in EXTRAS.items()}

@@ -19,13 +19,22 @@ import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxlstm.lab import checkpoints, devices, interrupts, optimizers, reports, runs
+from jaxlstm.lab import (
+    checkpoints,
+    devices,
+    interrupts,
+    optimizers,
+    reports,
+    runs,
+    splits,
+)
 from jaxlstm.lab import config as configs
 from jaxlstm.lab.config import Config
 from jaxlstm.lab.data import Corpus, validation_windows
@@ -52,6 +61,7 @@ ConfigSource = str | Path | Mapping[str, Any] | Config | None
 MAY_CHANGE = ("optimizer", "sample", "device", "training")
 MUST_STAY = (
     "training.batch_size",
+    "training.shards",
     "training.window",
     "training.validation_streams",
     "training.validation_tokens",
@@ -90,7 +100,8 @@ def train(
         there = runs.open(path)
         _refuse_another(there, wanted)
         return _carry_out(there, sink, tensorboard)
-    with devices.using(wanted.device):
+    wanted = splits.settled(wanted)
+    with _using(wanted):
         bench = Workbench.of(wanted)  # finds every mistake before a directory is made
     made = runs.create(
         path,
@@ -135,7 +146,7 @@ def _change(run: Run, overrides: Sequence[str]) -> Workbench:
             f"training.steps: {after.training.steps} came, and {run.path} is at step "
             f"{newest} already; more steps than that are needed"
         )
-    with devices.using(after.device), runs.lock(run):
+    with _using(after), runs.lock(run):
         bench = Workbench.of(after)
         checkpoints.latest(run.checkpoints, bench.start(), lambda text: None)
         runs.write_config(
@@ -192,12 +203,13 @@ def _carry_out(
         sinks.append(TensorBoard(run.path / "tensorboard"))
     told = together(*sinks)
     with (
-        devices.using(config.device) as device,
+        _using(config) as device,
         runs.lock(run),
         interrupts.listening() as stopping,
     ):
         environment = runs.describe_environment([str(device.device_kind)])
         runs.write_environment(run, environment)
+        told.message(f"shards: {splits.described(config, device)}")
         try:
             bench = bench or Workbench.of(config)
             return _Experiment(run, bench, told, stopping).carry_out()
@@ -397,6 +409,11 @@ def _config(run: Run) -> Config:
     return configs.load(run.config)
 
 
+def _using(config: Config) -> AbstractContextManager[devices.Device]:
+    """The device that a config names, and as many beside it as it has shards."""
+    return devices.using(config.device, hosts=splits.number(config.training))
+
+
 def _rooted(config: Config) -> Config:
     """The config with whole paths, so that the run can be resumed from anywhere."""
     names = ("path", "validation_path")
@@ -406,7 +423,10 @@ def _rooted(config: Config) -> Config:
 
 
 def _refuse_another(run: Run, wanted: Config) -> None:
-    changed = _differences(_config(run), wanted)
+    there = _config(run)
+    changed = _differences(there, wanted)
+    if wanted.training.shards == "auto":  # whatever it was for that run
+        changed = [key for key in changed if key != "training.shards"]
     if changed:
         raise BadInput(
             f"{run.path} holds a run of another config ({', '.join(changed)} differ); "

@@ -260,6 +260,13 @@ class Training(Section):
         default=2800, description="Updates of the parameters."
     )
     batch_size: Size = Field(default=16, description="Streams read side by side.")
+    shards: Annotated[int, Field(ge=1, le=1024), Whole] | Literal["auto"] = Field(
+        default="auto",
+        description=(
+            "Parts of a batch whose gradients are computed side by side, one a device "
+            "or core; auto is settled when the run begins, as it decides the bits."
+        ),
+    )
     window: Size = Field(default=64, description="Tokens of each stream per update.")
     steps_per_dispatch: Annotated[int, Field(ge=1, le=10_000), Whole] = Field(
         default=20, description="Updates handed to the device at a time."
@@ -285,6 +292,16 @@ class Training(Section):
     validation_tokens: Step | None = Field(
         default=None, description="Validate on so many tokens; null is the whole part."
     )
+
+    @field_validator("shards")
+    @classmethod
+    def _divides_the_batch(cls, shards: Any, info: ValidationInfo) -> Any:
+        size = info.data.get("batch_size")
+        if shards != "auto" and size is not None and size % shards:
+            raise ValueError(
+                f"{shards} came; a divisor of batch_size ({size}) is wanted, or auto"
+            )
+        return shards
 
     @field_validator("log_every", "validate_every", "checkpoint_every")
     @classmethod
@@ -328,7 +345,7 @@ class Config(Section):
     'lstm'
     """
 
-    config_version: Literal[1] = Field(default=1, description="The form of this file.")
+    config_version: Literal[2] = Field(default=2, description="The form of this file.")
     task: Literal["language_modelling"] = Field(
         default="language_modelling", description="What is learnt."
     )

@@ -1,6 +1,7 @@
-"""Training: one step, many steps in one dispatch, validation, and the loop of a run.
+"""Training: validation, and the loop of a run around many steps in one dispatch.
 
     batches ──> train_steps ──> state, metrics
+                or its shards
                                    │
                             the loop looks at them one dispatch later, so that
                             looking never slows the device down
@@ -22,96 +23,18 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxlstm.lab import schema
+from jaxlstm.lab import schema, shards, splits
 from jaxlstm.lab.data import Batch, Streams, Window
 from jaxlstm.lab.errors import Diverged
+from jaxlstm.lab.steps import StepMetrics as StepMetrics
+from jaxlstm.lab.steps import TrainState as TrainState
+from jaxlstm.lab.steps import initial_state as initial_state
+from jaxlstm.lab.steps import noise_key
+from jaxlstm.lab.steps import train_step as train_step
+from jaxlstm.lab.steps import train_steps as train_steps
+from jaxlstm.lab.steps import zero_carry as zero_carry
 from jaxlstm.lab.tasks import language_modelling as task
 from jaxlstm.layers import Layer
-
-
-class TrainState(NamedTuple):
-    """All that the next update depends on; the position in the data is `step`.
-
-    `healthy` turns False at the first step whose loss or gradient is not finite. From
-    there on the state stands still, as it was before that step.
-    """
-
-    step: Array
-    params: Any
-    opt_state: optax.OptState
-    carry: Any
-    key: Array
-    healthy: Array
-
-
-class StepMetrics(NamedTuple):
-    """What a step reports: loss in nats per token, gradient norm before clipping."""
-
-    loss: Array
-    gradient_norm: Array
-    healthy: Array
-
-
-def initial_state(
-    model: Layer,
-    optimizer: optax.GradientTransformation,
-    *,
-    batch_size: int,
-    seed: int,
-) -> TrainState:
-    """The state before the first step, drawn from the seed."""
-    key, init_key = jax.random.split(jax.random.key(seed))
-    params, _ = model.init(init_key)
-    params = jax.tree.map(jnp.copy, params)  # to be donated, each leaf once
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        carry=zero_carry(model, params, batch_size),
-        key=key,
-        healthy=jnp.ones((), bool),
-    )
-
-
-def zero_carry(model: Layer, params: Any, batch_size: int) -> Any:
-    """A state of the model to be reset before it is used."""
-    tokens = jnp.zeros((1, batch_size), jnp.int32)
-    carry = jax.eval_shape(lambda params: model.apply(params, tokens)[0], params)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), carry)
-
-
-def train_step(
-    model: Layer,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    batch: Batch,
-) -> tuple[TrainState, StepMetrics]:
-    """One update of the parameters, or none if the loss or gradient is not finite."""
-    key = jax.random.fold_in(state.key, state.step)
-
-    def loss(params: Any) -> tuple[Array, Any]:
-        return task.loss(model, params, state.carry, batch, key=key)
-
-    (nats, carry), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-    norm = optax.tree.norm(gradient)
-    healthy = state.healthy & jnp.isfinite(nats) & jnp.isfinite(norm)
-
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    after = TrainState(state.step + 1, params, opt_state, carry, state.key, healthy)
-    before = state._replace(healthy=healthy)
-    state = jax.tree.map(functools.partial(jnp.where, healthy), after, before)
-    return state, StepMetrics(nats, norm, healthy)
-
-
-def train_steps(
-    model: Layer,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    batches: Batch,
-) -> tuple[TrainState, StepMetrics]:
-    """As many steps as there are batches `[K, T, B]`, in one dispatch."""
-    return jax.lax.scan(functools.partial(train_step, model, optimizer), state, batches)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -195,6 +118,11 @@ class Job(NamedTuple):
     learning_rate: Callable[[int], float] | None
     hooks: Hooks
 
+    @property
+    def shards(self) -> int:
+        """Into how many a batch is split."""
+        return splits.number(self.training)
+
 
 def fit(job: Job, state: TrainState, ledger: Ledger) -> bool:
     """Train on from the state, to the last step or until it is time to stop.
@@ -267,7 +195,7 @@ def _look(
         if not row.healthy:
             job.hooks.save(state._replace(healthy=jnp.ones((), bool)), ledger)
             batch = job.streams.batch(int(state.step))
-            raise Diverged(diagnose(job.model, state, batch))
+            raise Diverged(diagnose(job.model, state, batch, shards=job.shards))
         seen = (*ledger.unlogged, (float(row.loss), float(row.gradient_norm)))
         ledger = ledger._replace(unlogged=seen)
         if step % job.training.log_every == 0 or step == job.training.steps:
@@ -292,10 +220,10 @@ def _log(job: Job, ledger: Ledger, clock: "_Clock", step: int) -> None:
     job.hooks.log("train", step, math.fsum(losses) / len(losses), numbers, pace)
 
 
-def diagnose(model: Layer, state: TrainState, batch: Batch) -> str:
+def diagnose(model: Layer, state: TrainState, batch: Batch, *, shards: int = 1) -> str:
     """Why the step after the state has no finite gradient: which leaf, which rows."""
     step = int(state.step)
-    losses, gradient = _examine(model, state, batch)
+    losses, gradient = _examine(model, state, batch, shards)
     rows = jnp.flatnonzero(~jnp.isfinite(losses).all(0)).tolist()
     leaves = [
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -312,27 +240,34 @@ def diagnose(model: Layer, state: TrainState, batch: Batch) -> str:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _examine(model: Layer, state: TrainState, batch: Batch) -> tuple[Array, Any]:
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _examine(
+    model: Layer, state: TrainState, batch: Batch, count: int
+) -> tuple[Array, Any]:
     """The loss of each token `[T, B]`, and the gradient of their mean."""
 
-    def mean(params: Any) -> tuple[Array, Array]:
+    def losses(params: Any, shard: int) -> Array:
+        part = shards.of_shard(batch, shard, count, axis=1)
         _, logits = model.apply(
             params,
-            batch.inputs,
-            state.carry,
-            key=jax.random.fold_in(state.key, state.step),
-            resets=batch.resets,
+            part.inputs,
+            shards.of_shard(state.carry, shard, count, axis=0),
+            key=noise_key(state, None if count == 1 else shard),
+            resets=part.resets,
         )
-        each = task.cross_entropy(logits, jnp.asarray(batch.targets))
+        return task.cross_entropy(logits, jnp.asarray(part.targets))
+
+    def mean(params: Any) -> tuple[Array, Array]:
+        parts = [losses(params, shard) for shard in range(count)]
+        each = jnp.concatenate(parts, axis=1)
         return each.mean(), each
 
-    gradient, losses = jax.grad(mean, has_aux=True)(state.params)
-    return losses, gradient
+    gradient, each = jax.grad(mean, has_aux=True)(state.params)
+    return each, gradient
 
 
 class _Programs:
-    """`train_steps`, compiled ahead for each number of steps in a dispatch."""
+    """The programs of a dispatch, compiled ahead for each number of steps in it."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -343,12 +278,19 @@ class _Programs:
 
     def of(self, state: TrainState, batches: Batch) -> Any:
         """The program for these batches; the seconds that compiling took are told."""
-        count = len(batches.inputs)
+        count = len(batches.inputs) if self._job.shards == 1 else 0  # 0: any number
         if count not in self._compiled:
             began = time.perf_counter()
-            self._compiled[count] = self._jitted.lower(state, batches).compile()
+            self._compiled[count] = self._compile(state, batches)
             self._job.hooks.compiled(time.perf_counter() - began)
         return self._compiled[count]
+
+    def _compile(self, state: TrainState, batches: Batch) -> Any:
+        job = self._job
+        if job.shards == 1:
+            return self._jitted.lower(state, batches).compile()
+        made = (job.model, job.optimizer, state, batches)
+        return shards.program(*made, shards=job.shards)
 
 
 class _Clock:

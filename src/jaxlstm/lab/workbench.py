@@ -1,12 +1,12 @@
 """What a config stands for, built and ready: data, model, optimizer."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
-from jaxlstm.lab import optimizers
+from jaxlstm.lab import optimizers, splits
 from jaxlstm.lab.config import Config
 from jaxlstm.lab.data import Corpus, Streams, read
 from jaxlstm.lab.errors import BadInput
@@ -70,11 +70,16 @@ class Workbench(NamedTuple):
         """How often the training text is read."""
         return self.config.training.steps / self.streams.steps_per_epoch
 
+    def copies(self) -> int:
+        """The bytes that shards take besides: parameters and a gradient for each."""
+        shards = splits.number(self.config.training)
+        params = jax.eval_shape(self.start).params
+        return 2 * shards * _bytes(params) if shards > 1 else 0
+
     def require_memory(self) -> None:
         """Refuse, before anything is drawn, a state that cannot fit this machine."""
         state = jax.eval_shape(self.start)
-        sizes = (leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        needed = 2 * sum(sizes)  # the state before a step and after it
+        needed = 2 * _bytes(state) + self.copies()  # before a step and after it
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > there:
             raise BadInput(
@@ -82,3 +87,7 @@ class Workbench(NamedTuple):
                 f"to be trained, and this machine has {there / 1e9:,.0f} GB; lower "
                 "model.hidden_size or model.layers"
             )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

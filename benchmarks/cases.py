@@ -1,0 +1,208 @@
+"""What is computed: the grid and the cases beside it, as data, with their arithmetic.
+
+Nothing here imports JAX: every contender makes its own arrays of what is drawn.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+What = Literal["forward", "training", "step"]
+Kind = Literal["lstm", "layer_norm", "zoneout"]
+
+H_RATE, C_RATE = 0.05, 0.2  # of zoneout
+
+
+class Case(NamedTuple):
+    """One computation.
+
+    group         what it belongs to, and the first word of its name
+    time, batch, features, units     T, B, D, H
+    layers, bidirectional            more than one plain layer
+    ragged        rows of unequal length, half of all steps padding
+    cell          the kind of cell
+    measures      `forward`: the outputs [T, B, H]. `training`: the gradient of all
+                  parameters and of the inputs, for a fixed cotangent of the outputs.
+                  `step`: one step from a state that is fed back
+    compiles      how often compiling is timed
+    runs          whether running is timed
+    contenders    the only ones who are asked; empty for all
+    """
+
+    group: str
+    time: int
+    batch: int
+    features: int
+    units: int
+    layers: int = 1
+    bidirectional: bool = False
+    ragged: bool = False
+    cell: Kind = "lstm"
+    measures: tuple[What, ...] = ("forward", "training")
+    compiles: int = 1
+    runs: bool = True
+    contenders: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The group and T, B, D, H.
+
+        >>> Case("grid", 128, 32, 64, 256).name
+        'grid-128-32-64-256'
+        """
+        sizes = (self.time, self.batch, self.features, self.units)
+        return "-".join([self.group, *map(str, sizes)])
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one layer of the usual cell, in one direction."""
+        one = self.layers == 1 and not self.bidirectional
+        return one and self.cell == "lstm" and not self.ragged
+
+    @property
+    def output_size(self) -> int:
+        """Features of the outputs."""
+        return self.units * (2 if self.bidirectional else 1)
+
+    @property
+    def flops_forward(self) -> int:
+        """`8 T B H (D + H)` for each layer and direction, T B being steps that happen.
+
+        >>> Case("grid", 10, 2, 3, 4).flops_forward == 8 * 10 * 2 * 4 * (3 + 4)
+        True
+        """
+        steps = int(lengths(self).sum()) if self.ragged else self.time * self.batch
+        inputs = [self.features] + [self.output_size] * (self.layers - 1)
+        return 8 * steps * self.output_size * sum(d + self.units for d in inputs)
+
+    def flops(self, what: What) -> int:
+        """Forward, or three times that with the backward pass."""
+        return self.flops_forward * (3 if what == "training" else 1)
+
+
+class Weights(NamedTuple):
+    """One layer in one direction: `[D, 4, H]`, `[H, 4, H]`, `[4, H]`; gates i f g o."""
+
+    w_x: Floats
+    w_h: Floats
+    b: Floats
+
+
+class Inputs(NamedTuple):
+    """What all contenders of a case are given.
+
+    layers    for each layer the weights of each direction
+    xs        [T, B, D]
+    d_hs      [T, B, output_size], zero where there is padding
+    lengths   [B], None where no row has padding
+    """
+
+    layers: list[list[Weights]]
+    xs: Floats
+    d_hs: Floats
+    lengths: NDArray[np.int32] | None
+
+
+def draw(case: Case) -> Inputs:
+    """The same numbers for everybody, U(±1/√H) the weights and N(0, 1) the rest."""
+    drawn = np.random.default_rng(0)
+
+    def weights(features: int) -> Weights:
+        limit, units = case.units**-0.5, case.units
+        shapes = (features, 4, units), (units, 4, units), (4, units)
+        numbers = (drawn.random(shape, np.float32) for shape in shapes)
+        return Weights(*(limit * (2 * n - 1) for n in numbers))
+
+    sizes = [case.features] + [case.output_size] * (case.layers - 1)
+    ways = 2 if case.bidirectional else 1
+    layers = [[weights(size) for _ in range(ways)] for size in sizes]
+    shape = (case.time, case.batch)
+    xs = drawn.standard_normal((*shape, case.features), np.float32)
+    d_hs = drawn.standard_normal((*shape, case.output_size), np.float32)
+    if not case.ragged:
+        return Inputs(layers, xs, d_hs, None)
+    happens = np.arange(case.time)[:, None] < lengths(case)
+    return Inputs(layers, xs, d_hs * happens[..., None], lengths(case))
+
+
+def lengths(case: Case) -> NDArray[np.int32]:
+    """From 1 to T - 1, evenly spread and shuffled: half of all steps are padding.
+
+    >>> sorted(lengths(Case("ragged", 8, 4, 3, 5)).tolist())
+    [1, 3, 5, 7]
+    """
+    even = np.rint(np.linspace(1, case.time - 1, case.batch)).astype(np.int32)
+    return np.random.default_rng(1).permutation(even)
+
+
+def _grid() -> list[Case]:
+    sizes = (
+        (1000, 1, 64, 64),
+        (512, 8, 64, 64),
+        (128, 32, 128, 128),
+        (256, 128, 64, 32),
+        (256, 32, 256, 256),
+        (128, 64, 256, 512),
+        (64, 16, 512, 1024),
+    )
+    return [Case("grid", *size) for size in sizes]
+
+
+def _beside() -> list[Case]:
+    shape = (128, 32, 128, 128)  # a point of the grid, so that the cost can be told
+    return [
+        Case("stacked", *shape, layers=2),
+        Case("bidirectional", *shape, layers=2, bidirectional=True),
+        Case("ragged", *shape, ragged=True),
+        Case("layer_norm", *shape, cell="layer_norm"),
+        Case("zoneout", *shape, cell="zoneout"),
+    ]
+
+
+def _streams() -> list[Case]:
+    return [Case("stream", 1, 1, h, h, measures=("step",)) for h in (64, 256, 512)]
+
+
+def _growth() -> list[Case]:
+    times = (256, 4096, 65_536)
+    return [Case("growth", t, 8, 64, 64, measures=("training",)) for t in times]
+
+
+def _compile() -> list[Case]:
+    return [
+        Case("compile", t, 8, 64, 64, measures=("training",), compiles=5, runs=False)
+        for t in (128, 65_536)
+    ]
+
+
+def _long() -> list[Case]:
+    who = ("jaxlstm", "jaxlstm sqrt")
+    return [
+        Case("long", 100_000, 8, 32, 256, measures=("training",), contenders=who),
+    ]
+
+
+CASES: tuple[Case, ...] = (
+    *_grid(),
+    *_beside(),
+    *_streams(),
+    *_growth(),
+    *_compile(),
+    *_long(),
+)
+GROUPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))
+
+
+def chosen(words: list[str]) -> list[Case]:
+    """The cases of these groups or names; all of them for no words.
+
+    Errors: `ValueError` for a word that is neither.
+    """
+    for word in words:
+        if word not in GROUPS and word not in {case.name for case in CASES}:
+            raise ValueError(
+                f"no case is called {word!r}; the groups are {', '.join(GROUPS)}"
+            )
+    return [c for c in CASES if not words or c.group in words or c.name in words]

@@ -1,0 +1,187 @@
+"""All cases, each in a process of its own, and every peak of memory in another.
+
+A process that dies takes its case with it, and the result says which and why.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, peers
+from benchmarks.cases import Case
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", "PYTHONWARNINGS": "ignore"}
+
+TOGETHER = ("growth", "compile")
+LIMIT = 3600.0  # seconds for one process
+
+
+def environment() -> dict[str, str]:
+    """Of the processes that measure: what is set already stays."""
+    return SETTINGS | dict(os.environ)
+
+
+def use_cores(count: int | None) -> int:
+    """Let this process and all it starts run on the first so many of its cores.
+
+    Errors: `ValueError` where there are fewer.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        if count is not None:
+            raise ValueError("--cores needs Linux; leave it out to use every core")
+        return os.cpu_count() or 1
+    there = sorted(os.sched_getaffinity(0))
+    count = len(there) if count is None else count
+    if not 1 <= count <= len(there):
+        raise ValueError(f"--cores is {count}; this process may use {len(there)}")
+    os.sched_setaffinity(0, there[:count])
+    return count
+
+
+def run(
+    cases: Sequence[Case],
+    names: Sequence[str],
+    *,
+    seconds: float,
+    cores: int,
+    peaks: bool,
+    say: Callable[[str], object],
+    save: Callable[[dict[str, Any]], object],
+) -> dict[str, Any]:
+    """The result of all cases as plain JSON; what did not run says why.
+
+    Arguments:
+        peaks: whether the peaks of memory are measured too, in processes of their own.
+        say: is told what is being measured.
+        save: is given the result as far as it is there, after each case.
+    """
+    absent = {n: why for n, why in peers.absent().items() if n in names}
+    there = [name for name in names if name not in absent]
+    for name, why in absent.items():
+        say(f"{name}: {why}")
+    result: dict[str, Any] = {
+        "machine": machine.describe(cores, environment()),
+        "seconds": seconds,
+        "contenders": list(names),
+        "absent": absent,
+        "cases": {case.name: _described(case) for case in cases},
+        "chosen": {},
+        "rows": [],
+        "refusals": [],
+    }
+    for together in in_processes(cases):
+        say(", ".join(case.name for case in together))
+        only = {name for case in together for name in case.contenders or there}
+        asked = [name for name in there if name in only]
+        answer = order(together, asked, seconds=seconds)
+        _gather(result, answer)
+        for case, name, what in _peaks(together, asked, answer) if peaks else ():
+            _gather(result, order([case], [name], peak=what))
+        save(result)
+    return result
+
+
+def in_processes(cases: Sequence[Case]) -> list[list[Case]]:
+    """Which cases share a process: those of a group that is read as one, such as
+    growth, where what counts is the ratio of one case to another.
+    """
+    shared: dict[str, list[Case]] = {}
+    for case in cases:
+        key = case.group if case.group in TOGETHER else case.name
+        shared.setdefault(key, []).append(case)
+    return list(shared.values())
+
+
+def written(result: Mapping[str, Any]) -> str:
+    """The result as JSON of one line for each figure, so that a diff can be read.
+
+    >>> print(written({"seconds": 4.0, "rows": [{"case": "a"}, {"case": "b"}]}), end="")
+    {
+    "seconds": 4.0,
+    "rows": [
+     {"case": "a"},
+     {"case": "b"}
+    ]
+    }
+    """
+    parts = []
+    for key, value in result.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = ",\n ".join(json.dumps(row) for row in value)
+            text = f"[\n {rows}\n]"
+        parts.append(f"{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _described(case: Case) -> dict[str, Any]:
+    return case._asdict() | {"flops_forward": case.flops_forward}
+
+
+def _gather(result: dict[str, Any], answer: dict[str, Any]) -> None:
+    result["chosen"] |= answer.get("chosen", {})
+    result["rows"].extend(answer["rows"])
+    result["refusals"].extend(answer["refusals"])
+
+
+def _peaks(
+    together: Sequence[Case], names: Sequence[str], answer: dict[str, Any]
+) -> list[tuple[Case, str, str]]:
+    """Whose peak is measured: all who ran a training step."""
+    rows = answer["rows"]
+    ran = {(r["case"], r["contender"]) for r in rows if r["what"] == "training"}
+    pairs = ((case, name) for case in together for name in names)
+    return [(c, name, "training") for c, name in pairs if (c.name, name) in ran]
+
+
+def order(
+    together: Sequence[Case],
+    names: Sequence[str],
+    *,
+    seconds: float = 0.0,
+    peak: str | None = None,
+) -> dict[str, Any]:
+    """The answer of a process that carries this out and nothing else."""
+    asked: dict[str, Any] = {"cases": [case._asdict() for case in together]}
+    asked["contenders"] = list(names)
+    with tempfile.TemporaryDirectory() as place:
+        there, answer = Path(place, "order.json"), Path(place, "answer.json")
+        there.write_text(json.dumps(asked | {"seconds": seconds, "peak": peak}))
+        words = [sys.executable, "-m", "benchmarks.worker", str(there), str(answer)]
+        failure = _process(words)
+        if failure is None:
+            return json.loads(answer.read_text())
+    what = f"peak {peak}" if peak else "everything"
+    lost = {"what": what, "reason": f"failed: {failure}"}
+    refusals = [
+        {"case": case.name, "contender": name} | lost
+        for case in together
+        for name in names
+    ]
+    return {"rows": [], "refusals": refusals}
+
+
+def _process(words: Sequence[str]) -> str | None:
+    """Carry out a command; None, or how it failed."""
+    try:
+        done = subprocess.run(
+            words,
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT,
+        )
+    except subprocess.TimeoutExpired:
+        return f"the process did not end within {LIMIT:.0f} s"
+    if done.returncode == 0:
+        return None
+    last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+    return f"the process ended with code {done.returncode}: {last}"

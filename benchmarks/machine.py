@@ -1,0 +1,101 @@
+"""On what: the machine, the versions, the settings that decide speed, the day."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = (
+    "jaxlstm",
+    "jax",
+    "jaxlib",
+    "torch",
+    "flax",
+    "dm-haiku",
+    "equinox",
+    "keras",
+    "onnxruntime",
+    "numpy",
+)
+DECISIVE = ("XLA_", "JAX_", "OMP_", "MKL_", "KMP_", "GLIBC_TUNABLES", "MALLOC_", "LD_")
+VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
+
+
+def describe(cores: int, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What a figure cannot be read without.
+
+    >>> describe(2, {"XLA_FLAGS": "", "HOME": "/"})["settings"]
+    {'XLA_FLAGS': ''}
+    """
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "cpu": _cpu("model name") or platform.processor() or platform.machine(),
+        "vectors": [v for v in VECTORS if v in _cpu("flags").split()],
+        "cores": cores,
+        "cores_of_machine": os.cpu_count(),
+        "memory_gb": _memory_gb(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "versions": versions(),
+        "settings": {k: v for k, v in sorted(environment.items()) if _decides(k)},
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of each library, None where it is not installed."""
+    return {name: _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _decides(variable: str) -> bool:
+    return variable.startswith(DECISIVE)
+
+
+def _cpu(field: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith(field))
+    return next(found, "")
+
+
+def _memory_gb() -> float | None:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    return round(size / 1e9, 1)
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, + where it was changed; None outside of one."""
+    told = [_git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain")]
+    if told[0] is None:
+        return None
+    return told[0] + ("+" if told[1] else "")
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *words],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,152 @@
+"""What all contenders on JAX share: compiled functions, and layers put together."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.cases import Case, Inputs, Weights
+from benchmarks.peers.base import Contender, Prepared, Program
+
+Array = jax.Array
+
+
+class Model(NamedTuple):
+    """A whole model in a library's own layout.
+
+    apply       `(params, xs, *extra) -> hs`
+    params, xs, d_hs, extra     what it is called with; extra has no gradient
+    time_axis   where time is in xs and hs
+    """
+
+    apply: Callable[..., Array]
+    params: Any
+    xs: Array
+    d_hs: Array
+    extra: tuple[Any, ...]
+    time_axis: int = 0
+
+
+class Layers(NamedTuple):
+    """How a library runs one layer in one direction, and one step of it.
+
+    load        `(case, weights) -> params`
+    run         `(case, params, xs, lengths or None, reverse) -> hs`, every output at
+                the time of its input
+    start       `case -> state` before the first of single steps
+    step        `(case, params, state, x [B, D]) -> state, h`
+    time_axis   1 for libraries that put the batch first
+    """
+
+    load: Callable[[Case, Weights], Any]
+    run: Callable[[Case, Any, Array, Array | None, bool], Array]
+    start: Callable[[Case], Any]
+    step: Callable[[Case, Any, Any, Array], tuple[Any, Array]]
+    time_axis: int
+
+
+def contender(
+    name: str, library: str, supports: Callable[[Case], str | None], layers: Layers
+) -> Contender:
+    """The contender whose layers are these, one on the other, both ways if asked."""
+    return Contender(
+        name,
+        library,
+        supports,
+        lambda case, inputs: forward(deep(case, inputs, layers)),
+        lambda case, inputs: training(deep(case, inputs, layers)),
+        lambda case, inputs: stepping(case, inputs, layers),
+    )
+
+
+def deep(case: Case, inputs: Inputs, layers: Layers) -> Model:
+    """The layers of a case; the two directions of a layer are concatenated."""
+    params = [[layers.load(case, way) for way in ways] for ways in inputs.layers]
+    params = jax.tree.map(jnp.asarray, params)
+
+    def apply(params: Any, hs: Array, *lengths: Array) -> Array:
+        counts = lengths[0] if lengths else None
+        for ways in params:
+            both = (
+                layers.run(case, way, hs, counts, bool(n)) for n, way in enumerate(ways)
+            )
+            hs = jnp.concatenate(list(both), axis=-1)
+        return hs
+
+    xs, d_hs = (
+        jnp.asarray(array.swapaxes(0, layers.time_axis))
+        for array in (inputs.xs, inputs.d_hs)
+    )
+    extra = () if inputs.lengths is None else (jnp.asarray(inputs.lengths),)
+    return Model(apply, params, xs, d_hs, extra, layers.time_axis)
+
+
+def forward(model: Model) -> Prepared:
+    """The outputs."""
+    arguments = (model.params, model.xs, *model.extra)
+    return Prepared(lambda: program(model.apply, *arguments), time_axis=model.time_axis)
+
+
+def training(model: Model) -> Prepared:
+    """The gradients of the parameters and of the inputs."""
+
+    def gradients(params: Any, xs: Array, d_hs: Array, *extra: Any) -> Any:
+        _, pull = jax.vjp(
+            lambda params, xs: model.apply(params, xs, *extra), params, xs
+        )
+        return pull(d_hs)
+
+    arguments = (model.params, model.xs, model.d_hs, *model.extra)
+    return Prepared(lambda: program(gradients, *arguments), time_axis=model.time_axis)
+
+
+def stepping(case: Case, inputs: Inputs, layers: Layers) -> Prepared:
+    """One step from the state that the last one left; its output is waited for."""
+    params = jax.tree.map(jnp.asarray, layers.load(case, inputs.layers[0][0]))
+    x = jnp.asarray(inputs.xs[0])
+
+    def one(params: Any, state: Any, x: Array) -> tuple[Any, Array]:
+        return layers.step(case, params, state, x)
+
+    def compiled() -> Program:
+        state = layers.start(case)
+        found = jax.jit(lambda *a: one(*a)).lower(params, state, x).compile()
+
+        def run() -> Array:
+            nonlocal state
+            state, h = found(params, state, x)
+            return h.block_until_ready()
+
+        return Program(run)
+
+    return Prepared(compiled)
+
+
+def program(function: Callable[..., Any], *arguments: Any) -> Program:
+    """A function, compiled afresh for these arguments."""
+    compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
+
+    def run() -> Any:
+        return jax.block_until_ready(compiled(*arguments))
+
+    found = compiled.memory_analysis()
+    if found is None:
+        return Program(run)
+    total = found.argument_size_in_bytes + found.output_size_in_bytes
+    total += found.temp_size_in_bytes - found.alias_size_in_bytes
+    return Program(run, found.temp_size_in_bytes, total)
+
+
+def only(library: str, *, lengths: bool) -> Callable[[Case], str | None]:
+    """The usual cell only; with or without rows of unequal length."""
+    names = {"layer_norm": "layer-normalised LSTM", "zoneout": "zoneout"}
+
+    def supports(case: Case) -> str | None:
+        if case.cell in names:
+            return f"{library} has no {names[case.cell]}"
+        if case.ragged and not lengths:
+            return f"{library} takes no lengths"
+        return None
+
+    return supports

@@ -1,0 +1,103 @@
+"""Flax linen: `nn.RNN` over `OptimizedLSTMCell`, batch first; layer norm by hand."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from benchmarks.cases import Case, Weights
+from benchmarks.peers import jitted
+from benchmarks.peers.base import joined
+
+Array = jax.Array
+
+
+class LayerNormLSTMCell(nn.RNNCellBase):
+    """What a user writes who wants layer norm: linen has no such cell."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, carry: Any, inputs: Array) -> tuple[Any, Array]:
+        """One step."""
+        c, h = carry
+        dense = nn.Dense(4 * self.features, use_bias=False, name="i")(inputs)
+        hidden = nn.Dense(4 * self.features, use_bias=False, name="h")(h)
+        z = nn.LayerNorm(use_bias=False, epsilon=1e-5, name="norm_i")(dense)
+        z = z + nn.LayerNorm(epsilon=1e-5, name="norm_h")(hidden)
+        i, f, g, o = jnp.split(z, 4, axis=-1)
+        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+        h = nn.sigmoid(o) * jnp.tanh(nn.LayerNorm(epsilon=1e-5, name="norm_c")(c))
+        return (c, h), h
+
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Any:
+        """Zeros."""
+        zeros = jnp.zeros((*input_shape[:-1], self.features))
+        return zeros, zeros
+
+    @property
+    def num_feature_axes(self) -> int:
+        """One axis of features."""
+        return 1
+
+
+def supports(case: Case) -> str | None:
+    """Everything but zoneout; layer norm with the cell above."""
+    return "linen has no zoneout" if case.cell == "zoneout" else None
+
+
+def _cell(case: Case) -> nn.RNNCellBase:
+    if case.cell == "layer_norm":
+        return LayerNormLSTMCell(case.units)
+    return nn.OptimizedLSTMCell(case.units)
+
+
+def by_name(weights: Weights) -> dict[str, Any]:
+    """One dense layer for each gate and side; the bias on the side of h."""
+    w_x, w_h, b = weights
+    return {
+        f"{side}{gate}": parts
+        for k, gate in enumerate("ifgo")
+        for side, parts in (
+            ("i", {"kernel": w_x[:, k]}),
+            ("h", {"kernel": w_h[:, k], "bias": b[k]}),
+        )
+    }
+
+
+def _load(case: Case, weights: Weights) -> Any:
+    if case.cell == "lstm":
+        return by_name(weights)
+    w_x, w_h, b = map(joined, weights)
+    one = jnp.ones(4 * case.units)
+    return {
+        "i": {"kernel": w_x},
+        "h": {"kernel": w_h},
+        "norm_i": {"scale": one},
+        "norm_h": {"scale": one, "bias": b},
+        "norm_c": {"scale": one[: case.units], "bias": 0 * one[: case.units]},
+    }
+
+
+def _run(
+    case: Case, params: Any, xs: Array, lengths: Array | None, reverse: bool
+) -> Any:
+    rnn = nn.RNN(_cell(case), reverse=reverse, keep_order=True)
+    return rnn.apply({"params": {"cell": params}}, xs, seq_lengths=lengths)
+
+
+def _step(case: Case, params: Any, state: Any, x: Array) -> Any:
+    """`LSTMCell` of the same parameters: the optimized one joins its kernels first,
+    which takes longer than a single step does.
+    """
+    return nn.LSTMCell(case.units).apply({"params": params}, state, x)
+
+
+def _start(case: Case) -> Any:
+    zeros = jnp.zeros((case.batch, case.units))
+    return zeros, jnp.copy(zeros)
+
+
+LAYERS = jitted.Layers(_load, _run, _start, _step, time_axis=1)
+CONTENDERS = (jitted.contender("flax linen", "flax", supports, LAYERS),)

@@ -1,0 +1,63 @@
+"""Flax nnx: `nnx.RNN` over `OptimizedLSTMCell`, batch first, by split and merge.
+
+`nnx.jit` walks through the module in Python at each call; what is measured is the
+functional form that its documentation recommends for speed.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks.cases import Case, Weights
+from benchmarks.peers import jitted
+from benchmarks.peers.base import joined
+
+Array = jax.Array
+
+
+@functools.cache
+def _split(features: int, units: int, reverse: bool) -> Any:
+    """(what the module is, its parameters, all else), with nothing loaded."""
+    rngs = nnx.Rngs(0)
+    cell = nnx.OptimizedLSTMCell(features, units, rngs=rngs)
+    rnn = nnx.RNN(cell, reverse=reverse, keep_order=True, rngs=rngs)
+    return nnx.split(rnn, nnx.Param, ...)
+
+
+def _load(case: Case, weights: Weights) -> Any:
+    """Gates side by side, one dense layer for each side; the bias on the side of h."""
+    _, params, _ = _split(weights.w_x.shape[0], case.units, False)
+    w_x, w_h, b = (jnp.asarray(joined(leaf)) for leaf in weights)
+    own = {"dense_i": {"kernel": w_x}, "dense_h": {"kernel": w_h, "bias": b}}
+    params = jax.tree.map(jnp.copy, params)
+    nnx.replace_by_pure_dict(params, {"cell": own})
+    return params
+
+
+def _merged(case: Case, params: Any, features: int, reverse: bool) -> Any:
+    definition, _, rest = _split(features, case.units, reverse)
+    return nnx.merge(definition, params, rest)
+
+
+def _run(
+    case: Case, params: Any, xs: Array, lengths: Array | None, reverse: bool
+) -> Array:
+    rnn = _merged(case, params, xs.shape[-1], reverse)
+    return rnn(xs, initial_carry=_start(case), seq_lengths=lengths)
+
+
+def _step(case: Case, params: Any, state: Any, x: Array) -> tuple[Any, Array]:
+    return _merged(case, params, case.features, False).cell(state, x)
+
+
+def _start(case: Case) -> Any:
+    zeros = jnp.zeros((case.batch, case.units))
+    return zeros, jnp.copy(zeros)
+
+
+SUPPORTS = jitted.only("nnx", lengths=True)
+LAYERS = jitted.Layers(_load, _run, _start, _step, time_axis=1)
+CONTENDERS = (jitted.contender("flax nnx", "flax", SUPPORTS, LAYERS),)

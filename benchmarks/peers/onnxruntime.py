@@ -1,0 +1,119 @@
+"""onnxruntime: `LSTM` nodes one after the other, inference only, time first."""
+
+import os
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from benchmarks.cases import Case, Inputs, Weights
+from benchmarks.peers.base import Contender, Prepared, Program, joined
+
+IOFC = np.array([0, 3, 1, 2])  # its order of gates
+
+
+def supports(case: Case) -> str | None:
+    """The usual LSTM; a program of inference takes no gradient."""
+    if case.cell != "lstm":
+        return "the ONNX node LSTM is the usual LSTM only"
+    if "forward" not in case.measures and "step" not in case.measures:
+        return "onnxruntime computes no gradients"
+    return None
+
+
+def _graph(case: Case, inputs: Inputs, states: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """X [T, B, D] -> Y [T, B, output_size]; states go in and out by these names."""
+    nodes, constants, flow = (
+        [],
+        [_constant("shape", np.array([0, 0, -1], np.int64))],
+        "X",
+    )
+    lengths = "" if inputs.lengths is None else "lengths"
+    for n, ways in enumerate(inputs.layers):
+        constants += [_constant(f"{k}{n}", v) for k, v in _weights(ways).items()]
+        nodes.append(
+            helper.make_node(
+                "LSTM",
+                [flow, f"W{n}", f"R{n}", f"B{n}", lengths, *states],
+                [f"Y{n}", *(f"{state}_after" for state in states)],
+                hidden_size=case.units,
+                direction="bidirectional" if case.bidirectional else "forward",
+            )
+        )
+        nodes.append(
+            helper.make_node("Transpose", [f"Y{n}"], [f"t{n}"], perm=[0, 2, 1, 3])
+        )
+        flow = f"h{n}" if n + 1 < len(inputs.layers) else "Y"
+        nodes.append(helper.make_node("Reshape", [f"t{n}", "shape"], [flow]))
+    given = ["X", *([lengths] if lengths else []), *states]
+    gives = ["Y", *(f"{state}_after" for state in states)]
+    graph = helper.make_graph(
+        nodes, "lstm", [_typed(n) for n in given], [_typed(n) for n in gives], constants
+    )
+    opset = helper.make_opsetid("", 14)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=8)
+
+
+def _weights(ways: list[Weights]) -> dict[str, np.ndarray]:
+    """W [d, 4H, D], R [d, 4H, H], B [d, 8H]: our one bias is the sum of two."""
+    ordered = [Weights(w.w_x[:, IOFC], w.w_h[:, IOFC], w.b[IOFC]) for w in ways]
+    w, r, b = (
+        np.stack([joined(leaf).T for leaf in leaves])
+        for leaves in zip(*ordered, strict=True)
+    )
+    return {"W": w, "R": r, "B": np.concatenate([b, 0 * b], axis=-1)}
+
+
+def _constant(name: str, value: np.ndarray) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(value), name)
+
+
+def _typed(name: str) -> onnx.ValueInfoProto:
+    kinds = onnx.TensorProto
+    kind = kinds.INT32 if name == "lengths" else kinds.FLOAT
+    return helper.make_tensor_value_info(name, kind, None)
+
+
+def _session(model: onnx.ModelProto) -> Any:
+    """On as many threads as this process has cores."""
+    options = onnxruntime.SessionOptions()
+    if hasattr(os, "sched_getaffinity"):
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def forward(case: Case, inputs: Inputs) -> Prepared:
+    """The outputs."""
+    session = _session(_graph(case, inputs))
+    feed: dict[str, np.ndarray] = {"X": inputs.xs}
+    if inputs.lengths is not None:
+        feed["lengths"] = inputs.lengths
+    return Prepared(
+        lambda: Program(lambda: session.run(["Y"], feed)[0]), compiled=False
+    )
+
+
+def step(case: Case, inputs: Inputs) -> Prepared:
+    """A sequence of one step, with its state going in and out."""
+    states = ("h", "c")
+    session = _session(_graph(case, inputs, states))
+    zeros = np.zeros((1, case.batch, case.units), np.float32)
+
+    def compiled() -> Program:
+        feed = {"X": inputs.xs, "h": zeros, "c": zeros}
+
+        def run() -> np.ndarray:
+            ys, feed["h"], feed["c"] = session.run(None, feed)
+            return ys[0]
+
+        return Program(run)
+
+    return Prepared(compiled, compiled=False)
+
+
+CONTENDERS = (Contender("onnxruntime", "onnxruntime", supports, forward, None, step),)

@@ -1,0 +1,189 @@
+"""jaxlstm as a user gets it, each engine by its name, and two ways of using it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxlstm as jl
+from benchmarks.cases import C_RATE, H_RATE, Case, Inputs, Kind, Weights
+from benchmarks.peers import MODES, jitted
+from benchmarks.peers.base import Contender, Prepared, Program
+
+CELLS: dict[Kind, Callable[[], jl.Cell]] = {
+    "lstm": jl.lstm,
+    "layer_norm": jl.layer_norm_lstm,
+    "zoneout": lambda: jl.zoneout(jl.lstm(), h_rate=H_RATE, c_rate=C_RATE),
+}
+
+
+def model(
+    case: Case, inputs: Inputs, engine: str | None, checkpoint_every: Any = None
+) -> jitted.Model:
+    """`unroll` for one layer, `stack` for more; time first."""
+    cell, sizes = CELLS[case.cell](), (case.units,) * case.layers
+    stack = jl.stack(cell, sizes, bidirectional=case.bidirectional, engine=engine)
+    single = case.layers == 1 and not case.bidirectional
+
+    def apply(params: Any, xs: jax.Array, *extra: jax.Array) -> jax.Array:
+        lengths = extra[0] if case.ragged else None
+        key = extra[0] if case.cell == "zoneout" else None
+        if not single:
+            return stack.apply(params, xs, lengths=lengths, key=key)[1]
+        return jl.unroll(
+            cell,
+            params,
+            xs,
+            lengths=lengths,
+            key=key,
+            engine=engine,
+            checkpoint_every=checkpoint_every,
+        )[1]
+
+    params = [[load(case, way) for way in ways] for ways in inputs.layers]
+    both = [jl.Pair(*ways) if ways[1:] else ways[0] for ways in params]
+    extra = () if inputs.lengths is None else (jnp.asarray(inputs.lengths),)
+    if case.cell == "zoneout":
+        extra = (jax.random.key(0),)
+    xs, d_hs = jnp.asarray(inputs.xs), jnp.asarray(inputs.d_hs)
+    return jitted.Model(apply, both[0] if single else tuple(both), xs, d_hs, extra)
+
+
+def load(case: Case, weights: Weights) -> Any:
+    """The weights in the record of the case's cell."""
+    params = CELLS[case.cell]().init(
+        jax.random.key(0), weights.w_x.shape[0], case.units
+    )
+    return params._replace(**{k: jnp.asarray(v) for k, v in weights._asdict().items()})
+
+
+def _step(case: Case, params: Any, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+    cell = CELLS[case.cell]()
+    state, _ = cell.step(params, state, cell.project(params, x))
+    return state, state.h
+
+
+def _start(case: Case) -> jl.LSTMState:
+    zeros = jnp.zeros((case.batch, case.units))
+    return jl.LSTMState(zeros, jnp.copy(zeros))
+
+
+STEPS = jitted.Layers(load, lambda *_: jnp.zeros(()), _start, _step, 0)
+
+
+def with_engine(name: str, engine: str | None) -> Contender:
+    """`jl.unroll(..., engine=engine)`; a step by itself has no engine to choose."""
+    named = f"a single step has no engine; {name!r} is a way to run sequences"
+    return Contender(
+        name,
+        "jaxlstm",
+        lambda case: named if engine and "step" in case.measures else None,
+        lambda case, inputs: jitted.forward(model(case, inputs, engine)),
+        lambda case, inputs: jitted.training(model(case, inputs, engine)),
+        lambda case, inputs: jitted.stepping(case, inputs, STEPS),
+    )
+
+
+# -- checkpoints in time ------------------------------------------------------
+
+
+def _has_checkpoints(case: Case) -> str | None:
+    if case.group not in ("growth", "long"):
+        return 'checkpoint_every="sqrt" is measured in the groups growth and long'
+    return None
+
+
+SQRT = Contender(
+    "jaxlstm sqrt",
+    "jaxlstm",
+    _has_checkpoints,
+    lambda case, inputs: jitted.forward(model(case, inputs, None, "sqrt")),
+    lambda case, inputs: jitted.training(model(case, inputs, None, "sqrt")),
+)
+
+# -- the batch split over host devices ----------------------------------------
+
+
+def _can_split(case: Case) -> str | None:
+    count = len(jax.devices())
+    if count == 1:
+        return "there is one host device only"
+    if case.batch % count:
+        return f"a batch of {case.batch} does not divide over {count} host devices"
+    if not case.plain:
+        return "splitting is measured for one plain layer"
+    return None
+
+
+def _mesh() -> jax.sharding.Mesh:
+    """One axis, given by the devices, whose axis types are the automatic ones."""
+    return jax.sharding.Mesh(jax.devices(), ("rows",))
+
+
+def _placed(case: Case, inputs: Inputs) -> jitted.Model:
+    """The model with its rows on all host devices and its parameters on each."""
+    one, mesh = model(case, inputs, None), _mesh()
+    rows, everywhere = (NamedSharding(mesh, spec) for spec in (P(None, "rows"), P()))
+    return one._replace(
+        params=jax.device_put(one.params, everywhere),
+        xs=jax.device_put(one.xs, rows),
+        d_hs=jax.device_put(one.d_hs, rows),
+    )
+
+
+def _of_all(program: Program) -> Program:
+    """XLA tells the bytes of one device."""
+    count, (temp, total) = len(jax.devices()), program[1:]
+    if temp is None or total is None:
+        return program
+    return program._replace(temp_bytes=count * temp, total_bytes=count * total)
+
+
+def _split_forward(case: Case, inputs: Inputs) -> Prepared:
+    placed = _placed(case, inputs)
+    specs = {"in_specs": (P(), P(None, "rows")), "out_specs": P(None, "rows")}
+    split = jax.shard_map(placed.apply, mesh=_mesh(), **specs)
+    made = jitted.forward(placed._replace(apply=split))
+    return made._replace(compile=lambda: _of_all(made.compile()))
+
+
+def _split_training(case: Case, inputs: Inputs) -> Prepared:
+    """Each device gives gradients of its own, added up by a program of their own."""
+    placed = _placed(case, inputs)
+
+    def gradients(params: Any, xs: jax.Array, d_hs: jax.Array) -> Any:
+        params = jax.lax.pcast(params, ("rows",), to="varying")
+        _, pull = jax.vjp(placed.apply, params, xs)
+        d_params, d_xs = pull(d_hs)
+        return jax.tree.map(lambda leaf: leaf[None], d_params), d_xs
+
+    rows = P(None, "rows")
+    specs = {"in_specs": (P(), rows, rows), "out_specs": (P("rows"), rows)}
+    split = jax.shard_map(gradients, mesh=_mesh(), **specs)
+    add = jax.jit(lambda parts: jax.tree.map(lambda leaf: leaf.sum(0), parts))
+
+    def compiled() -> Program:
+        made = _of_all(jitted.program(split, placed.params, placed.xs, placed.d_hs))
+
+        def run() -> Any:
+            parts, d_xs = made.run()
+            return jax.block_until_ready((add(parts), d_xs))
+
+        return made._replace(run=run)
+
+    return Prepared(compiled)
+
+
+SPLIT = Contender(
+    "jaxlstm split", "jaxlstm", _can_split, _split_forward, _split_training
+)
+
+CONTENDERS = (
+    with_engine("jaxlstm", None),
+    *(with_engine(f"jaxlstm {mode}", mode) for mode in MODES),
+    SPLIT,
+    SQRT,
+)

@@ -1,0 +1,105 @@
+"""torch: `nn.LSTM` over whole sequences, `nn.LSTMCell` for single steps, time first."""
+
+import os
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from benchmarks.cases import Case, Inputs, Weights
+from benchmarks.peers.base import Contender, Prepared, Program, joined
+
+if hasattr(os, "sched_getaffinity"):
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def supports(case: Case) -> str | None:
+    """The usual LSTM, in every arrangement."""
+    missing = {
+        "layer_norm": "nn.LSTM has no layer norm",
+        "zoneout": "nn.LSTM has no zoneout",
+    }
+    return missing.get(case.cell)
+
+
+def _load(module: torch.nn.Module, weights: Weights, suffix: str) -> None:
+    """Our one bias is the sum of torch's two."""
+    own = {
+        "weight_ih": joined(weights.w_x).T,
+        "weight_hh": joined(weights.w_h).T,
+        "bias_ih": joined(weights.b),
+        "bias_hh": 0 * joined(weights.b),
+    }
+    with torch.no_grad():
+        for name, value in own.items():
+            getattr(module, name + suffix).copy_(torch.tensor(value))
+
+
+def _lstm(case: Case, inputs: Inputs) -> torch.nn.LSTM:
+    lstm = torch.nn.LSTM(
+        case.features, case.units, case.layers, bidirectional=case.bidirectional
+    )
+    for depth, ways in enumerate(inputs.layers):
+        for way, weights in enumerate(ways):
+            _load(lstm, weights, f"_l{depth}" + "_reverse" * way)
+    return lstm
+
+
+def _hs(lstm: torch.nn.LSTM, xs: torch.Tensor, lengths: Any) -> torch.Tensor:
+    """Rows of unequal length are packed on the way in and padded on the way out."""
+    if lengths is None:
+        return lstm(xs)[0]
+    packed = pack_padded_sequence(xs, lengths, enforce_sorted=False)
+    return pad_packed_sequence(lstm(packed)[0], total_length=len(xs))[0]
+
+
+def _lengths(inputs: Inputs) -> torch.Tensor | None:
+    return None if inputs.lengths is None else torch.tensor(inputs.lengths).long()
+
+
+def forward(case: Case, inputs: Inputs) -> Prepared:
+    """The outputs, without a graph."""
+    lstm, xs, lengths = _lstm(case, inputs), torch.tensor(inputs.xs), _lengths(inputs)
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            return _hs(lstm, xs, lengths)
+
+    return Prepared(lambda: Program(run), compiled=False)
+
+
+def training_step(case: Case, inputs: Inputs) -> Prepared:
+    """The gradients of all parameters and of the inputs."""
+    lstm, lengths = _lstm(case, inputs), _lengths(inputs)
+    xs, d_hs = torch.tensor(inputs.xs, requires_grad=True), torch.tensor(inputs.d_hs)
+
+    def run() -> tuple[list[Any], Any]:
+        lstm.zero_grad()
+        xs.grad = None
+        _hs(lstm, xs, lengths).backward(d_hs)
+        return [p.grad for p in lstm.parameters()], xs.grad
+
+    return Prepared(lambda: Program(run), compiled=False)
+
+
+def step(case: Case, inputs: Inputs) -> Prepared:
+    """One step of `nn.LSTMCell`, without a graph."""
+    cell = torch.nn.LSTMCell(case.features, case.units)
+    _load(cell, inputs.layers[0][0], "")
+    x, zeros = torch.tensor(inputs.xs[0]), torch.zeros(case.batch, case.units)
+
+    def compiled() -> Program:
+        state = (zeros, zeros)
+
+        def run() -> torch.Tensor:
+            nonlocal state
+            with torch.no_grad():
+                state = cell(x, state)
+            return state[0]
+
+        return Program(run)
+
+    return Prepared(compiled, compiled=False)
+
+
+CONTENDERS = (Contender("torch", "torch", supports, forward, training_step, step),)

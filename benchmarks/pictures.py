@@ -1,0 +1,108 @@
+"""The pictures of one result: ratios to torch, and growth with T. Black on white."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.peers import JAX_PEERS, MODES
+from benchmarks.tables import OURS, Result, best, per_step
+
+BARS = (OURS, f"{OURS} split", "best JAX peer")
+HATCHES = ("", "///", "...", "xxx")
+GREYS = ("0.15", "0.45", "0.7", "1.0")
+MARKERS = "os^Dv<>P*Xhd"
+LINES = ("-", "--", ":", "-.")
+
+
+def draw(result: Result, stem: Path) -> list[Path]:
+    """`STEM-ratio.png` and `STEM-growth.png`, as far as there are figures for them."""
+    drawn = {"ratio": ratios(result), "growth": growth(result)}
+    written = []
+    for name, figure in drawn.items():
+        if figure is not None:
+            path = stem.with_name(f"{stem.name}-{name}.png")
+            figure.savefig(path, dpi=80)
+            written.append(path)
+    return written
+
+
+def ratios(result: Result) -> Figure | None:
+    """Bars at each point of the grid: how many times faster than torch; None if
+    torch was not measured.
+    """
+    cases = [c for c in result.cases("grid") if "torch" in result.at(c, "training")]
+    if not cases:
+        return None
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for axes, what in ((upper, "training"), (lower, "forward")):
+        _bars(axes, result, cases, what)
+    upper.legend(
+        ncols=3, frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1)
+    )
+    sizes = [case.removeprefix("grid-").replace("-", ", ") for case in cases]
+    lower.set_xticks(range(len(cases)), sizes, fontsize=9)
+    lower.set_xlabel("T, B, D, H")
+    return figure
+
+
+def _bars(axes: Axes, result: Result, cases: list[str], what: str) -> None:
+    heights = {name: [_to_torch(result, c, what, name) for c in cases] for name in BARS}
+    names = [name for name in BARS if any(heights[name])]
+    for k, name in enumerate(names):
+        left = (k - (len(names) - 1) / 2) * 0.26
+        axes.bar(
+            [n + left for n in range(len(cases))],
+            heights[name],
+            width=0.24,
+            label=name,
+            color=GREYS[k],
+            edgecolor="black",
+            hatch=HATCHES[k],
+        )
+    axes.axhline(1, color="black", linewidth=1)
+    axes.set_ylabel(f"{what}: times as fast as torch")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _to_torch(result: Result, case: str, what: str, name: str) -> float:
+    """0 where there is no figure: no bar."""
+    at = result.at(case, what)
+    who = best(at, JAX_PEERS) if name == "best JAX peer" else name
+    if who is None or who not in at or "torch" not in at:
+        return 0.0
+    return at["torch"].median / at[who].median
+
+
+def growth(result: Result) -> Figure | None:
+    """Lines over T: µs for each step of a training step; None without such cases."""
+    cases = result.cases("growth")
+    modes = {f"{OURS} {mode}" for mode in MODES}
+    names = [n for n in result.contenders(cases, "training") if n not in modes]
+    if not names:
+        return None
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for n, name in enumerate(names):
+        points = [
+            (result.plain["cases"][case]["time"], each)
+            for case in cases
+            if (each := per_step(result, case, name)) is not None
+        ]
+        axes.plot(
+            *zip(*points, strict=True),
+            label=name,
+            color="black" if name.startswith(OURS) else "0.5",
+            marker=MARKERS[n % len(MARKERS)],
+            linestyle=LINES[n % len(LINES)],
+        )
+    axes.set_xscale("log", base=2)
+    times = [result.plain["cases"][case]["time"] for case in cases]
+    axes.set_xticks(times, [f"{time:,}" for time in times])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("T")
+    axes.set_ylabel("training: µs per step")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

@@ -1,0 +1,251 @@
+"""The figures of one result as the rows of Markdown tables, and what they come to.
+
+A ratio says how many times faster `jaxlstm` is: above 1 it is ahead, below 1 behind.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.peers import JAX_PEERS, MODES
+
+OURS = "jaxlstm"
+TIMES = ("forward", "training", "step")
+
+
+class Figure(NamedTuple):
+    """One row of a result: the median, the quartiles, the number of runs."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+class Result(NamedTuple):
+    """A result, its figures by (case, what) and then by contender."""
+
+    plain: Mapping[str, Any]
+    figures: Mapping[tuple[str, str], Mapping[str, Figure]]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Result":
+        """The result in a JSON file that the harness wrote."""
+        figures: dict[tuple[str, str], dict[str, Figure]] = {}
+        for row in plain["rows"]:
+            figure = Figure(*(row[field] for field in Figure._fields))
+            at = figures.setdefault((row["case"], row["what"]), {})
+            at[row["contender"]] = figure
+        return cls(plain, figures)
+
+    def cases(self, group: str) -> list[str]:
+        """The names of the cases of a group, in their order."""
+        of = self.plain["cases"]
+        return [name for name, case in of.items() if case["group"] == group]
+
+    def at(self, case: str, what: str) -> Mapping[str, Figure]:
+        """The figures of all contenders; none where nothing was measured."""
+        return self.figures.get((case, what), {})
+
+    def contenders(self, cases: Iterable[str], what: str) -> list[str]:
+        """Who has a figure in any of the cases, in the order of the result."""
+        there = {name for case in cases for name in self.at(case, what)}
+        return [name for name in self.plain["contenders"] if name in there]
+
+    def flops(self, case: str, what: str) -> float:
+        """The work of one run."""
+        work = self.plain["cases"][case]["flops_forward"]
+        return work * (3 if what == "training" else 1)
+
+
+def ratio(at: Mapping[str, Figure], other: str) -> float | None:
+    """How many times faster `jaxlstm` is than another."""
+    if OURS not in at or other not in at:
+        return None
+    return at[other].median / at[OURS].median
+
+
+def best(at: Mapping[str, Figure], names: Iterable[str]) -> str | None:
+    """The fastest of those that have a figure."""
+    there = [name for name in names if name in at]
+    return min(there, key=lambda name: at[name].median) if there else None
+
+
+def geometric_mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known.
+
+    >>> geometric_mean([1.0, None, 4.0])
+    2.0
+    """
+    known = [math.log(value) for value in values if value is not None]
+    return math.exp(sum(known) / len(known)) if known else None
+
+
+def is_peer(name: str) -> bool:
+    """Whether it is somebody else's library."""
+    return name.split()[0] != OURS
+
+
+# -- tables -------------------------------------------------------------------
+
+Unit = tuple[str, float]
+MS: Unit = ("ms", 1e3)
+US: Unit = ("µs", 1e6)
+MB: Unit = ("MB", 1e-6)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first column to the left and the others to the right.
+
+    >>> print(markdown(["case", "ms"], [["a", "1"]]))
+    | case | ms |
+    | :--- | ---: |
+    | a | 1 |
+    """
+    rule = [":---"] + ["---:"] * (len(heads) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
+
+
+def times(result: Result, cases: Sequence[str], what: str, unit: Unit = MS) -> str:
+    """A row for each case: work, ratios, and everybody's median ± half the quartiles'
+    distance; below them the geometric means of the ratios.
+    """
+    names = result.contenders(cases, what)
+    rows, to_torch, to_jax = [], [], []
+    for case in cases:
+        at = result.at(case, what)
+        to_torch.append(ratio(at, "torch"))
+        peer = best(at, JAX_PEERS)
+        to_jax.append(None if peer is None else ratio(at, peer))
+        own = at.get(OURS)
+        speed = None if own is None else result.flops(case, what) / own.median / 1e9
+        cells = [_number(speed), _times(to_torch[-1]), _times(to_jax[-1])]
+        rows.append([case, *cells, *(_spread(at.get(name), unit) for name in names)])
+    if len(cases) > 1:
+        means = [_times(geometric_mean(column)) for column in (to_torch, to_jax)]
+        rows.append(["geometric mean", "", *means, *("" for _ in names)])
+    heads = ["case", "GFLOP/s", "to torch", "to best JAX peer"]
+    return markdown([*heads, *(f"{name}, {unit[0]}" for name in names)], rows)
+
+
+def growth(result: Result) -> str:
+    """Time per step, in µs, as T grows; last, the longest to the shortest."""
+    cases = result.cases("growth")
+    rows = []
+    for name in result.contenders(cases, "training"):
+        each = [per_step(result, case, name) for case in cases]
+        ends = _quotient(each[-1], each[0])
+        rows.append([name, *map(_number, each), _number(ends, 2)])
+    lengths = [f"T = {result.plain['cases'][case]['time']:,}" for case in cases]
+    return markdown(["µs per step", *lengths, "last to first"], rows)
+
+
+def per_step(result: Result, case: str, name: str) -> float | None:
+    """µs of a training step of a sequence, for each of its steps."""
+    figure = result.at(case, "training").get(name)
+    steps = result.plain["cases"][case]["time"]
+    return None if figure is None else 1e6 * figure.median / steps
+
+
+def compiling(result: Result) -> str:
+    """Seconds to compile a gradient, for few steps and for many."""
+    cases, what = result.cases("compile"), "compile training"
+    rows = []
+    for name in result.contenders(cases, what):
+        found = [result.at(case, what).get(name) for case in cases]
+        medians = [None if one is None else one.median for one in found]
+        ends = _quotient(medians[-1], medians[0])
+        rows.append(
+            [name, *(_spread(one, ("s", 1)) for one in found), _number(ends, 2)]
+        )
+    lengths = [f"T = {result.plain['cases'][case]['time']:,}, s" for case in cases]
+    return markdown(["gradient", *lengths, "last to first"], rows)
+
+
+def memory(result: Result, cases: Sequence[str], what: str) -> str:
+    """Bytes, in MB; everybody has a column, and every case with a figure a row."""
+    names = result.contenders(cases, what)
+    cases = [case for case in cases if result.at(case, what)]
+    rows = [
+        [case, *(_size(result.at(case, what).get(name)) for name in names)]
+        for case in cases
+    ]
+    return markdown(["case", *names], rows)
+
+
+def rule(result: Result) -> str:
+    """What `unroll` chose by itself at each point of the grid, beside its best mode."""
+    rows = []
+    for case in result.cases("grid"):
+        for what in ("forward", "training"):
+            at = result.at(case, what)
+            mode = best(at, [f"{OURS} {mode}" for mode in MODES])
+            quotient = None if mode is None else ratio(at, mode)
+            if mode is None or quotient is None:
+                continue
+            chosen = result.plain["chosen"].get(case) or "-"
+            within = "yes" if 1 / quotient <= 1.1 else "NO"
+            again = ratio(at, f"{OURS} {chosen}")
+            cells = [_number(1 / quotient, 2), within, _number(again, 2)]
+            rows.append([f"{case} {what}", chosen, mode.split()[-1], *cells])
+    heads = ["", "chosen", "best", "chosen to best", "within 10 %", "same twice"]
+    return markdown(heads, rows)
+
+
+def losses(result: Result) -> list[str]:
+    """Where somebody else is faster than `jaxlstm`, the worst first."""
+    found = []
+    for (case, what), at in result.figures.items():
+        if what not in TIMES or OURS not in at:
+            continue
+        peer = best(at, filter(is_peer, at))
+        behind = None if peer is None else ratio(at, peer)
+        if behind is not None and behind < 1:
+            found.append(
+                (behind, f"{case}, {what}: {peer} is {1 / behind:.2f}x faster")
+            )
+    return [sentence for _, sentence in sorted(found)]
+
+
+def noisy(result: Result, limit: float = 0.15) -> list[str]:
+    """Times whose quartiles lie further from the median than this share of it."""
+    found = []
+    for (case, what), at in result.figures.items():
+        for name, figure in at.items():
+            half = (figure.high - figure.low) / 2
+            if what in TIMES and half > limit * figure.median:
+                found.append(
+                    f"{case}, {what}: {name} by {100 * half / figure.median:.0f} %"
+                )
+    return found
+
+
+def _quotient(value: float | None, by: float | None) -> float | None:
+    return None if value is None or by is None else value / by
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def _spread(figure: Figure | None, unit: Unit) -> str:
+    """The median and half the distance of the quartiles, to three digits.
+
+    >>> _spread(Figure(0.01234, 0.012, 0.013, 5), MS)
+    '12.3 ± 0.5'
+    """
+    if figure is None:
+        return "-"
+    median, half = (
+        unit[1] * value for value in (figure.median, (figure.high - figure.low) / 2)
+    )
+    digits = max(0, 2 - math.floor(math.log10(median))) if median > 0 else 2
+    return f"{median:.{digits}f} ± {half:.{digits}f}"
+
+
+def _size(figure: Figure | None) -> str:
+    return "-" if figure is None else f"{figure.median / 1e6:,.1f}"

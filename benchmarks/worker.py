@@ -1,0 +1,17 @@
+"""`python -m benchmarks.worker ORDER ANSWER`: one order of the harness, in JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Read the order, carry it out, write the answer."""
+    order, answer = (Path(word) for word in sys.argv[1:])
+    from benchmarks.measure import carry_out
+
+    answer.write_text(json.dumps(carry_out(json.loads(order.read_text()))))
+
+
+if __name__ == "__main__":
+    main()

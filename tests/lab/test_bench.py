@@ -1,0 +1,280 @@
+"""`jaxlstm bench`: its clockwork under a clock of its own, its verb on a tiny run."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+from ruamel.yaml import YAML
+
+import jaxlstm as jl
+from jaxlstm import unrolling
+from jaxlstm.lab import benchmark, cli, schema
+from jaxlstm.lab.benchmark import Row
+from jaxlstm.lab.timing import Spread, alternate
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns about its own parts
+
+
+class Clock:
+    """Time that passes when a run takes some, or a sleeper sleeps."""
+
+    def __init__(self) -> None:
+        self.now, self.ran = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.ran.append("rest")
+
+    def run(self, name: str, *seconds: float):
+        """A run that takes these times one after the other, and the last for ever."""
+        left = list(seconds)
+
+        def run() -> None:
+            self.now += left.pop(0) if left[1:] else left[0]
+            self.ran.append(name)
+
+        return run
+
+
+def alternated(clock: Clock, runs, **options):
+    return alternate(runs, clock=clock, sleep=clock.sleep, **options)
+
+
+def test_everybody_runs_once_a_round_in_a_new_order_after_a_rest():
+    clock = Clock()
+    runs = {name: clock.run(name, 1.0) for name in "abcd"}
+    spreads = alternated(clock, runs, seconds=0.0, least=8, turn=0.1)
+    assert [spread.runs for spread in spreads.values()] == [8] * 4
+    turns = clock.ran[clock.ran.index("rest") :]
+    assert turns[::2] == ["rest"] * 32
+    rounds = [tuple(turns[n : n + 8 : 2]) for n in range(1, 64, 8)]
+    assert {tuple(sorted(order)) for order in rounds} == {tuple("abcd")}
+    assert len(set(rounds)) > 4
+
+
+def test_medians_and_quartiles_are_those_of_the_rounds():
+    clock = Clock()
+    runs = {
+        "steady": clock.run("steady", 2.0),
+        "late": clock.run("late", 9.0, 1.0, 2.0, 3.0, 4.0, 5.0),
+    }
+    spreads = alternated(clock, runs, seconds=0.0, least=5, turn=0.1)
+    assert spreads["steady"] == Spread(2.0, 2.0, 2.0, 5)
+    assert spreads["late"] == Spread(3.0, 2.0, 4.0, 5)
+
+
+def test_a_short_run_fills_its_turn_and_the_mean_counts():
+    clock = Clock()
+    runs = {"short": clock.run("short", 0.5, 0.25)}
+    spreads = alternated(clock, runs, seconds=0.0, least=2, turn=1.0, rest=0.5)
+    assert spreads["short"] == Spread(0.25, 0.25, 0.25, 2)
+    assert clock.ran == ["short"] * 2 + (["rest"] + ["short"] * 4) * 2
+
+
+def test_the_seconds_are_for_all_of_them_together():
+    clock = Clock()
+    runs = {"a": clock.run("a", 1.0), "b": clock.run("b", 3.0)}
+    spreads = alternated(clock, runs, seconds=10.0, rest=0.0, turn=1.0)
+    assert [spread.runs for spread in spreads.values()] == [3, 3]
+    spreads = alternated(clock, runs, seconds=21.0, rest=0.0, turn=1.0)
+    assert [spread.runs for spread in spreads.values()] == [6, 6]
+    assert alternated(clock, {}, seconds=10.0) == {}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A config file of a tiny run."""
+    place = tmp_path_factory.mktemp("bench")
+    book, path = place / "book.txt", place / "tiny.yaml"
+    book.write_text(tiny.text())
+    with path.open("w") as file:
+        YAML(typ="safe").dump(tiny.config(book), file)
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(config):
+    """(rows by contender, what was said) of one `bench`."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "engines", lambda: ("scan",))  # one is enough here
+        rows = jl.lab.bench(config, seconds=0.0, report=said.append)
+    return {row.contender: row for row in rows}, said
+
+
+def test_the_engines_are_those_that_a_config_may_name():
+    assert {"adjoint", "scan"} <= set(benchmark.engines())
+    for engine in benchmark.engines():
+        assert schema.Model(engine=engine).engine == engine
+
+
+def test_every_contender_has_a_row(measured):
+    rows, said = measured
+    assert list(rows) == ["scan", "torch"]
+    for row in rows.values():
+        if row.contender == "torch":
+            continue
+        assert row.reason == ""
+        assert row.step_seconds.runs == 3
+        assert 0 < row.step_seconds.low <= row.step_seconds.high
+        assert row.compile_seconds > 0
+        assert row.memory_bytes > 0
+    assert said[0].startswith("tiny: 4 x 16 tokens a step, 1 x 12 lstm, ")
+
+
+def test_the_work_is_that_of_the_products(config, measured):
+    """8 (D + H) H a token for the layer, 2 H V for the read-out, three times."""
+    rows, said = measured
+    vocabulary = jl.lab.data.read(jl.lab.config.load(config).data).vocabulary.size
+    parameters = vocabulary * 6 + 4 * 12 * (6 + 12 + 1) + vocabulary * (12 + 1)
+    assert f" {parameters:,} parameters" in said[0]
+    flops = 3 * (8 * (6 + 12) * 12 + 2 * 12 * vocabulary) * 4 * 16
+    for row in rows.values():
+        if row.reason == "":
+            seconds = row.step_seconds.median
+            assert row.tokens_per_second == pytest.approx(4 * 16 / seconds)
+            assert row.flops_per_second == pytest.approx(flops / seconds)
+
+
+def test_torch_takes_the_same_step_where_it_is_installed(measured):
+    rows, _ = measured
+    if importlib.util.find_spec("torch") is None:
+        assert rows["torch"] == Row("torch", reason="not installed")
+    else:
+        assert rows["torch"].step_seconds.runs == 3
+        assert rows["torch"].memory_bytes is None
+
+
+def test_shards_are_measured_as_a_run_takes_them(config, monkeypatch):
+    monkeypatch.setattr(benchmark, "engines", lambda: ("scan",))
+    monkeypatch.setattr(benchmark, "_torch_lacks", lambda *_: "not installed")
+    said: list[str] = []
+    overrides = ["training.shards=2"]
+    row, _ = jl.lab.bench(config, overrides=overrides, seconds=0.0, report=said.append)
+    assert "shards: 2 of 2 sequences" in said[0]
+    assert row.step_seconds.runs == 3
+    assert row.memory_bytes is None
+
+
+class Computer:
+    """A device of a kind."""
+
+    def __init__(self, platform: str) -> None:
+        self.platform = platform
+
+
+@pytest.mark.parametrize(
+    ("model", "platform", "reason"),
+    [
+        ({}, "cpu", ""),
+        ({"cell": {"forget_bias": 3.0, "init": "keras"}}, "cpu", ""),
+        ({"cell": {"name": "gru"}}, "cpu", "torch.nn.LSTM is not this gru"),
+        ({"cell": {"output_activation": "relu"}}, "cpu", "is not this lstm"),
+        ({"zoneout_c": 0.1}, "cpu", "torch.nn.LSTM has no zoneout_c"),
+        ({"residual": True}, "cpu", "torch.nn.LSTM has no residual"),
+        ({"dtype": "bfloat16"}, "cpu", "model.dtype is bfloat16"),
+        ({}, "gpu", "is compared on a CPU only"),
+    ],
+)
+def test_what_torch_lacks(model, platform, reason, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    if "cell" in model:
+        model = {**model, "cell": {"name": "lstm", **model["cell"]}}
+    found = benchmark._torch_lacks(schema.Model(**model), Computer(platform))
+    assert reason in found
+    assert bool(found) == bool(reason)
+
+
+def test_an_engine_that_refuses_says_why_in_its_row(config, monkeypatch):
+    def refuse(*arguments, **options):
+        raise NotImplementedError("adjoint: not today.")
+
+    monkeypatch.setitem(unrolling.ENGINES, "adjoint", refuse)
+    monkeypatch.setattr(benchmark, "_torch_lacks", lambda *_: "not installed")
+    monkeypatch.setattr(benchmark, "engines", lambda: ("adjoint",))
+    overrides = ["model.engine=adjoint"]  # which engine a config names is left aside
+    rows = jl.lab.bench(config, overrides=overrides, seconds=0.0)
+    assert rows[0] == Row("adjoint", reason="adjoint: not today.")
+    assert rows[1] == Row("torch", reason="not installed")
+
+
+ROWS = [
+    Row("adjoint", Spread(0.012, 0.0118, 0.0124, 9), 1.25, 20_600_000, 85_333.0, 6e10),
+    Row("torch", Spread(0.0165, 0.016, 0.018, 9), None, None, 62_060.0, 4.36e10),
+    Row("scan", reason="scan: not today."),
+]
+
+
+def test_in_a_pipe_the_rows_are_aligned_lines(capsys):
+    benchmark.show(ROWS)
+    assert capsys.readouterr().out == (
+        "              ms/step  tokens/s  GFLOP/s  compile  memory\n"
+        "adjoint  12.00 ± 0.30    85,333     60.0    1.2 s   21 MB\n"
+        "torch    16.50 ± 1.00    62,060     43.6        -       -\n"
+        "scan: scan: not today.\n"
+    )
+
+
+def test_on_a_terminal_they_are_a_table(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    benchmark.show(ROWS)
+    out = capsys.readouterr().out
+    for word in ("ms/step", "12.00 ± 0.30", "62,060", "21 MB", "not today"):
+        assert word in out
+
+
+def test_the_verb_prints_what_the_function_returns(config, capsys, monkeypatch):
+    given = {}
+
+    def bench(config, **options):
+        given.update(config=config, **options)
+        return ROWS
+
+    monkeypatch.setattr(benchmark, "bench", bench)
+    words = ["bench", str(config), "model.layers=2", "--seconds", "0.5"]
+    assert cli.main(words) == 0
+    assert "12.00 ± 0.30" in capsys.readouterr().out
+    assert given["config"] == str(config)
+    assert given["overrides"] == ["model.layers=2"]
+    assert given["seconds"] == 0.5
+    assert cli.main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["adjoint"]["step_seconds"]["median"] == 0.012
+    assert told["scan"] == Row("scan", reason="scan: not today.")._asdict()
+    assert cli.main(["bench", "model.layers=2"]) == 0
+    assert given["config"] is None
+    assert given["overrides"] == ["model.layers=2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seconds", "-1"], "seconds is -1; 0 or more is needed"),
+        (["--seconds", "nan"], "seconds is nan"),
+        (["model.hiden_size=8"], 'did you mean "hidden_size"?'),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, said, config, capsys):
+    assert cli.main(["bench", str(config), *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_its_help_does_not_import_jax():
+    code = (
+        "import sys\nfrom jaxlstm.lab.cli import main\n"
+        "try:\n    main(['bench', '--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('jax' in sys.modules or 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert b"--seconds" in done.stdout

@@ -1,0 +1,338 @@
+"""A batch in shards: the same training, other bits, no collective, no hang."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import PartitionSpec
+from ruamel.yaml import YAML
+from test_experiments import arrays, newest, until
+from test_training import World, _live, same
+
+import jaxlstm as jl
+from jaxlstm.lab import config as configs
+from jaxlstm.lab import devices, experiments, reports, shards, splits, training
+from jaxlstm.lab.errors import BadInput, Diverged
+from jaxlstm.lab.tasks import language_modelling as task
+from jaxlstm.lab.workbench import Workbench
+
+N = 4
+
+
+def config(book: Path, **changes) -> dict:
+    """The tiny run on eight streams, in four shards of two; it writes no sample."""
+    changes = {"batch_size": 8, "shards": N} | changes
+    return tiny.config(book, **changes) | {"sample": {"length": 0}}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    book = tmp_path_factory.mktemp("shards") / "book.txt"
+    book.write_text(tiny.text())
+    return Workbench.of(configs.load(config(book)))
+
+
+@pytest.fixture(scope="module")
+def sharded(bench):
+    """The programs of the bench, for two devices with two shards each."""
+    return programs(bench, there=2)
+
+
+def programs(bench: Workbench, *, there: int) -> shards._Sharded:
+    made = (bench.model, bench.optimizer, bench.start(), bench.streams.batches(0, 1))
+    devices_ = jax.devices()[:there]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda backend: devices_)
+        found = shards._Sharded(*made, N)
+    assert len(found.gradients) == there
+    return found
+
+
+def test_a_step_is_the_mean_of_the_gradients_of_its_shards(bench, sharded):
+    before, batch = bench.start(), bench.streams.batch(0)
+    key = jax.random.fold_in(before.key, 0)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, part, shard):
+        noise = jax.random.fold_in(key, shard)
+        return task.loss(bench.model, params, None, part, key=noise)[0]
+
+    parts = [
+        jax.tree.map(lambda leaf, rows=slice(i, i + 2): leaf[:, rows], batch)
+        for i in range(0, 8, 2)
+    ]
+    found = [loss(before.params, part, shard) for shard, part in enumerate(parts)]
+    mean = jax.tree.map(lambda *each: sum(each) / N, *found)
+    updates, _ = bench.optimizer.update(mean[1], before.opt_state, before.params)
+    wanted = optax.apply_updates(before.params, updates)
+    after, metrics = sharded.dispatch(bench.start(), bench.streams.batches(0, 1))
+    assert metrics.loss[0] == pytest.approx(float(mean[0]), rel=1e-5)
+    norm = float(optax.tree.norm(mean[1]))
+    assert metrics.gradient_norm[0] == pytest.approx(norm, rel=1e-5)
+    close(after.params, wanted)
+
+
+def close(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_without_noise_shards_are_the_whole_batch_but_for_rounding(bench):
+    silent = bench.config.model.model_copy(update={"output_dropout": 0.0})
+    model = task.build(silent, bench.corpus.vocabulary.size)
+    bench = bench._replace(model=model)
+    batches = bench.streams.batches(0, 7)
+    one = jax.jit(training.train_steps, static_argnums=(0, 1))
+    whole, metrics = one(model, bench.optimizer, bench.start(), batches)
+    split, rows = programs(bench, there=1).dispatch(bench.start(), batches)
+    np.testing.assert_allclose(metrics.loss, jnp.stack(rows.loss), rtol=1e-4)
+    assert int(split.step) == 7
+    close(whole.params, split.params)
+    close(whole.carry, split.carry)
+
+
+@pytest.mark.parametrize(
+    "there", [1, *(pytest.param(n, marks=pytest.mark.thorough) for n in (3, 4))]
+)
+def test_any_number_of_devices_gives_the_same_bits(bench, sharded, there):
+    other = programs(bench, there=there)
+    batches = bench.streams.batches(0, 6)
+    same(
+        jax.device_get(_plain(other.dispatch(bench.start(), batches))),
+        jax.device_get(_plain(sharded.dispatch(bench.start(), batches))),
+    )
+
+
+def _plain(done):
+    state, metrics = done
+    return state._replace(key=jax.random.key_data(state.key)), metrics
+
+
+COLLECTIVES = (
+    "all-reduce", "all-gather", "all-to-all", "collective", "reduce-scatter",
+    "partition-id", "send", "recv",
+)  # fmt: skip
+
+
+def collectives(compiled) -> list[str]:
+    return [word for word in COLLECTIVES if f" {word}" in compiled.as_text()]
+
+
+def test_no_program_holds_a_collective_or_knows_of_a_second_device(bench, sharded):
+    state, columns = sharded._spread(bench.start())
+    healthy, here = state.healthy, jax.device_put(tuple(columns), jax.devices()[0])
+    join = sharded.join.lower(healthy, here).compile()
+    for compiled in [*sharded.gradients.values(), sharded.update, join]:
+        assert collectives(compiled) == []
+        shardings = jax.tree.leaves(
+            (compiled.input_shardings, compiled.output_shardings)
+        )
+        assert len(set.union(*(sharding.device_set for sharding in shardings))) == 1
+    homes = [program.output_shardings[0] for program in sharded.gradients.values()]
+    assert homes == [
+        jax.sharding.SingleDeviceSharding(device) for device in jax.devices()[:2]
+    ]
+
+
+def test_a_collective_would_be_seen():
+    mesh = jax.make_mesh((2,), ("b",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = {"in_specs": PartitionSpec("b"), "out_specs": PartitionSpec()}
+    total = jax.shard_map(lambda x: jax.lax.psum(x, "b"), mesh=mesh, **specs)
+    compiled = jax.jit(total).lower(jnp.ones(2)).compile()
+    assert collectives(compiled) == ["all-reduce"]
+
+
+def poisoned(bench: Workbench, step: int, row: int):
+    """Streams with a token that there is not: NaN, at one step of one row."""
+
+    class Poisoned:
+        @staticmethod
+        def batches(first, count):
+            batches = bench.streams.batches(first, count)
+            if 0 <= step - first < count:
+                batches.inputs[step - first, 3, row] = 10_000
+            return batches
+
+        @staticmethod
+        def batch(at):
+            return jax.tree.map(lambda leaf: leaf[0], Poisoned.batches(at, 1))
+
+    return Poisoned
+
+
+def test_after_a_loss_that_is_not_finite_the_state_stands_still(bench, sharded):
+    batches = poisoned(bench, 2, row=5).batches(0, 5)
+    stopped, metrics = sharded.dispatch(bench.start(), batches)
+    before, _ = sharded.dispatch(bench.start(), bench.streams.batches(0, 2))
+    assert [bool(row) for row in metrics.healthy] == [True, True, False, False, False]
+    mended = stopped._replace(healthy=before.healthy)
+    same(_plain((mended, ()))[0], _plain((before, ()))[0])
+
+
+@pytest.fixture
+def compiled_once(sharded, monkeypatch):
+    """The loop takes the programs that are there."""
+    monkeypatch.setattr(shards, "program", lambda *made, shards: sharded.dispatch)
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_divergence_names_the_row_and_keeps_the_state_before(bench):
+    world = World(bench)
+    job = world.job()._replace(streams=poisoned(bench, 12, row=5))
+    with pytest.raises(Diverged, match=r"step 13: the loss is not finite.*rows 5\b"):
+        training.fit(job, bench.start(), training.Ledger())
+    state, _ = world.saved[-1]
+    assert int(state.step) == 12
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_stopped_and_continued_is_the_run_that_never_stopped(bench):
+    whole, before, after = World(bench), World(bench, stop=3), World(bench)
+    assert training.fit(whole.job(), bench.start(), training.Ledger())
+    assert not training.fit(before.job(), bench.start(), training.Ledger())
+    state, ledger = before.saved[-1]
+    assert training.fit(after.job(), _live(state), ledger)
+    same(after.saved[-1][0], whole.saved[-1][0])
+    assert before.lines + after.lines == whole.lines
+
+
+# -- how many -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "at_most", "shards", "why"),
+    [
+        ([], 4, 4, "4 can compute"),
+        ([], 3, 2, "3 can compute"),
+        ([], 1, 1, "one device"),
+        ([], 64, 4, "64 can compute"),
+        (["model.hidden_size=4096"], 4, 1, "faster unsplit"),
+        (["model.hidden_size=16"], 4, 1, "too little work"),
+        (["training.batch_size=17"], 8, 1, "no shards of 4"),
+    ],
+)
+def test_auto_is_the_most_that_pays(overrides, at_most, shards, why):
+    found = splits.choose(configs.load(overrides=overrides), at_most)
+    assert found.shards == shards
+    assert why in found.why
+
+
+@pytest.fixture
+def willing(monkeypatch):
+    """Two cores, work enough in the tiniest step, and nothing to see at the end."""
+    monkeypatch.setattr(splits, "LEAST_WORK", 0)
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    monkeypatch.setattr(reports, "write_plots", lambda run, reading=None: [])
+    monkeypatch.setattr(experiments, "_reading", lambda trained, corpus: None)
+
+
+@pytest.mark.usefixtures("willing")
+def test_a_run_keeps_the_number_that_auto_stood_for(book, tmp_path, monkeypatch):
+    wanted, sink = config(book, shards="auto", steps=0), tiny.Silence()
+    run = tmp_path / "run"
+    trained = jl.lab.train(wanted, run=run, sink=sink)
+    assert trained.config.training.shards == 2
+    assert "shards: 2 of 4 sequences on 2 of 2 cores" in sink.messages
+    monkeypatch.setattr(devices, "cores", lambda: 1)
+    jl.lab.train(wanted, run=run, resume="auto", sink=sink)
+    assert "is finished" in sink.messages[-1]
+    with pytest.raises(BadInput, match=r"another config \(training\.shards differ"):
+        jl.lab.train(config(book, steps=0), run=run, resume="auto")
+    with pytest.raises(BadInput, match=r"training\.shards cannot change within a run"):
+        jl.lab.resume(run, overrides=["training.shards=4"])
+
+
+def test_fewer_devices_than_shards_are_told(bench, monkeypatch):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda backend: one)
+    told = splits.described(bench.config, one[0])
+    assert told == "4 of 2 sequences, in turn on 1, as JAX began with no more devices"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("auto", "1, the whole batch of 8 sequences (a step is too little work"),
+        (1, "1, the whole batch of 8 sequences (training.shards says so)"),
+    ],
+)
+def test_one_shard_is_told_with_its_reason(book, asked, told, monkeypatch):
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    facts = jl.lab.check(configs.load(config(book, shards=asked)))
+    assert facts["shards"].startswith(told)
+
+
+def test_the_copies_of_shards_are_counted_with_the_memory(bench):
+    params = jax.tree.leaves(bench.start().params)
+    assert bench.copies() == 2 * N * sum(leaf.nbytes for leaf in params)
+
+
+def test_a_number_that_does_not_divide_the_batch(book):
+    with pytest.raises(BadInput, match=r"3 came; a divisor of batch_size \(8\)"):
+        configs.load(config(book, shards=3))
+
+
+@pytest.mark.usefixtures("willing")
+def test_check_says_what_auto_stands_for(book):
+    facts = jl.lab.check(configs.load(config(book, shards="auto")))
+    assert (
+        facts["shards"]
+        == "2 of 4 sequences on 2 of 2 cores (2 can compute side by side)"
+    )
+
+
+# -- processes ----------------------------------------------------------------
+
+
+def write(path: Path, content: dict) -> Path:
+    with path.open("w") as file:
+        YAML(typ="safe").dump(content, file)
+    return path
+
+
+@pytest.mark.usefixtures("willing")
+def test_killed_and_resumed_is_the_run_that_was_not(book, tmp_path):
+    """The victim has two devices of its own, and this process eight."""
+    path = write(tmp_path / "tiny.yaml", config(book, shards=2, steps=1_000_000))
+    hasty = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    victim, whole = tmp_path / "victim", tmp_path / "whole"
+    process = tiny.jaxlstm("train", path, "--run", victim, env=hasty)
+    until(lambda: newest(victim) > 0, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    steps = f"training.steps={newest(victim) // 20 * 20 + 40}"
+    jl.lab.resume(victim, overrides=[steps], sink=tiny.Silence())
+    jl.lab.train(path, overrides=[steps], run=whole, sink=tiny.Silence())
+    assert arrays(victim) == arrays(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cores", [2, 4])
+def test_ten_thousand_steps_do_not_hang(book, tmp_path, cores):
+    """Dispatched ahead as in any run, on four devices; a hang is killed, and fails."""
+    wanted = config(
+        book, steps=10_000, log_every=1000, validate_every=5000, checkpoint_every=5000
+    )
+    wanted["model"]["hidden_size"] = 32
+    path = write(tmp_path / "soak.yaml", wanted)
+    usable = sorted(os.sched_getaffinity(0))[:cores]
+    process = tiny.jaxlstm(
+        "train", path, "--run", tmp_path / "run",
+        preexec_fn=lambda: os.sched_setaffinity(0, usable),
+    )  # fmt: skip
+    try:
+        _, err = process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail("hung after:\n" + (tmp_path / "run/log.txt").read_text())
+    assert process.returncode == 0, err
+    assert newest(tmp_path / "run") == 10_000

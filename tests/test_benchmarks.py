@@ -1,0 +1,598 @@
+"""The harness measures what it says: cases, contenders, rows, tables, pictures."""
+
+import doctest
+import functools
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import (  # noqa: E402
+    __main__,
+    cases,
+    harness,
+    machine,
+    measure,
+    peers,
+    report,
+    tables,
+)
+from benchmarks.cases import Case  # noqa: E402
+from benchmarks.peers.base import Contender, Prepared, Program  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # peers warn about their own parts
+
+SMALL = Case("tiny", 6, 8, 3, 5)
+PEERS = tuple(name for name in peers.FILES if not name.startswith("jaxlstm"))
+
+
+@pytest.fixture
+def relaxed():
+    """JAX's usual rules: the peers promote and broadcast as they like."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+# -- cases --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [cases, harness, machine, peers, tables])
+def test_examples(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_every_case_has_a_name_of_its_own():
+    names = [case.name for case in cases.CASES]
+    assert len(set(names)) == len(names)
+    assert [c.name for c in cases.chosen(["stream", "grid-512-8-64-64"])] == [
+        "grid-512-8-64-64",
+        *(f"stream-1-1-{h}-{h}" for h in (64, 256, 512)),
+    ]
+    assert cases.chosen([]) == list(cases.CASES)
+    with pytest.raises(ValueError, match="no case is called 'gird'; the groups are"):
+        cases.chosen(["gird"])
+
+
+def test_the_grid_is_that_of_seven_points():
+    sizes = [case[1:5] for case in cases.chosen(["grid"])]
+    assert len(sizes) == 7
+    assert (1000, 1, 64, 64) in sizes
+    assert (64, 16, 512, 1024) in sizes
+
+
+def test_work_is_counted_by_layer_direction_and_step():
+    plain, both = SMALL, SMALL._replace(layers=2, bidirectional=True)
+    assert plain.flops_forward == 8 * 6 * 8 * 5 * (3 + 5)
+    assert both.flops_forward == 2 * 8 * 6 * 8 * 5 * ((3 + 5) + (10 + 5))
+    assert plain.flops("training") == 3 * plain.flops("forward")
+    ragged = SMALL._replace(ragged=True)
+    assert ragged.flops_forward * 2 == plain.flops_forward
+
+
+def test_half_of_a_ragged_case_is_padding_without_a_cotangent():
+    inputs = cases.draw(SMALL._replace(ragged=True))
+    assert inputs.lengths.sum() * 2 == 6 * 8
+    assert 1 <= inputs.lengths.min() <= inputs.lengths.max() <= 5
+    happens = np.arange(6)[:, None] < inputs.lengths
+    assert (inputs.d_hs[~happens] == 0).all()
+    assert (inputs.d_hs[happens] != 0).all()
+
+
+# -- contenders ---------------------------------------------------------------
+
+VARIANTS = {
+    "plain": {},
+    "stacked": {"layers": 2},
+    "bidirectional": {"layers": 2, "bidirectional": True},
+    "ragged": {"ragged": True},
+    "layer_norm": {"cell": "layer_norm"},
+    "zoneout": {"cell": "zoneout"},
+}
+
+
+@functools.cache
+def results(name: str, case: Case):
+    """(outputs, gradient of the inputs), time first; None for what it does not do."""
+    inputs, contender = cases.draw(case), peers.find(name)
+    forward = contender.forward(case, inputs)
+    hs = np.swapaxes(np.asarray(forward.compile().run()), 0, forward.time_axis)
+    if inputs.lengths is not None:  # peers leave what they like in padding
+        hs = hs * (np.arange(case.time)[:, None] < inputs.lengths)[..., None]
+    if contender.training_step is None:
+        return hs, None
+    training = contender.training_step(case, inputs)
+    d_params, d_xs = training.compile().run()
+    for leaf in jax.tree.leaves(d_params):
+        assert np.isfinite(np.asarray(leaf)).all()
+        assert (np.asarray(leaf) != 0).any()
+    return hs, np.swapaxes(np.asarray(d_xs), 0, training.time_axis)
+
+
+def assert_agree(name: str, case: Case) -> None:
+    """The contender's numbers are those of the reference engine."""
+    wanted, found = results("jaxlstm scan", case), results(name, case)
+    assert found[0].shape == (case.time, case.batch, case.output_size)
+    for one, other in zip(found, wanted, strict=True):
+        if one is not None:
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["jaxlstm", "jaxlstm split"])
+def test_ours_agree(name, relaxed):
+    assert peers.find(name).supports(SMALL) is None
+    assert_agree(name, SMALL)
+
+
+def test_checkpoints_agree(relaxed):
+    case = SMALL._replace(group="growth", time=9)
+    assert peers.find("jaxlstm sqrt").supports(SMALL) is not None
+    assert peers.find("jaxlstm sqrt").supports(case) is None
+    assert_agree("jaxlstm sqrt", case)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", ["jaxlstm", *PEERS])
+def test_all_have_the_same_numbers(name, variant, relaxed):
+    """Outputs, and the gradient of the inputs, which needs every weight in place."""
+    pytest.importorskip(peers.FILES[name][1])
+    case = SMALL._replace(**VARIANTS[variant])
+    reason = peers.find(name).supports(case)
+    if reason is None:
+        assert_agree(name, case)
+    else:
+        assert variant in ("layer_norm", "zoneout", "ragged"), reason
+        assert name != "jaxlstm"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", PEERS)
+def test_all_take_the_same_steps(name, relaxed):
+    """The third output from a state that is fed back."""
+    pytest.importorskip(peers.FILES[name][1])
+    case = Case("stream", 1, 2, 3, 5, measures=("step",))
+    thirds = []
+    for one in ("jaxlstm", name):
+        run = peers.find(one).step(case, cases.draw(case)).compile().run
+        thirds.append([np.asarray(run()) for _ in range(3)][-1])
+    np.testing.assert_allclose(*thirds, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mode_is_one_line():
+    for mode in peers.MODES:
+        name = f"jaxlstm {mode}"
+        assert name in peers.FILES
+        assert peers.find(name).name == name
+    assert peers.chosen(["torch"]) == ["jaxlstm", "torch"]
+    with pytest.raises(ValueError, match="no contender is called 'tourch'"):
+        peers.chosen(["tourch"])
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else object()
+    )
+    assert peers.absent() == {"torch": "not installed (no package torch)"}
+
+
+# -- measuring ----------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes when a program runs or is compiled."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def contender(
+        self, name: str, *, run: float = 1.0, compile: float = 4.0, fails: str = ""
+    ) -> Contender:
+        def ran() -> None:
+            self.now += run
+            if fails == "run":
+                raise MemoryError("too much\nof it")
+
+        def compiled() -> Program:
+            self.now += compile
+            if fails == "compile":
+                raise RuntimeError("no such program")
+            return Program(ran, temp_bytes=7)
+
+        def prepared(case, inputs) -> Prepared:
+            if fails == "prepare":
+                raise TypeError("no such case")
+            return Prepared(compiled, compiled=name != "eager")
+
+        refused = "not for me" if fails == "supports" else None
+        training = None if fails == "training" else prepared
+        return Contender(name, name, lambda case: refused, prepared, training)
+
+
+def test_a_case_gives_rows_and_names_whoever_does_not_take_part():
+    clock = Clock()
+    fail = ("supports", "prepare", "compile", "run", "training")
+    entered = [
+        clock.contender("fast", run=1.0),
+        clock.contender("eager", run=2.0),
+        *(clock.contender(f"no {what}", fails=what) for what in fail),
+    ]
+    case = SMALL._replace(compiles=3)
+    rows, refusals = measure.measure([case], entered, seconds=0.0, clock=clock)
+    found = {(row.contender, row.what): row[3:] for row in rows}
+    assert found["fast", "forward"] == (1.0, 1.0, 1.0, 3)
+    assert found["fast", "training"] == (1.0, 1.0, 1.0, 3)
+    assert found["eager", "training"] == (2.0, 2.0, 2.0, 3)
+    assert found["fast", "compile training"] == (4.0, 4.0, 4.0, 3)
+    assert found["fast", "temp training"] == (7, 7, 7, 1)
+    assert ("eager", "compile training") not in found
+    assert ("no run", "training") not in found
+    said = {(r.contender, r.what): r.reason for r in refusals}
+    assert said == {
+        **{("no supports", w): "not for me" for w in ("forward", "training")},
+        **{
+            (f"no {where}", what): f"failed: {reason}"
+            for what in ("forward", "training")
+            for where, reason in (
+                ("prepare", "TypeError: no such case"),
+                ("compile", "RuntimeError: no such program"),
+                ("run", "MemoryError: too much"),
+            )
+        },
+        ("no training", "training"): "no training computes no gradients",
+    }
+
+
+def test_a_case_may_ask_some_contenders_only_and_not_be_run():
+    clock = Clock()
+    entered = [clock.contender("a"), clock.contender("b")]
+    case = SMALL._replace(contenders=("a",), runs=False, measures=("training",))
+    rows, refusals = measure.measure([case], entered, seconds=0.0, clock=clock)
+    assert {row.what for row in rows} == {"compile training", "temp training"}
+    assert [refusal.reason for refusal in refusals] == ["measured for a only"]
+
+
+def test_cases_that_are_compared_take_turns():
+    """All runs of both cases, in one alternation."""
+    clock, order = Clock(), []
+
+    def contender(name: str) -> Contender:
+        def prepared(case, inputs) -> Prepared:
+            def run() -> None:
+                clock.now += case.time
+                order.append(case.time)
+
+            return Prepared(lambda: Program(run), compiled=False)
+
+        return Contender(name, name, lambda case: None, prepared, prepared)
+
+    short, long = (
+        SMALL._replace(time=t, measures=("training",), compiles=n)
+        for t, n in ((7, 1), (9, 2))
+    )
+    rows, _ = measure.measure([short, long], [contender("a")], seconds=0.0, clock=clock)
+    found = {(row.case, row.what): row[3:] for row in rows}
+    assert found == {
+        (short.name, "training"): (7.0, 7.0, 7.0, 3),
+        (long.name, "training"): (9.0, 9.0, 9.0, 3),
+    }
+    rounds = [tuple(sorted(order[-6:][n : n + 2])) for n in (0, 2, 4)]
+    assert rounds == [(7, 9)] * 3
+
+
+def test_the_peak_sees_what_a_run_takes(monkeypatch):
+    size = 100_000_000
+
+    def run() -> np.ndarray:
+        return np.ones(size, np.uint8)
+
+    prepared = Prepared(lambda: Program(run))
+    one = Contender("one", "one", lambda case: None, lambda *_: prepared, None)
+    monkeypatch.setattr(peers, "find", lambda name: one)
+    row = measure.peak(SMALL, "one", "forward")
+    assert row.what == "peak forward"
+    assert size <= row.median < 1.5 * size
+
+
+def test_an_order_is_carried_out_as_it_was_given_in_json(relaxed, monkeypatch):
+    """All but the process: the case survives JSON, and the rows come back."""
+    case = SMALL._replace(group="grid", measures=("training",))
+    asked = {"cases": [case._asdict()], "contenders": ["jaxlstm scan"]}
+    asked |= {"seconds": 0.0, "peak": None}
+    monkeypatch.setattr(measure, "cores", lambda: 1)  # the devices stay as they are
+    answer = measure.carry_out(json.loads(json.dumps(asked)))
+    assert answer["refusals"] == []
+    assert answer["chosen"] == {case.name: "adjoint"}
+    rows = {row["what"]: row for row in answer["rows"]}
+    assert rows["training"]["contender"] == "jaxlstm scan"
+    assert rows["training"]["runs"] >= 3
+    assert rows["compile training"]["median"] > 0
+    assert rows["total training"]["median"] > rows["temp training"]["median"]
+
+
+# -- the harness --------------------------------------------------------------
+
+
+def row(case: str, contender: str, what: str, median: float, half: float = 0.0):
+    return {
+        "case": case,
+        "contender": contender,
+        "what": what,
+        "median": median,
+        "low": median - half,
+        "high": median + half,
+        "runs": 9,
+    }
+
+
+def test_cases_and_peaks_have_processes_of_their_own(monkeypatch):
+    orders, saved = [], []
+
+    def order(together, names, *, seconds=0.0, peak=None):
+        orders.append(([case.name for case in together], names, seconds, peak))
+        if peak is not None:
+            found = row(together[0].name, names[0], f"peak {peak}", 5.0)
+            return {"rows": [found], "refusals": []}
+        rows = [
+            row(case.name, name, "training", 1.0)
+            for case in together
+            for name in names
+            if name != "haiku" and case.runs
+        ]
+        return {"rows": rows, "refusals": [], "chosen": {together[0].name: "scan"}}
+
+    monkeypatch.setattr(harness, "order", order)
+    monkeypatch.setattr(peers, "absent", lambda: {"torch": "not installed"})
+    compiled = [
+        SMALL._replace(group="compile", time=t, runs=False, contenders=("haiku",))
+        for t in (7, 9)
+    ]
+    said: list[str] = []
+    result = harness.run(
+        [SMALL, *compiled],
+        ["jaxlstm", "torch", "haiku"],
+        seconds=2.0,
+        cores=2,
+        peaks=True,
+        say=said.append,
+        save=lambda result: saved.append(json.dumps(result)),
+    )
+    assert orders == [
+        ([SMALL.name], ["jaxlstm", "haiku"], 2.0, None),
+        ([SMALL.name], ["jaxlstm"], 0.0, "training"),
+        ([case.name for case in compiled], ["haiku"], 2.0, None),
+    ]
+    assert said[0] == "torch: not installed"
+    assert result["absent"] == {"torch": "not installed"}
+    assert [r["what"] for r in result["rows"]].count("peak training") == 1
+    assert result["chosen"] == {SMALL.name: "scan", compiled[0].name: "scan"}
+    assert result["machine"]["cores"] == 2
+    assert len(saved) == 2
+    assert json.loads(saved[-1]) == json.loads(json.dumps(result))
+    assert json.loads(harness.written(result)) == json.loads(saved[-1])
+
+
+def test_a_process_that_dies_is_named_for_everybody_in_it(monkeypatch):
+    dies = "import sys; print('so it goes', file=sys.stderr); sys.exit(7)"
+    process = harness._process
+    monkeypatch.setattr(
+        harness, "_process", lambda words: process([sys.executable, "-c", dies])
+    )
+    answer = harness.order([SMALL], ["a", "b"], peak="training")
+    assert answer["rows"] == []
+    assert [r["contender"] for r in answer["refusals"]] == ["a", "b"]
+    for refusal in answer["refusals"]:
+        assert refusal["what"] == "peak training"
+        assert refusal["reason"] == (
+            "failed: the process ended with code 7: so it goes"
+        )
+
+
+def test_a_process_that_does_not_end_is_ended(monkeypatch):
+    monkeypatch.setattr(harness, "LIMIT", 0.2)
+    said = harness._process([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert said == "the process did not end within 0 s"
+
+
+@pytest.mark.thorough
+def test_the_command_measures_one_case(tmp_path, monkeypatch, capsys):
+    """Everything for once: processes, JSON, the peak."""
+    monkeypatch.setattr(cases, "CASES", (SMALL,))
+    out = tmp_path / "result.json"
+    words = ["run", "--peers", "jaxlstm scan", "--seconds", "0", "--out", str(out)]
+    assert __main__.main(words) == 0
+    assert f"wrote {out}" in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    whats = {row["what"] for row in result["rows"]}
+    assert {"forward", "training", "compile training", "peak training"} <= whats
+    assert result["refusals"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--cases", "gird"], "no case is called 'gird'"),
+        (["run", "--peers", "tourch"], "no contender is called 'tourch'"),
+        (["run", "--seconds", "-1"], "--seconds is -1; 0 or more is needed"),
+        (["run", "--cores", "0"], "--cores is 0"),
+        (["run", "--out", "nowhere/a.json"], "there is no directory nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, said, capsys):
+    assert __main__.main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_the_list_names_every_case_and_contender(capsys):
+    assert __main__.main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in [*peers.FILES, *(case.name for case in cases.CASES)]:
+        assert name in out
+
+
+# -- the report ---------------------------------------------------------------
+
+FIRST, SECOND = Case("grid", 10, 2, 3, 4), Case("grid", 20, 2, 3, 4)
+SHORT, LONG = Case("growth", 10, 2, 3, 4), Case("growth", 1000, 2, 3, 4)
+QUICK, SLOW = Case("compile", 10, 2, 3, 4), Case("compile", 1000, 2, 3, 4)
+
+
+def made_up():
+    """Twice as fast as torch at one point, half as fast at the other."""
+    a, b = FIRST.name, SECOND.name
+    rows = [
+        row(a, "jaxlstm", "training", 0.001, 0.0001),
+        row(a, "jaxlstm scan", "training", 0.0008),
+        row(a, "jaxlstm adjoint", "training", 0.00102),
+        row(a, "torch", "training", 0.002),
+        row(a, "haiku", "training", 0.004),
+        row(a, "keras", "training", 0.003),
+        row(b, "jaxlstm", "training", 0.012345, 0.0005),
+        row(b, "jaxlstm scan", "training", 0.0125),
+        row(b, "torch", "training", 0.0061725),
+        row(a, "jaxlstm", "peak training", 2_500_000),
+        row(SHORT.name, "jaxlstm", "training", 0.0001),
+        row(LONG.name, "jaxlstm", "training", 0.0105),
+        row(QUICK.name, "jaxlstm", "compile training", 1.0, 0.25),
+        row(SLOW.name, "jaxlstm", "compile training", 1.25),
+    ]
+    refusal = {"case": a, "contender": "haiku", "what": "training", "reason": "why"}
+    return {
+        "machine": {
+            "date": "2026-11-22",
+            "cpu": "A Processor",
+            "vectors": ["avx2"],
+            "cores": 2,
+            "cores_of_machine": 4,
+            "memory_gb": 25.3,
+            "system": "Linux 6",
+            "python": "3.11.7",
+            "commit": "abc1234",
+            "versions": {"jaxlstm": "0.1.0", "keras": None},
+            "settings": {"XLA_FLAGS": "--x"},
+        },
+        "seconds": 4.0,
+        "contenders": [
+            *("jaxlstm", "jaxlstm adjoint", "jaxlstm scan"),
+            *("torch", "haiku", "keras", "onnxruntime"),
+        ],
+        "absent": {"onnxruntime": "not installed"},
+        "cases": {
+            case.name: harness._described(case)
+            for case in (FIRST, SECOND, SHORT, LONG, QUICK, SLOW)
+        },
+        "chosen": {a: "adjoint", b: "scan"},
+        "rows": rows,
+        "refusals": [refusal, {**refusal, "case": b}],
+    }
+
+
+@pytest.fixture
+def made():
+    return tables.Result.of(made_up())
+
+
+def test_the_table_of_times(made):
+    assert tables.times(made, made.cases("grid"), "training") == (
+        "| case | GFLOP/s | to torch | to best JAX peer | jaxlstm, ms "
+        "| jaxlstm adjoint, ms | jaxlstm scan, ms | torch, ms | haiku, ms "
+        "| keras, ms |\n"
+        "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| grid-10-2-3-4 | 0.0 | 2.00x | 3.00x | 1.00 ± 0.10 | 1.02 ± 0.00 "
+        "| 0.800 ± 0.000 | 2.00 ± 0.00 | 4.00 ± 0.00 | 3.00 ± 0.00 |\n"
+        "| grid-20-2-3-4 | 0.0 | 0.50x | - | 12.3 ± 0.5 | - | 12.5 ± 0.0 "
+        "| 6.17 ± 0.00 | - | - |\n"
+        "| geometric mean |  | 1.00x | 3.00x |  |  |  |  |  |  |"
+    )
+
+
+def test_the_tables_of_growth_and_of_compiling(made):
+    assert tables.growth(made) == (
+        "| µs per step | T = 10 | T = 1,000 | last to first |\n"
+        "| :--- | ---: | ---: | ---: |\n"
+        "| jaxlstm | 10.0 | 10.5 | 1.05 |"
+    )
+    assert tables.compiling(made) == (
+        "| gradient | T = 10, s | T = 1,000, s | last to first |\n"
+        "| :--- | ---: | ---: | ---: |\n"
+        "| jaxlstm | 1.00 ± 0.25 | 1.25 ± 0.00 | 1.25 |"
+    )
+
+
+def test_the_rule_is_held_to_the_best_mode(made):
+    assert tables.rule(made) == (
+        "|  | chosen | best | chosen to best | within 10 % | same twice |\n"
+        "| :--- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| grid-10-2-3-4 training | adjoint | scan | 1.25 | NO | 1.02 |\n"
+        "| grid-20-2-3-4 training | scan | scan | 0.99 | yes | 1.01 |"
+    )
+
+
+def test_where_we_lose_is_told(made):
+    assert tables.losses(made) == ["grid-20-2-3-4, training: torch is 2.00x faster"]
+
+
+def test_what_is_too_noisy_is_told(made):
+    assert tables.noisy(made) == []
+    assert tables.noisy(made, limit=0.05) == [
+        "grid-10-2-3-4, training: jaxlstm by 10 %"
+    ]
+
+
+def test_the_page_keeps_what_stands_outside_of_its_markers(tmp_path):
+    page, place = tmp_path / "README.md", tmp_path / "results"
+    place.mkdir()
+    (place / "two.json").write_text(json.dumps(made_up()))
+    page.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):  # the second time finds its own page
+        written = report.write([place / "two.json"], page=page)
+    text = page.read_text()
+    assert text.startswith(f"before\n\n{report.BEGIN}\n\n## two\n\n2026-11-22, 2 of 4 ")
+    assert text.endswith(f"\n\n{report.END}\nafter\n")
+    assert "old" not in text
+    for said in (
+        "A Processor (avx2), 25.3 GB, Linux 6, Python 3.11.7. jaxlstm 0.1.0; commit",
+        "Settings: `XLA_FLAGS=--x`.",
+        "- grid-20-2-3-4, training: torch is 2.00x faster",
+        "- onnxruntime: not installed",
+        "- haiku: why (grid-10-2-3-4 training, grid-20-2-3-4 training)",
+        "| grid-10-2-3-4 | 2.5 |",
+        "(results/two-ratio.png)",
+        "(results/two-growth.png)",
+    ):
+        assert said in text
+    assert "keras None" not in text
+    assert "Forward" not in text  # nothing was measured of it
+    pictures = {place / "two-ratio.png", place / "two-growth.png"}
+    assert set(written) == {page, *pictures}
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.stat().st_size < 100_000
+
+
+def test_a_report_of_nothing_and_a_page_without_markers(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="no results yet"):
+        report.write([], page=page)
+    with pytest.raises(ValueError, match="needs the lines"):
+        report.write([tmp_path / "a.json"], page=page)
+
+
+def test_the_page_of_the_repository_has_its_markers():
+    text = report.PAGE.read_text()
+    assert text.count(report.BEGIN) == text.count(report.END) == 1
+    assert text.index(report.BEGIN) < text.index(report.END)
