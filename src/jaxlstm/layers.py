@@ -18,7 +18,7 @@ input never matters, and what it puts there is zero. No key, no noise.
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,7 @@ def recurrent(
     hidden_size: int,
     *,
     reverse: bool = False,
-    checkpoint_every: int | Literal["sqrt"] | None = None,
+    checkpoint_every: int | str | None = None,
     engine: str | Sequence[str] | None = None,
 ) -> Layer:
     """A cell carried through time by `unroll`; its state is the cell's state.
@@ -356,7 +356,7 @@ def stack(
     dropout: float = 0.0,
     bidirectional: bool = False,
     residual: bool = False,
-    checkpoint_every: int | Literal["sqrt"] | None = None,
+    checkpoint_every: int | str | None = None,
     engine: str | Sequence[str] | None = None,
 ) -> Layer:
     """Recurrent layers of these sizes, one on the other.

@@ -40,11 +40,11 @@ from jaxlstm.cells.base import (
     LSTMState,
     Params,
     State,
-    project,
 )
 from jaxlstm.cells.emit import Emit
-from jaxlstm.cells.lstm import initial_state, lstm
+from jaxlstm.cells.lstm import initial_state
 from jaxlstm.cells.parameters import sizes
+from jaxlstm.engines import plain
 from jaxlstm.sequences import Steps, select
 from jaxlstm.shapes import Features, Happens, is_explicit
 
@@ -92,7 +92,7 @@ def run(
     resets, for outputs other than h, with `checkpoint_every`, and on a mesh.
     """
     _check_place(kernel, xs, (params, state))
-    _check_cell(cell, params, xs, each, state)
+    plain.check("cudnn", cell, params, xs, each, state)
     _check_options(steps, emit, checkpoint_every)
     (state,), hs = _through(
         kernel, [params], [state], xs, steps.happens, reverse=reverse
@@ -312,27 +312,6 @@ def _check_place(kernel: Kernel, xs: Features, others: Any) -> None:
                 "cudnn: arrays are split over a mesh, and the kernel has no rule for "
                 'one; engine="adjoint" has.'
             )
-
-
-def _check_cell(
-    cell: Cell, params: Params, xs: Features, each: Each, state: State
-) -> None:
-    """Errors: `NotImplementedError` where a step is not that of the LSTM."""
-
-    def program(cell: Cell) -> str:
-        def step(params: Params, state: State, x: Array) -> Any:
-            return cell.step(params, state, project(cell, params, x, None))
-
-        typed = jax.tree.map(jax.typeof, (params, state, xs))
-        x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
-        return str(jax.make_jaxpr(step)(*typed[:2], x))
-
-    records = _is_params(params) and isinstance(state, LSTMState)
-    if not records or each is not None or program(cell) != program(lstm()):
-        raise NotImplementedError(
-            "cudnn: the step of this cell is not that of jl.lstm(), and the kernel "
-            'knows no other; engine="adjoint" takes any.'
-        )
 
 
 def _check_options(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxlstm import memory, sequences
 from jaxlstm.cells.base import Cell, Each, Params, State
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import adjoint, cudnn, loops, scan
+from jaxlstm.engines import adjoint, cudnn, loops, native, scan
 from jaxlstm.memory import Memory
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Key
@@ -60,10 +60,11 @@ ENGINES: dict[str, Engine] = {
     **{name: functools.partial(adjoint.run, **mode) for name, mode in MODES.items()},
     "scan": scan.run,
     "cudnn": cudnn.run,
+    "native": native.run,
 }
 
-# In the order in which they are tried. The vendor's kernel has neither forward mode nor
-# a rule for `vmap`, of which it learns too late to refuse: it serves by name.
+# In the order in which they are tried. The kernels have no forward mode, of which they
+# learn too late to refuse: they serve by name.
 DEFAULT = ("adjoint", "scan")
 
 
@@ -127,8 +128,8 @@ def described(
     if every is not None:
         size = loops.block_size(len(arrays[1]), every)
         words = [f"computes {size} steps at a time again on the way back"]
-    if name == "cudnn":
-        return "remembers what the vendor's kernel needs"
+    if name in ("cudnn", "native"):
+        return "remembers what its kernel needs"
     if name not in MODES:
         return "; ".join([*words, "remembers what automatic differentiation needs"])
 

@@ -1,6 +1,7 @@
 from . import checkpoints as checkpoints
 from . import config as config
 from . import data as data
+from . import native as native
 from . import runs as runs
 from .benchmark import bench as bench
 from .checks import check as check

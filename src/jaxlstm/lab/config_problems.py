@@ -28,6 +28,7 @@ _KINDS = {
     "bool_type": "true or false",
     "model_type": "a mapping of keys",
     "model_attributes_type": "a mapping of keys",
+    "string_pattern_mismatch": 'a size such as "2 GB"',
     "string_too_short": "text that is not empty",
     "string_too_long": "text of at most {max_length} characters",
     "greater_than": "more than {gt:.10g}",

@@ -13,6 +13,8 @@ from jaxlstm.lab import optimizer_problems
 from jaxlstm.lab.cells import GRU, LSTM, Cell, SimpleRNN
 from jaxlstm.lab.sections import (
     LARGEST_SIZE,
+    Bytes,
+    Engine,
     FilePath,
     Fraction,
     Rate,
@@ -161,13 +163,15 @@ class Model(Section):
         default=False,
         description="From the second layer on, add each one's input to its output.",
     )
-    checkpoint_every: Step | Literal["sqrt"] | None = Field(
+    checkpoint_every: Step | Literal["sqrt"] | Bytes | None = Field(
         default=None,
-        description="Remember every k-th state only; saves memory, costs time.",
+        description="Remember every k-th state only, or what fits into a size such as "
+        '"2 GB"; saves memory, costs time.',
     )
-    engine: Literal["adjoint", "scan"] | None = Field(
+    engine: Engine | None = Field(
         default=None,
-        description="How sequences are unrolled; null takes the first that can.",
+        description="How sequences are unrolled; null takes the first that can, and "
+        "native is a kernel that is compiled here.",
     )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         default="float32",

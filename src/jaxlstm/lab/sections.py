@@ -38,6 +38,16 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 FilePath = Annotated[str, BeforeValidator(path_text), Field(min_length=1)]
 Unit = Literal["character", "byte"]
+Bytes = Annotated[str, Field(pattern=r"^\d+(\.\d*)? ?(B|[kMG]B|[KMG]iB)$")]
+Engine = Literal[
+    "adjoint",
+    "adjoint/lean",
+    "adjoint/rows_first",
+    "adjoint/weights_first",
+    "scan",
+    "native",
+    "cudnn",
+]
 
 
 class Section(BaseModel):

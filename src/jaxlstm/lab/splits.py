@@ -37,6 +37,8 @@ def choose(config: Config, at_most: int) -> Split:
     size, model = config.training.batch_size, config.model
     if at_most < 2:
         return Split(1, "there is one device")
+    if model.engine == "native":
+        return Split(1, "the native engine uses all cores by itself")
     if model.hidden_size > MOST_UNITS:
         return Split(1, f"more than {MOST_UNITS} units are faster unsplit")
     if _work(config) < LEAST_WORK:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxlstm.lab import optimizers, splits
+from jaxlstm.lab import native, optimizers, splits
 from jaxlstm.lab.config import Config
 from jaxlstm.lab.data import Corpus, Streams, read
 from jaxlstm.lab.errors import BadInput
@@ -42,6 +42,8 @@ class Workbench(NamedTuple):
         if config.sample.length:
             task.prompt(config.sample, config.data, corpus.vocabulary)
         try:
+            if config.model.engine == "native":
+                native.load()
             model = task.build(config.model, corpus.vocabulary.size)
             optimizer = optimizers.build(config.optimizer)
             bench = cls(config, corpus, streams, model, optimizer)

@@ -1,0 +1,506 @@
+// The two loops of the LSTM's training step, for the CPU, float32.
+//
+// Forward, with z_t = W_x x_t + b given for all steps (gates i, f, g, o along an axis):
+//
+//     y_t = z_t + h_{t-1} W        i, f, o = σ(y)   g = tanh(y)
+//     c_t = f c_{t-1} + i g        h_t = o tanh(c_t)
+//
+// Backward. Let dh, dc be the derivatives of the loss with respect to h_t and c_t. The
+// first is what the output at t receives plus what comes back from step t+1; of the
+// second only the latter exists, and c_t acts on h_t as well:
+//
+//     dh = dhs_t + δ_{t+1} Wᵀ                dc = f_{t+1} dc_{t+1} + dh o (1 - tanh² c_t)
+//
+// From there through the gates, with σ' = σ (1 - σ) and tanh' = 1 - tanh²:
+//
+//     δ_i = dc g i (1 - i)           δ_f = dc c_{t-1} f (1 - f)
+//     δ_g = dc i (1 - g²)            δ_o = dh tanh(c_t) o (1 - o)
+//
+// δ_t is the derivative with respect to y_t, so that dz = δ, and dW = Σ_t h_{t-1}ᵀ δ_t is
+// left to one product after the loop. A step that does not happen hands h, c, dh and dc
+// on as they are and has δ = 0; one that begins afresh reads zeros for h and c and hands
+// nothing back.
+//
+// How the work is shared. The members of a team are a grid: rows of the batch by slices
+// of the hidden units. Members that share rows need each other's h (δ on the way back)
+// once per step and meet at a barrier; others never meet. W is packed once into panels
+// whose share per member stays in its cache for all steps. Each number is the same sum
+// in the same order however many members there are.
+//
+// Why it cannot hang. Helpers are asked for on XLA's own pool and may never come, as the
+// pool may be busy, perhaps with other callers of this function. The caller waits for
+// them for an instant only and then shuts the door; who came in by then is running, and
+// only those meet at barriers.
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+// ---- vectors ---------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRows = 6;  // 24 sums, 4 weights, 1 row in 32 registers
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kRows = 3;  // 12 sums, 1 weight, 3 rows in 16 registers
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRows = 6;
+#else
+constexpr int kLanes = 4, kRows = 2;
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+using Lanes = float __attribute__((vector_size(4 * kLanes)));
+using Whole = int32_t __attribute__((vector_size(4 * kLanes)));
+
+INLINE Lanes load(const float* from) {
+  Lanes lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+INLINE Lanes load(const float* from, int count) {
+  if (count >= kLanes) return load(from);
+  Lanes lanes{};
+  for (int i = 0; i < count; ++i) lanes[i] = from[i];
+  return lanes;
+}
+
+INLINE void store(float* to, Lanes lanes, int count) {
+  if (count >= kLanes) {
+    std::memcpy(to, &lanes, sizeof lanes);
+  } else {
+    for (int i = 0; i < count; ++i) to[i] = lanes[i];
+  }
+}
+
+// exp(x) = scale (1 + part), with |x - n log 2| <= log(2) / 2 and scale = 2^n; NaN stays.
+struct Exponential {
+  Lanes scale, part;
+};
+
+INLINE Exponential exponential(Lanes x, float bound) {
+  x = x < -bound ? Lanes{} - bound : x;
+  x = x > bound ? Lanes{} + bound : x;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  Lanes shifted = x * 1.44269504f + magic;
+  Lanes n = shifted - magic;
+  Lanes r = x - n * 0.693145752f - n * 1.42860677e-6f;
+  Lanes tail = r * 1.38825155e-3f + 8.36654752e-3f;
+  tail = tail * r + 4.16672006e-2f;
+  tail = tail * r + 1.66665435e-1f;
+  tail = tail * r + 4.99999970e-1f;
+  Whole power = ((Whole)shifted << 23) + 0x3f800000;
+  return {(Lanes)power, tail * r * r + r};
+}
+
+INLINE Lanes sigmoid(Lanes x) {
+  Exponential e = exponential(Lanes{} - x, 87.0f);
+  return 1.0f / (e.scale * e.part + e.scale + 1.0f);
+}
+
+INLINE Lanes tanh(Lanes x) {
+  Exponential e = exponential(x + x, 20.0f);
+  Lanes minus_one = e.scale * e.part + (e.scale - 1.0f);  // exp(2x) - 1
+  return minus_one / (minus_one + 2.0f);
+}
+
+// ---- the product -------------------------------------------------------------------
+
+// sums[r][n] += rows[r] [K] times panel [K, N, kLanes].
+template <int R, int N>
+INLINE void multiply(Lanes (&sums)[R][N], const float* const* rows, const float* panel,
+                     int64_t K) {
+  const float* row[R];
+  for (int r = 0; r < R; ++r) row[r] = rows[r];
+  for (int64_t k = 0; k < K; ++k, panel += N * kLanes) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      Lanes weights = load(panel + n * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sums[r][n] += weights * row[r][k];
+    }
+  }
+}
+
+// Calls body(number of rows, first row) for tiles of about equally many rows.
+template <int R = kRows, class Body>
+INLINE void of_rows(int64_t count, const Body& body, int64_t first) {
+  if constexpr (R > 0) {
+    if (count == R) return body(std::integral_constant<int, R>{}, first);
+    of_rows<R - 1>(count, body, first);
+  }
+}
+
+template <class Body>
+INLINE void tiles(int64_t begin, int64_t end, const Body& body) {
+  int64_t number = (end - begin + kRows - 1) / kRows;
+  for (int64_t n = 0; n < number; ++n) {
+    int64_t first = begin + (end - begin) * n / number;
+    of_rows(begin + (end - begin) * (n + 1) / number - first, body, first);
+  }
+}
+
+// ---- the team ----------------------------------------------------------------------
+
+INLINE void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <class Condition>
+void wait_until(const Condition& holds) {
+  for (int tries = 0; !holds(); ++tries) tries < 300 ? pause() : std::this_thread::yield();
+}
+
+struct alignas(64) Counter {
+  std::atomic<int64_t> value{0};
+};
+
+constexpr int kMost = 64;  // members of a team
+std::atomic<int> at_work{0};  // members of all teams of the process
+
+// Work for a team: `work(member, members)`, called once by each member.
+template <class Work>
+struct Team {
+  const Work* work;
+  std::atomic<int> came{1};
+  std::atomic<int> members{0};  // 0 while the door is open
+  std::atomic<int> left{0};
+
+  bool enter(int& member) {
+    member = came.load();
+    do {
+      if (member < 0) return false;
+    } while (!came.compare_exchange_weak(member, member + 1));
+    return true;
+  }
+
+  void help() {
+    int member;
+    if (!enter(member)) return;
+    wait_until([&] { return members.load() > 0; });
+    (*work)(member, members.load());
+    left.fetch_add(1);
+  }
+
+  void lead(int wanted) {
+    auto patience = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+    wait_until([&] {
+      return came.load() >= wanted || std::chrono::steady_clock::now() > patience;
+    });
+    int present = came.exchange(INT32_MIN);
+    members.store(present);
+    (*work)(0, present);
+    wait_until([&] { return left.load() == present - 1; });
+  }
+};
+
+template <class Work>
+void together(ffi::ThreadPool& pool, int wanted, const Work& work) {
+  int cores = pool.num_threads();  // of those that the process may run on
+  int busy = at_work.fetch_add(1);
+  wanted = std::max(1, std::min({wanted, kMost, cores - busy}));
+  auto team = std::make_shared<Team<Work>>();
+  team->work = &work;
+  at_work.fetch_add(wanted - 1);
+  for (int n = 1; n < wanted; ++n) pool.Schedule([team] { team->help(); });
+  team->lead(wanted);
+  at_work.fetch_sub(wanted);
+}
+
+// ---- the loops ---------------------------------------------------------------------
+
+constexpr int64_t kCache = 1 << 20;    // bytes of W that a member keeps close
+constexpr int64_t kMeeting = 1 << 19;  // bytes it could have read instead of meeting
+
+enum Kind : uint8_t { kSkipped = 0, kGoesOn = 1, kAfresh = 2 };
+
+struct Sizes {
+  int64_t T, B, H;
+  const uint8_t* kinds;  // [T, B], or none where all go on
+  int64_t chunks() const { return (H + kLanes - 1) / kLanes; }
+  uint8_t kind(int64_t t, int64_t b) const { return kinds ? kinds[t * B + b] : kGoesOn; }
+};
+
+// A member's part of the grid: rows of the batch, chunks of the hidden units. A step costs
+// a member about as many bytes as it reads of W, its share once per tile of rows; four
+// times as many where the share does not stay in its cache; and a meeting if it has one.
+struct Part {
+  int64_t rows[2], chunks[2];
+  int group, groups, slices = 1;
+
+  Part(const Sizes& s, int member, int members) {
+    auto cost = [&](int slices) {
+      int64_t share = s.chunks() * kLanes * s.H * 16 / slices;
+      int64_t rows = (s.B * slices + members - 1) / members;
+      int64_t times = (rows + kRows - 1) / kRows * (share > kCache ? 4 : 1);
+      return share * times + (slices > 1 ? kMeeting : 0);
+    };
+    for (int n = 2; n <= members; ++n)
+      if (members % n == 0 && cost(n) < cost(slices)) slices = n;
+    groups = members / slices;
+    group = member / slices;
+    int slice = member % slices;
+    for (int end : {0, 1}) {
+      rows[end] = s.B * (group + end) / groups;
+      chunks[end] = s.chunks() * (slice + end) / slices;
+    }
+  }
+};
+
+struct Loop {
+  const Sizes s;
+  const std::vector<float> zeros;
+  const std::unique_ptr<float[]> panels;
+  Counter packed, met[kMost];
+
+  Loop(const Sizes& s)
+      : s(s), zeros(s.H), panels(new float[s.chunks() * kLanes * 4 * s.H]) {}
+
+  float* panel(int64_t chunk) { return &panels[chunk * kLanes * 4 * s.H]; }
+
+  // Returns once `count` members have met at the counter for the n-th time, n from 1.
+  static void meet(Counter& counter, int64_t count, int64_t n = 1) {
+    if (count == 1) return;
+    counter.value.fetch_add(1, std::memory_order_acq_rel);
+    wait_until([&] { return counter.value.load(std::memory_order_acquire) >= n * count; });
+  }
+};
+
+struct Forward : Loop {
+  const float *W, *h0, *c0;
+  float *gates, *hs, *cs;  // gates hold z before
+
+  Forward(const Sizes& s, const float* W, const float* h0, const float* c0, float* gates,
+          float* hs, float* cs)
+      : Loop(s), W(W), h0(h0), c0(c0), gates(gates), hs(hs), cs(cs) {}
+
+  void pack(int64_t chunk) {  // [K, gate, lane] of W [K, gate, unit]
+    int count = std::min<int64_t>(kLanes, s.H - chunk * kLanes);
+    for (int64_t n = 0; n < s.H * 4; ++n)
+      store(panel(chunk) + n * kLanes, load(W + n * s.H + chunk * kLanes, count), kLanes);
+  }
+
+  template <int R>
+  INLINE void step(int64_t t, int64_t b, int64_t chunk) {
+    const float *h[R], *c[R];
+    const float* h_before = t ? hs + (t - 1) * s.B * s.H : h0;
+    const float* c_before = t ? cs + (t - 1) * s.B * s.H : c0;
+    for (int r = 0; r < R; ++r) {
+      bool afresh = s.kind(t, b + r) == kAfresh;
+      h[r] = afresh ? zeros.data() : h_before + (b + r) * s.H;
+      c[r] = afresh ? zeros.data() : c_before + (b + r) * s.H;
+    }
+    Lanes y[R][4] = {};
+    multiply<R, 4>(y, h, panel(chunk), s.H);
+    int64_t unit = chunk * kLanes;
+    int count = std::min<int64_t>(kLanes, s.H - unit);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      int64_t at = (t * s.B + b + r) * s.H + unit;
+      float* gate = gates + (t * s.B + b + r) * 4 * s.H + unit;
+      if (s.kind(t, b + r) == kSkipped) {
+        store(hs + at, load(h[r] + unit, count), count);
+        store(cs + at, load(c[r] + unit, count), count);
+        continue;
+      }
+      Lanes i = sigmoid(y[r][0] + load(gate, count));
+      Lanes f = sigmoid(y[r][1] + load(gate + s.H, count));
+      Lanes g = tanh(y[r][2] + load(gate + 2 * s.H, count));
+      Lanes o = sigmoid(y[r][3] + load(gate + 3 * s.H, count));
+      Lanes now = f * load(c[r] + unit, count) + i * g;
+      store(gate, i, count);
+      store(gate + s.H, f, count);
+      store(gate + 2 * s.H, g, count);
+      store(gate + 3 * s.H, o, count);
+      store(cs + at, now, count);
+      store(hs + at, o * tanh(now), count);
+    }
+  }
+
+  void operator()(int member, int members) {
+    Part part(s, member, members);
+    for (int64_t n = member; n < s.chunks(); n += members) pack(n);
+    meet(packed, members);
+    for (int64_t t = 0; t < s.T; ++t) {
+      int64_t number = part.chunks[1] - part.chunks[0];
+      for (int64_t n = 0; n < number; ++n) {
+        int64_t chunk = t % 2 ? part.chunks[1] - 1 - n : part.chunks[0] + n;
+        tiles(part.rows[0], part.rows[1],
+              [&](auto R, int64_t b) { step<R>(t, b, chunk); });
+      }
+      meet(met[part.group], part.slices, t + 1);
+    }
+  }
+};
+
+constexpr int kWide = 4;  // chunks that the way back takes at once
+
+struct Backward : Loop {
+  const float *W, *c0, *cs, *dhs;
+  float *deltas, *dh, *dc;  // deltas hold the gates before; dh, dc: of the last state
+
+  Backward(const Sizes& s, const float* W, const float* c0, const float* cs,
+           const float* dhs, float* deltas, float* dh, float* dc)
+      : Loop(s), W(W), c0(c0), cs(cs), dhs(dhs), deltas(deltas), dh(dh), dc(dc) {}
+
+  void pack(int64_t chunk, int N) {  // [gate and unit, N, lane] of Wᵀ
+    int count = std::min<int64_t>(N * kLanes, s.H - chunk * kLanes);
+    float* to = panel(chunk);
+    constexpr int64_t block = 16;
+    for (int64_t k0 = 0; k0 < 4 * s.H; k0 += block)
+      for (int u = 0; u < N * kLanes; ++u)
+        for (int64_t k = k0; k < std::min(k0 + block, 4 * s.H); ++k)
+          to[k * N * kLanes + u] = u < count ? W[(chunk * kLanes + u) * 4 * s.H + k] : 0.0f;
+  }
+
+  template <int R, int N>
+  INLINE void step(int64_t t, int64_t b, int64_t chunk) {
+    Lanes back[R][N] = {};
+    if (t + 1 < s.T) {
+      const float* delta[R];
+      for (int r = 0; r < R; ++r) delta[r] = deltas + ((t + 1) * s.B + b + r) * 4 * s.H;
+      multiply<R, N>(back, delta, panel(chunk), 4 * s.H);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      uint8_t next = t + 1 < s.T ? s.kind(t + 1, b + r) : kSkipped;
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) {
+        int64_t unit = (chunk + n) * kLanes;
+        receive(t, b + r, unit, next, back[r][n]);
+      }
+    }
+  }
+
+  INLINE void receive(int64_t t, int64_t b, int64_t unit, uint8_t next, Lanes dh_t) {
+    int count = std::min<int64_t>(kLanes, s.H - unit);
+    float *dh_at = dh + b * s.H + unit, *dc_at = dc + b * s.H + unit;
+    if (next == kSkipped) dh_t = load(dh_at, count);
+    if (next == kAfresh) dh_t = Lanes{};
+    if (t < 0) return store(dh_at, dh_t, count);
+    dh_t += load(dhs + (t * s.B + b) * s.H + unit, count);
+    float* delta = deltas + (t * s.B + b) * 4 * s.H + unit;
+    uint8_t kind = s.kind(t, b);
+    if (s.kinds) store(dh_at, dh_t, count);
+    if (kind == kSkipped) {
+      for (int gate = 0; gate < 4; ++gate) store(delta + gate * s.H, Lanes{}, count);
+      return;
+    }
+    const float* c_before = kind == kAfresh ? zeros.data() + unit
+                            : (t ? cs + ((t - 1) * s.B + b) * s.H : c0 + b * s.H) + unit;
+    Lanes i = load(delta, count), f = load(delta + s.H, count);
+    Lanes g = load(delta + 2 * s.H, count), o = load(delta + 3 * s.H, count);
+    Lanes shown = tanh(load(cs + (t * s.B + b) * s.H + unit, count));
+    Lanes dc_t = load(dc_at, count) + dh_t * o * (1.0f - shown * shown);
+    store(delta, dc_t * g * i * (1.0f - i), count);
+    store(delta + s.H, dc_t * load(c_before, count) * f * (1.0f - f), count);
+    store(delta + 2 * s.H, dc_t * i * (1.0f - g * g), count);
+    store(delta + 3 * s.H, dh_t * shown * o * (1.0f - o), count);
+    store(dc_at, kind == kAfresh ? Lanes{} : dc_t * f, count);
+  }
+
+  template <int N>
+  void step(const Part& part, int64_t t, int64_t chunk) {
+    tiles(part.rows[0], part.rows[1],
+          [&](auto R, int64_t b) { step<R, N>(t, b, chunk); });
+  }
+
+  void operator()(int member, int members) {
+    Part part(s, member, members);
+    std::vector<std::pair<int64_t, int>> blocks;  // (first chunk, how many)
+    for (int64_t c = part.chunks[0], N; c < part.chunks[1]; c += N) {
+      N = part.chunks[1] - c;
+      N = N >= kWide ? kWide : N >= 2 ? 2 : 1;
+      blocks.emplace_back(c, N);
+    }
+    for (size_t n = part.group; n < blocks.size(); n += part.groups)
+      pack(blocks[n].first, blocks[n].second);
+    meet(packed, members);
+    for (int64_t t = s.T - 1; t >= -1; --t) {
+      if (t % 2 == 0) std::reverse(blocks.begin(), blocks.end());
+      for (auto [chunk, N] : blocks) {
+        if (N == kWide) step<kWide>(part, t, chunk);
+        else if (N == 2) step<2>(part, t, chunk);
+        else step<1>(part, t, chunk);
+      }
+      if (t % 2 == 0) std::reverse(blocks.begin(), blocks.end());
+      meet(met[part.group], part.slices, s.T - t);
+    }
+  }
+};
+
+// How many are worth waking for so much work per step.
+int wanted(const Sizes& s) {
+  return std::max<int64_t>(1, std::min<int64_t>(kMost, s.B * s.H * s.H / 8192));
+}
+
+// ---- what XLA calls ------------------------------------------------------------------
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Bytes = ffi::Buffer<ffi::U8>;
+using Result = ffi::Result<Floats>;
+
+Sizes sizes(const Floats& z, const Bytes& kinds) {
+  auto d = z.dimensions();
+  return {d[0], d[1], d[3], kinds.element_count() ? kinds.typed_data() : nullptr};
+}
+
+void fill(Result& to, const Floats& from) {
+  if (to->typed_data() != from.typed_data())
+    std::memcpy(to->typed_data(), from.typed_data(), from.size_bytes());
+}
+
+ffi::Error forward(ffi::ThreadPool pool, Floats z, Floats W, Floats h0, Floats c0,
+                   Bytes kinds, Result gates, Result hs, Result cs) {
+  Sizes s = sizes(z, kinds);
+  fill(gates, z);
+  Forward loop(s, W.typed_data(), h0.typed_data(), c0.typed_data(), gates->typed_data(),
+               hs->typed_data(), cs->typed_data());
+  together(pool, wanted(s), [&](int m, int n) { loop(m, n); });
+  return ffi::Error::Success();
+}
+
+ffi::Error backward(ffi::ThreadPool pool, Floats gates, Floats W, Floats c0, Floats cs,
+                    Floats dhs, Floats dhT, Floats dcT, Bytes kinds, Result deltas,
+                    Result dh0, Result dc0) {
+  Sizes s = sizes(gates, kinds);
+  fill(deltas, gates);
+  fill(dh0, dhT);
+  fill(dc0, dcT);
+  Backward loop(s, W.typed_data(), c0.typed_data(), cs.typed_data(), dhs.typed_data(),
+                deltas->typed_data(), dh0->typed_data(), dc0->typed_data());
+  together(pool, wanted(s), [&](int m, int n) { loop(m, n); });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_forward, forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>()
+                                  .Arg<Bytes>()
+                                  .Ret<Floats>().Ret<Floats>().Ret<Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_backward, backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>()
+                                  .Arg<Floats>().Arg<Floats>().Arg<Floats>()
+                                  .Arg<Bytes>()
+                                  .Ret<Floats>().Ret<Floats>().Ret<Floats>());

@@ -1,0 +1,178 @@
+"""A compiled kernel for the two loops of the LSTM, on a CPU, in float32.
+
+XLA takes the products that wait for nothing: W_x x_t + b before the loop, and the
+gradients of the weights and of the input after it. What is left is `lstm_loop.cpp`, by
+`jax.ffi`, where the derivation of its way back stands: z becomes the gates in place,
+and on the way back the gates become δ. Its threads are those of XLA; each keeps its
+share of W_h in its cache for all steps, and those that need each other's h meet once
+per step.
+
+The kernel is compiled by the user's own compiler, when `jl.lab.native.load()` is
+called, and this engine refuses before that. It has a reverse mode only, and many rows
+at a time by `vmap` are taken one after the other.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxlstm.cells import emit as emits
+from jaxlstm.cells.base import Cell, Each, LSTMState, Params, State, project
+from jaxlstm.cells.emit import Emit
+from jaxlstm.engines import plain
+from jaxlstm.sequences import Steps
+from jaxlstm.shapes import Features, Happens, is_explicit
+
+TARGETS = {"lstm_forward": "jaxlstm_forward", "lstm_backward": "jaxlstm_backward"}
+
+SKIPPED, GOES_ON, AFRESH = 0, 1, 2  # the kinds of a step, as the kernel has them
+
+_loaded: list[Any] = []
+
+
+def register(kernel: Any) -> None:
+    """Make the functions of a compiled kernel known to XLA, once per process.
+
+    Arguments:
+        kernel: the library, as `ctypes` loads it.
+    """
+    if not _loaded:
+        for name, target in TARGETS.items():
+            capsule = jax.ffi.pycapsule(getattr(kernel, name))
+            jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+        _loaded.append(kernel)
+
+
+def run(
+    cell: Cell,
+    params: Params,
+    xs: Features,
+    each: Each,
+    state: State,
+    steps: Steps,
+    *,
+    reverse: bool,
+    emit: Emit,
+    checkpoint_every: int | Literal["sqrt"] | None,
+) -> tuple[State, Any]:
+    """As the reference does, for the LSTM in float32 on a CPU.
+
+    Errors: `NotImplementedError` before the kernel is loaded, elsewhere than on a CPU,
+    for another cell or dtype, for outputs other than h, and with `checkpoint_every`.
+    """
+    _check_place(params, xs, state)
+    plain.check("native", cell, params, xs, each, state)
+    _check_options(emit, checkpoint_every)
+    rows, units = xs.shape[1:-1], state.h.shape[-1]
+    if not xs.size or not units:
+        hs = jnp.zeros((len(xs), *state.h.shape), xs.dtype)
+        return state, hs if emit is emits.hidden else None
+    z = project(cell, params, xs, None).reshape(len(xs), -1, 4, units)
+    kind = kinds(*(_flat(flags) for flags in (steps.happens, steps.resets)))
+    h, c = (leaf.reshape(-1, units) for leaf in state)
+    if reverse:
+        z, kind = z[::-1], kind[::-1]
+    hs, h, c = loop(z, params.w_h, h, c, kind)
+    hs = (hs[::-1] if reverse else hs).reshape(len(xs), *rows, units)
+    state = LSTMState(h.reshape(*rows, units), c.reshape(*rows, units))
+    return state, hs if emit is emits.hidden else None
+
+
+def _check_place(params: Params, xs: Features, state: State) -> None:
+    """Errors: `NotImplementedError` for what the kernel cannot be called with."""
+    if not _loaded:
+        raise NotImplementedError(
+            "native: the kernel is not loaded; jl.lab.native.load() compiles it with "
+            "your C++ compiler, once, and loads it."
+        )
+    if jax.default_backend() != "cpu":
+        raise NotImplementedError(
+            f"native: the kernel is for a CPU, and JAX's backend is "
+            f"{jax.default_backend()}."
+        )
+    for leaf in jax.tree.leaves((params, xs, state)):
+        if leaf.dtype != jnp.float32:
+            raise NotImplementedError(
+                f"native: an array is {leaf.dtype}, and the kernel computes in float32 "
+                'only; engine="adjoint" takes any dtype.'
+            )
+        if is_explicit(jax.typeof(leaf).sharding):
+            raise NotImplementedError(
+                "native: the arrays are split over an explicit mesh, of which the "
+                'kernel knows nothing; engine="adjoint" does.'
+            )
+
+
+def _check_options(emit: Emit, checkpoint_every: int | Literal["sqrt"] | None) -> None:
+    """Errors: `NotImplementedError` for other outputs and checkpoints."""
+    if emit is not emits.hidden and emit is not emits.nothing:
+        raise NotImplementedError(
+            f"native: emit is {getattr(emit, '__name__', emit)}, and the kernel shows "
+            "h only; jl.emit.hidden and jl.emit.nothing are served."
+        )
+    if checkpoint_every is not None:
+        raise NotImplementedError(
+            f"native: checkpoint_every is {checkpoint_every!r}, and the kernel "
+            'computes nothing again; engine="adjoint" does.'
+        )
+
+
+def _flat(flags: Happens | None) -> Happens | None:
+    return None if flags is None else flags.reshape(len(flags), -1)
+
+
+def kinds(happens: Happens | None, resets: Happens | None) -> Array:
+    """What each step is, uint8 `[T, B]`; `[0, 0]` where every step just goes on."""
+    if happens is None and resets is None:
+        return jnp.zeros((0, 0), jnp.uint8)
+    kind = jnp.uint8(GOES_ON)
+    if resets is not None:
+        kind = jnp.where(resets, jnp.uint8(AFRESH), kind)
+    return kind if happens is None else jnp.where(happens, kind, jnp.uint8(SKIPPED))
+
+
+@jax.custom_vjp
+def loop(
+    z: Array, w_h: Array, h: Array, c: Array, kinds: Array
+) -> tuple[Array, Array, Array]:
+    """(h of all steps, the last h, the last c).
+
+    Arguments:
+        z: `[T, B, 4, H]`, `W_x x_t + b`, T at least 1.
+        w_h: `[H, 4, H]`.
+        h, c: `[B, H]`, the state before.
+        kinds: `[T, B]`, or empty where every step just goes on.
+    """
+    return _forward(z, w_h, h, c, kinds)[0]
+
+
+def _forward(z: Array, w_h: Array, h: Array, c: Array, kinds: Array) -> Any:
+    steps = jax.ShapeDtypeStruct((z.shape[0], *h.shape), z.dtype)
+    gates, hs, cs = jax.ffi.ffi_call(
+        TARGETS["lstm_forward"],
+        (jax.ShapeDtypeStruct(z.shape, z.dtype), steps, steps),
+        input_output_aliases={0: 0},
+        vmap_method="sequential",
+    )(z, w_h, h, c, kinds)
+    return (hs, hs[-1], cs[-1]), (gates, hs, cs, w_h, h, c, kinds)
+
+
+def _backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+    gates, hs, cs, w_h, h, c, kinds = residuals
+    like = jax.ShapeDtypeStruct(h.shape, h.dtype)
+    deltas, dh, dc = jax.ffi.ffi_call(
+        TARGETS["lstm_backward"],
+        (jax.ShapeDtypeStruct(gates.shape, gates.dtype), like, like),
+        input_output_aliases={0: 0, 5: 1, 6: 2},
+        vmap_method="sequential",
+    )(gates, w_h, c, cs, *cotangents, kinds)
+    before = jnp.concatenate([h[None], hs[:-1]])
+    if kinds.size:
+        before = jnp.where((kinds == AFRESH)[..., None], 0, before)
+    flat = before.reshape(-1, len(w_h)), deltas.reshape(-1, w_h[0].size)
+    return deltas, (flat[0].T @ flat[1]).reshape(w_h.shape), dh, dc, None
+
+
+loop.defvjp(_forward, _backward)

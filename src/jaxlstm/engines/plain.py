@@ -1,0 +1,31 @@
+"""The plain LSTM, known by its program: what a kernel of one equation can serve."""
+
+from typing import Any
+
+import jax
+from jax import Array
+
+from jaxlstm.cells.base import Cell, Each, LSTMParams, LSTMState, Params, State, project
+from jaxlstm.cells.lstm import lstm
+from jaxlstm.shapes import Features
+
+
+def check(
+    engine: str, cell: Cell, params: Params, xs: Features, each: Each, state: State
+) -> None:
+    """Errors: `NotImplementedError` where a step is not that of the LSTM."""
+
+    def program(cell: Cell) -> str:
+        def step(params: Params, state: State, x: Array) -> Any:
+            return cell.step(params, state, project(cell, params, x, None))
+
+        typed = jax.tree.map(jax.typeof, (params, state, xs))
+        x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
+        return str(jax.make_jaxpr(step)(*typed[:2], x))
+
+    records = isinstance(params, LSTMParams) and isinstance(state, LSTMState)
+    if not records or each is not None or program(cell) != program(lstm()):
+        raise NotImplementedError(
+            f"{engine}: the step of this cell is not that of jl.lstm(), and the kernel "
+            'knows no other; engine="adjoint" takes any.'
+        )
