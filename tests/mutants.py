@@ -19,7 +19,7 @@ SEQUENCES, SCAN, PLANNING = "sequences.py", "engines/scan.py", "engines/planning
 ARGUMENTS, LOOPS = "arguments.py", "engines/loops.py"
 ADJOINT, ANATOMY = "engines/adjoint.py", "engines/anatomy.py"
 STEPS_OF = "engines/steps.py"
-WEIGHTS_FIRST = "engines/weights_first.py"
+WEIGHTS_FIRST = "engines/matmul.py"
 
 
 class Mutant(NamedTuple):
@@ -229,8 +229,8 @@ MODES = [
            'block, d_state, moments, every="sqrt", reverse=reverse',
            'block, d_state, moments, every="sqrt", reverse=False', LEAN),
     Mutant("the way back by the same weights", WEIGHTS_FIRST,
-           "return product(ct, w_turned, w), None, None",
-           "return product(ct, w_turned, 2 * w), None, None", FIRST),
+           "return weights_first(ct, w_turned, w), None, None",
+           "return weights_first(ct, w_turned, 2 * w), None, None", FIRST),
     Mutant("the rows in another order", WEIGHTS_FIRST,
            "columns = lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)",
            "columns = lax.optimization_barrier(x.reshape(-1, x.shape[-1])[::-1].T)",

@@ -14,7 +14,7 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same
-from jaxlstm.engines import adjoint, anatomy, weights_first
+from jaxlstm.engines import adjoint, anatomy, matmul
 from jaxlstm.engines.planning import ENGINES
 from registry import (
     CELLS,
@@ -135,7 +135,7 @@ def products(function, *arguments) -> Count:
 
     def walk(jaxpr, within: bool) -> None:
         for eqn in jaxpr.eqns:
-            count[within] += eqn.primitive.name == "dot_general"
+            count[within] += eqn.primitive.name in ("dot_general", "rows_first")
             for value in eqn.params.values():
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):
@@ -391,7 +391,7 @@ def both_products(seed=0):
     x, w = jax.random.normal(keys[0], (2, 3, 5)), jax.random.normal(keys[1], (5, 7))
 
     def first(x, w):
-        return weights_first.product(x, w, weights_first.turned(w))
+        return matmul.weights_first(x, w, matmul.turned(w))
 
     return first, jnp.matmul, (x, w)
 

@@ -19,7 +19,7 @@ from jax.interpreters import partial_eval
 
 CALLS = {"jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call"}
 LOOPS = {"scan", "while", "cond"}
-PRODUCTS = {"dot_general", "conv_general_dilated", "weights_first"}
+PRODUCTS = {"dot_general", "conv_general_dilated", "weights_first", "rows_first"}
 WHOLE = {
     "concatenate",
     "pad",

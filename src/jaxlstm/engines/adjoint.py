@@ -46,7 +46,7 @@ from jax import Array, lax
 
 from jaxlstm.cells.base import Cell, Each, Params, State, project
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import anatomy, weights_first
+from jaxlstm.engines import anatomy, matmul
 from jaxlstm.engines.anatomy import Anatomy, Site
 from jaxlstm.engines.loops import (
     Moments,
@@ -180,9 +180,12 @@ def _mode(parts: Anatomy, residuals: Residuals, first: Operand | None) -> Mode:
     def of(site: Site) -> Operand:
         x: Any = site.operand.aval
         w: Any = site.weight.aval
-        if not anatomy.is_plain(site) or is_explicit(w.sharding):
+        if (
+            not anatomy.is_plain(site.product)
+            or site.product.invars[1] is not site.weight
+        ):
             return "rows"
-        faster = weights_first.wins(math.prod(x.shape[:-1]), w)
+        faster = matmul.weights_win(math.prod(x.shape[:-1]), w)
         faster_one: Operand = "weights" if faster else "rows"
         return first or faster_one
 
@@ -254,7 +257,7 @@ def _turned(parts: Anatomy, mode: Mode, fixed: Leaves) -> Leaves:
     """The weights that multiply from the left, turned, before the loop."""
     values = dict(zip(parts.fixed, fixed, strict=True))
     return [
-        weights_first.turned(values[site.weight]) if first == "weights" else None
+        matmul.turned(values[site.weight]) if first == "weights" else None
         for site, first in zip(parts.sites, mode.first, strict=True)
     ]
 

@@ -20,7 +20,8 @@ from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, subjaxprs
 from jax.interpreters import partial_eval
 
-from jaxlstm.engines import weights_first
+from jaxlstm.engines import matmul
+from jaxlstm.shapes import is_explicit
 
 Atom = Var | Literal
 Environment = dict[Var, Any]
@@ -184,16 +185,18 @@ def _sites(
         )
 
 
-def is_plain(site: Site) -> bool:
-    """Whether the product is `x W` of one dtype, x `[*b, K]` and W `[K, N]`."""
-    eqn = site.product
+def is_plain(eqn: JaxprEqn) -> bool:
+    """Whether it is `x W` of one dtype, x `[*b, K]` and W `[K, N]`, on no mesh."""
+    if eqn.primitive is not lax.dot_general_p:
+        return False
     avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
     return (
-        eqn.primitive is lax.dot_general_p
-        and eqn.invars[1] is site.weight
-        and len({aval.dtype for aval in avals}) == 1
+        len({aval.dtype for aval in avals}) == 1
         and avals[1].ndim == 2
         and eqn.params["dimension_numbers"] == (((avals[0].ndim - 1,), (0,)), ((), ()))
+        and eqn.params["precision"] is None
+        and not is_explicit(avals[0].sharding)
+        and not is_explicit(avals[1].sharding)
     )
 
 
@@ -247,8 +250,12 @@ def given(parts: Anatomy, fixed: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     known = dict(zip(parts.fixed, fixed, strict=True))
     known |= dict(zip(parts.arguments[2], x, strict=True))
     operations = [*parts.operations[CONSTANT], *parts.operations[GIVEN]]
-    known = evaluate(operations, known)
+    known = evaluate(operations, known, _rows_first)
     return [known[v] for v in parts.given]
+
+
+def _rows_first(eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
+    return [matmul.rows_first(*values)] if is_plain(eqn) else None
 
 
 def one(parts: Anatomy, fixed: Sequence[Any], state: Any, x: Sequence[Any]) -> list:
@@ -293,7 +300,7 @@ def past(
         if w_turned is None:
             return bound(eqn, values)
         x, w = values
-        return [weights_first.product(x, w, w_turned)]
+        return [matmul.weights_first(x, w, w_turned)]
 
     def instead(eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
         if id(eqn) in remembered:
@@ -313,7 +320,7 @@ def product(site: Site, operand: Array, weight: Array) -> Array:
     values = [operand, weight]
     if site.product.invars[0] is site.weight:
         values = [weight, operand]
-    (result,) = bound(site.product, values)
+    (result,) = _rows_first(site.product, values) or bound(site.product, values)
     for eqn in site.chain:
         (result,) = bound(eqn, [result])
     return result
