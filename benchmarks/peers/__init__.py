@@ -18,6 +18,7 @@ MODES = (
     "adjoint/rows_first",
     "adjoint/weights_first",
     "scan",
+    "native",
 )
 
 # Each contender: the file it is in, and the package that it needs.

@@ -1,5 +1,6 @@
 """jaxlstm as a user gets it, each engine by its name, and two ways of using it."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ import jaxlstm as jl
 from benchmarks.cases import C_RATE, H_RATE, Case, Inputs, Kind, Weights
 from benchmarks.peers import MODES, jitted
 from benchmarks.peers.base import Contender, Prepared, Program
+
+with contextlib.suppress(jl.lab.BadInput):  # without a compiler, the engine refuses
+    jl.lab.native.load()
 
 CELLS: dict[Kind, Callable[[], jl.Cell]] = {
     "lstm": jl.lstm,

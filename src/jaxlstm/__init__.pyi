@@ -1,4 +1,5 @@
 from . import cells as cells
+from . import diagnostics as diagnostics
 from . import engines as engines
 from . import initializers as initializers
 from . import lab as lab

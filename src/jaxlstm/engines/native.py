@@ -16,18 +16,21 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxlstm.cells import emit as emits
-from jaxlstm.cells.base import Cell, Each, LSTMState, Params, State, project
+from jaxlstm.cells.base import Cell, Each, LSTMParams, LSTMState, Params, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import plain
+from jaxlstm.engines.loops import block_size
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Happens, is_explicit
 
 TARGETS = {"lstm_forward": "jaxlstm_forward", "lstm_backward": "jaxlstm_backward"}
 
 SKIPPED, GOES_ON, AFRESH = 0, 1, 2  # the kinds of a step, as the kernel has them
+
+STEPS = 32  # at a time, where nothing is differentiated
 
 _loaded: list[Any] = []
 
@@ -69,14 +72,14 @@ def run(
     if not xs.size or not units:
         hs = jnp.zeros((len(xs), *state.h.shape), xs.dtype)
         return state, hs if emit is emits.hidden else None
-    z = project(cell, params, xs, None).reshape(len(xs), -1, 4, units)
     kind = kinds(*(_flat(flags) for flags in (steps.happens, steps.resets)))
-    h, c = (leaf.reshape(-1, units) for leaf in state)
+    xs = xs.reshape(len(xs), -1, xs.shape[-1])
+    before = LSTMState(*(leaf.reshape(-1, units) for leaf in state))
     if reverse:
-        z, kind = z[::-1], kind[::-1]
-    hs, h, c = loop(z, params.w_h, h, c, kind)
+        xs, kind = xs[::-1], kind[::-1]
+    hs, after = lstm(params, xs, before, kind)
     hs = (hs[::-1] if reverse else hs).reshape(len(xs), *rows, units)
-    state = LSTMState(h.reshape(*rows, units), c.reshape(*rows, units))
+    state = LSTMState(*(leaf.reshape(*rows, units) for leaf in after))
     return state, hs if emit is emits.hidden else None
 
 
@@ -134,45 +137,76 @@ def kinds(happens: Happens | None, resets: Happens | None) -> Array:
 
 
 @jax.custom_vjp
-def loop(
-    z: Array, w_h: Array, h: Array, c: Array, kinds: Array
-) -> tuple[Array, Array, Array]:
-    """(h of all steps, the last h, the last c).
+def lstm(
+    params: LSTMParams, xs: Array, state: LSTMState, kinds: Array
+) -> tuple[Array, LSTMState]:
+    """(h of all steps `[T, B, H]`, the last state).
+
+    Where nothing is differentiated, some steps at a time: what is in between then fits
+    into memory that was touched before.
 
     Arguments:
-        z: `[T, B, 4, H]`, `W_x x_t + b`, T at least 1.
-        w_h: `[H, 4, H]`.
-        h, c: `[B, H]`, the state before.
+        params: of the plain LSTM.
+        xs: `[T, B, D]`, T at least 1.
+        state: `[B, H]`, before the first step.
         kinds: `[T, B]`, or empty where every step just goes on.
     """
-    return _forward(z, w_h, h, c, kinds)[0]
+
+    def block(state: LSTMState, moments: Any) -> tuple[LSTMState, Array]:
+        xs, kind = moments
+        hs, state = _lstm_forward(params, xs, state, kinds if kind is None else kind)[0]
+        return state, hs
+
+    size = block_size(len(xs), STEPS)
+    if size >= len(xs) or len(xs) % size:
+        state, hs = block(state, (xs, kinds))
+        return hs, state
+    moments = (xs, kinds if kinds.size else None)
+    many = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), moments)
+    state, hs = lax.scan(block, state, many)
+    return hs.reshape(len(xs), *hs.shape[2:]), state
 
 
-def _forward(z: Array, w_h: Array, h: Array, c: Array, kinds: Array) -> Any:
-    steps = jax.ShapeDtypeStruct((z.shape[0], *h.shape), z.dtype)
+def _lstm_forward(
+    params: LSTMParams, xs: Array, state: LSTMState, kinds: Array
+) -> tuple[tuple[Array, LSTMState], Any]:
+    units = state.h.shape[-1]
+    z = xs.reshape(-1, xs.shape[-1]) @ params.w_x.reshape(len(params.w_x), -1)
+    z = (z + params.b.reshape(1, -1)).reshape(*xs.shape[:2], 4, units)
+    stacked = jax.ShapeDtypeStruct((*xs.shape[:2], units), z.dtype)
     gates, hs, cs = jax.ffi.ffi_call(
         TARGETS["lstm_forward"],
-        (jax.ShapeDtypeStruct(z.shape, z.dtype), steps, steps),
+        (jax.ShapeDtypeStruct(z.shape, z.dtype), stacked, stacked),
         input_output_aliases={0: 0},
         vmap_method="sequential",
-    )(z, w_h, h, c, kinds)
-    return (hs, hs[-1], cs[-1]), (gates, hs, cs, w_h, h, c, kinds)
+    )(z, params.w_h, *state, kinds)
+    result = hs, LSTMState(hs[-1], cs[-1])
+    return result, (params, xs, state, kinds, gates, hs, cs)
 
 
-def _backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-    gates, hs, cs, w_h, h, c, kinds = residuals
-    like = jax.ShapeDtypeStruct(h.shape, h.dtype)
+def _lstm_backward(residuals: Any, dots: Any) -> tuple[Any, ...]:
+    """δ by the kernel; then each gradient is one product, all rows along one axis."""
+    params, xs, state, kinds, gates, hs, cs = residuals
+    d_hs, d_state = dots
+    like = jax.ShapeDtypeStruct(state.h.shape, state.h.dtype)
     deltas, dh, dc = jax.ffi.ffi_call(
         TARGETS["lstm_backward"],
         (jax.ShapeDtypeStruct(gates.shape, gates.dtype), like, like),
         input_output_aliases={0: 0, 5: 1, 6: 2},
         vmap_method="sequential",
-    )(gates, w_h, c, cs, *cotangents, kinds)
-    before = jnp.concatenate([h[None], hs[:-1]])
+    )(gates, params.w_h, state.c, cs, d_hs, *d_state, kinds)
+    before = jnp.concatenate([state.h[None], hs[:-1]])
     if kinds.size:
         before = jnp.where((kinds == AFRESH)[..., None], 0, before)
-    flat = before.reshape(-1, len(w_h)), deltas.reshape(-1, w_h[0].size)
-    return deltas, (flat[0].T @ flat[1]).reshape(w_h.shape), dh, dc, None
+    rows = xs.shape[0] * xs.shape[1]
+    delta, x, h = (a.reshape(rows, -1) for a in (deltas, xs, before))
+    d_params = LSTMParams(
+        w_x=(x.T @ delta).reshape(params.w_x.shape),
+        w_h=(h.T @ delta).reshape(params.w_h.shape),
+        b=delta.sum(0).reshape(params.b.shape),
+    )
+    d_xs = (delta @ params.w_x.reshape(len(params.w_x), -1).T).reshape(xs.shape)
+    return d_params, d_xs, LSTMState(dh, dc), None
 
 
-loop.defvjp(_forward, _backward)
+lstm.defvjp(_lstm_forward, _lstm_backward)

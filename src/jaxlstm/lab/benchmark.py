@@ -8,6 +8,7 @@ each token on the way forward, three times that for a training step. For an LSTM
 with D inputs and H units these are 8 (D + H) H a token on the way forward.
 """
 
+import contextlib
 import functools
 import importlib.util
 import math
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlstm.lab import config as configs
-from jaxlstm.lab import devices, schema, shards, splits
+from jaxlstm.lab import devices, native, schema, shards, splits
 from jaxlstm.lab.cells import LSTM
 from jaxlstm.lab.config import Config
 from jaxlstm.lab.data import Batch
@@ -85,6 +86,8 @@ def bench(
     wanted = configs.load(config, overrides=overrides)
     wanted = splits.settled(_with_engine(wanted, None))
     hosts = splits.number(wanted.training)
+    with contextlib.suppress(BadInput):  # without a compiler, the engine says so
+        native.load()
     with devices.using(wanted.device, hosts=hosts) as device:
         built = Workbench.of(wanted)
         report(_work(built, device))

@@ -1,0 +1,285 @@
+"""The network as a dynamical system: how a small change of its state grows.
+
+The state of a row is one vector s of all that the cell carries, S numbers: for an
+LSTM h and then c, so that S = 2 H.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxlstm import arguments, sequences
+from jaxlstm.cells.base import Cell, Params, State, project, typed_like
+from jaxlstm.diagnostics.gradients import check_rows_apart
+from jaxlstm.engines.loops import begun, ended
+from jaxlstm.sequences import Steps
+from jaxlstm.shapes import Features, Key, accumulator_dtype
+
+
+class Spectrum(NamedTuple):
+    """Of the Jacobian of each step.
+
+    singular_values   `[T, *b, S]`, falling: by how much a change can grow or shrink
+    eigenvalues       complex `[T, *b, S]`, in no order
+    """
+
+    singular_values: Array
+    eigenvalues: Array
+
+
+class Path(NamedTuple):
+    """What a walk along a trajectory needs.
+
+    push       `(state, moment) -> state`, one step from a state that has begun
+    initial    the state to begin again from
+    state      the state before the first step
+    moments    xs, what `prepare` brought, happens, resets: over time
+    steps      which of them happen
+    """
+
+    push: Callable[[State, Any], State]
+    initial: State
+    state: State
+    moments: Any
+    steps: Steps
+
+
+def step_jacobians(
+    cell: Cell,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+) -> Array:
+    """The Jacobian of every step along the trajectory of xs:
+
+        J_t = ∂s_t / ∂s_{t-1}        rows what changes, columns what it is changed by
+
+    0 at a step that does not happen. At a reset, by the state that it begins again
+    from.
+
+    Arguments:
+        others: as in `unroll`.
+
+    Returns: `[T, *b, S, S]`.
+
+    Errors: `ValueError` as `unroll`, and for a cell with spatial axes.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> cell = jl.simple_rnn(activation="identity")
+    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+    >>> found = step_jacobians(cell, params, jnp.ones((7, 3)))
+    >>> found.shape, bool(jnp.allclose(found[0], params.w_h.T))
+    ((7, 5, 5), True)
+    """
+    with sequences.speaking("step_jacobians"):
+        path = _path(cell, params, xs, state, lengths, mask, resets)
+
+        def walk(state: State, moment: Any) -> tuple[State, Array]:
+            return _pushed(path, state, moment, None)
+
+        _, jacobians = lax.scan(walk, path.state, path.moments)
+        return sequences.settle(jacobians, path.steps)
+
+
+def jacobian_spectrum(
+    cell: Cell,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+) -> Spectrum:
+    """Singular values and eigenvalues of the Jacobian of every step.
+
+    All near 1 is dynamical isometry: what is carried neither grows nor shrinks. 0 at a
+    step that does not happen.
+
+    Arguments:
+        others: as in `step_jacobians`, which gives the Jacobians themselves.
+
+    Reference: Pennington, Schoenholz and Ganguli, "Resurrecting the sigmoid in deep
+    learning through dynamical isometry", 2017, https://arxiv.org/abs/1711.04735
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> cell = jl.simple_rnn(activation="identity")
+    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+    >>> found = jacobian_spectrum(cell, params, jnp.ones((7, 3)))
+    >>> found.eigenvalues.shape, bool(jnp.allclose(found.singular_values, 1))
+    ((7, 5), True)
+    """
+    with sequences.speaking("jacobian_spectrum"):
+        found = step_jacobians(
+            cell, params, xs, state, lengths=lengths, mask=mask, resets=resets
+        )
+        return Spectrum(
+            jnp.linalg.svd(found, compute_uv=False), jnp.linalg.eigvals(found)
+        )
+
+
+def lyapunov_exponents(
+    cell: Cell,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None = None,
+    *,
+    count: int | None = None,
+    key: Key | None = None,
+    warm_up: int = 0,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+) -> Array:
+    """By how much nearby states part or meet at each step, along the trajectory of xs:
+
+        Q_t R_t = J_t Q_{t-1}        λ = mean log |diag R_t|        in nats per step
+
+    A small distance grows as exp(λ_1 t). λ_1 > 0 is chaos, λ = 0 remembers, λ < 0
+    forgets within -1 / λ steps. -inf where a direction is lost in one step. At a
+    reset the directions are kept and only the trajectory begins anew.
+
+    Arguments:
+        count: how many, the largest; None for all S.
+        key: draws the directions to begin with, Q_0. None takes the axes of the state,
+            which serves where all exponents are wanted.
+        warm_up: so many steps of each row turn the directions and do not count.
+        others: as in `unroll`.
+
+    Returns: `[*b, count]`, falling; NaN for a row in which no step counts.
+
+    Errors: `ValueError` as `unroll`, for a count outside 1..S, for a count below S
+    without a key, and for a cell with spatial axes; `TypeError` for no key.
+
+    References: Benettin et al., "Lyapunov characteristic exponents for smooth
+    dynamical systems", 1980, https://doi.org/10.1007/BF02128236; Engelken, Wolf and
+    Abbott, "Lyapunov spectra of chaotic recurrent neural networks", 2023,
+    https://arxiv.org/abs/2006.02427; Vogt et al., "On Lyapunov exponents for RNNs",
+    2022, https://arxiv.org/abs/2006.14123
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> cell = jl.simple_rnn(activation="identity")
+    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=2)
+    >>> shrinking = params._replace(w_h=jnp.diag(jnp.exp(jnp.array([-0.5, -0.1]))))
+    >>> found = lyapunov_exponents(cell, shrinking, jnp.ones((20, 3)))
+    >>> [round(exponent, 3) for exponent in found.tolist()]
+    [-0.1, -0.5]
+    """
+    key = sequences.as_key("lyapunov_exponents", key)
+    with sequences.speaking("lyapunov_exponents"):
+        path = _path(cell, params, xs, state, lengths, mask, resets)
+        if not isinstance(warm_up, int | np.integer) or warm_up < 0:
+            raise ValueError(f"warm_up is {warm_up!r}; a number of steps is needed.")
+        q = _directions(_vector(path.state), count, key)
+
+        def walk(carry: Any, moment: Any) -> tuple[Any, None]:
+            state, q, total, seen = carry
+            happens = moment[2]
+            state, tangents = _pushed(path, state, moment, q)
+            turned, r = jnp.linalg.qr(tangents)
+            growth = jnp.log(jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
+            growth = sequences.select(seen >= warm_up, growth, jnp.zeros_like(growth))
+            after = turned, total + growth, seen + 1
+            return (state, *ended(after, (q, total, seen), happens)), None
+
+        batch_shape = q.shape[:-2]
+        seen, total = jnp.zeros(batch_shape, jnp.int32), jnp.zeros_like(q[..., 0, :])
+        carry = (path.state, q, total, seen)
+        (_, _, total, seen), _ = lax.scan(walk, carry, path.moments)
+        counted = jnp.maximum(seen - warm_up, 0).astype(total.dtype)[..., None]
+        exponents = -jnp.sort(-total / jnp.broadcast_to(counted, total.shape), axis=-1)
+        lost = path.steps.lost
+        return exponents if lost is None else sequences.poison(exponents, lost)
+
+
+# -- a walk along a trajectory -----------------------------------------------------
+
+
+def _path(
+    cell: Cell,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None,
+    lengths: ArrayLike | None,
+    mask: ArrayLike | None,
+    resets: ArrayLike | None,
+) -> Path:
+    check_rows_apart(cell)
+    found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
+    params, xs, state, steps = found
+    each = None
+    if cell.prepare is not None:
+        params, each = cell.prepare(params, xs)
+    initial = cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)
+
+    def push(state: State, moment: tuple[Features, Any, Any, Any]) -> State:
+        x, each, _, _ = moment
+        after, _ = cell.step(params, state, project(cell, params, x, each))
+        return typed_like(state, after)
+
+    moments = (xs, each, steps.happens, steps.resets)
+    return Path(push, initial, state, moments, steps)
+
+
+def _pushed(
+    path: Path, state: State, moment: Any, q: Array | None
+) -> tuple[State, Array]:
+    """The state after a step, and J q, `[*b, S, k]`; J itself for no q."""
+    *_, happens, resets = moment
+    before = begun(path.initial, state, happens, resets)
+    after, push = jax.linearize(lambda s: path.push(s, moment), before)
+    if q is None:
+        q = _directions(_vector(before), None, None)
+
+    def along(direction: Array) -> Array:
+        return _vector(push(_state(direction, before)))
+
+    tangents = jax.vmap(along, in_axes=-1, out_axes=-1)(q)
+    return ended(after, state, happens), tangents
+
+
+def _directions(vector: Array, count: int | None, key: Key | None) -> Array:
+    """Orthonormal columns `[*b, S, count]`: drawn, or the axes without a key."""
+    size = vector.shape[-1]
+    count = size if count is None else count
+    whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+    if not whole or not 1 <= count <= size:
+        raise ValueError(
+            f"count is {count!r}; the state has {size} numbers, so from 1 to {size} "
+            "exponents can be asked for."
+        )
+    if key is None and count < size:
+        raise ValueError(
+            f"count is {count} of {size} and key is None; a key is needed to draw the "
+            "directions, such as jax.random.key(0)."
+        )
+    q = jnp.eye(size, dtype=vector.dtype)
+    if key is not None:
+        q = jax.random.orthogonal(key, size, dtype=vector.dtype)[:, :count]
+    return jnp.broadcast_to(q, (*vector.shape[:-1], size, count))
+
+
+def _vector(state: State) -> Array:
+    """All that a row carries, `[*b, S]`, in float32 or wider."""
+    leaves = jax.tree.leaves(state)
+    dtypes = [accumulator_dtype(leaf.dtype) for leaf in leaves]
+    dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
+    return jnp.concatenate([leaf.astype(dtype) for leaf in leaves], axis=-1)
+
+
+def _state(vector: Array, like: State) -> State:
+    """The state that a vector `[*b, S]` stands for, in the dtypes of another."""
+    leaves, tree = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.shape[-1] for leaf in leaves])[:-1].tolist()
+    parts = jnp.split(vector, ends, axis=-1)
+    pairs = zip(parts, leaves, strict=True)
+    return tree.unflatten([part.astype(leaf.dtype) for part, leaf in pairs])

@@ -1,0 +1,368 @@
+"""What the gates of a trace say: how open they are, for how long, and what is kept.
+
+Gates are those that `unroll(..., emit=jl.emit.trace)` stacks, `[T, *b, H]` each.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxlstm import sequences
+from jaxlstm.cells.base import Reported
+from jaxlstm.sequences import Steps
+from jaxlstm.shapes import Features, Hidden
+
+# Candidates are no gates: they lie between -1 and 1, and are squashed by tanh.
+CANDIDATES = ("g", "n")
+
+
+class Saturation(NamedTuple):
+    """The share of steps at which a gate is saturated, `[H]` for each gate.
+
+    low    the gate is below the lower threshold: it shuts
+    high   the gate is above the higher one: it lets everything pass
+    """
+
+    low: Reported
+    high: Reported
+
+
+class Fractions(NamedTuple):
+    """What part passes on average, `[H]` each.
+
+    write   of the candidate, into the cell state: the mean of i
+    keep    of the cell state, into the next step: the mean of f
+    read    of the cell state, into h: the mean of o
+    """
+
+    write: Hidden
+    keep: Hidden
+    read: Hidden
+
+
+class ClosedIntervals(NamedTuple):
+    """When a gate is closed, and for how many steps in a row.
+
+    closed_for   whole numbers `[T, *b, H]`: the steps in a row, up to and with this
+                 one, at which the gate is closed; 0 where it is open
+    number       whole numbers `[*b, H]`: how many such intervals there are
+    longest      whole numbers `[*b, H]`: the steps of the longest
+    mean         `[*b, H]`: their mean length; 0 where there is none
+    """
+
+    closed_for: Array
+    number: Array
+    longest: Array
+    mean: Array
+
+
+def saturation(
+    gates: Reported,
+    *,
+    low: float = 0.1,
+    high: float = 0.9,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> Saturation:
+    """How often each gate of each unit is nearly shut or nearly open:
+
+        low  = #{t: gate_t < low} / #{t}       high = #{t: gate_t > high} / #{t}
+
+    A saturated gate is a switch, and hardly any gradient passes through it. For a
+    candidate, g or n, which lies in -1..1, gate is (1 + g) / 2.
+
+    Arguments:
+        gates: the gates of a trace, any record of `[T, *b, H]`.
+        low, high: the thresholds, between 0 and 1.
+        lengths, mask: those that `unroll` was given.
+
+    Returns: two records like gates, of `[H]`; NaN where no step happens.
+
+    Errors: `ValueError` unless 0 <= low < high <= 1, and for gates without a unit
+    axis.
+
+    Reference: Karpathy, Johnson and Fei-Fei, "Visualizing and understanding recurrent
+    networks", 2016, https://arxiv.org/abs/1506.02078
+
+    >>> import jax.numpy as jnp
+    >>> gates = {"f": jnp.array([[0.95], [0.99], [0.5], [0.05]])}
+    >>> low, high = saturation(gates)
+    >>> float(low["f"][0]), float(high["f"][0])
+    (0.25, 0.5)
+    """
+    with sequences.speaking("saturation"):
+        if not 0 <= low < high <= 1:
+            raise ValueError(
+                f"low is {low!r} and high is {high!r}; 0 <= low < high <= 1 is needed."
+            )
+
+        arrays, steps = _each(gates, lengths, mask)
+        return _saturation(arrays, steps, float(low), float(high))
+
+
+def fractions(
+    gates: Reported,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> Fractions:
+    """What part of the candidate is written, and of the cell state kept and read:
+
+        write, keep, read = mean of i, f, o      of a GRU: 1 - z, z, 1
+
+    A GRU shows all that it holds.
+
+    Arguments:
+        gates: the gates of a trace, with i, f and o, or with z.
+        lengths, mask: those that `unroll` was given.
+
+    Returns: `[H]` each; NaN where no step happens.
+
+    Errors: `ValueError` for gates with neither.
+
+    >>> import jax.numpy as jnp, jaxlstm as jl
+    >>> gates = jl.Gates(*jnp.array([0.25, 0.5, 0.0, 1.0])[:, None, None])
+    >>> write, keep, read = fractions(gates)
+    >>> write.item(), keep.item(), read.item()
+    (0.25, 0.5, 1.0)
+    """
+    with sequences.speaking("fractions"):
+        kept, steps = stacked("gates", kept_by(gates), lengths, mask)
+        if not all(hasattr(gates, name) for name in "io"):
+            return _average(Fractions(1 - kept, kept, jnp.ones_like(kept)), steps)
+        (written, shown), _ = _each((gates.i, gates.o), lengths, mask)
+        return _average(Fractions(written, kept, shown), steps)
+
+
+def timescales(
+    gates: Reported,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> Hidden:
+    """For how many steps each unit remembers:
+
+        τ = -1 / mean log f
+
+    After τ steps with the forget gate at its geometric mean, a 1/e of the cell state
+    is left. inf for a gate that is always 1, 0 for one that is ever 0. Of a GRU, f is
+    z.
+
+    Arguments:
+        gates: the gates of a trace, with f or z.
+        lengths, mask: those that `unroll` was given.
+
+    Returns: `[H]`, in steps; NaN where no step happens.
+
+    Errors: `ValueError` for gates with neither.
+
+    References: Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018,
+    https://arxiv.org/abs/1804.11188; Mahto et al., "Multi-timescale representation
+    learning in LSTM language models", 2021, https://arxiv.org/abs/2009.12727
+
+    >>> import jax.numpy as jnp, jaxlstm as jl
+    >>> f = jnp.full((7, 1), jnp.exp(-1 / 20))
+    >>> round(timescales(jl.Gates(f, f, f, f)).item(), 3)
+    20.0
+    """
+    with sequences.speaking("timescales"):
+        return _timescales(*stacked("gates", kept_by(gates), lengths, mask))
+
+
+def closed_intervals(
+    gate: ArrayLike,
+    *,
+    threshold: float = 0.1,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+) -> ClosedIntervals:
+    """For how many steps in a row a gate stays closed, below the threshold.
+
+    While its input gate is closed a unit is protected from its inputs, and while its
+    output gate is closed the others are protected from it. A step that does not
+    happen neither ends an interval nor adds to it; a reset ends one.
+
+    Arguments:
+        gate: one gate of a trace, such as `trace.gates.i`.
+        threshold: what the gate is below when it is closed, between 0 and 1.
+        lengths, mask, resets: those that `unroll` was given.
+
+    Errors: `ValueError` for another threshold, and for a gate without a unit axis.
+
+    Reference: Hochreiter and Schmidhuber, "Long short-term memory", 1997,
+    https://doi.org/10.1162/neco.1997.9.8.1735
+
+    >>> import jax.numpy as jnp
+    >>> found = closed_intervals(jnp.array([[0.0], [0.9], [0.05], [0.01], [0.0]]))
+    >>> found.closed_for[:, 0].tolist(), found.number.item(), found.mean.item()
+    ([1, 0, 1, 2, 3], 2, 2.0)
+    """
+    with sequences.speaking("closed_intervals"):
+        if not 0 < threshold <= 1:
+            raise ValueError(
+                f"threshold is {threshold!r}; 0 < threshold <= 1 is needed."
+            )
+        values, steps = stacked("gate", gate, lengths, mask, resets)
+        return _closed_intervals(values, steps, float(threshold))
+
+
+def forget_products(
+    gates: Reported,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+) -> Hidden:
+    """What the carousel leaves at the end of what a unit held after each step:
+
+        p_t = ∏ f_s  over t < s <= T
+
+    the derivative of c_T by c_t with the gates held fast. 1 after the last step, 0
+    before a reset, and 0 at a step that does not happen; such a step is no factor. Of
+    a GRU, f is z.
+
+    Arguments:
+        gates: the gates of a trace, with f or z.
+        lengths, mask, resets: those that `unroll` was given.
+
+    Returns: `[T, *b, H]`.
+
+    Errors: `ValueError` for gates with neither.
+
+    Reference: Gers, Schmidhuber and Cummins, "Learning to forget", 2000,
+    https://doi.org/10.1162/089976600300015015
+
+    >>> import jax.numpy as jnp, jaxlstm as jl
+    >>> f = jnp.full((4, 1), 0.5)
+    >>> forget_products(jl.Gates(f, f, f, f))[:, 0].tolist()
+    [0.125, 0.25, 0.5, 1.0]
+    """
+    with sequences.speaking("forget_products"):
+        kept = kept_by(gates)
+        return _forget_products(*stacked("gates", kept, lengths, mask, resets))
+
+
+# -- the statistics of arrays, compiled --------------------------------------------
+
+
+@jax.jit
+def _saturation(gates: Reported, steps: Steps, low: float, high: float) -> Saturation:
+    def share(beyond: Array, gate: Features) -> Hidden:
+        lost = jnp.isnan(gate)
+        return average(jnp.where(lost, gate, beyond.astype(gate.dtype)), steps)
+
+    gates = jax.tree_util.tree_map_with_path(_as_gate, gates)
+    return Saturation(
+        jax.tree.map(lambda gate: share(gate < low, gate), gates),
+        jax.tree.map(lambda gate: share(gate > high, gate), gates),
+    )
+
+
+def _as_gate(path: Any, values: Features) -> Features:
+    name = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
+    return (1 + values) / 2 if name in CANDIDATES else values
+
+
+@jax.jit
+def _average(values: Any, steps: Steps) -> Any:
+    return jax.tree.map(lambda leaf: average(leaf, steps), values)
+
+
+@jax.jit
+def _timescales(f: Features, steps: Steps) -> Hidden:
+    if steps.happens is not None:  # for the gradient: that of log 0 is no number
+        f = sequences.select(steps.happens, f, jnp.ones((), f.dtype))
+    rate = -average(jnp.log(f), steps)
+    return 1 / jnp.where(rate == 0, 0.0, rate)  # 1 / -0 is -inf
+
+
+@jax.jit
+def _closed_intervals(
+    gate: Features, steps: Steps, threshold: float
+) -> ClosedIntervals:
+    happens, begins = everywhere(steps, gate)
+    closed = (gate < threshold) & happens
+
+    def walk(run: Array, step: tuple[Array, ...]) -> tuple[Array, Array]:
+        closed, happens, begins = step
+        longer = jnp.where(closed, jnp.where(begins, 0, run) + 1, 0)
+        return jnp.where(happens, longer, run), longer
+
+    none = jnp.zeros(gate.shape[1:], jnp.int32)
+    _, closed_for = lax.scan(walk, none, (closed, happens, begins))
+    number = (closed_for == 1).sum(0)
+    total, many = (n.astype(gate.dtype) for n in (closed.sum(0), number))
+    mean = total / jnp.maximum(many, 1)
+    if steps.lost is not None:
+        mean = sequences.poison(mean, steps.lost)
+    return ClosedIntervals(closed_for, number, closed_for.max(0, initial=0), mean)
+
+
+@jax.jit
+def _forget_products(f: Features, steps: Steps) -> Hidden:
+    happens, begins = everywhere(steps, f)
+    factors = jnp.where(happens, jnp.where(begins, 0.0, f), 1.0)
+    later = jnp.concatenate([factors[1:], jnp.ones_like(factors[:1])])
+    return sequences.settle(lax.cumprod(later, axis=0, reverse=True), steps)
+
+
+# -- what the statistics share ---------------------------------------------------
+
+
+def stacked(
+    name: str,
+    values: ArrayLike,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+) -> tuple[Features, Steps]:
+    """Values `[T, *b, H]` as an array, and which of their steps happen."""
+    values = sequences.features(name, values)
+    return values, sequences.steps(
+        values.shape[:-1], lengths=lengths, mask=mask, resets=resets
+    )
+
+
+def _each(
+    gates: Reported, lengths: ArrayLike | None, mask: ArrayLike | None
+) -> tuple[Reported, Steps]:
+    """Every gate as an array, and which of their steps happen."""
+    leaves, tree = jax.tree.flatten(gates)
+    found = [stacked("gates", leaf, lengths, mask) for leaf in leaves]
+    if not found:
+        raise ValueError("gates holds no array; the gates of a trace are needed.")
+    return tree.unflatten([values for values, _ in found]), found[0][1]
+
+
+def everywhere(steps: Steps, values: Features) -> tuple[Array, Array]:
+    """Where steps happen, and where they begin anew: booleans shaped as values."""
+
+    def spread(flags: Array | None, absent: bool) -> Array:
+        if flags is None:
+            return jnp.full(values.shape, absent)
+        return jnp.broadcast_to(flags[..., None], values.shape)
+
+    return spread(steps.happens, True), spread(steps.resets, False)
+
+
+def average(values: Features, steps: Steps) -> Hidden:
+    """The mean over all steps that happen, of all rows, `[H]`."""
+    happens, _ = everywhere(steps, values[..., :1])
+    total = sequences.settle(values, steps).sum(tuple(range(values.ndim - 1)))
+    return total / happens.sum().astype(values.dtype)
+
+
+def kept_by(gates: Reported) -> Hidden:
+    """The gate that says what is kept: f, or z of a GRU."""
+    for name in "fz":
+        if hasattr(gates, name):
+            return getattr(gates, name)
+    fields = ", ".join(getattr(gates, "_fields", ()))
+    raise ValueError(
+        f"gates is a {type(gates).__name__}({fields}), without a forget gate f or z; "
+        "take trace.gates of a cell that has one, with emit=jl.emit.trace."
+    )
