@@ -199,6 +199,7 @@ def test_without_recurrent_weights_the_carousel_is_the_derivative(x64):
     assert_same(found.norm, np.linalg.norm(found.product, axis=-1), 1e-10)
 
 
+@pytest.mark.thorough
 @over("kind", daily(KINDS, RAGGED), ids=str)
 def test_the_memory_span_is_the_derivative_by_each_input(x64, kind):
     q = question(jl.lstm(), kind)
@@ -374,6 +375,7 @@ def test_the_exponents_of_a_diagonal_network_are_the_logs_of_its_entries(x64, si
     assert 1e-4 < abs(at_once - jnp.array([0.5, -0.1])).max() < 0.1
 
 
+@pytest.mark.thorough
 @over("kind", daily(KINDS, RAGGED), ids=str)
 def test_the_exponents_are_those_of_qr_by_hand(x64, kind):
     q = question(jl.lstm(), kind)
@@ -409,6 +411,7 @@ def test_a_wild_network_is_chaotic_and_a_tame_one_is_not(x64):
     assert largest(6.0) > 0.1
 
 
+@pytest.mark.thorough
 def test_dynamics_are_of_the_parameters_that_prepare_brings(x64):
     cell, params = halving()
 
@@ -620,6 +623,7 @@ def test_of_a_sum_of_squares_each_input_contributes_its_own(x64):
     assert_same(found.values, weights * (xs - 2), 1e-12)
 
 
+@pytest.mark.thorough
 @over("kind", daily([RAGGED, HOLES], RAGGED), ids=str)
 def test_attributions_add_up_to_what_the_output_changed_by(x64, kind):
     q = question(jl.lstm(), kind)

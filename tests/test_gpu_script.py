@@ -44,6 +44,7 @@ def worked(gpu, name: str, path: Path, **options):
     return json.loads(path.read_text())
 
 
+@pytest.mark.thorough
 def test_parity(gpu, path, monkeypatch):
     """What cannot run is refused in a sentence; what can is right."""
     monkeypatch.setattr(gpu, "ROUNDED", {"highest": 1e-4})
@@ -63,6 +64,7 @@ def test_parity(gpu, path, monkeypatch):
     assert "kernels: not written yet" in shown
 
 
+@pytest.mark.thorough
 def test_baselines(gpu, path, monkeypatch):
     """Figures, refusals and failures, each beside the others."""
 

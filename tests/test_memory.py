@@ -46,7 +46,13 @@ def compiled(cell, inputs, options):
     return jax.jit(both).lower(inputs, dots).compile().memory_analysis()
 
 
-@pytest.mark.parametrize(("cell", "options"), CASES)
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        *CASES[:4],
+        *(pytest.param(*case, marks=pytest.mark.thorough) for case in CASES[4:]),
+    ],
+)
 def test_the_estimate_is_within_15_percent_of_what_xla_finds(cell, options):
     inputs = types(cell)
     found = jl.estimate_memory(cell, *inputs, **options)
@@ -56,7 +62,14 @@ def test_the_estimate_is_within_15_percent_of_what_xla_finds(cell, options):
 
 
 @pytest.mark.parametrize(
-    "cell", [jl.lstm(), jl.gru(), jl.layer_norm_lstm(), jl.peephole_lstm()]
+    "cell",
+    [
+        jl.lstm(),
+        *(
+            pytest.param(cell, marks=pytest.mark.thorough)
+            for cell in (jl.gru(), jl.layer_norm_lstm(), jl.peephole_lstm())
+        ),
+    ],
 )
 def test_the_lean_mode_remembers_a_third_of_what_automatic_differentiation_does(cell):
     inputs = types(cell, time=256)
@@ -106,6 +119,7 @@ def test_what_a_budget_chooses_is_told():
     assert "steps at a time again on the way back" in how("3 MB")
 
 
+@pytest.mark.thorough
 def test_a_budget_changes_no_number():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 5)

@@ -299,6 +299,7 @@ def write(path: Path, content: dict) -> Path:
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("willing")
 def test_killed_and_resumed_is_the_run_that_was_not(book, tmp_path):
     """The victim has two devices of its own, and this process eight."""

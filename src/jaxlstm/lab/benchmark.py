@@ -101,9 +101,11 @@ def bench(
 
 
 def engines() -> tuple[str, ...]:
-    """The engines that a config may name."""
+    """The engines that a config may name; of the modes of one, those that differ in
+    what they remember.
+    """
     kinds = get_args(schema.Model.model_fields["engine"].annotation)
-    return get_args(kinds[0])
+    return tuple(name for name in get_args(kinds[0]) if not name.endswith("_first"))
 
 
 def _with_engine(config: Config, engine: str | None) -> Config:
