@@ -143,8 +143,9 @@ def _nodes(jaxpr: Jaxpr, values: dict[Var, Value]) -> Iterator[Node]:
 def _within(eqn: JaxprEqn) -> int:
     """What one trip of a loop takes, or the larger of the branches."""
     if eqn.primitive.name == "scan":
-        body, first = eqn.params["jaxpr"].jaxpr, eqn.params["num_consts"]
-        return _peak(body, body.invars[first + eqn.params["num_carry"] :])
+        body = eqn.params["jaxpr"].jaxpr
+        pairs = zip(body.invars, eqn.invars, strict=True)
+        return _peak(body, [one for one, many in pairs if _size(one) != _size(many)])
     if eqn.primitive.name == "while":
         return _peak(eqn.params["body_jaxpr"].jaxpr)
     if eqn.primitive.name == "cond":

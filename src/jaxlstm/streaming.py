@@ -19,7 +19,11 @@ Step = Callable[[State, ArrayLike], tuple[State, Any]]
 
 
 def stream(
-    cell: Cell, params: Params, x: ArrayLike, *, emit: Emit = emits.hidden
+    cell: Cell,
+    params: Params,
+    x: ArrayLike | jax.ShapeDtypeStruct,
+    *,
+    emit: Emit = emits.hidden,
 ) -> tuple[Step, State]:
     """A compiled step for inputs like x, and the state to begin from:
 

@@ -184,7 +184,7 @@ def explain(
 def estimate_memory(
     cell: Cell,
     params: Params,
-    xs: ArrayLike,
+    xs: ArrayLike | jax.ShapeDtypeStruct,
     state: State | None = None,
     *,
     lengths: ArrayLike | None = None,
