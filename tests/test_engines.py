@@ -455,3 +455,26 @@ def test_the_weights_come_first_where_they_are_large_and_the_rows_are_few():
     assert how(16, 512, "adjoint/rows_first").endswith("rows first")
     assert how(16, 8, "adjoint/weights_first").endswith("weights first")
     assert how(16, 8, "scan") == "remembers what automatic differentiation needs"
+
+
+def test_a_step_that_reads_nothing_on_the_way_back(x64):
+    """What lean computes again is the same at every step."""
+
+    class State(NamedTuple):
+        h: jax.Array
+
+    def begin(params, batch_shape=(), *, dtype=None):
+        return State(jnp.zeros((*batch_shape, 5), dtype))
+
+    cell = jl.Cell(
+        None, begin, lambda params, x: x @ params["w"], lambda params, s, z: (s, None)
+    )
+    params, xs = {"w": jnp.ones((3, 5))}, jnp.ones((7, 2, 3))
+
+    def gradient(engine):
+        def total(state):
+            return jl.unroll(cell, params, xs, state, engine=engine)[1].sum()
+
+        return jax.grad(total)(State(jnp.ones((2, 5))))
+
+    assert_same(gradient("adjoint/lean"), gradient("scan"))

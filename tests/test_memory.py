@@ -170,3 +170,16 @@ def test_what_is_fused_or_reused_is_not_counted():
     assert memory.estimate(lambda x: jnp.sum(jnp.exp(x)), x) == (one, 4, 0)
     two = memory.estimate(lambda x: (x @ x, x @ (x + 1)), x)
     assert two == (one, 2 * one, one)
+
+
+def test_what_unroll_takes_is_taken():
+    """Lists, numbers for a state, types: all the same."""
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, 4)
+    xs = jnp.zeros((7, 2, 3))
+    wanted = jl.estimate_memory(cell, params, xs, lengths=jnp.array([7, 3]))
+    state = jl.LSTMState(0.0, 0.0)
+    assert jl.estimate_memory(cell, params, xs, state, lengths=[7, 3]) == wanted
+    typed = jax.ShapeDtypeStruct(xs.shape, xs.dtype)
+    assert jl.estimate_memory(cell, params, typed, lengths=[7, 3]) == wanted
+    assert jl.estimate_memory(cell, params, xs.tolist(), lengths=[7, 3]) == wanted

@@ -147,6 +147,34 @@ def test_many_callers_at_once_all_come_to_an_end():
     assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.thorough
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+def test_over_devices():
+    """Gradients of what is the same everywhere, of rows here and there."""
+    native.load()
+    params, xs, _ = problem(6, (4,), 3, 8)
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def gradient(name):
+        def total(params, xs):
+            return jnp.sum(jnp.sin(jl.unroll(CELL, params, xs, engine=name)[1]))
+
+        return jax.grad(total)
+
+    split = jax.shard_map(
+        gradient("native"),
+        mesh=mesh,
+        in_specs=(jax.P(), jax.P(None, "rows")),
+        out_specs=jax.P(),
+    )
+    assert_same(jax.jit(split)(params, xs), gradient("scan")(params, xs), 1e-5)
+
+
+def at_a_half(params, batch_shape=(), *, dtype=None):
+    half = jnp.full((*batch_shape, 4), 0.5, dtype)
+    return jl.LSTMState(half, half)
+
+
 @pytest.fixture
 def pretended(monkeypatch):
     """As if the kernel were there, for what is refused before it is called."""
@@ -158,6 +186,7 @@ def pretended(monkeypatch):
     [
         ("knows no other", jl.gru(), {}),
         ("knows no other", jl.zoneout(CELL, h_rate=0.1), {}),
+        ("begins from another state", CELL._replace(initial_state=at_a_half), {}),
         ("shows h only", CELL, {"emit": jl.emit.trace}),
         ("computes nothing again", CELL, {"checkpoint_every": "sqrt"}),
     ],

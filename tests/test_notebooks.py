@@ -14,6 +14,7 @@ def outputs(notebook) -> list:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("FAST", "1")

@@ -134,6 +134,7 @@ def test_streaming_and_emit():
     assert same_bits(trace.state.h, hs)
 
 
+@pytest.mark.thorough
 def test_a_bidirectional_stack():
     layer = jl.stack(MGU, (H, H), bidirectional=True, dropout=0.1)
     params, size = layer.init(jax.random.key(0), D)
@@ -146,6 +147,7 @@ def test_a_bidirectional_stack():
     assert same_bits(state[0].backward, end)
 
 
+@pytest.mark.thorough
 def test_transformations(x64):
     params, xs, state = problem(jnp.float64)
     lengths = jnp.array([0, 2, T, 5])

@@ -507,6 +507,7 @@ def test_the_registry_is_large_and_its_slice_is_whole():
     assert len(OPTIONS) >= 6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("row", "wrapper", "option"), SLICE, ids=named(SLICE))
 def test_a_slice(row, wrapper, option, x64):
     assert held(Trial(Programs(row, wrapper), option), LAWS) == 14

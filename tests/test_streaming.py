@@ -93,3 +93,21 @@ def test_a_step_that_cannot_be_taken_apart_is_refused():
     params = cell.init(jax.random.key(0), 3, 4)
     with pytest.raises(NotImplementedError, match="side effects"):
         jl.stream(cell, params, jnp.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        None,
+        (jnp.zeros(4), jnp.zeros(4)),
+        jl.LSTMState(jnp.zeros(4), jnp.zeros(1)),
+        jl.LSTMState(0.0, 0.0),
+        jl.LSTMState(jnp.zeros(4), jnp.zeros(4, jnp.bfloat16)),
+    ],
+)
+def test_another_state_is_refused(other):
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, 4)
+    step, _ = jl.stream(cell, params, [0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="stream: state is"):
+        step(other, jnp.zeros(3))

@@ -327,6 +327,7 @@ def test_donated_state():
     assert np.isfinite(state.c).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("every", [None, 4, "sqrt"])
 def test_no_tracer_leaks(every):
     params = CELL.init(key(), 3, 5)

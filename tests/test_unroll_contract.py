@@ -165,6 +165,7 @@ def test_split_is_whole(reverse, x64):
         assert_same(np.concatenate(list(outputs)), whole, 1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_streaming_one_step_at_a_time(dtype):
     """The state comes back as it went in, so that a scan can carry it."""

@@ -57,7 +57,8 @@ def stream(
     True
     """
     with sequences.speaking("stream"):
-        one = jax.ShapeDtypeStruct((1, *jnp.shape(x)), jnp.result_type(x))
+        x = x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
+        one = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
         xs = jnp.zeros(one.shape, one.dtype)
         found = arguments.arrays(cell, params, xs, None, None, None, None)
         params, xs, state, _ = found
@@ -79,12 +80,28 @@ def stream(
         leaves = jax.tree.leaves((jnp.asarray(x, one.dtype), each))
         return jax.tree.unflatten(tree, anatomy.one(parts, fixed, state, leaves))
 
+    wanted = _typed(state)
+
     def advance(state: State, x: ArrayLike) -> tuple[State, Any]:
         if jnp.shape(x) != one.shape[1:]:
             raise ValueError(
                 f"stream: x is {show(jnp.shape(x))}, and the step was made for "
                 f"{show(one.shape[1:])}; make another with jl.stream."
             )
+        if jnp.iscomplexobj(x):
+            raise ValueError("stream: x is complex; real features are needed.")
+        if type(state) is not type(wanted) or _typed(state) != wanted:
+            raise ValueError(
+                f"stream: state is {_typed(state)}, and {wanted} is needed, as "
+                "jl.stream gave it to begin from."
+            )
         return prepared(fixed, moment[1], state, x)
 
     return advance, state
+
+
+def _typed(state: Any) -> Any:
+    """The dtype and shape of each leaf, in the same record."""
+    return jax.tree.map(
+        lambda leaf: f"{jnp.result_type(leaf)}{show(jnp.shape(leaf))}", state
+    )

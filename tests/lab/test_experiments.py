@@ -127,6 +127,7 @@ def test_the_same_config_gives_the_same_bytes(library, tmp_path, monkeypatch):
     assert arrays(tmp_path / "again") == arrays(place / "whole")
 
 
+@pytest.mark.thorough
 def test_killed_interrupted_and_resumed_is_the_run_that_was_not(tmp_path):
     blows = [(signal.SIGKILL, 0.3), (signal.SIGINT, 0.1)]
     beaten_and_whole_are_equal(tmp_path, 1500, blows)

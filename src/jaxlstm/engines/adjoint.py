@@ -316,6 +316,7 @@ def _along(
     dot_of = tangents_of(parts, dots.fixed, d_given)
     d_fixed, d_given = plan.untapped(dots.fixed, d_given)
     happens, resets, activations, turned = beside
+    length = len(jax.tree.leaves(steps.given)[0])
 
     def every(function: Callable[..., Leaves], activations: Leaves) -> Leaves:
         """Of all steps at once, rows first: they are many."""
@@ -324,7 +325,10 @@ def _along(
             return function(steps._replace(given=given, state=state), beside)
 
         sides = Beside(happens, resets, activations, [None] * len(turned))
-        return jax.vmap(at)(given, steps.state, sides)
+        if jax.tree.leaves((given, steps.state, sides)):
+            return jax.vmap(at)(given, steps.state, sides)
+        once = at(given, steps.state, sides)  # the same at every step
+        return [jnp.broadcast_to(leaf, (length, *leaf.shape)) for leaf in once]
 
     if plan.rebuild is not None:
         activations = every(plan.rebuild, [])
@@ -342,7 +346,6 @@ def _along(
 
     read = kept(given, zip(plan.given_needs, strict=True))
     moments = (read, steps.state, happens, resets, activations, d_given, omegas)
-    length = len(jax.tree.leaves(steps.given)[0])
     return lax.scan(body, dots.state, moments, length=length, reverse=reverse)
 
 

@@ -23,6 +23,7 @@ from jaxlstm.cells.base import Cell, Each, LSTMParams, LSTMState, Params, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import plain
 from jaxlstm.engines.loops import block_size
+from jaxlstm.engines.matmul import alike
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Happens, is_explicit
 
@@ -77,7 +78,8 @@ def run(
     before = LSTMState(*(leaf.reshape(-1, units) for leaf in state))
     if reverse:
         xs, kind = xs[::-1], kind[::-1]
-    hs, after = lstm(params, xs, before, kind)
+    leaves, tree = jax.tree.flatten((params, xs, before, kind))
+    hs, after = lstm(*jax.tree.unflatten(tree, alike(*leaves)))
     hs = (hs[::-1] if reverse else hs).reshape(len(xs), *rows, units)
     state = LSTMState(*(leaf.reshape(*rows, units) for leaf in after))
     return state, hs if emit is emits.hidden else None
@@ -180,6 +182,7 @@ def _lstm_forward(
         input_output_aliases={0: 0},
         vmap_method="sequential",
     )(z, params.w_h, *state, kinds)
+    _, gates, hs, cs = alike(xs, gates, hs, cs)  # what JAX does not know of a call
     result = hs, LSTMState(hs[-1], cs[-1])
     return result, (params, xs, state, kinds, gates, hs, cs)
 
@@ -195,6 +198,7 @@ def _lstm_backward(residuals: Any, dots: Any) -> tuple[Any, ...]:
         input_output_aliases={0: 0, 5: 1, 6: 2},
         vmap_method="sequential",
     )(gates, params.w_h, state.c, cs, d_hs, *d_state, kinds)
+    _, deltas, dh, dc = alike(xs, deltas, dh, dc)
     before = jnp.concatenate([state.h[None], hs[:-1]])
     if kinds.size:
         before = jnp.where((kinds == AFRESH)[..., None], 0, before)

@@ -19,13 +19,17 @@ def check(
         def step(params: Params, state: State, x: Array) -> Any:
             return cell.step(params, state, project(cell, params, x, None))
 
-        typed = jax.tree.map(jax.typeof, (params, state, xs))
+        def begin(params: Params) -> State:
+            return cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)
+
+        typed = jax.tree.map(jax.typeof, (params, state))
         x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
-        return str(jax.make_jaxpr(step)(*typed[:2], x))
+        both = jax.make_jaxpr(step)(*typed, x), jax.make_jaxpr(begin)(typed[0])
+        return "\n".join(map(str, both))
 
     records = isinstance(params, LSTMParams) and isinstance(state, LSTMState)
     if not records or each is not None or program(cell) != program(lstm()):
         raise NotImplementedError(
-            f"{engine}: the step of this cell is not that of jl.lstm(), and the kernel "
-            'knows no other; engine="adjoint" takes any.'
+            f"{engine}: the step of this cell is not that of jl.lstm(), or it begins from "
+            'another state, and the kernel knows no other; engine="adjoint" takes any.'
         )

@@ -177,7 +177,8 @@ def fitted(
     name: str, cell: Cell, options: Options, arrays: Arrays, key: Key | None
 ) -> tuple[str, Options]:
     """The engine's mode and the options that keep within the budget, if there is one:
-    the fastest of those that do.
+    the fastest of those that do, as far as `estimate` sees. Axes that an outer `vmap`
+    adds, and devices that share the rows, it does not see.
 
     Errors: `ValueError` where nothing does.
     """
@@ -188,7 +189,12 @@ def fitted(
     least = math.inf
     for mode, every in _modes(name, budget, types):
         wanted = options._replace(checkpoint_every=every, budget=None)
-        found = gradient_memory(ENGINES[mode], cell, wanted, types, key)
+        try:
+            found = gradient_memory(ENGINES[mode], cell, wanted, types, key)
+        except NotImplementedError:
+            if every is None and mode == name:
+                raise
+            continue  # an engine that computes nothing again
         least = min(least, found.temporaries)
         if found.temporaries <= budget:
             return mode, wanted

@@ -86,7 +86,7 @@ def _cache() -> Path:
     if sys.platform == "darwin":
         home = Path.home() / "Library" / "Caches"
     else:
-        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return home / "jaxlstm"
 
 
