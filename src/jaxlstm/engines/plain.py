@@ -30,6 +30,7 @@ def check(
     records = isinstance(params, LSTMParams) and isinstance(state, LSTMState)
     if not records or each is not None or program(cell) != program(lstm()):
         raise NotImplementedError(
-            f"{engine}: the step of this cell is not that of jl.lstm(), or it begins from "
-            'another state, and the kernel knows no other; engine="adjoint" takes any.'
+            f"{engine}: the step of this cell is not that of jl.lstm(), or it begins "
+            "from another state, and the kernel knows no other; "
+            'engine="adjoint" takes any.'
         )
