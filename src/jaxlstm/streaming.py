@@ -80,7 +80,7 @@ def stream(
         leaves = jax.tree.leaves((jnp.asarray(x, one.dtype), each))
         return jax.tree.unflatten(tree, anatomy.one(parts, fixed, state, leaves))
 
-    wanted = _typed(state)
+    begin, wanted = state, _kinds(state)
 
     def advance(state: State, x: ArrayLike) -> tuple[State, Any]:
         if jnp.shape(x) != one.shape[1:]:
@@ -90,14 +90,20 @@ def stream(
             )
         if jnp.iscomplexobj(x):
             raise ValueError("stream: x is complex; real features are needed.")
-        if type(state) is not type(wanted) or _typed(state) != wanted:
+        if _kinds(state) != wanted:
             raise ValueError(
-                f"stream: state is {_typed(state)}, and {wanted} is needed, as "
+                f"stream: state is {_typed(state)}, and {_typed(begin)} is needed, as "
                 "jl.stream gave it to begin from."
             )
         return prepared(fixed, moment[1], state, x)
 
     return advance, state
+
+
+def _kinds(state: Any) -> Any:
+    """What tells states apart that a step cannot take for one another."""
+    leaves, tree = jax.tree.flatten(state)
+    return tree, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
 
 def _typed(state: Any) -> Any:

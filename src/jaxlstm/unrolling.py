@@ -79,7 +79,8 @@ def unroll(
             whole sequence. `"adjoint/lean"` remembers states only, a quarter of the
             memory; `"adjoint/rows_first"` and `"adjoint/weights_first"` fix how the
             recurrent products are taken, which `"adjoint"` chooses by their size.
-            `"cudnn"` is the vendor's kernel for the plain LSTM on an NVIDIA GPU.
+            `"cudnn"` is the vendor's kernel for the plain LSTM on an NVIDIA GPU, and
+            `"native"` one for a CPU, which `jl.lab.native.load()` compiles.
 
     Returns: `(state, emitted)`, the carry first as in `lax.scan`.
 
@@ -230,7 +231,7 @@ def estimate_memory(
                 return planning.gradient_memory(engine_, cell, chosen, found, key)
             except NotImplementedError as refusal:
                 refusals[name] = refusal
-    raise _all_refused(refusals)
+    raise _all_refused(refusals, "estimate_memory")
 
 
 # -- everything that a caller can get wrong, found before an engine is entered ---
@@ -304,7 +305,9 @@ def _types(cell: Cell, inputs: Any) -> Any:
     return jax.eval_shape(found, [leaf for leaf, is_type in pairs if is_type])
 
 
-def _all_refused(refusals: dict[str, NotImplementedError]) -> Exception:
+def _all_refused(
+    refusals: dict[str, NotImplementedError], door: str = "unroll"
+) -> Exception:
     if len({str(refusal) for refusal in refusals.values()}) == 1:
         return next(iter(refusals.values()))  # such as one out of the caller's step
-    return ExceptionGroup("unroll: every engine refuses", list(refusals.values()))
+    return ExceptionGroup(f"{door}: every engine refuses", list(refusals.values()))

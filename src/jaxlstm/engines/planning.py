@@ -187,7 +187,7 @@ def fitted(
         return name, options
     types = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
     least = math.inf
-    for mode, every in _modes(name, budget, types):
+    for mode, every in _modes(name, types):
         wanted = options._replace(checkpoint_every=every, budget=None)
         try:
             found = gradient_memory(ENGINES[mode], cell, wanted, types, key)
@@ -206,7 +206,7 @@ def fitted(
 
 
 def _modes(
-    name: str, budget: float, arrays: Arrays
+    name: str, arrays: Arrays
 ) -> Iterator[tuple[str, int | Literal["sqrt"] | None]]:
     """From the fastest to the leanest: everything remembered, the states, every k-th of
     them with k from large to small.
