@@ -136,7 +136,8 @@ SIMPLE_RNN = [
 ]  # fmt: skip
 
 GRU_CELL = [
-    Mutant("gru: z keeps the new", GRU, "(1 - z) * n + z *", "z * n + (1 - z) *"),
+    Mutant("gru: z keeps the new", GRU, "h = z * state", "h = (1 - z) * state"),
+    Mutant("gru: z writes the new", GRU, "+ (1 - z) * n", "+ z * n"),
     Mutant("gru: r and z exchanged", GRU, "u_r, u_z, u_n = by_gate(",
            "u_z, u_r, u_n = by_gate("),
     Mutant("gru: the reset gate is ignored after", GRU, "z_n + r * u_n", "z_n + u_n"),

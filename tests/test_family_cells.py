@@ -162,7 +162,7 @@ def test_gru(after, x64):
     r, z = sigmoid(x_r + u_r), sigmoid(x_z + u_z)
     read = r * (u_n + p.b_h) if after else (r * h) @ p.w_h[:, 2]
     n = np.tanh(x_n + read)
-    assert_same(got, (((1 - z) * n + z * h,), (r, z, n)))
+    assert_same(got, ((z * h + (1 - z) * n,), (r, z, n)))
 
 
 def test_answers_by_hand():

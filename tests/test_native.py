@@ -67,7 +67,14 @@ def answer(inputs, name, chosen):
 )
 @pytest.mark.parametrize(
     ("time", "rows", "units"),
-    [(9, (), 5), (12, (3,), 16), (7, (2, 2), 33), (5, (32,), 64), (20, (17,), 130)],
+    [
+        (9, (), 5),
+        (12, (3,), 16),
+        (7, (2, 2), 33),
+        (5, (32,), 64),
+        (20, (17,), 130),
+        (37, (2,), 18),
+    ],
 )
 def test_the_kernel_is_the_reference(time, rows, units, kind, x64):
     """Float32 against float64: no worse than twice what the reference in float32 is."""
@@ -82,6 +89,52 @@ def test_the_kernel_is_the_reference(time, rows, units, kind, x64):
         scale = 1 + np.abs(c).max(initial=0)
         ours, theirs = (np.abs(x - c).max(initial=0) for x in (a, b))
         assert ours <= 4 * theirs + 2e-6 * scale
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("rows", [(2,), (3, 7)])
+@pytest.mark.parametrize("kind", ["nothing", "lengths, resets, reverse"])
+def test_trace_is_that_of_the_reference_and_changes_no_bit(kind, rows):
+    native.load()
+    inputs, chosen = problem(21, rows, 4, 18), options(kind, 21, rows)
+
+    def run(name, emit):
+        return jl.unroll(CELL, *inputs, engine=name, emit=emit, **chosen)
+
+    state, trace = run("native", jl.emit.trace)
+    assert_same((state, trace.state.h), run("native", jl.emit.hidden), 0)
+    assert_same((state, trace), run("scan", jl.emit.trace), 1e-6)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+def test_gradient_of_a_trace_is_refused_with_who_has_it():
+    native.load()
+    params, xs, state = problem(5, (2,), 4, 8)
+
+    def openness(xs):
+        _, trace = jl.unroll(
+            CELL, params, xs, state, engine="native", emit=jl.emit.trace
+        )
+        return trace.gates.f.sum()
+
+    with pytest.raises(NotImplementedError, match=r'no gradient.*engine="adjoint" has'):
+        jax.grad(openness)(xs)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("rows", [(2,), (9,)])
+def test_a_sequence_in_parts_is_the_whole_to_the_bit(rows):
+    native.load()
+    params, xs, state = problem(23, rows, 4, 18)
+    whole, hs = jl.unroll(CELL, params, xs, state, engine="native")
+    parts = []
+    for part in jnp.split(xs, [1, 2, 19]):
+        state, ys = jl.unroll(CELL, params, part, state, engine="native")
+        parts.append(ys)
+    assert_same((state, jnp.concatenate(parts)), (whole, hs), 0)
 
 
 @pytest.mark.thorough
@@ -187,7 +240,7 @@ def pretended(monkeypatch):
         ("knows no other", jl.gru(), {}),
         ("knows no other", jl.zoneout(CELL, h_rate=0.1), {}),
         ("begins from another state", CELL._replace(initial_state=at_a_half), {}),
-        ("shows h only", CELL, {"emit": jl.emit.trace}),
+        ("does not know", CELL, {"emit": jl.emit.states}),
         ("computes nothing again", CELL, {"checkpoint_every": "sqrt"}),
     ],
 )

@@ -31,10 +31,13 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxlstm import sequences
 from jaxlstm.cells import emit
 from jaxlstm.cells.base import Cell, Params, State, check_size
+from jaxlstm.cells.emit import Trace
 from jaxlstm.cells.products import affine
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Key, is_explicit, placed_like, show
 from jaxlstm.unrolling import unroll
+
+Tape = dict[str, Trace]
 
 
 class LayerInit(Protocol):
@@ -70,11 +73,50 @@ class Apply(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """What `Apply` does, and the gates and states that led to it.
+
+    Returns: the state, the outputs, bit for bit those of `apply`, and the tape: a
+    `Trace` of every recurrent layer within, by its place in the parameters ("1/0",
+    "1/0/forward", or "" where the layer itself is recurrent).
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        xs: ArrayLike,
+        state: State | None = None,
+        *,
+        key: Key | None = None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+    ) -> tuple[State, Features, Tape]:
+        """The state after the last step, the outputs, and the tape."""
+        ...
+
+
 class Layer(NamedTuple):
-    """A function of whole sequences: `init` draws its parameters, `apply` is it."""
+    """A function of whole sequences: `init` draws its parameters, `apply` is it.
+
+    `trace` is `apply` with a tape of the gates. A layer of your own may leave it out:
+    what it does inside is then on no tape.
+
+    >>> import jax, jax.numpy as jnp, jaxlstm as jl
+    >>> model = jl.serial(
+    ...     jl.embed(9, 4), jl.stack(jl.lstm(), (5, 3), bidirectional=True)
+    ... )
+    >>> params, _ = model.init(jax.random.key(0))
+    >>> state, ys, tape = model.trace(params, jnp.zeros((7, 2), jnp.int32))
+    >>> sorted(tape)
+    ['1/0/backward', '1/0/forward', '1/1/backward', '1/1/forward']
+    >>> tape["1/0/forward"].gates.f.shape
+    (7, 2, 5)
+    """
 
     init: LayerInit
     apply: Apply
+    trace: Watch | None = None
 
 
 class Pair(NamedTuple):
@@ -129,7 +171,7 @@ def recurrent(
             return params, emit.hidden(state, None).shape[-1]
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
-        return unroll(
+        state, seen = unroll(
             cell,
             params,
             xs,
@@ -138,10 +180,14 @@ def recurrent(
             mask=call.mask,
             resets=call.resets,
             reverse=reverse,
+            emit=emit.trace if call.watched else emit.hidden,
             key=call.key,
             checkpoint_every=checkpoint_every,
             engine=engine,
         )
+        if not call.watched:
+            return state, seen, {}
+        return state, emit.hidden(*seen), {"": seen}
 
     return _layer(init, run)
 
@@ -172,13 +218,13 @@ def serial(*layers: Layer) -> Layer:
         return tuple(params), _known("serial", size)
 
     def run(params: Params, xs: Any, state: State, call: _Call) -> Result:
-        after = []
-        for layer, each in zip(
-            layers, _each("serial", len(layers), params, state, call), strict=True
-        ):
-            own, xs = _through(layer, xs, *each)
-            after.append(own)
-        return tuple(after), xs
+        after, tape = [], {}
+        each = _each("serial", len(layers), params, state, call)
+        for place, (layer, own) in enumerate(zip(layers, each, strict=True)):
+            left, xs, seen = _through(layer, xs, *own)
+            after.append(left)
+            tape |= _within(str(place), seen)
+        return tuple(after), xs, tape
 
     return _layer(init, run)
 
@@ -211,9 +257,10 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
         there, back = _each("bidirectional", 2, params, state, call)
-        after_forward, ys = _through(forward, xs, *there)
-        after_backward, zs = _through(backward, xs, *back[:2], _turned(back[2]))
-        return Pair(after_forward, after_backward), jnp.concatenate([ys, zs], axis=-1)
+        last, ys, seen = _through(forward, xs, *there)
+        first, zs, seen_back = _through(backward, xs, *back[:2], _turned(back[2]))
+        tape = _within("forward", seen) | _within("backward", seen_back)
+        return Pair(last, first), jnp.concatenate([ys, zs], axis=-1), tape
 
     return _layer(init, run)
 
@@ -248,8 +295,8 @@ def residual(layer: Layer) -> Layer:
         with sequences.speaking("residual"):
             xs = sequences.features("xs", xs)
             steps = _steps(xs, call)
-        state, ys = _through(layer, xs, params, state, call)
-        return state, sequences.silence(xs, steps) + ys
+        state, ys, tape = _through(layer, xs, params, state, call)
+        return state, sequences.silence(xs, steps) + ys, tape
 
     return _layer(init, run)
 
@@ -344,7 +391,8 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
         with sequences.speaking("embed"):
             _check_params(params, EmbedParams)
             tokens, steps = _tokens(xs, len(params.table), call)
-        return (), sequences.settle(_rows(params.table, tokens).astype(dtype), steps)
+        rows = _rows(params.table, tokens).astype(dtype)
+        return (), sequences.settle(rows, steps), {}
 
     return _layer(init, run)
 
@@ -411,21 +459,22 @@ _both_ways, _drop, _past = bidirectional, dropout, residual
 
 
 class _Call(NamedTuple):
-    """What a call of `apply` says besides parameters, inputs and state."""
+    """What a call of `apply` or `trace` says besides parameters, inputs and state."""
 
     key: Key | None
     lengths: ArrayLike | None
     mask: ArrayLike | None
     resets: ArrayLike | None
+    watched: bool
 
 
-Result = tuple[State, Features]
+Result = tuple[State, Features, Tape]
 Run = Callable[[Any, Any, State, _Call], Result]
 Transform = Callable[[Any, Features, Key | None], Features]
 
 
 def _layer(init: LayerInit, run: Run) -> Layer:
-    """The layer whose `apply` is `run`, the options of the call in one record."""
+    """The layer whose `apply` and `trace` are `run`, the options in one record."""
 
     def apply(
         params: Params,
@@ -436,25 +485,43 @@ def _layer(init: LayerInit, run: Run) -> Layer:
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
-    ) -> Result:
+    ) -> tuple[State, Features]:
         key = sequences.as_key("apply", key)
-        return run(params, xs, state, _Call(key, lengths, mask, resets))
+        return run(params, xs, state, _Call(key, lengths, mask, resets, False))[:2]
 
-    return Layer(init, apply)
+    def trace(
+        params: Params,
+        xs: ArrayLike,
+        state: State | None = None,
+        *,
+        key: Key | None = None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+    ) -> Result:
+        key = sequences.as_key("trace", key)
+        return run(params, xs, state, _Call(key, lengths, mask, resets, True))
+
+    return Layer(init, apply, trace)
 
 
 def _through(
     layer: Layer, xs: ArrayLike, params: Params, state: State, call: _Call
 ) -> Result:
-    return layer.apply(
-        params,
-        xs,
-        state,
-        key=call.key,
-        lengths=call.lengths,
-        mask=call.mask,
-        resets=call.resets,
-    )
+    said: dict[str, Any] = {
+        "key": call.key,
+        "lengths": call.lengths,
+        "mask": call.mask,
+        "resets": call.resets,
+    }
+    if call.watched and layer.trace is not None:
+        return layer.trace(params, xs, state, **said)
+    return *layer.apply(params, xs, state, **said), {}
+
+
+def _within(place: str, tape: Tape) -> Tape:
+    """The tape of a layer as the layer around it sees it, by longer names."""
+    return {f"{place}/{name}".rstrip("/"): seen for name, seen in tape.items()}
 
 
 def _turned(call: _Call) -> _Call:
@@ -510,7 +577,7 @@ def _stepwise(name: str, init: LayerInit, transform: Transform) -> Layer:
             xs = sequences.features("xs", xs)
             steps = _steps(xs, call)
             ys = transform(params, sequences.silence(xs, steps), call.key)
-        return (), sequences.settle(ys, steps)
+        return (), sequences.settle(ys, steps), {}
 
     return _layer(init, run)
 

@@ -2,7 +2,7 @@
 
     z = W_x x_t + b                       u = W_h h_{t-1}
     r, z = σ(z_r + u_r), σ(z_z + u_z)     n = tanh(z_n + r ⊙ (u_n + b_h))
-    h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}
+    h_t = z ⊙ h_{t-1} + (1 - z) ⊙ n
 
 This is the reset gate after the product, as cuDNN and torch have it. Before the
 product, as in the paper, the candidate is n = tanh(z_n + W_hn (r ⊙ h_{t-1})). z is
@@ -149,7 +149,7 @@ def _gru(
         parameters.refuse("gru", edit, "cell")
         r, z, n = read(params, edited(edit.hidden, state.h), z)
         n = edited(edit.candidate, n)
-        h = (1 - z) * n + z * state.h.astype(z.dtype)
+        h = z * state.h.astype(z.dtype) + (1 - z) * n
         return typed_like(state, HiddenState(h)), GRUGates(r=r, z=z, n=n)
 
     without = () if reset_after else ("b_h",)

@@ -286,6 +286,9 @@ def past(
         activations: those remembered, one for each of `recalled`; none to compute them.
         turned: for each site its weight turned, to multiply with the weights first, or
             None.
+
+    An activation that is computed stands behind a barrier: what is made of it is then
+    the same bits whether or not it is also shown, as the gates are by `emit.trace`.
     """
     remembered = {
         id(e): y for e, y in zip(parts.recalled, activations, strict=bool(activations))
@@ -306,6 +309,8 @@ def past(
         if id(eqn) in remembered:
             slope = SLOPES[eqn.primitive]
             return [recalled(slope, values[0], remembered[id(eqn)])]
+        if eqn.primitive in SLOPES:
+            return [lax.optimization_barrier(y) for y in bound(eqn, values)]
         if added.get(eqn.outvars[0]) is not None:
             (result,) = multiplied(eqn, values)
             return [result + added[eqn.outvars[0]]]

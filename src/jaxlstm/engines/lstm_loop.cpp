@@ -1,8 +1,8 @@
 // The two loops of the LSTM's training step, for the CPU, float32.
 //
-// Forward, with z_t = W_x x_t + b given for all steps (gates i, f, g, o along an axis):
+// Forward (gates i, f, g, o along an axis of W_x [D, 4, H], W [H, 4, H] and b [4, H]):
 //
-//     y_t = z_t + h_{t-1} W        i, f, o = σ(y)   g = tanh(y)
+//     y_t = b + x_t W_x + h_{t-1} W        i, f, o = σ(y)   g = tanh(y)
 //     c_t = f c_{t-1} + i g        h_t = o tanh(c_t)
 //
 // Backward. Let dh, dc be the derivatives of the loss with respect to h_t and c_t. The
@@ -16,16 +16,17 @@
 //     δ_i = dc g i (1 - i)           δ_f = dc c_{t-1} f (1 - f)
 //     δ_g = dc i (1 - g²)            δ_o = dh tanh(c_t) o (1 - o)
 //
-// δ_t is the derivative with respect to y_t, so that dz = δ, and dW = Σ_t h_{t-1}ᵀ δ_t is
-// left to one product after the loop. A step that does not happen hands h, c, dh and dc
+// δ_t is the derivative with respect to y_t, so that dW = Σ_t h_{t-1}ᵀ δ_t, dW_x, db and
+// dx are left to products after the loop. A step that does not happen hands h, c, dh and dc
 // on as they are and has δ = 0; one that begins afresh reads zeros for h and c and hands
 // nothing back.
 //
 // How the work is shared. The members of a team are a grid: rows of the batch by slices
 // of the hidden units. Members that share rows need each other's h (δ on the way back)
-// once per step and meet at a barrier; others never meet. W is packed once into panels
-// whose share per member stays in its cache for all steps. Each number is the same sum
-// in the same order however many members there are.
+// once per step and meet at a barrier; others never meet. The weights are packed once
+// into panels whose share per member stays in its cache for all steps. Few rows would
+// read the panels of W_x for little work: their x is multiplied for some steps at once.
+// Each number is the same sum in the same order however many members there are.
 //
 // Why it cannot hang. Helpers are asked for on XLA's own pool and may never come, as the
 // pool may be busy, perhaps with other callers of this function. The caller waits for
@@ -230,7 +231,7 @@ constexpr int64_t kMeeting = 1 << 19;  // bytes it could have read instead of me
 enum Kind : uint8_t { kSkipped = 0, kGoesOn = 1, kAfresh = 2 };
 
 struct Sizes {
-  int64_t T, B, H;
+  int64_t T, B, H, depth;  // depth: rows of what a step multiplies
   const uint8_t* kinds;  // [T, B], or none where all go on
   int64_t chunks() const { return (H + kLanes - 1) / kLanes; }
   uint8_t kind(int64_t t, int64_t b) const { return kinds ? kinds[t * B + b] : kGoesOn; }
@@ -245,7 +246,7 @@ struct Part {
 
   Part(const Sizes& s, int member, int members) {
     auto cost = [&](int slices) {
-      int64_t share = s.chunks() * kLanes * s.H * 16 / slices;
+      int64_t share = s.chunks() * kLanes * s.depth * 16 / slices;
       int64_t rows = (s.B * slices + members - 1) / members;
       int64_t times = (rows + kRows - 1) / kRows * (share > kCache ? 4 : 1);
       return share * times + (slices > 1 ? kMeeting : 0);
@@ -269,9 +270,9 @@ struct Loop {
   Counter packed, met[kMost];
 
   Loop(const Sizes& s)
-      : s(s), zeros(s.H), panels(new float[s.chunks() * kLanes * 4 * s.H]) {}
+      : s(s), zeros(s.H), panels(new float[s.chunks() * kLanes * 4 * s.depth]) {}
 
-  float* panel(int64_t chunk) { return &panels[chunk * kLanes * 4 * s.H]; }
+  float* panel(int64_t chunk) { return &panels[chunk * kLanes * 4 * s.depth]; }
 
   // Returns once `count` members have met at the counter for the n-th time, n from 1.
   static void meet(Counter& counter, int64_t count, int64_t n = 1) {
@@ -281,55 +282,121 @@ struct Loop {
   }
 };
 
+// What a way forward leaves behind for each step; nothing where there is no array.
+struct Shown {
+  float* gates[4];   // i, f, g, o of the first step and row
+  int64_t row;       // floats from one row's gate to the next row's
+  float* cs;
+};
+
+constexpr int64_t kAhead = 16;  // steps of x that few rows multiply at once
+
 struct Forward : Loop {
-  const float *W, *h0, *c0;
-  float *gates, *hs, *cs;  // gates hold z before
+  const int64_t D;
+  const float *xs, *W_x, *W, *b, *h0;
+  float *hs, *c;  // c: of the last step so far
+  const Shown shown;
+  const int64_t ahead;  // steps, 0 for none
+  std::vector<float> z;  // of the steps ahead: [step, row, chunk, gate, lane]
 
-  Forward(const Sizes& s, const float* W, const float* h0, const float* c0, float* gates,
-          float* hs, float* cs)
-      : Loop(s), W(W), h0(h0), c0(c0), gates(gates), hs(hs), cs(cs) {}
+  Forward(const Sizes& s, const float* xs, const float* W_x, const float* W,
+          const float* b, const float* h0, float* hs, float* c, const Shown& shown)
+      : Loop(s), D(s.depth - s.H), xs(xs), W_x(W_x), W(W), b(b), h0(h0), hs(hs), c(c),
+        shown(shown), ahead(s.B < kRows ? std::min(kAhead, s.T) : 0),
+        z(ahead * s.B * s.chunks() * 4 * kLanes) {}
 
-  void pack(int64_t chunk) {  // [K, gate, lane] of W [K, gate, unit]
-    int count = std::min<int64_t>(kLanes, s.H - chunk * kLanes);
-    for (int64_t n = 0; n < s.H * 4; ++n)
-      store(panel(chunk) + n * kLanes, load(W + n * s.H + chunk * kLanes, count), kLanes);
+  void pack(int64_t chunk) {  // [K, gate, lane] of W_x and W [K, gate, unit]
+    int count = lanes(chunk);
+    float* to = panel(chunk);
+    for (auto [from, depth] : {std::pair(W_x, D), std::pair(W, s.H)})
+      for (int64_t n = 0; n < depth * 4; ++n, to += kLanes)
+        store(to, load(from + n * s.H + chunk * kLanes, count), kLanes);
+  }
+
+  int lanes(int64_t chunk) const {
+    return std::min<int64_t>(kLanes, s.H - chunk * kLanes);
+  }
+
+  float* known(int64_t t, int64_t row, int64_t chunk) {
+    return &z[(((t % ahead) * s.B + row) * s.chunks() + chunk) * 4 * kLanes];
+  }
+
+  // y = b + x W_x for R rows of x.
+  template <int R>
+  INLINE void project(Lanes (&y)[R][4], const float* const* x, int64_t chunk) {
+#pragma GCC unroll 4
+    for (int gate = 0; gate < 4; ++gate) {
+      Lanes bias = load(b + gate * s.H + chunk * kLanes, lanes(chunk));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) y[r][gate] = bias;
+    }
+    multiply<R, 4>(y, x, panel(chunk), D);
+  }
+
+  void look_ahead(const Part& part, int64_t t, int64_t chunk) {
+    int64_t rows = part.rows[1] - part.rows[0];
+    tiles(0, rows * std::min(ahead, s.T - t), [&](auto R, int64_t first) {
+      const float* x[R];
+      float* to[R];
+      for (int r = 0; r < R; ++r) {
+        int64_t step = t + (first + r) / rows, row = part.rows[0] + (first + r) % rows;
+        x[r] = xs + (step * s.B + row) * D;
+        to[r] = known(step, row, chunk);
+      }
+      Lanes y[R][4];
+      project<R>(y, x, chunk);
+      for (int r = 0; r < R; ++r)
+        for (int gate = 0; gate < 4; ++gate)
+          store(to[r] + gate * kLanes, y[r][gate], kLanes);
+    });
   }
 
   template <int R>
-  INLINE void step(int64_t t, int64_t b, int64_t chunk) {
-    const float *h[R], *c[R];
+  INLINE void step(int64_t t, int64_t row, int64_t chunk) {
+    const float *x[R], *h[R];
     const float* h_before = t ? hs + (t - 1) * s.B * s.H : h0;
-    const float* c_before = t ? cs + (t - 1) * s.B * s.H : c0;
     for (int r = 0; r < R; ++r) {
-      bool afresh = s.kind(t, b + r) == kAfresh;
-      h[r] = afresh ? zeros.data() : h_before + (b + r) * s.H;
-      c[r] = afresh ? zeros.data() : c_before + (b + r) * s.H;
+      bool afresh = s.kind(t, row + r) == kAfresh;
+      x[r] = xs + (t * s.B + row + r) * D;
+      h[r] = afresh ? zeros.data() : h_before + (row + r) * s.H;
     }
-    Lanes y[R][4] = {};
-    multiply<R, 4>(y, h, panel(chunk), s.H);
-    int64_t unit = chunk * kLanes;
-    int count = std::min<int64_t>(kLanes, s.H - unit);
+    Lanes y[R][4];
+    if (ahead) {
+      for (int r = 0; r < R; ++r)
+        for (int gate = 0; gate < 4; ++gate)
+          y[r][gate] = load(known(t, row + r, chunk) + gate * kLanes);
+    } else {
+      project<R>(y, x, chunk);
+    }
+    multiply<R, 4>(y, h, panel(chunk) + D * 4 * kLanes, s.H);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      int64_t at = (t * s.B + b + r) * s.H + unit;
-      float* gate = gates + (t * s.B + b + r) * 4 * s.H + unit;
-      if (s.kind(t, b + r) == kSkipped) {
-        store(hs + at, load(h[r] + unit, count), count);
-        store(cs + at, load(c[r] + unit, count), count);
-        continue;
-      }
-      Lanes i = sigmoid(y[r][0] + load(gate, count));
-      Lanes f = sigmoid(y[r][1] + load(gate + s.H, count));
-      Lanes g = tanh(y[r][2] + load(gate + 2 * s.H, count));
-      Lanes o = sigmoid(y[r][3] + load(gate + 3 * s.H, count));
-      Lanes now = f * load(c[r] + unit, count) + i * g;
-      store(gate, i, count);
-      store(gate + s.H, f, count);
-      store(gate + 2 * s.H, g, count);
-      store(gate + 3 * s.H, o, count);
-      store(cs + at, now, count);
-      store(hs + at, o * tanh(now), count);
+    for (int r = 0; r < R; ++r) decide(t, row + r, chunk, h[r], y[r]);
+  }
+
+  INLINE void decide(int64_t t, int64_t row, int64_t chunk, const float* h,
+                     const Lanes (&y)[4]) {
+    int64_t unit = chunk * kLanes, at = (t * s.B + row) * s.H + unit;
+    int count = lanes(chunk);
+    float* held = c + row * s.H + unit;
+    uint8_t kind = s.kind(t, row);
+    Lanes gates[4] = {}, before = kind == kAfresh ? Lanes{} : load(held, count);
+    if (kind == kSkipped) {
+      store(hs + at, load(h + unit, count), count);
+    } else {
+      auto& [i, f, g, o] = gates;
+      i = sigmoid(y[0]);
+      f = sigmoid(y[1]);
+      g = tanh(y[2]);
+      o = sigmoid(y[3]);
+      before = f * before + i * g;
+      store(held, before, count);
+      store(hs + at, o * tanh(before), count);
     }
+    if (shown.cs) store(shown.cs + at, before, count);
+    if (shown.gates[0])
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n)
+        store(shown.gates[n] + (t * s.B + row) * shown.row + unit, gates[n], count);
   }
 
   void operator()(int member, int members) {
@@ -340,8 +407,9 @@ struct Forward : Loop {
       int64_t number = part.chunks[1] - part.chunks[0];
       for (int64_t n = 0; n < number; ++n) {
         int64_t chunk = t % 2 ? part.chunks[1] - 1 - n : part.chunks[0] + n;
+        if (ahead && t % ahead == 0) look_ahead(part, t, chunk);
         tiles(part.rows[0], part.rows[1],
-              [&](auto R, int64_t b) { step<R>(t, b, chunk); });
+              [&](auto R, int64_t row) { step<R>(t, row, chunk); });
       }
       meet(met[part.group], part.slices, t + 1);
     }
@@ -446,7 +514,7 @@ struct Backward : Loop {
 
 // How many are worth waking for so much work per step.
 int wanted(const Sizes& s) {
-  return std::max<int64_t>(1, std::min<int64_t>(kMost, s.B * s.H * s.H / 8192));
+  return std::max<int64_t>(1, std::min<int64_t>(kMost, s.B * s.H * s.depth / 8192));
 }
 
 // ---- what XLA calls ------------------------------------------------------------------
@@ -455,9 +523,14 @@ using Floats = ffi::Buffer<ffi::F32>;
 using Bytes = ffi::Buffer<ffi::U8>;
 using Result = ffi::Result<Floats>;
 
-Sizes sizes(const Floats& z, const Bytes& kinds) {
-  auto d = z.dimensions();
-  return {d[0], d[1], d[3], kinds.element_count() ? kinds.typed_data() : nullptr};
+// Sizes of the loop whose hs (forward) or dhs (backward) are these.
+Sizes sizes(const Floats& hs, int64_t depth, const Bytes& kinds) {
+  auto d = hs.dimensions();
+  return {d[0], d[1], d[2], depth, kinds.element_count() ? kinds.typed_data() : nullptr};
+}
+
+float* data(Result& array) {
+  return array->element_count() ? array->typed_data() : nullptr;
 }
 
 void fill(Result& to, const Floats& from) {
@@ -465,12 +538,20 @@ void fill(Result& to, const Floats& from) {
     std::memcpy(to->typed_data(), from.typed_data(), from.size_bytes());
 }
 
-ffi::Error forward(ffi::ThreadPool pool, Floats z, Floats W, Floats h0, Floats c0,
-                   Bytes kinds, Result gates, Result hs, Result cs) {
-  Sizes s = sizes(z, kinds);
-  fill(gates, z);
-  Forward loop(s, W.typed_data(), h0.typed_data(), c0.typed_data(), gates->typed_data(),
-               hs->typed_data(), cs->typed_data());
+// i [T, B, 4, H] holds all four gates, or i, f, g, o [T, B, H] one each, or none.
+ffi::Error forward(ffi::ThreadPool pool, Floats xs, Floats W_x, Floats W, Floats b,
+                   Floats h0, Floats c0, Bytes kinds, Result hs, Result c, Result cs,
+                   Result i, Result f, Result g, Result o) {
+  int64_t D = xs.dimensions()[2], H = W.dimensions()[0];
+  Sizes s = sizes(*hs, D + H, kinds);
+  fill(c, c0);
+  Shown shown{{data(i), data(f), data(g), data(o)}, H, data(cs)};
+  if (i->dimensions().size() == 4) {
+    shown.row = 4 * H;
+    for (int n = 1; n < 4; ++n) shown.gates[n] = shown.gates[0] + n * H;
+  }
+  Forward loop(s, xs.typed_data(), W_x.typed_data(), W.typed_data(), b.typed_data(),
+               h0.typed_data(), hs->typed_data(), c->typed_data(), shown);
   together(pool, wanted(s), [&](int m, int n) { loop(m, n); });
   return ffi::Error::Success();
 }
@@ -478,7 +559,7 @@ ffi::Error forward(ffi::ThreadPool pool, Floats z, Floats W, Floats h0, Floats c
 ffi::Error backward(ffi::ThreadPool pool, Floats gates, Floats W, Floats c0, Floats cs,
                     Floats dhs, Floats dhT, Floats dcT, Bytes kinds, Result deltas,
                     Result dh0, Result dc0) {
-  Sizes s = sizes(gates, kinds);
+  Sizes s = sizes(dhs, W.dimensions()[0], kinds);
   fill(deltas, gates);
   fill(dh0, dhT);
   fill(dc0, dcT);
@@ -494,8 +575,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_forward, forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<Floats>().Arg<Floats>().Arg<Floats>().Arg<Floats>()
+                                  .Arg<Floats>().Arg<Floats>()
                                   .Arg<Bytes>()
-                                  .Ret<Floats>().Ret<Floats>().Ret<Floats>());
+                                  .Ret<Floats>().Ret<Floats>().Ret<Floats>()
+                                  .Ret<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstm_backward, backward,
                               ffi::Ffi::Bind()

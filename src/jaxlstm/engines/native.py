@@ -1,28 +1,35 @@
 """A compiled kernel for the two loops of the LSTM, on a CPU, in float32.
 
-XLA takes the products that wait for nothing: W_x x_t + b before the loop, and the
-gradients of the weights and of the input after it. What is left is `lstm_loop.cpp`, by
-`jax.ffi`, where the derivation of its way back stands: z becomes the gates in place,
-and on the way back the gates become δ. Its threads are those of XLA; each keeps its
-share of W_h in its cache for all steps, and those that need each other's h meet once
-per step.
+The loops are `lstm_loop.cpp`, by `jax.ffi`, where the derivation of its way back
+stands: there the gates become δ in place. The gradients of the weights and of the input
+are products over all steps after it, and XLA's. The kernel's threads are those of XLA;
+each keeps its share of the weights in its cache for all steps, and those that need each
+other's h meet once per step.
 
 The kernel is compiled by the user's own compiler, when `jl.lab.native.load()` is
 called, and this engine refuses before that. It has a reverse mode only, and many rows
 at a time by `vmap` are taken one after the other.
 """
 
+import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxlstm.cells import emit as emits
-from jaxlstm.cells.base import Cell, Each, LSTMParams, LSTMState, Params, State
-from jaxlstm.cells.emit import Emit
+from jaxlstm.cells.base import (
+    Cell,
+    Each,
+    Gates,
+    LSTMParams,
+    LSTMState,
+    Params,
+    State,
+)
+from jaxlstm.cells.emit import Emit, Trace
 from jaxlstm.engines import plain
-from jaxlstm.engines.loops import block_size
 from jaxlstm.engines.matmul import alike
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Happens, is_explicit
@@ -30,8 +37,6 @@ from jaxlstm.shapes import Features, Happens, is_explicit
 TARGETS = {"lstm_forward": "jaxlstm_forward", "lstm_backward": "jaxlstm_backward"}
 
 SKIPPED, GOES_ON, AFRESH = 0, 1, 2  # the kinds of a step, as the kernel has them
-
-STEPS = 32  # at a time, where nothing is differentiated
 
 _loaded: list[Any] = []
 
@@ -64,7 +69,8 @@ def run(
     """As the reference does, for the LSTM in float32 on a CPU.
 
     Errors: `NotImplementedError` before the kernel is loaded, elsewhere than on a CPU,
-    for another cell or dtype, for outputs other than h, and with `checkpoint_every`.
+    for another cell or dtype, for outputs other than `emit.hidden`, `trace` and
+    `nothing`, with `checkpoint_every`, and for the gradient of a trace.
     """
     _check_place(params, xs, state)
     plain.check("native", cell, params, xs, each, state)
@@ -72,17 +78,28 @@ def run(
     rows, units = xs.shape[1:-1], state.h.shape[-1]
     if not xs.size or not units:
         hs = jnp.zeros((len(xs), *state.h.shape), xs.dtype)
-        return state, hs if emit is emits.hidden else None
+        return state, _emitted(emit, hs, (hs,) * 5)
     kind = kinds(*(_flat(flags) for flags in (steps.happens, steps.resets)))
     xs = xs.reshape(len(xs), -1, xs.shape[-1])
     before = LSTMState(*(leaf.reshape(-1, units) for leaf in state))
     if reverse:
         xs, kind = xs[::-1], kind[::-1]
     leaves, tree = jax.tree.flatten((params, xs, before, kind))
-    hs, after = lstm(*jax.tree.unflatten(tree, alike(*leaves)))
-    hs = (hs[::-1] if reverse else hs).reshape(len(xs), *rows, units)
+    loop = traced if emit is emits.trace else lstm
+    hs, after, *seen = loop(*jax.tree.unflatten(tree, alike(*leaves)))
+
+    def stacked(leaf: Array) -> Array:
+        return (leaf[::-1] if reverse else leaf).reshape(len(xs), *rows, units)
+
     state = LSTMState(*(leaf.reshape(*rows, units) for leaf in after))
-    return state, hs if emit is emits.hidden else None
+    return state, _emitted(emit, *jax.tree.map(stacked, (hs, *seen)))
+
+
+def _emitted(emit: Emit, hs: Array, seen: tuple[Array, ...] = ()) -> Any:
+    if emit is emits.trace:
+        c, *gates = seen
+        return Trace(LSTMState(hs, c), Gates(*gates))
+    return hs if emit is emits.hidden else None
 
 
 def _check_place(params: Params, xs: Features, state: State) -> None:
@@ -112,10 +129,10 @@ def _check_place(params: Params, xs: Features, state: State) -> None:
 
 def _check_options(emit: Emit, checkpoint_every: int | Literal["sqrt"] | None) -> None:
     """Errors: `NotImplementedError` for other outputs and checkpoints."""
-    if emit is not emits.hidden and emit is not emits.nothing:
+    if emit not in (emits.hidden, emits.trace, emits.nothing):
         raise NotImplementedError(
-            f"native: emit is {getattr(emit, '__name__', emit)}, and the kernel shows "
-            "h only; jl.emit.hidden and jl.emit.nothing are served."
+            f"native: emit is {getattr(emit, '__name__', emit)}, which the kernel does "
+            "not know; it serves jl.emit.hidden, jl.emit.trace and jl.emit.nothing."
         )
     if checkpoint_every is not None:
         raise NotImplementedError(
@@ -144,47 +161,67 @@ def lstm(
 ) -> tuple[Array, LSTMState]:
     """(h of all steps `[T, B, H]`, the last state).
 
-    Where nothing is differentiated, some steps at a time: what is in between then fits
-    into memory that was touched before.
-
     Arguments:
         params: of the plain LSTM.
         xs: `[T, B, D]`, T at least 1.
         state: `[B, H]`, before the first step.
         kinds: `[T, B]`, or empty where every step just goes on.
     """
+    return _forward(params, xs, state, kinds, ())[:2]
 
-    def block(state: LSTMState, moments: Any) -> tuple[LSTMState, Array]:
-        xs, kind = moments
-        hs, state = _lstm_forward(params, xs, state, kinds if kind is None else kind)[0]
-        return state, hs
 
-    size = block_size(len(xs), STEPS)
-    if size >= len(xs) or len(xs) % size:
-        state, hs = block(state, (xs, kinds))
-        return hs, state
-    moments = (xs, kinds if kinds.size else None)
-    many = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), moments)
-    state, hs = lax.scan(block, state, many)
-    return hs.reshape(len(xs), *hs.shape[2:]), state
+@jax.custom_vjp
+def traced(
+    params: LSTMParams, xs: Array, state: LSTMState, kinds: Array
+) -> tuple[Array, LSTMState, tuple[Array, ...]]:
+    """As `lstm`, and c, i, f, g, o of all steps, each `[T, B, H]`."""
+    shape = (*xs.shape[:2], state.h.shape[-1])
+    return _forward(params, xs, state, kinds, (shape,) * 5)
+
+
+def _refuse_gradient(*arguments: Any) -> Any:
+    raise NotImplementedError(
+        "native: the kernel has no gradient of what emit.trace shows; "
+        'engine="adjoint" has.'
+    )
+
+
+traced.defvjp(_refuse_gradient, _refuse_gradient)
+
+
+def _forward(
+    params: LSTMParams,
+    xs: Array,
+    state: LSTMState,
+    kinds: Array,
+    shown: tuple[tuple[int, ...], ...],
+) -> tuple[Array, LSTMState, tuple[Array, ...]]:
+    """(h of all steps, the last state, what else is shown).
+
+    Arguments:
+        shown: the shapes of c `[T, B, H]` and of the gates, all in one `[T, B, 4, H]`
+            or one each; none to show nothing.
+    """
+    like = functools.partial(jax.ShapeDtypeStruct, dtype=xs.dtype)
+    hidden = like((*xs.shape[:2], state.h.shape[-1]))
+    unseen = like((0, 0, 0))
+    hs, c, *seen = jax.ffi.ffi_call(
+        TARGETS["lstm_forward"],
+        (hidden, like(state.c.shape), *map(like, shown), *[unseen] * (5 - len(shown))),
+        input_output_aliases={5: 1},
+        vmap_method="sequential",
+    )(xs, params.w_x, params.w_h, params.b, *state, kinds)
+    _, hs, c, *seen = alike(xs, hs, c, *seen)  # what JAX does not know of a call
+    return hs, LSTMState(hs[-1], c), tuple(seen[: len(shown)])
 
 
 def _lstm_forward(
     params: LSTMParams, xs: Array, state: LSTMState, kinds: Array
 ) -> tuple[tuple[Array, LSTMState], Any]:
-    units = state.h.shape[-1]
-    z = xs.reshape(-1, xs.shape[-1]) @ params.w_x.reshape(len(params.w_x), -1)
-    z = (z + params.b.reshape(1, -1)).reshape(*xs.shape[:2], 4, units)
-    stacked = jax.ShapeDtypeStruct((*xs.shape[:2], units), z.dtype)
-    gates, hs, cs = jax.ffi.ffi_call(
-        TARGETS["lstm_forward"],
-        (jax.ShapeDtypeStruct(z.shape, z.dtype), stacked, stacked),
-        input_output_aliases={0: 0},
-        vmap_method="sequential",
-    )(z, params.w_h, *state, kinds)
-    _, gates, hs, cs = alike(xs, gates, hs, cs)  # what JAX does not know of a call
-    result = hs, LSTMState(hs[-1], cs[-1])
-    return result, (params, xs, state, kinds, gates, hs, cs)
+    *at, units = *xs.shape[:2], state.h.shape[-1]
+    shown = ((*at, units), (*at, 4, units))
+    hs, after, (cs, gates) = _forward(params, xs, state, kinds, shown)
+    return (hs, after), (params, xs, state, kinds, gates, hs, cs)
 
 
 def _lstm_backward(residuals: Any, dots: Any) -> tuple[Any, ...]:

@@ -1,0 +1,152 @@
+"""The gate tape: every gate of every layer, by name, without changing a bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlstm as jl
+from jaxlstm.engines import planning
+
+OPTIMISED = True
+
+T, B, D = 9, 3, 4
+
+
+def inputs(dtype=jnp.float32) -> jax.Array:
+    return jax.random.normal(jax.random.key(1), (T, B, D), dtype)
+
+
+def drawn(layer: jl.Layer):
+    params, _ = layer.init(jax.random.key(0), D)
+    return params
+
+
+HOW = {
+    "plain": {},
+    "ragged": {"lengths": jnp.array([9, 4, 0])},
+    "resets": {"resets": jnp.arange(T * B).reshape(T, B) % 4 == 2},
+    "masked": {"mask": jnp.arange(T * B).reshape(T, B) % 3 > 0},
+    "noisy": {"key": jax.random.key(2)},
+}
+LAYERS = {
+    "one": jl.recurrent(jl.lstm(), 5),
+    "stack": jl.stack(jl.lstm(), (5, 5), dropout=0.3, residual=True),
+    "both": jl.serial(jl.stack(jl.lstm(), (5, 3), bidirectional=True), jl.linear(2)),
+    "grus": jl.stack(jl.gru(), (5, 6)),
+}
+NAMES = {
+    "one": [""],
+    "stack": ["0", "1"],
+    "both": ["0/0/backward", "0/0/forward", "0/1/backward", "0/1/forward"],
+    "grus": ["0", "1"],
+}
+
+
+def assert_bits(ours, theirs) -> None:
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", LAYERS)
+def test_tape_names_every_layer_and_changes_no_bit(name, how):
+    layer, xs = LAYERS[name], inputs()
+    params = drawn(layer)
+    plain = jax.jit(layer.apply)(params, xs, **HOW[how])
+    state, ys, tape = jax.jit(layer.trace)(params, xs, **HOW[how])
+    assert_bits((state, ys), plain)
+    assert sorted(tape) == NAMES[name]
+    for trace in tape.values():
+        assert {leaf.shape[:2] for leaf in jax.tree.leaves(trace)} == {(T, B)}
+
+
+CELLS = {
+    "lstm": jl.lstm(),
+    "peephole": jl.peephole_lstm(),
+    "coupled": jl.coupled_lstm(),
+    "projected": jl.projected_lstm(7),
+    "layer norm": jl.layer_norm_lstm(),
+    "hard gates": jl.lstm(gate_activation="hard_sigmoid"),
+    "zoneout": jl.zoneout(jl.lstm(), h_rate=0.1, c_rate=0.2),
+    "gru": jl.gru(),
+    "paper's gru": jl.gru(reset_after=False),
+}
+
+
+@pytest.mark.parametrize("mode", ["adjoint", "adjoint/lean"])
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+@pytest.mark.parametrize("size", [12, 64])  # 12 is no multiple of a vector's lanes
+def test_trace_changes_no_bit_of_the_fast_engine(cell, size, mode):
+    params, xs = cell.init(jax.random.key(0), D, size), inputs()
+
+    def run(params, xs, emit):
+        return jl.unroll(cell, params, xs, engine=mode, emit=emit)
+
+    run = jax.jit(run, static_argnums=2)
+    state, hs = run(params, xs, jl.emit.hidden)
+    traced_state, trace = run(params, xs, jl.emit.trace)
+    assert_bits((traced_state, trace.state.h), (state, hs))
+
+
+def test_default_engine_gives_the_trace():
+    cell, xs = jl.lstm(), inputs()
+    params = cell.init(jax.random.key(0), D, 5)
+    found = jl.explain(cell, params, xs, emit=jl.emit.trace)
+    assert found.engine == planning.DEFAULT[0]
+
+
+def test_tape_of_a_stack_is_the_tape_of_its_layers():
+    layer, xs = LAYERS["both"], inputs()
+    params = drawn(layer)
+    *_, tape = layer.trace(params, xs, lengths=HOW["ragged"]["lengths"])
+    cell, (stacked, _) = jl.lstm(), params
+    for direction, reverse in ("forward", False), ("backward", True):
+        _, alone = jl.unroll(
+            cell,
+            getattr(stacked[0], direction),
+            xs,
+            lengths=HOW["ragged"]["lengths"],
+            reverse=reverse,
+            emit=jl.emit.trace,
+        )
+        assert_bits(tape[f"0/0/{direction}"], alone)
+
+
+def test_gates_on_the_tape_are_those_of_the_equations():
+    layer, xs = LAYERS["one"], inputs()
+    params = drawn(layer)
+    *_, tape = layer.trace(params, xs)
+    (h, c), (i, f, g, o) = tape[""]
+    before = jnp.concatenate([jnp.zeros((1, B, 5)), c[:-1]])
+    np.testing.assert_allclose(c, f * before + i * g, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(h, o * jnp.tanh(c), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_pass_through_the_tape():
+    layer, xs = LAYERS["one"], inputs()
+    params = drawn(layer)
+
+    def openness(params, engine):
+        layer = jl.recurrent(jl.lstm(), 5, engine=engine)
+        return layer.trace(params, xs)[2][""].gates.f.sum()
+
+    ours = jax.grad(openness)(params, "adjoint")
+    reference = jax.grad(openness)(params, "scan")
+    assert jnp.abs(reference.w_h).max() > 1e-3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        ours,
+        reference,
+    )
+
+
+def test_layer_of_two_functions_is_on_no_tape():
+    double = jl.Layer(
+        lambda key, input_size=None: ((), input_size),
+        lambda params, xs, state=None, **said: ((), 2.0 * xs),
+    )
+    model = jl.serial(double, jl.recurrent(jl.lstm(), 5))
+    params = drawn(model)
+    _, ys, tape = model.trace(params, inputs())
+    assert list(tape) == ["1"]
+    assert_bits(ys, model.apply(params, inputs())[1])
