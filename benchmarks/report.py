@@ -67,6 +67,7 @@ def section(name: str, result: Result, links: Sequence[str]) -> str:
             tables.memory(result, result.cases("long"), "total training"),
         ),
         *_titled("What `unroll` chooses by itself", tables.rule(result)),
+        *_titled("The gate tape, beside the forward pass", tables.tape(result)),
         "### Where we lose",
         _list(tables.losses(result)) or "Nowhere, of what was measured here.",
         "### Too noisy to be read",

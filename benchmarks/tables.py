@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from benchmarks.peers import JAX_PEERS, MODES
 
 OURS = "jaxlstm"
+NATIVE = "jaxlstm native"  # chosen by name only
 TIMES = ("forward", "training", "step")
 
 
@@ -58,11 +59,11 @@ class Result(NamedTuple):
         return work * (3 if what == "training" else 1)
 
 
-def ratio(at: Mapping[str, Figure], other: str) -> float | None:
-    """How many times faster `jaxlstm` is than another."""
-    if OURS not in at or other not in at:
+def ratio(at: Mapping[str, Figure], other: str, ours: str = OURS) -> float | None:
+    """How many times faster one of ours is than another."""
+    if ours not in at or other not in at:
         return None
-    return at[other].median / at[OURS].median
+    return at[other].median / at[ours].median
 
 
 def best(at: Mapping[str, Figure], names: Iterable[str]) -> str | None:
@@ -107,25 +108,41 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def times(result: Result, cases: Sequence[str], what: str, unit: Unit = MS) -> str:
-    """A row for each case: work, ratios, and everybody's median ± half the quartiles'
-    distance; below them the geometric means of the ratios.
+    """A row for each case: work, ratios of what `unroll` chooses and of the engine
+    `native`, and everybody's median ± half the quartiles' distance; below them the
+    geometric means of the ratios.
     """
     names = result.contenders(cases, what)
-    rows, to_torch, to_jax = [], [], []
+    ours = [name for name in (OURS, NATIVE) if name in names]
+    rows, ratios = [], []
     for case in cases:
         at = result.at(case, what)
-        to_torch.append(ratio(at, "torch"))
-        peer = best(at, JAX_PEERS)
-        to_jax.append(None if peer is None else ratio(at, peer))
+        peer = best(at, JAX_PEERS) or "none"
+        ratios.append([ratio(at, to, one) for one in ours for to in ("torch", peer)])
         own = at.get(OURS)
         speed = None if own is None else result.flops(case, what) / own.median / 1e9
-        cells = [_number(speed), _times(to_torch[-1]), _times(to_jax[-1])]
+        cells = [_number(speed), *map(_times, ratios[-1])]
         rows.append([case, *cells, *(_spread(at.get(name), unit) for name in names)])
     if len(cases) > 1:
-        means = [_times(geometric_mean(column)) for column in (to_torch, to_jax)]
+        means = [_times(geometric_mean(column)) for column in zip(*ratios, strict=True)]
         rows.append(["geometric mean", "", *means, *("" for _ in names)])
-    heads = ["case", "GFLOP/s", "to torch", "to best JAX peer"]
+    heads = ["case", "GFLOP/s"]
+    for one in ours:
+        by = one.removeprefix(OURS).strip()
+        heads += [f"{by} to torch".strip(), f"{by} to best JAX peer".strip()]
     return markdown([*heads, *(f"{name}, {unit[0]}" for name in names)], rows)
+
+
+def tape(result: Result) -> str:
+    """What it costs to show every gate of every step: times the plain forward pass."""
+    pairs = {OURS: "jaxlstm trace", NATIVE: "jaxlstm native trace"}
+    rows = []
+    for case in result.cases("grid"):
+        at = result.at(case, "forward")
+        costs = [ratio(at, traced, ours) for ours, traced in pairs.items()]
+        if any(cost is not None for cost in costs):
+            rows.append([case, *map(_times, costs)])
+    return markdown(["trace to forward", *pairs], rows)
 
 
 def growth(result: Result) -> str:
@@ -174,12 +191,15 @@ def memory(result: Result, cases: Sequence[str], what: str) -> str:
 
 
 def rule(result: Result) -> str:
-    """What `unroll` chose by itself at each point of the grid, beside its best mode."""
+    """What `unroll` chose by itself at each point of the grid, beside the best of the
+    modes that it chooses from.
+    """
+    modes = [f"{OURS} {mode}" for mode in MODES if f"{OURS} {mode}" != NATIVE]
     rows = []
     for case in result.cases("grid"):
         for what in ("forward", "training"):
             at = result.at(case, what)
-            mode = best(at, [f"{OURS} {mode}" for mode in MODES])
+            mode = best(at, modes)
             quotient = None if mode is None else ratio(at, mode)
             if mode is None or quotient is None:
                 continue

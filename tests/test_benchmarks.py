@@ -519,6 +519,38 @@ def test_the_table_of_times(made):
     )
 
 
+def with_native():
+    """The same, with an engine that is chosen by name and with traces."""
+    a, plain = FIRST.name, made_up()
+    more = ["jaxlstm native", "jaxlstm trace", "jaxlstm native trace"]
+    plain["contenders"] = [*plain["contenders"], *more]
+    plain["rows"] += [
+        row(a, "jaxlstm native", "training", 0.0005),
+        row(a, "jaxlstm", "forward", 0.001),
+        row(a, "jaxlstm trace", "forward", 0.0012),
+        row(a, "jaxlstm native", "forward", 0.0004),
+        row(a, "jaxlstm native trace", "forward", 0.0006),
+    ]
+    return tables.Result.of(plain)
+
+
+def test_native_has_ratios_of_its_own_and_is_not_for_the_rule_to_choose():
+    result = with_native()
+    heads, _, first, *_ = tables.times(result, [FIRST.name], "training").splitlines()
+    assert "| to best JAX peer | native to torch | native to best JAX peer |" in heads
+    assert "| 2.00x | 3.00x | 4.00x | 6.00x |" in first
+    assert "grid-10-2-3-4 training | adjoint | scan | 1.25" in tables.rule(result)
+
+
+def test_the_table_of_the_tape(made):
+    assert tables.tape(with_native()) == (
+        "| trace to forward | jaxlstm | jaxlstm native |\n"
+        "| :--- | ---: | ---: |\n"
+        "| grid-10-2-3-4 | 1.20x | 1.50x |"
+    )
+    assert tables.tape(made).count("\n") == 1  # heads and rule: left out of the page
+
+
 def test_the_tables_of_growth_and_of_compiling(made):
     assert tables.growth(made) == (
         "| µs per step | T = 10 | T = 1,000 | last to first |\n"

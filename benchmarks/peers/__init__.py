@@ -27,6 +27,8 @@ FILES: dict[str, tuple[str, str]] = {
     **{f"jaxlstm {mode}": ("ours", "jaxlstm") for mode in MODES},
     "jaxlstm split": ("ours", "jaxlstm"),
     "jaxlstm sqrt": ("ours", "jaxlstm"),
+    "jaxlstm trace": ("ours", "jaxlstm"),
+    "jaxlstm native trace": ("ours", "jaxlstm"),
     "torch": ("torch", "torch"),
     "flax linen": ("linen", "flax"),
     "flax nnx": ("nnx", "flax"),

@@ -1,6 +1,7 @@
 """jaxlstm as a user gets it, each engine by its name, and two ways of using it."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,29 @@ SQRT = Contender(
     lambda case, inputs: jitted.training(model(case, inputs, None, "sqrt")),
 )
 
+# -- every gate of every step -------------------------------------------------
+
+
+def _shows_gates(case: Case) -> str | None:
+    if not case.plain or "step" in case.measures:
+        return "showing gates is measured for the forward pass of one plain layer"
+    return None
+
+
+def _traced(engine: str | None, case: Case, inputs: Inputs) -> Prepared:
+    def apply(params: Any, xs: jax.Array) -> jl.Trace:
+        cell = CELLS[case.cell]()
+        return jl.unroll(cell, params, xs, engine=engine, emit=jl.emit.trace)[1]
+
+    return jitted.forward(model(case, inputs, engine)._replace(apply=apply))
+
+
+def with_trace(name: str, engine: str | None) -> Contender:
+    """`unroll(..., emit=jl.emit.trace)`: what the forward pass is, and all gates."""
+    traced = functools.partial(_traced, engine)
+    return Contender(name, "jaxlstm", _shows_gates, traced, None)
+
+
 # -- the batch split over host devices ----------------------------------------
 
 
@@ -190,4 +214,6 @@ CONTENDERS = (
     *(with_engine(f"jaxlstm {mode}", mode) for mode in MODES),
     SPLIT,
     SQRT,
+    with_trace("jaxlstm trace", None),
+    with_trace("jaxlstm native trace", "native"),
 )
