@@ -349,3 +349,21 @@ def test_emit_with_lengths_of_nothing_and_of_numbers_per_step(jit):
 
 def mean_of_the_batch(state, gates):
     return state.h.mean()
+
+
+@pytest.mark.parametrize("engine", ["adjoint", "adjoint/lean", "scan"])
+def test_inputs_without_features_leave_the_recurrence(engine):
+    """`w_x [0, 4, H]`: the network runs by itself, and has gradients."""
+    cell = jl.lstm()
+    drawn = cell.init(jax.random.key(0), 3, 4)
+    params = drawn._replace(w_x=jnp.zeros((0, 4, 4)))
+
+    def total(params, size):
+        xs = jnp.zeros((5, 2, size))
+        return jl.unroll(cell, params, xs, engine=engine)[1].sum()
+
+    loss, gradient = jax.value_and_grad(total)(params, 0)
+    expected, known = jax.value_and_grad(total)(drawn, 3)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient.w_h, known.w_h, rtol=1e-5, atol=1e-6)
+    assert gradient.w_x.shape == (0, 4, 4)

@@ -40,7 +40,8 @@ def product(x: Array, w: Array, dtype: DTypeLike) -> Array:
     if may_be_split(w):
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
         return lax.dot_general(x, w, contracted, preferred_element_type=dtype)
-    flat = jnp.matmul(x, w.reshape(len(w), -1), preferred_element_type=dtype)
+    flat_w = w.reshape(len(w), math.prod(w.shape[1:]))  # -1 fails where w is empty
+    flat = jnp.matmul(x, flat_w, preferred_element_type=dtype)
     return flat.reshape(*x.shape[:-1], *w.shape[1:])
 
 

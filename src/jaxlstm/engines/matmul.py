@@ -19,6 +19,7 @@ the loop, since the way back multiplies by the other one:
 Without the barriers the compiler puts the operands back in the order they came in.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -65,8 +66,13 @@ def alike(*arrays: Array) -> list[Array]:
     ]
 
 
+def _table(x: Array) -> Array:
+    """All rows along one axis, also of rows that are empty."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def _from_the_left(x: Array, w: Array, w_turned: Array) -> Array:
-    columns = lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+    columns = lax.optimization_barrier(_table(x).T)
     rows = lax.optimization_barrier(w_turned @ columns).T
     return rows.reshape(*x.shape[:-1], w.shape[1])
 
@@ -104,7 +110,7 @@ def _rows_transposed(ct: Any, x: Any, w: Any) -> tuple[Any, Any]:
     if of_x:
         return lax.dot_general(ct, w, (((ct.ndim - 1,), (1,)), ((), ()))), None
     if jax.default_backend() == "cpu" or jax.device_count() == 1:
-        x, ct = (a.reshape(-1, a.shape[-1]) for a in (x, ct))
+        x, ct = _table(x), _table(ct)
     rows = tuple(range(ct.ndim - 1))  # one axis, unless it could mix split ones
     return None, lax.dot_general(x, ct, ((rows, rows), ((), ())))
 

@@ -12,6 +12,7 @@ at a time by `vmap` are taken one after the other.
 """
 
 import functools
+import math
 from typing import Any, Literal
 
 import jax
@@ -76,11 +77,11 @@ def run(
     plain.check("native", cell, params, xs, each, state)
     _check_options(emit, checkpoint_every)
     rows, units = xs.shape[1:-1], state.h.shape[-1]
-    if not xs.size or not units:
+    if not len(xs) or not state.h.size:
         hs = jnp.zeros((len(xs), *state.h.shape), xs.dtype)
         return state, _emitted(emit, hs, (hs,) * 5)
     kind = kinds(*(_flat(flags) for flags in (steps.happens, steps.resets)))
-    xs = xs.reshape(len(xs), -1, xs.shape[-1])
+    xs = xs.reshape(len(xs), math.prod(rows), xs.shape[-1])
     before = LSTMState(*(leaf.reshape(-1, units) for leaf in state))
     if reverse:
         xs, kind = xs[::-1], kind[::-1]
@@ -239,14 +240,16 @@ def _lstm_backward(residuals: Any, dots: Any) -> tuple[Any, ...]:
     before = jnp.concatenate([state.h[None], hs[:-1]])
     if kinds.size:
         before = jnp.where((kinds == AFRESH)[..., None], 0, before)
-    rows = xs.shape[0] * xs.shape[1]
-    delta, x, h = (a.reshape(rows, -1) for a in (deltas, xs, before))
+    rows, units = xs.shape[0] * xs.shape[1], state.h.shape[-1]
+    delta, x, h = (
+        a.reshape(rows, math.prod(a.shape[2:])) for a in (deltas, xs, before)
+    )
     d_params = LSTMParams(
         w_x=(x.T @ delta).reshape(params.w_x.shape),
         w_h=(h.T @ delta).reshape(params.w_h.shape),
         b=delta.sum(0).reshape(params.b.shape),
     )
-    d_xs = (delta @ params.w_x.reshape(len(params.w_x), -1).T).reshape(xs.shape)
+    d_xs = (delta @ params.w_x.reshape(-1, 4 * units).T).reshape(xs.shape)
     return d_params, d_xs, LSTMState(dh, dc), None
 
 
