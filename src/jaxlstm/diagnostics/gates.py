@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxlstm import sequences
 from jaxlstm.cells.base import Reported
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Hidden
+from jaxlstm.shapes import Features, Hidden, accumulator_dtype
 
 # Candidates are no gates: they lie between -1 and 1, and are squashed by tanh.
 CANDIDATES = ("g", "n")
@@ -320,8 +320,12 @@ def stacked(
     mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
 ) -> tuple[Features, Steps]:
-    """Values `[T, *b, H]` as an array, and which of their steps happen."""
+    """Values `[T, *b, H]` as an array, and which of their steps happen.
+
+    16 bits become 32, in which sums over time are kept.
+    """
     values = sequences.features(name, values)
+    values = values.astype(accumulator_dtype(values.dtype))
     return values, sequences.steps(
         values.shape[:-1], lengths=lengths, mask=mask, resets=resets
     )

@@ -14,6 +14,8 @@ from .errors import LabError as LabError
 from .experiments import plot as plot
 from .experiments import resume as resume
 from .experiments import train as train
+from .inspection import Inspection as Inspection
+from .inspection import inspect as inspect
 from .starters import starter as starter
 from .trained import Trained as Trained
 from .trained import load as load

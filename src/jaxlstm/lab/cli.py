@@ -128,7 +128,7 @@ def _resume(arguments: Arguments) -> None:
     )
 
 
-# -- evaluate, sample, plot ---------------------------------------------------
+# -- evaluate, sample, inspect, plot ---------------------------------------------------
 
 
 def _declare_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +172,26 @@ def _sample(arguments: Arguments) -> None:
     )
     prompt = model.config.sample.prompt if prompt is None else prompt
     print(records.printable(prompt + text))
+
+
+def _declare_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument("--input", metavar="FILE", help="a text file to read")
+    parser.add_argument("--text", metavar="TEXT", help="a text to read")
+    parser.add_argument("--out", metavar="DIR", help="default RUN/inspect")
+
+
+def _inspect(arguments: Arguments) -> None:
+    from jaxlstm.lab import inspection
+
+    found = inspection.inspect(
+        arguments.run,
+        input=arguments.input,
+        text=arguments.text,
+        out=arguments.out,
+        report=_warn,
+    )
+    inspection.show(found)
 
 
 def _declare_plot(parser: argparse.ArgumentParser) -> None:
@@ -339,6 +359,12 @@ VERBS = {
         'jaxlstm sample runs/big --prompt "class " --temperature 0.7 --top-p 0.95',
         _declare_sample,
         _sample,
+    ),
+    "inspect": Verb(
+        "find out what the units of a trained model do, in pictures and sentences",
+        "jaxlstm inspect runs/big --text 'print(a[0], \"b\")'",
+        _declare_inspect,
+        _inspect,
     ),
     "plot": Verb(
         "draw the pictures of a run again, or several runs in one picture",

@@ -31,7 +31,7 @@ class Reading(NamedTuple):
     trace: "Trace"
 
 
-class _Picture(NamedTuple):
+class Drawing(NamedTuple):
     """A file name, what it shows, its size in inches, and how to draw it."""
 
     name: str
@@ -80,7 +80,7 @@ def write_plots(run: Path, *, reading: Reading | None = None) -> list[str]:
     records = _metrics(run)
     pictures = _of_training(records) + (_of_reading(reading) if reading else [])
     for picture in pictures:
-        _save(picture, Run(run).plots / picture.name)
+        save(picture, Run(run).plots / picture.name)
     return [
         f"![{picture.caption}](plots/{picture.name})\n\n{picture.caption}"
         for picture in pictures
@@ -92,10 +92,10 @@ def write_comparison(runs: Sequence[Path], target: Path) -> Path:
     from jaxlstm import plots
 
     records = {str(run): _metrics(run) for run in runs}
-    picture = _Picture(
+    picture = Drawing(
         target.name, "", (8, 4.5), lambda ax: plots.compare_runs(records, ax=ax)
     )
-    _save(picture, target)
+    save(picture, target)
     return target
 
 
@@ -146,11 +146,11 @@ def _score(record: Record) -> str:
 # --- pictures ---------------------------------------------------------------
 
 
-def _of_training(records: Sequence[Record]) -> list[_Picture]:
+def _of_training(records: Sequence[Record]) -> list[Drawing]:
     from jaxlstm import plots
 
     pictures = [
-        _Picture(
+        Drawing(
             "loss.png",
             "Training and validation.",
             (8, 4.5),
@@ -158,7 +158,7 @@ def _of_training(records: Sequence[Record]) -> list[_Picture]:
         )
     ]
     if any("gradient_norm" in record for record in records):
-        health = _Picture(
+        health = Drawing(
             "training_health.png",
             "The gradient's norm before clipping, and the learning rate.",
             (8, 4.5),
@@ -168,7 +168,7 @@ def _of_training(records: Sequence[Record]) -> list[_Picture]:
     return pictures
 
 
-def _of_reading(reading: Reading) -> list[_Picture]:
+def _of_reading(reading: Reading) -> list[Drawing]:
     """What there is to see of a cell: the gate that keeps, one unit, its timescales."""
     from jaxlstm import plots
 
@@ -177,7 +177,7 @@ def _of_reading(reading: Reading) -> list[_Picture]:
     pictures = []
     if (keeper := _keeper(trace)) is not None:
         name, letter, keeps = keeper
-        heatmap = _Picture(
+        heatmap = Drawing(
             f"{name}_gate.png",
             f"The {name} gate while the model reads. Bright keeps, dark lets go.",
             (width, 5),
@@ -185,7 +185,7 @@ def _of_reading(reading: Reading) -> list[_Picture]:
                 symbols, keeps, f"{name} gate {letter}", ax=ax
             ),
         )
-        timescales = _Picture(
+        timescales = Drawing(
             "timescales.png",
             "How long the units remember.",
             (8, 4),
@@ -194,7 +194,7 @@ def _of_reading(reading: Reading) -> list[_Picture]:
         pictures = [heatmap, timescales]
     if _is_a_unit_each(trace):
         unit = _telling_unit(trace)
-        picture = _Picture(
+        picture = Drawing(
             "unit.png",
             f"Unit {unit}: its gates, its cell c and its output h while it reads.",
             (width, 7),
@@ -233,7 +233,7 @@ def _telling_unit(trace: "Trace") -> int:
     return int(np.argmax(telling if telling.any() else held))
 
 
-def _save(picture: _Picture, path: Path) -> None:
+def save(picture: Drawing, path: Path) -> None:
     """Draw without a window, and without a trace in pyplot's list of figures."""
     from matplotlib.figure import Figure
 

@@ -1,0 +1,233 @@
+"""`jaxlstm inspect`: what it leaves, for every cell and text, and what it refuses."""
+
+import dataclasses
+import json
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import jaxlstm as jl
+from jaxlstm.lab import cli, inspection
+from jaxlstm.lab import config as configs
+from jaxlstm.lab.data import read
+from jaxlstm.lab.errors import BadInput
+from jaxlstm.lab.tasks import language_modelling as task
+from jaxlstm.lab.trained import Trained
+
+CELLS = {
+    "lstm": {},
+    "classic_lstm": {},
+    "peephole_lstm": {},
+    "coupled_lstm": {},
+    "projected_lstm": {"projection_size": 5},
+    "layer_norm_lstm": {},
+    "simple_rnn": {},
+    "gru": {},
+}
+
+
+@pytest.fixture
+def model(book, tmp_path, monkeypatch):
+    """Makes models as they are before the first step, in the place of trained ones."""
+
+    def make(data=None, **changes):
+        whole = tiny.config(book)
+        whole["model"] |= {"hidden_size": 6} | changes
+        whole["data"] |= {"validation_fraction": 0.6} | (data or {})
+        if whole["data"]["source"] == "tokens":
+            whole["sample"]["length"] = 0
+        config = configs.load(whole)
+        corpus = read(config.data)
+        layer = task.build(config.model, corpus.vocabulary.size)
+        params, _ = layer.init(jax.random.key(0))
+        made = Trained(
+            tmp_path, config, corpus.vocabulary, layer, params, 0, corpus.description
+        )
+        monkeypatch.setattr(inspection, "load", lambda run, **options: made)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def unpainted(monkeypatch):
+    """Pictures that only have a name, where another test draws their like."""
+
+    def save(picture, path):
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(inspection.reports, "save", save)
+
+
+def check_page(found: inspection.Inspection) -> str:
+    """The page, once every picture that it names is there, and none besides."""
+    page = found.page.read_text()
+    named = re.findall(r"\]\(([^)]+\.png)\)", page)
+    assert sorted(named) == sorted(
+        path.name for path in found.page.parent.glob("*.png")
+    )
+    assert "nan" not in page
+    return page
+
+
+@pytest.mark.thorough
+def test_a_run_that_was_trained(book, tmp_path, capsys):
+    run = tmp_path / "run"
+    config = tiny.config(book, steps=10, validate_every=10)
+    jl.lab.train(config, run=run, sink=tiny.Silence())
+    assert cli.main(["inspect", str(run), "--text", "the cell keeps what "]) == 0
+    assert f"{run}/inspect/findings.md, with 4 pictures" in capsys.readouterr().out
+    assert json.loads((run / "inspect" / "findings.json").read_text())["step"] == 10
+
+
+def test_a_planted_unit_is_found_in_a_text_of_mine(model, tmp_path, monkeypatch):
+    """Unit 0 writes 1 at a `k` and -1 at a blank, and keeps it in between."""
+    made = model()
+    embedding, _, (cell,), *rest = made.params
+    table = np.zeros(embedding.table.shape, np.float32)
+    vocabulary = made.vocabulary
+    for symbol, feature in ("k", 0), (" ", 1):
+        table[vocabulary.encode(symbol)[0], feature] = 1.0
+    w_x, w_h, b = (np.array(leaf) for leaf in cell)
+    w_x[..., 0], w_h[..., 0], b[:, 0] = 0.0, 0.0, 0.0
+    w_x[0, :, 0], w_x[1, :, 0] = [20, -20, 20, 0], [20, -20, -20, 0]
+    b[:, 0] = [-10, 10, 0, 5]
+    planted = cell._replace(w_x=w_x, w_h=w_h, b=b)
+    params = (embedding._replace(table=table), (), (planted,), *rest)
+    made = dataclasses.replace(made, params=jax.tree.map(jnp.asarray, params))
+    monkeypatch.setattr(inspection, "load", lambda run, **options: made)
+    text = tiny.text(seed=3, words=1200).strip()
+    found = inspection.inspect("run", text=text, out=tmp_path / "out")
+    assert found.search is not None
+    ours = [f for f in found.search.findings if f.place.unit == 0]
+    assert [f.feature.phrase for f in ours] == ["after `k` and before a blank"]
+    page = check_page(found)
+    assert "**Unit 0** is high after `k` and before a blank: c is" in page
+    assert "opens its input gate on `k` (1.00;" in page
+    assert "until a blank (0.00)" in page
+    assert "symbols of --text" in page
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("gru", marks=pytest.mark.thorough), "simple_rnn"]
+)
+def test_cells_without_a_cell_state(model, name):
+    model(cell={"name": name})
+    found = inspection.inspect("run")
+    page = check_page(found)
+    assert "recurrent layer (" + name in page
+    assert ("update gates" in page) == (name == "gru")
+    assert "forget" not in page
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", CELLS)
+def test_every_cell(model, name):
+    around = {"learned_initial_state": True, "variational_dropout_x": 0.1}
+    residual = name != "projected_lstm"
+    cell = {"name": name, **CELLS[name]}
+    model(cell=cell, layers=2, residual=residual, dtype="bfloat16", **around)
+    found = inspection.inspect("run")
+    assert "## Layer 2" in check_page(found)
+    assert len(found.layers) == 2
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_tokens_without_a_text(model, tmp_path):
+    path = tmp_path / "ids.bin"
+    np.random.default_rng(0).integers(0, 30, 40000).astype(np.uint16).tofile(path)
+    source = {"source": "tokens", "path": str(path), "vocabulary_size": 30}
+    model(data=source)
+    found = inspection.inspect("run")
+    check_page(found)
+    assert found.search is not None
+    assert found.search.findings == []
+    assert "No unit was found" in found.page.read_text()
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_bytes_and_a_text_too_short_to_search(model, book):
+    made = model(data={"unit": "byte"})
+    book.unlink()
+    told = []
+    found = inspection.inspect("run", text="naïve (text)\nof mine", report=told.append)
+    page = check_page(found)
+    assert found.search is None
+    assert "3,000 symbols are needed" in page
+    assert "so nothing is searched for, and --text is shown" in told[0]
+    assert made.vocabulary.kind == "byte"
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_the_command_line_beside_an_older_inspection(model, tmp_path, capsys):
+    model(layers=2)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "finding-99.png").write_bytes(b"old")
+    (out / "mine.png").write_bytes(b"kept")
+    words = ["--text", "the cell keeps what it has", "--out", str(out)]
+    assert cli.main(["inspect", "run", *words]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "input gates in layer 2 are saturated open" in said.out
+    assert re.search(r"Gradients reach \d+ ", said.out)
+    pictures = len(list(out.glob("*.png"))) - 1
+    assert f"{out}/findings.md, with {pictures} pictures beside it" in said.out
+    assert "![" not in said.out
+    assert "What the words mean" not in said.out
+    assert (out / "mine.png").read_bytes() == b"kept"
+    assert not (out / "finding-99.png").exists()
+    data = json.loads((out / "findings.json").read_text())
+    assert [layer["units"] for layer in data["layers"]] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (
+            {"text": "the cell keeps Unknown"},
+            "--text: the symbol `U` at line 1, column 16",
+        ),
+        ({"text": "the"}, "--text: 3 symbols came; at least 16"),
+        ({"text": "the cell", "input": "a.txt"}, "both --input and --text"),
+        ({"input": "nowhere.txt"}, "nowhere.txt"),
+        ({"input": "latin.txt"}, "latin.txt.* is not utf-8"),
+    ],
+)
+def test_texts_that_are_refused(model, tmp_path, monkeypatch, options, wanted):
+    model()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait, caf\xe9 noir")
+    with pytest.raises(BadInput, match=wanted):
+        inspection.inspect("run", **options)
+
+
+def test_data_that_are_gone_ask_for_a_text(model, book):
+    model()
+    book.unlink()
+    with pytest.raises(BadInput, match=r"book\.txt.*--input or --text"):
+        inspection.inspect("run")
+
+
+def test_data_that_changed_ask_for_a_text(model, book):
+    model()
+    book.write_text(tiny.text(seed=1))
+    with pytest.raises(BadInput, match=r"not the one that this run.*--input or --text"):
+        inspection.inspect("run")
+
+
+def test_a_place_that_cannot_be_written(model):
+    model()
+    place = "/proc/no/place" if os.getuid() == 0 else "/no/place"
+    with pytest.raises(BadInput, match=f"{place} cannot be written.*--out"):
+        inspection.inspect("run", out=place)
+
+
+def test_no_run(tmp_path, capsys):
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
