@@ -1,0 +1,241 @@
+"""What the gates do: over a text, over a signal, over all steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from jaxlstm.plots.canvas import (
+    BLUE,
+    INK,
+    ORANGE,
+    look,
+    new_axes,
+    panels_of,
+    plain_logarithm,
+    tidy,
+)
+from jaxlstm.plots.symbols import per_symbol, write_symbols
+
+
+def gate_heatmap(
+    symbols: Sequence[str],
+    values: ArrayLike,
+    name: str,
+    *,
+    limits: tuple[float, float] = (0.0, 1.0),
+    ax: Axes | None = None,
+) -> Axes:
+    """The values `[T, units]` of a gate over a text of T symbols.
+
+    A row is a unit, a column a symbol; the rows stand in order of their mean. Dark
+    is the lower of `limits`, bright the upper, on screen and on paper.
+
+    >>> gate_heatmap("abc", [[0.1, 0.9]] * 3, "forget gate f").get_title()
+    'forget gate f'
+    """
+    values = per_symbol(symbols, values)
+    ax = new_axes(ax)
+    _heat(ax, [ax], values, limits)
+    ax.set_title(name)
+    write_symbols(ax, symbols)
+    return ax
+
+
+def signal_heatmap(
+    signal: ArrayLike,
+    values: ArrayLike,
+    name: str,
+    *,
+    limits: tuple[float, float] = (0.0, 1.0),
+    label: str = "input x",
+    ax: Axes | None = None,
+) -> Axes:
+    """The values `[T, units]` of a gate below the signal that the cell read.
+
+    As `gate_heatmap`, for inputs that are numbers. `signal` is `[T]`, or `[T, D]` of
+    which each of at most 5 features is a line; `label` says what it is, and in which
+    unit.
+
+    Errors: `ValueError` for a signal and values that do not fit, and for axes that
+    cannot be split.
+
+    >>> signal_heatmap([0.0, 1.0, 0.5], [[0.1, 0.9]] * 3, "input gate i").get_ylabel()
+    'input x'
+    """
+    values = np.asarray(values, float)
+    lines = _signal(signal, values)
+    top, bottom = panels_of(new_axes(ax), [1, 2.5])
+    for index, line in enumerate(lines):
+        colour, style = look(index)
+        named = f"{index}" if len(lines) > 1 else None
+        top.plot(line, color=colour, ls=style, lw=1.3, label=named)
+    if len(lines) > 1:
+        top.legend(frameon=False, ncols=len(lines), fontsize="small")
+    top.set(title=name, ylabel=label)
+    _heat(bottom, [top, bottom], values, limits)
+    bottom.set(xlabel="step", xlim=(-0.5, len(values) - 0.5))
+    return tidy(top)
+
+
+def timescales(forget: ArrayLike, *, ax: Axes | None = None) -> Axes:
+    """How long each unit remembers, as a histogram over the units.
+
+    What a unit holds shrinks by f at each step, so that over a text it fades by a
+    factor e in
+
+        tau = -1 / mean(log f)     steps.
+
+    `forget` is `[T, *b, H]`, the forget gate over a text. Units that never forget
+    stand in the last bar.
+
+    >>> timescales(np.full((10, 4), 0.9)).get_xlabel()
+    'time constant of a unit (steps)'
+    """
+    ax = new_axes(ax)
+    tau = _time_constants(np.asarray(forget, float))
+    longest = tau[np.isfinite(tau)].max(initial=5.0)
+    edges = np.geomspace(min(0.3, tau.min()), 2 * longest, 31)
+    shown = np.minimum(tau, edges[-1])
+    ax.hist(shown, edges, color=BLUE, ec="white", lw=0.6)
+    ax.axvline(float(np.median(shown)), color=INK, ls="--", lw=1.4)
+    ax.annotate(
+        f"median {np.median(tau):.3g} steps",
+        (float(np.median(shown)), 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(6, -4),
+        textcoords="offset points",
+        va="top",
+    )
+    ax.set(xscale="log", xlabel="time constant of a unit (steps)")
+    ax.set(ylabel="number of units")
+    ax.margins(y=0.15)
+    plain_logarithm(ax.xaxis)
+    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return tidy(ax)
+
+
+def _time_constants(forget: NDArray[np.float64]) -> NDArray[np.float64]:
+    if forget.size == 0:
+        raise ValueError("the forget gate is empty; give a text of at least one symbol")
+    tiny = np.finfo(np.float32).tiny
+    logarithm = np.log(np.clip(forget, tiny, 1.0)).reshape(-1, forget.shape[-1])
+    with np.errstate(divide="ignore"):
+        return 1.0 / np.abs(logarithm.mean(0))
+
+
+def saturation(
+    found: tuple[Any, Any], *, order: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """The share of steps at which each gate of each unit is shut, open or between.
+
+    A panel for each gate, a column for each unit: dark from the bottom the share of
+    steps below the lower threshold, bright from the top the share above the higher
+    one, white what lies between. A candidate, g or n, is at -1 where a gate is shut
+    and at 1 where it is open.
+
+    Arguments:
+        found: what `diagnostics.saturation` found: two records of gates, `[H]` each.
+        order: the gate by which the units stand in order, the most open first; for
+            None f, or z, or else the first.
+
+    Errors: `ValueError` for a gate that is not there, and for axes that cannot be
+    split.
+
+    >>> from jaxlstm.diagnostics import Saturation
+    >>> ax = saturation(Saturation({"f": np.zeros(4)}, {"f": np.ones(4)}))
+    >>> ax.get_title(loc="left")
+    'f: shut 0 %, open 100 %'
+    """
+    low, high = (_by_gate(record) for record in found)
+    first, units = _order(high, order)
+    panels = panels_of(new_axes(ax), [1] * len(low))
+    for panel, gate in zip(panels, low, strict=True):
+        _shares(panel, gate, low[gate][units], high[gate][units])
+    panels[-1].set_xlabel(f"unit, the most open {first} first")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    panels[0].legend(
+        loc="lower right", bbox_to_anchor=(1, 1.15), ncols=2, frameon=False
+    )
+    return panels[0]
+
+
+def _heat(
+    ax: Axes,
+    beside: list[Axes],
+    values: NDArray[np.float64],
+    limits: tuple[float, float],
+) -> AxesImage:
+    """A row for each unit in order of the mean, and a scale beside those axes."""
+    rows = values[:, np.argsort(-values.mean(0), kind="stable")].T
+    low, high = limits
+    image = ax.imshow(
+        rows, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="none"
+    )
+    ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25)
+    ax.set(ylabel="unit, highest mean on top")
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    return image
+
+
+def _signal(signal: ArrayLike, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lines `[D, T]` of a signal that fits the values."""
+    found = np.asarray(signal, float)
+    lines = found[None] if found.ndim == 1 else found.T
+    if found.ndim not in (1, 2) or not 0 < len(lines) <= 5:
+        raise ValueError(
+            f"signal has the shape {list(found.shape)}; [T] or [T, D] is needed, with "
+            "D from 1 to 5."
+        )
+    if values.ndim != 2 or values.size == 0 or len(values) != lines.shape[1]:
+        raise ValueError(
+            f"values has the shape {list(values.shape)}; [T, units] is needed, with a "
+            f"row for each of the {lines.shape[1]} steps of the signal."
+        )
+    return lines
+
+
+def _by_gate(record: Any) -> dict[str, NDArray[np.float64]]:
+    """The gates of a record by name, `[H]` each."""
+    fields = record if isinstance(record, Mapping) else record._asdict()
+    return {name: np.asarray(values, float) for name, values in fields.items()}
+
+
+def _order(
+    high: Mapping[str, NDArray[np.float64]], order: str | None
+) -> tuple[str, NDArray[np.int64]]:
+    """A gate, and the units in the order of how often it is open."""
+    if order is None:
+        order = next((name for name in "fz" if name in high), next(iter(high)))
+    if order not in high:
+        raise ValueError(f"order is {order!r}; one of {', '.join(high)} is needed.")
+    shapes = {name: values.shape for name, values in high.items()}
+    if len(set(shapes.values())) != 1 or len(shapes[order]) != 1:
+        raise ValueError(f"found has the shapes {shapes}; [H] is needed for each gate.")
+    return order, np.argsort(-high[order], kind="stable")
+
+
+def _shares(
+    ax: Axes, gate: str, shut: NDArray[np.float64], wide: NDArray[np.float64]
+) -> None:
+    edges = np.arange(shut.size + 1) - 0.5
+    at_low, at_high = ("at -1", "at 1") if gate in "gn" else ("shut", "open")
+    ax.stairs(shut, edges, fill=True, color=INK, label="shut (or -1)")
+    ax.stairs(
+        np.ones_like(wide),
+        edges,
+        baseline=1 - wide,
+        fill=True,
+        color=ORANGE,
+        label="open (or 1)",
+    )
+    ax.set(ylim=(0, 1), xlim=(edges[0], edges[-1]), yticks=(0, 0.5, 1))
+    ax.set_ylabel("steps", fontsize="small")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    shares = 100 * shut.mean(), 100 * wide.mean()
+    means = f"{gate}: {at_low} {shares[0]:.3g} %, {at_high} {shares[1]:.3g} %"
+    ax.set_title(means, loc="left", fontsize="small", pad=2)

@@ -1,0 +1,239 @@
+"""How a training went: scores against the step, of one run or of several."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike, NDArray
+
+from jaxlstm.plots import bands
+from jaxlstm.plots.canvas import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    QUIET,
+    STYLES,
+    VERMILION,
+    new_axes,
+    panels_of,
+    plain_logarithm,
+    tidy,
+)
+
+# The lines of `metrics.jsonl`: mappings with `step`, `split`, `loss` and whatever else
+# was measured. None stands for a number that is not finite.
+Record = Mapping[str, Any]
+
+
+class _Score(NamedTuple):
+    """A number to learn by: its key in a record and its name on an axis."""
+
+    key: str
+    label: str
+    unit: str
+
+
+_SCORES = (
+    _Score("bits_per_character", "bits per character", "bits"),
+    _Score("perplexity", "perplexity per token", ""),
+    _Score("loss", "loss (nats per token)", "nats"),
+)
+
+
+def loss_curve(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
+    """Training and validation against the step, with the best validation marked.
+
+    The score is bits per character where the records have it, else perplexity,
+    else the loss. The first steep descent is cut off at the top, and named, so
+    that the rest can be read.
+
+    >>> records = [{"step": n, "split": "train", "loss": 9 / n} for n in (1, 2, 3)]
+    >>> loss_curve(records).get_xlabel()
+    'step'
+    """
+    ax = new_axes(ax)
+    score = _score(records)
+    train = _series(records, "train", score.key)
+    validation = _series(records, "validation", score.key)
+    ax.plot(*train, color=BLUE, lw=1.0, label="training")
+    if validation.values.size:
+        ax.plot(*validation, color=INK, lw=1.8, marker="o", ms=4, label="validation")
+    _mark_best(ax, validation, score)
+    _cut_descent(ax, [train, validation])
+    ax.set(xlabel="step", ylabel=score.label)
+    ax.legend(loc="upper right", frameon=False)
+    return tidy(ax)
+
+
+def compare_runs(
+    runs: Mapping[str, Sequence[Record]], *, ax: Axes | None = None
+) -> Axes:
+    """The validation curves of several runs, each named with its best.
+
+    `runs` maps a name to the records of a run. All are drawn in the same unit: the
+    first of bits per character, perplexity and loss that every run has.
+
+    >>> run = [{"step": 9, "split": "validation", "loss": 1.5}]
+    >>> compare_runs({"a": run, "b": run}).get_ylabel()
+    'validation loss (nats per token)'
+    """
+    ax = new_axes(ax)
+    score = _score(*runs.values())
+    colours = (INK, VERMILION, BLUE, GREEN, PURPLE, ORANGE)
+    curves = [_series(run, "validation", score.key) for run in runs.values()]
+    for index, (name, curve) in enumerate(zip(runs, curves, strict=True)):
+        best = f"{name}: best {_best(curve)[1]:.4g}" if curve.values.size else name
+        style = STYLES[index % len(STYLES)]
+        colour = colours[index % len(colours)]
+        ax.plot(*curve, color=colour, ls=style, lw=1.6, marker="o", ms=3, label=best)
+    _cut_descent(ax, curves)
+    ax.set(xlabel="step", ylabel=f"validation {score.label}")
+    ax.legend(loc="upper right", frameon=False)
+    return tidy(ax)
+
+
+def training_health(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
+    """The gradient's norm, and the learning rate below it, against the step.
+
+    A norm that climbs while the loss does not fall asks for a smaller learning
+    rate or for clipping.
+
+    >>> record = {"step": 1, "gradient_norm": 0.5, "learning_rate": 1e-3}
+    >>> training_health([record]).get_ylabel()
+    'gradient norm'
+    """
+    top, bottom = panels_of(new_axes(ax), [3, 2])
+    norm = _series(records, "train", "gradient_norm")
+    top.plot(*norm, color=BLUE, lw=1.0)
+    top.set(ylabel="gradient norm")
+    if (norm.values > 0).any():
+        top.set_yscale("log")
+        plain_logarithm(top.yaxis)
+    bottom.plot(*_series(records, "train", "learning_rate"), color=INK, lw=1.5)
+    bottom.set(xlabel="step", ylabel="learning rate")
+    bottom.set_ylim(bottom=0)
+    bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    tidy(bottom)
+    return tidy(top)
+
+
+def loss_bands(
+    runs: Mapping[str, ArrayLike],
+    *,
+    steps: ArrayLike | None = None,
+    within: tuple[float, float] = (0.25, 0.75),
+    label: str = "loss (nats per token)",
+    ax: Axes | None = None,
+) -> Axes:
+    """The loss of several seeds as a band, for each of several models.
+
+    A line is the median of the seeds at each step, and the band leaves out the best
+    and the worst quarter. A seed that diverged counts as the worst; the legend says
+    how many did.
+
+    Arguments:
+        runs: for each name the losses `[seeds, steps]`; `[steps]` is one seed.
+        steps: `[steps]`, at which step each was measured; 1, 2, 3 and so on for None.
+        within: the ends of the band, as shares of the seeds.
+        label: what is measured, and in which unit.
+
+    Errors: `ValueError` for no runs, for arrays of other shapes, and for steps that
+    do not fit.
+
+    >>> loss_bands({"LSTM": [[3.0, 2.0], [3.1, 2.2]]}).get_ylabel()
+    'loss (nats per token)'
+    """
+    ax = new_axes(ax)
+    curves = {}
+    for name, run in bands.named("runs", runs, '{"LSTM": losses}').items():
+        values = bands.rows(f'runs["{name}"]', run, "[seeds, steps] is needed")
+        at = _at(steps, values.shape[1], name)
+        lost = int((~np.isfinite(values[:, -1])).sum())
+        note = f" ({lost} of {len(values)} diverged)" if lost else ""
+        curves[f"{name}{note}"] = at, values
+    bands.draw(ax, curves, within, logarithmic=False)
+    ax.set(xlabel="step", ylabel=label)
+    return tidy(ax)
+
+
+def _at(steps: ArrayLike | None, count: int, name: str) -> NDArray[np.float64]:
+    if steps is None:
+        return np.arange(1.0, count + 1)
+    found = np.asarray(steps, float)
+    if found.shape != (count,):
+        raise ValueError(
+            f"steps has the shape {list(found.shape)}; [{count}] is needed, one for "
+            f'each loss of runs["{name}"].'
+        )
+    return found
+
+
+class _Curve(NamedTuple):
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+
+def _series(records: Sequence[Record], split: str, key: str) -> _Curve:
+    """The steps and values of `key` in one split; None becomes NaN, a gap."""
+    rows = [
+        (record["step"], np.nan if record[key] is None else record[key])
+        for record in records
+        if record.get("split", "train") == split and key in record
+    ]
+    return _Curve(*np.array(rows, dtype=float).reshape(-1, 2).T)
+
+
+def _score(*runs: Sequence[Record]) -> _Score:
+    """The first score that every run has."""
+    for score in _SCORES[:-1]:
+        if all(any(score.key in record for record in run) for run in runs):
+            return score
+    return _SCORES[-1]
+
+
+def _best(curve: _Curve) -> tuple[float, float]:
+    """(step, value) of the lowest finite value; NaN where there is none."""
+    if not np.isfinite(curve.values).any():
+        return np.nan, np.nan
+    index = np.nanargmin(curve.values)
+    return curve.steps[index], curve.values[index]
+
+
+def _mark_best(ax: Axes, curve: _Curve, score: _Score) -> None:
+    step, value = _best(curve)
+    if np.isnan(value):
+        return
+    ax.plot(step, value, marker="*", ms=13, color=VERMILION, mec=INK, ls="none")
+    right = step > 0.4 * curve.steps.max()
+    ax.annotate(
+        f"best {value:.3f} {score.unit}".rstrip() + f"\nat step {step:.0f}",
+        (step, value),
+        xytext=(-10 if right else 10, 26),
+        textcoords="offset points",
+        ha="right" if right else "left",
+        bbox={"color": "white", "alpha": 0.8, "pad": 1},
+    )
+
+
+def _cut_descent(ax: Axes, curves: Sequence[_Curve]) -> None:
+    """Give the room to what comes after the first twentieth of the steps."""
+    steps, values = np.concatenate(curves, axis=1)
+    finite = np.isfinite(values)
+    if finite.sum() < 20:
+        return
+    low, first = values[finite].min(), values[finite].max()
+    high = values[finite & (steps >= 0.05 * steps.max())].max()
+    if first - low > 1.5 * (high - low):
+        ax.set_ylim(low - 0.08 * (high - low), high + 0.05 * (high - low))
+        ax.annotate(
+            f"\u2191 from {first:.3g}",
+            (0.05 * steps.max(), 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(8, -4),
+            textcoords="offset points",
+            va="top",
+            color=QUIET,
+        )

@@ -1,0 +1,90 @@
+"""One unit of a trained cell: its life over a text."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from jaxlstm.plots.canvas import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PURPLE,
+    QUIET,
+    VERMILION,
+    new_axes,
+    panels_of,
+    tidy,
+)
+from jaxlstm.plots.symbols import per_symbol, write_symbols
+
+if TYPE_CHECKING:
+    from jaxlstm.cells.emit import Trace
+
+
+_GATE = (-0.12, 1.12)  # a gate's 0 to 1, with room for the labels of its axis
+
+
+def unit_trace(
+    symbols: Sequence[str], trace: "Trace", unit: int, *, ax: Axes | None = None
+) -> Axes:
+    """All that one unit does over a text: its gates, its cell c, its output h.
+
+    `trace` is what `unroll(..., emit=emit.trace)` gives, with arrays `[T, H]`.
+
+    >>> from jaxlstm.cells.base import Gates, LSTMState
+    >>> from jaxlstm.cells.emit import Trace
+    >>> half = np.full((3, 2), 0.5)
+    >>> trace = Trace(LSTMState(half, half), Gates(half, half, half, half))
+    >>> unit_trace("abc", trace, 1).get_title()
+    'unit 1'
+    """
+    state, gates = trace
+    units = np.shape(state.c)[-1]
+    if not 0 <= unit < units:
+        raise ValueError(f"unit must be one of 0 to {units - 1}, but is {unit}")
+    rows = (
+        ("input i", gates.i, GREEN, True),
+        ("forget f", gates.f, BLUE, True),
+        ("output o", gates.o, PURPLE, True),
+        ("candidate g", gates.g, ORANGE, False),
+        ("cell c", state.c, INK, False),
+        ("output h", state.h, VERMILION, False),
+    )
+    panels = panels_of(new_axes(ax), [1, 1, 1, 1.3, 1.6, 1.3])
+    for panel, (name, values, colour, is_gate) in zip(panels, rows, strict=True):
+        series = per_symbol(symbols, values)[:, unit]
+        _strip(panel, name, series, colour, _GATE if is_gate else _around(series))
+    panels[0].set_title(f"unit {unit}")
+    write_symbols(panels[-1], symbols)
+    return panels[0]
+
+
+def _strip(
+    ax: Axes,
+    name: str,
+    series: NDArray[np.float64],
+    colour: str,
+    limits: tuple[float, float],
+) -> None:
+    """One row of a unit's trace: a filled step line with its name at the left."""
+    edges = np.arange(series.size + 1) - 0.5
+    ax.stairs(series, edges, fill=True, color=colour, alpha=0.3, lw=0)
+    ax.stairs(series, edges, baseline=None, color=colour, lw=1.3)
+    ax.axhline(0.0, color=QUIET, lw=0.6)
+    ax.set_ylim(*limits)
+    ax.set_ylabel(name, rotation=0, ha="right", va="center")
+    ax.tick_params(axis="x", length=0)
+    ax.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    tidy(ax)
+
+
+def _around(series: NDArray[np.float64]) -> tuple[float, float]:
+    """Limits that hold the series and zero, with a little room."""
+    low, high = min(0.0, series.min()), max(0.0, series.max())
+    room = 0.08 * (high - low) or 1.0
+    return low - room * (low < 0), high + room * (high > 0 or low == 0)

@@ -1,0 +1,314 @@
+"""The pictures of what happens inside: gradients, cells, gates, scores."""
+
+import itertools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+import jaxlstm as jl
+from jaxlstm import plots
+from jaxlstm.cells.base import Gates, LSTMState
+from jaxlstm.cells.emit import Trace
+from jaxlstm.plots import canvas
+from test_plots import drawn, no_window, trace, words  # noqa: F401  (a fixture)
+
+
+@pytest.fixture
+def ax():
+    return Figure(figsize=(8, 5), layout="constrained").add_subplot()
+
+
+def lines(ax):
+    """The curves by name: what each line holds."""
+    return {line.get_label(): line for line in ax.lines}
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def luminance(colour):
+    """As a printer in black and white has it, from 0 to 1."""
+    return float(np.dot(to_rgb(colour), [0.2126, 0.7152, 0.0722]))
+
+
+# -- colours -------------------------------------------------------------------
+
+
+def test_neighbours_differ_in_black_and_white_or_in_style():
+    looks = [canvas.look(n) for n in range(25)]
+    assert len(set(looks)) == 25
+    for (one, style), (other, another) in itertools.pairwise(looks):
+        assert abs(luminance(one) - luminance(other)) > 0.07
+        assert style != another
+
+
+# -- gradients through time ----------------------------------------------------
+
+
+def test_gradient_flow_is_drawn_against_the_lag_on_a_logarithmic_axis(ax):
+    flows = {"RNN": [1e-9, 1e-3, 1.0], "LSTM": np.full((4, 3), 0.5)}
+    plots.gradient_flow(flows, ax=ax)
+    assert drawn(ax).get_yscale() == "log"
+    np.testing.assert_array_equal(lines(ax)["RNN"].get_xdata(), [2, 1, 0])
+    np.testing.assert_array_equal(lines(ax)["RNN"].get_ydata(), [1e-9, 1e-3, 1.0])
+    assert legend(ax) == ["RNN", "LSTM"]
+    assert "median of 4" in ax.get_legend().get_title().get_text()
+    assert "units of L per unit of h" in ax.get_ylabel()
+
+
+def test_a_flow_of_the_diagnostics_has_its_rows_as_seeds(ax):
+    norm = LSTMState(h=np.full((5, 3), 2.0), c=np.arange(15.0).reshape(5, 3) + 1)
+    flow = SimpleNamespace(norm=norm)
+    plots.gradient_flow({"one": flow}, of="c", against="step", ax=ax)
+    middle = np.median(norm.c, axis=1)
+    np.testing.assert_allclose(lines(drawn(ax))["one"].get_ydata(), middle)
+    np.testing.assert_array_equal(lines(ax)["one"].get_xdata(), range(5))
+    assert len(ax.collections) == 1
+
+
+def test_cells_that_were_compared_are_drawn_as_they_are(ax):
+    cells = {"LSTM": jl.lstm(), "RNN": jl.simple_rnn()}
+    drawn_weights = {
+        name: (cell, cell.init(jax.random.key(0), 2, 3)) for name, cell in cells.items()
+    }
+    flows = jl.diagnostics.compare(
+        drawn_weights, jnp.ones((6, 2)), loss=lambda state, hs: hs[-1].sum()
+    )
+    plots.gradient_flow(flows, ax=ax)
+    for name, flow in flows.items():
+        np.testing.assert_allclose(lines(ax)[name].get_ydata(), flow.norm.h)
+    with pytest.raises(ValueError, match=r'flows\["RNN"\] has no c'):
+        plots.gradient_flow(flows, of="c")
+
+
+def test_a_band_holds_the_middle_half_and_a_line_the_median(ax):
+    seeds = np.arange(1.0, 6.0)[:, None] * np.ones(3)
+    plots.gradient_flow({"a": seeds}, ax=ax)
+    (band,) = drawn(ax).collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (2.0, 4.0)
+    np.testing.assert_array_equal(lines(ax)["a"].get_ydata(), [3.0] * 3)
+
+
+def test_a_curve_that_becomes_zero_ends_and_does_not_fall(ax):
+    plots.gradient_flow({"a": [0.0, 0.0, 1e-3, 1.0]}, ax=ax)
+    shown = lines(drawn(ax))["a"].get_ydata()
+    np.testing.assert_array_equal(shown, [np.nan, np.nan, 1e-3, 1.0])
+    assert ax.get_ylim()[0] > 1e-5
+
+
+def test_the_smallest_and_largest_numbers_can_be_drawn(ax):
+    drawn(plots.gradient_flow({"a": [5e-324, 1.0, 1e300]}, ax=ax))
+    assert np.isfinite(ax.get_ylim()).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "mark"),
+    [(0.0, "exactly 0"), (np.inf, "infinite"), (np.nan, "not a number")],
+)
+def test_what_a_logarithmic_axis_cannot_show_is_marked(ax, value, mark):
+    plots.gradient_flow({"a": [1.0, value, 0.1], "b": [1.0, 1.0, 1.0]}, ax=ax)
+    assert mark in legend(drawn(ax))
+    marks = [line for line in ax.lines if line.get_transform() != ax.transData]
+    assert [list(line.get_xdata()) for line in marks if len(line.get_xdata())] == [[1]]
+
+
+def test_nothing_but_zeros_can_be_drawn(ax):
+    assert legend(drawn(plots.gradient_flow({"a": np.zeros(4)}, ax=ax))) == [
+        "a",
+        "exactly 0",
+    ]
+
+
+def test_the_carousel_stands_beside_the_truth_without_its_sign(ax):
+    product = np.array([[[0.25, 0.1]], [[0.5, 0.2]], [[1.0, 1.0]]])
+    found = SimpleNamespace(product=product, derivative=-2 * product)
+    plots.carousel(found, unit=0, ax=ax)
+    curves = lines(drawn(ax))
+    np.testing.assert_array_equal(
+        curves["product of forget gates"].get_ydata(), [0.25, 0.5, 1.0]
+    )
+    np.testing.assert_array_equal(
+        curves["|dc_T / dc_t|, the truth"].get_ydata(), [0.5, 1.0, 2.0]
+    )
+    assert ax.get_title() == "unit 0"
+
+
+def test_a_spectrum_counts_what_lies_beyond_the_circle(ax):
+    plots.spectrum(np.array([[2j, 0.5], [-0.5, 0.5j]]), ax=ax)
+    assert "largest modulus 2\n25 % beyond" in words(drawn(ax))
+    assert ax.get_aspect() == 1
+
+
+def test_lyapunov_exponents_are_ranked_and_lost_directions_marked(ax):
+    plots.lyapunov_exponents({"RNN": [[0.1, -0.5, -np.inf]] * 2}, ax=ax)
+    assert "minus infinity" in legend(drawn(ax))
+    np.testing.assert_array_equal(lines(ax)["RNN"].get_xdata(), [1, 2, 3])
+
+
+def test_loss_bands_leave_no_seed_that_diverged_unsaid(ax):
+    losses = np.linspace(3, 1, 5) + np.arange(4)[:, None] / 10
+    losses[3, 3:] = np.nan
+    plots.loss_bands({"LSTM": losses}, ax=ax)
+    assert legend(drawn(ax)) == ["LSTM (1 of 4 diverged)", "not a number"]
+    line = lines(ax)["LSTM (1 of 4 diverged)"]
+    assert line.get_ydata()[0] == pytest.approx(3.15)
+    assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
+
+
+# -- gates and cells -----------------------------------------------------------
+
+
+def test_a_signal_stands_above_the_gate_it_moved(ax):
+    signal, gate = np.sin(np.arange(20.0)), np.random.default_rng(0).random((20, 6))
+    top = plots.signal_heatmap(signal, gate, "input gate i", label="x (volt)", ax=ax)
+    panels = drawn(top).figure.axes
+    np.testing.assert_array_equal(top.lines[0].get_ydata(), signal)
+    assert top.get_ylabel() == "x (volt)"
+    assert panels[1].images[0].get_array().shape == (6, 20)
+    assert top.get_xlim() == panels[1].get_xlim()
+
+
+def test_saturation_has_a_panel_for_each_gate_and_its_mean_in_words(ax):
+    low = Gates(*(np.full(4, share) for share in (0.1, 0.2, 0.3, 0.4)))
+    high = Gates(*(np.array([0.0, 0.5, 0.25, 0.25]) for _ in range(4)))
+    top = plots.saturation((low, high), ax=ax)
+    panels = drawn(top).figure.axes
+    assert [panel.get_title(loc="left") for panel in panels] == [
+        "i: shut 10 %, open 25 %",
+        "f: shut 20 %, open 25 %",
+        "g: at -1 30 %, at 1 25 %",
+        "o: shut 40 %, open 25 %",
+    ]
+    assert panels[3].get_xlabel() == "unit, the most open f first"
+    np.testing.assert_array_equal(panels[1].patches[0].get_data().values, [0.2] * 4)
+    wide = panels[1].patches[1].get_data()
+    np.testing.assert_array_equal(1 - wide.baseline, [0.5, 0.25, 0.25, 0.0])
+
+
+def test_the_unrolled_cell_says_its_true_numbers(ax):
+    seen = trace(5, 3)
+    plots.unrolled_cell("hello", seen, 2, start=1, steps=3, ax=ax)
+    said = words(drawn(ax))
+    for t in (1, 2, 3):
+        for name in "ifo":
+            assert f"{name}\n{getattr(seen.gates, name)[t, 2]:.2f}" in said
+        assert f"g\n{seen.gates.g[t, 2]:+.2f}" in said
+        assert f"$c_{{{t}}}$\n{seen.state.c[t, 2]:+.2f}" in said
+        assert f"$h_{{{t}}}$\n{seen.state.h[t, 2]:+.2f}" in said
+    assert f"$c_{{0}}$\n{seen.state.c[0, 2]:+.2f}" in said
+    kept = seen.gates.f[1, 2] * seen.state.c[0, 2]
+    assert f"{kept:+.2f}" in said
+    assert ax.get_title() == "unit 2, steps 1 to 3"
+
+
+def test_the_line_of_the_cell_is_as_thick_as_its_number(ax):
+    one = np.ones((2, 1))
+    gates = Gates(i=0 * one, f=np.array([[1.0], [0.5]]), g=0 * one, o=one)
+    seen = Trace(LSTMState(one, np.array([[4.0], [2.0]])), gates)
+    plots.unrolled_cell([0.5, 1.5], seen, 0, steps=2, initial=(0.0, 4.0), ax=ax)
+    heights = [
+        patch.get_height()
+        for patch in drawn(ax).patches
+        if hasattr(patch, "get_height") and patch.get_zorder() == 2
+    ]
+    thick, thin = 0.03 + 0.25, 0.03 + 0.125
+    np.testing.assert_allclose(heights, [thick] * 4 + [thin] * 3)
+
+
+def test_a_negative_cell_is_a_hollow_line_and_no_zero_is_negative(ax):
+    c = np.array([[1.0], [-1.0]])
+    gates = Gates(*(np.full((2, 1), share) for share in (1.0, 0.001, -0.0, 0.5)))
+    seen = Trace(LSTMState(-0.0 * c, c), gates)
+    plots.unrolled_cell("ab", seen, 0, start=1, steps=1, ax=ax)
+    fills = [to_rgb(bar.get_facecolor()) for bar in ax.patches if bar.get_zorder() == 2]
+    white = [fill == (1.0, 1.0, 1.0) for fill in fills]
+    assert white == [False, False, True, True]
+    assert "-0.00" not in words(drawn(ax))
+
+
+def test_the_gates_of_a_diagram_are_filled_as_far_as_they_are_open(ax):
+    seen = trace(3, 2)
+    plots.unrolled_cell("abc", seen, 1, start=2, steps=1, ax=ax)
+    filled = [bar.get_height() for bar in drawn(ax).patches if bar.get_alpha()]
+    values = [getattr(seen.gates, name)[2, 1] for name in "ifgo"]
+    side = next(bar.get_height() for bar in ax.patches if not bar.get_fill())
+    wanted = {
+        side * (v / 2 if n == "g" else v) for n, v in zip("ifgo", values, strict=True)
+    }
+    np.testing.assert_allclose(sorted(filled), sorted(wanted))
+
+
+def test_the_diagram_fits_letters_to_the_room_it_has():
+    sizes = []
+    for inches in (4, 12):
+        ax = Figure(figsize=(inches, inches / 3)).add_subplot()
+        drawn(plots.unrolled_cell("abcd", trace(4, 1), 0, ax=ax))
+        sizes.append(ax.texts[0].get_fontsize())
+    assert sizes[0] < sizes[1]
+
+
+# -- scores --------------------------------------------------------------------
+
+
+def test_a_confusion_matrix_is_shaded_by_the_true_class(ax):
+    counts = [[8, 2, 0], [1, 9, 0], [0, 0, 0]]
+    plots.confusion_matrix(counts, ["cat", "dog", "$x$"], ax=ax)
+    shown = np.asarray(drawn(ax).images[0].get_array())
+    np.testing.assert_allclose(shown, [[0.8, 0.2, 0], [0.1, 0.9, 0], [0, 0, 0]])
+    assert ax.get_title() == "right: 85 % of 20"
+    assert len(ax.lines) == 1  # the class that never occurred is crossed out
+    assert {"8", "2", "1", "9"} <= set(words(ax).split())
+
+
+def test_a_fan_tells_what_its_bands_hold(ax):
+    levels = {0.05: [0.0, 0, 0, 0], 0.25: [1.0] * 4, 0.5: [2.0] * 4}
+    levels |= {0.75: [3.0] * 4, 0.95: [4.0] * 4}
+    truth = [2.0, 0.5, 9.0, np.nan]
+    plots.forecast_fan([1.0, 2.0], levels, truth=truth, label="load (kW)", ax=ax)
+    assert legend(drawn(ax))[-2:] == [
+        "90 % band, holds 66.7 %",
+        "50 % band, holds 33.3 %",
+    ]
+    np.testing.assert_array_equal(lines(ax)["history"].get_xdata(), [-1, 0])
+    shades = [luminance(band.get_facecolor()[0][:3]) for band in ax.collections]
+    assert shades[0] - shades[1] > 0.1  # the inner band is darker, in grey too
+
+
+@pytest.mark.parametrize(
+    ("draw", "sentence"),
+    [
+        (lambda: plots.gradient_flow({}), "flows is {}"),
+        (lambda: plots.gradient_flow({"a": [-1.0]}), "a norm is at least 0"),
+        (lambda: plots.gradient_flow({"a": np.ones((2, 2, 2))}), "has the shape"),
+        (lambda: plots.gradient_flow({"a": [1.0]}, of="z"), 'of is \'z\'; "h" or "c"'),
+        (
+            lambda: plots.gradient_flow({"a": [1.0]}, within=(0.9, 0.1)),
+            "low < high",
+        ),
+        (lambda: plots.spectrum([]), "at least one"),
+        (lambda: plots.spectrum([np.nan]), "1 are not"),
+        (lambda: plots.loss_bands({"a": [1.0]}, steps=[1, 2]), r"\[1\] is needed"),
+        (lambda: plots.signal_heatmap([1.0], np.ones((2, 2)), "i"), "1 steps"),
+        (lambda: plots.signal_heatmap(np.ones((2, 9)), np.ones((2, 2)), "i"), "1 to 5"),
+        (lambda: plots.unrolled_cell("ab", trace(2, 1), 1), "0 to 0, but is 1"),
+        (lambda: plots.unrolled_cell("ab", trace(2, 1), 0), "0 to 1 is needed"),
+        (
+            lambda: plots.confusion_matrix([[1]], ["a", "b"]),
+            "for each of the labels|a row",
+        ),
+        (lambda: plots.confusion_matrix([[-1]], ["a"]), "at least 0"),
+        (lambda: plots.forecast_fan([1.0], {}), "quantiles is {}"),
+        (lambda: plots.forecast_fan([1.0], {0.1: [1.0]}), "also 0.9"),
+        (lambda: plots.forecast_fan([], {0.5: [1.0]}), "history has the shape"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(draw, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        draw()
