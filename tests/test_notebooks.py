@@ -7,7 +7,15 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+STRICT = """
+import warnings
+warnings.simplefilter("error")
+"""
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def test_there_are_notebooks():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04"]
 
 
 def outputs(notebook) -> list:
@@ -20,6 +28,7 @@ def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("FAST", "1")
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     said = [
         output.text for output in outputs(notebook) if output.get("name") == "stderr"
@@ -29,9 +38,13 @@ def test_notebook_runs(path, monkeypatch):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_keeps_its_pictures_and_its_text(path):
+    """What is stored came of this text, in this order, without an error."""
     notebook = nbformat.read(path, as_version=4)
     text = jupytext.read(path.with_suffix(".py"))
     assert [cell.source for cell in notebook.cells] == [c.source for c in text.cells]
     pictures = [o for o in outputs(notebook) if "image/png" in o.get("data", {})]
     assert len(pictures) >= 1
+    assert path.stat().st_size < 1_000_000
+    counts = [cell.execution_count for cell in notebook.cells if "outputs" in cell]
+    assert counts == list(range(1, len(counts) + 1))
     assert not any(output.output_type == "error" for output in outputs(notebook))

@@ -245,6 +245,7 @@ def _flow(ax: Axes, facts: LayerFacts) -> None:
 
     plots.gradient_flow({"loss of the last prediction": facts.flow}, ax=ax)
     ax.axhline(SHARE, color="#777777", lw=1.0, ls="--")
+    ax.set_ylim(bottom=min(SHARE / 2, ax.get_ylim()[0]))
     if facts.reach >= 0:
         ax.axvline(facts.reach - 1, color="#777777", lw=1.0, ls=":")
         said = f" under {SHARE:.0%} beyond {facts.reach} steps back"
