@@ -6,9 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.peers import JAX_PEERS, MODES
-from benchmarks.tables import OURS, Result, best, per_step
+from benchmarks.tables import NATIVE, OURS, Result, best, per_step
 
-BARS = (OURS, f"{OURS} split", "best JAX peer")
+BARS = (OURS, NATIVE, f"{OURS} split", "best JAX peer")
 HATCHES = ("", "///", "...", "xxx")
 GREYS = ("0.15", "0.45", "0.7", "1.0")
 MARKERS = "os^Dv<>P*Xhd"
@@ -39,7 +39,7 @@ def ratios(result: Result) -> Figure | None:
     for axes, what in ((upper, "training"), (lower, "forward")):
         _bars(axes, result, cases, what)
     upper.legend(
-        ncols=3, frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1)
+        ncols=4, frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1)
     )
     sizes = [case.removeprefix("grid-").replace("-", ", ") for case in cases]
     lower.set_xticks(range(len(cases)), sizes, fontsize=9)
@@ -51,11 +51,11 @@ def _bars(axes: Axes, result: Result, cases: list[str], what: str) -> None:
     heights = {name: [_to_torch(result, c, what, name) for c in cases] for name in BARS}
     names = [name for name in BARS if any(heights[name])]
     for k, name in enumerate(names):
-        left = (k - (len(names) - 1) / 2) * 0.26
+        left = (k - (len(names) - 1) / 2) * 0.21
         axes.bar(
             [n + left for n in range(len(cases))],
             heights[name],
-            width=0.24,
+            width=0.2,
             label=name,
             color=GREYS[k],
             edgecolor="black",
@@ -78,7 +78,7 @@ def _to_torch(result: Result, case: str, what: str, name: str) -> float:
 def growth(result: Result) -> Figure | None:
     """Lines over T: µs for each step of a training step; None without such cases."""
     cases = result.cases("growth")
-    modes = {f"{OURS} {mode}" for mode in MODES}
+    modes = {f"{OURS} {mode}" for mode in MODES} - {NATIVE}
     names = [n for n in result.contenders(cases, "training") if n not in modes]
     if not names:
         return None

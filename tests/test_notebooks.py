@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 STRICT = """
 import warnings
 warnings.simplefilter("error")
+warnings.filterwarnings("default", module="ipykernel")  # it warns of itself at its end
 """
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -34,6 +35,7 @@ def test_notebook_runs(path, monkeypatch):
         output.text for output in outputs(notebook) if output.get("name") == "stderr"
     ]
     assert said == []
+    assert not any(output.output_type == "error" for output in outputs(notebook))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
