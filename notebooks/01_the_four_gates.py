@@ -585,9 +585,8 @@ for name, (errors, _) in long.items():
 # cells grow without end, to some 200 after 1000 steps, where those with one stay below
 # 2; and the error is ten times as large. But it is so from the beginning, in the
 # streams of the length that it learnt from: on a stream ten times as long, where the
-# usual account has it fall apart, it grows by about an eighth, if at all: compared seed
-# by seed, the interval of the late error over the early one includes 1. The network of
-# 1997 finds a way of its own to live with a cell that only ever grows.
+# usual account has it fall apart, it grows by a fifth, compared seed by seed. The
+# network of 1997 finds a way of its own to live with a cell that only ever grows.
 
 # %% [markdown]
 # ## 8. Claim: begin with the forget gates open
@@ -691,7 +690,7 @@ for (name, values), share in zip(spans.items(), np.split(right, 3), strict=True)
 # | an LSTM's gradient survives 500 steps | only with forget gates near 1 |
 # | the gradient runs on the carousel | only with forget gates near 1 |
 # | a candidate around zero learns sooner | yes, almost three times |
-# | no forget gate, no fresh start | worse from the start, hardly worse later |
+# | no forget gate, no fresh start | worse from the start, a little worse later |
 # | begin with the forget gates open | yes, and for as long as the task needs |
 #
 # ## All numbers
