@@ -232,8 +232,8 @@ MODES = [
            "return weights_first(ct, w_turned, w), None, None",
            "return weights_first(ct, w_turned, 2 * w), None, None", FIRST),
     Mutant("the rows in another order", WEIGHTS_FIRST,
-           "columns = lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)",
-           "columns = lax.optimization_barrier(x.reshape(-1, x.shape[-1])[::-1].T)",
+           "columns = lax.optimization_barrier(_table(x).T)",
+           "columns = lax.optimization_barrier(_table(x)[::-1].T)",
            FIRST),
 ]  # fmt: skip
 
