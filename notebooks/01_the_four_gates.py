@@ -41,6 +41,7 @@ import jaxlstm as jl
 
 FAST = bool(os.environ.get("FAST"))  # fewer seeds and steps: to test this notebook
 SEEDS = 4 if FAST else 20
+rng = np.random.default_rng(0)  # what the networks read; their weights come below
 
 # %% [markdown]
 # Two helpers: one that states a number, and keeps it for the table at the end; one that
@@ -124,11 +125,30 @@ plt.show()
 # those numbers is still there.
 #
 # `cell` is a record of functions; `cell.init` draws its weights. In JAX random numbers
-# come from a *key*, and the same key gives the same numbers. Arrays are never changed
-# in place: `w.at[...].set(0)` is a copy with one place changed.
+# come from a *key*, and the same key gives the same numbers. `jax.vmap` makes of a
+# function of one thing a function of many at once: here, of one key the weights of all
+# seeds, stacked along a first axis.
 
 # %%
+UNITS, FEATURES = 32, 8
+keys = jax.random.split(jax.random.key(0), SEEDS)
+
+
+def drawn(cell):
+    """The weights of a network for every seed."""
+    return jax.vmap(lambda key: cell.init(key, FEATURES, UNITS))(keys)
+
+
 cell = jl.lstm()
+networks = drawn(cell)
+networks.w_h.shape  # seeds, hidden state that is read, gate, units
+
+# %% [markdown]
+# To hold a gate at σ(z) we put zeros in place of its weights and z in place of its
+# bias. Arrays in JAX are never changed in place: `w.at[...].set(0)` is a copy with some
+# places changed.
+
+# %%
 INPUT, FORGET = jl.initializers.INPUT, jl.initializers.FORGET
 
 
@@ -146,45 +166,34 @@ def hold(params, gate, z):
 # held shut, and with the input gate at work, so that new things are written as well.
 
 # %%
-UNITS, FEATURES = 64, 8
-
-
-def what_is_left(key, z_forget, shut):
-    """The cell state before and after 100 steps of noise."""
-    for_weights, for_cell, for_noise = jax.random.split(key, 3)
-    params = hold(cell.init(for_weights, FEATURES, UNITS), FORGET, z_forget)
-    params = hold(params, INPUT, -100.0) if shut else params
-    before = jax.random.normal(for_cell, (UNITS,))
-    noise = jax.random.normal(for_noise, (100, FEATURES))
+def cell_after(params, before, noise):
+    """The cell state after the noise, from the one before it."""
     after, _ = jl.unroll(cell, params, noise, jl.LSTMState(h=0.0, c=before))
-    return before, after.c
+    return after.c
+
+
+def what_is_left(params, before, noise, z):
+    """Share of the old cell kept (input gate shut), correlation with it (at work)."""
+    params = hold(params, FORGET, z)
+    after = cell_after(hold(params, INPUT, -100.0), before, noise)
+    share = (after * before).sum() / (before * before).sum()
+    after = cell_after(params, before, noise)
+    return share, jnp.corrcoef(before, after)[0, 1]
 
 
 # %% [markdown]
-# `jax.vmap` makes of a function of one seed a function of many seeds at once, and
-# `jax.jit` compiles it. Here: all seeds, for each of seven settings of the forget gate.
+# Once more `jax.vmap`: over the settings of the forget gate, for which all else is the
+# same (`None`), and over the seeds. `jax.jit` compiles the whole.
 
 # %%
 openness = np.array([0.0, 0.5, 0.9, 0.97, 0.99, 0.999, 1.0], np.float32)
 settings = jax.scipy.special.logit(openness)  # σ(setting) = openness
-keys = jax.random.split(jax.random.key(0), SEEDS)
+before = np.float32(rng.normal(size=(SEEDS, UNITS)))
+noise = np.float32(rng.normal(size=(SEEDS, 500, FEATURES)))
 
-
-@jax.jit
-def all_seeds(settings, keys):
-    """For each seed and setting: share kept (gate shut), correlation (at work)."""
-
-    def one(key, z):
-        before, after = what_is_left(key, z, shut=True)
-        share = (after * before).sum() / (before * before).sum()
-        before, after = what_is_left(key, z, shut=False)
-        return share, jnp.corrcoef(before, after)[0, 1]
-
-    over_settings = jax.vmap(one, in_axes=(None, 0))
-    return jax.vmap(over_settings, in_axes=(0, None))(keys, settings)
-
-
-share, correlation = all_seeds(settings, keys)
+over_settings = jax.vmap(what_is_left, in_axes=(None, None, None, 0))
+all_seeds = jax.jit(jax.vmap(over_settings, in_axes=(0, 0, 0, None)))
+share, correlation = all_seeds(networks, before, noise[:, :100], settings)
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 3.8))
@@ -225,24 +234,16 @@ state_number("f = 1, input gate at work: correlation", correlation[:, -1])
 pushes = np.arange(14.0, 33.0, 2.0, dtype=np.float32)
 
 
-@jax.jit
-def unchanged(keys, pushes):
-    """For each seed and push: the share of units whose bits are the same."""
-
-    def one(key, push):
-        for_weights, for_cell, for_noise = jax.random.split(key, 3)
-        params = cell.init(for_weights, FEATURES, UNITS)
-        params = hold(hold(params, INPUT, -push), FORGET, push)
-        before = jax.random.normal(for_cell, (UNITS,))
-        noise = jax.random.normal(for_noise, (500, FEATURES))
-        after, _ = jl.unroll(cell, params, noise, jl.LSTMState(h=0.0, c=before))
-        bits = [jax.lax.bitcast_convert_type(c, jnp.uint32) for c in (before, after.c)]
-        return (bits[0] == bits[1]).mean()
-
-    return jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))(keys, pushes)
+def pushed(params, before, noise, push):
+    """The cell state after the noise, with both gates closed so far."""
+    closed = hold(hold(params, INPUT, -push), FORGET, push)
+    return cell_after(closed, before, noise)
 
 
-same = np.asarray(unchanged(keys, pushes))
+over_pushes = jax.vmap(pushed, in_axes=(None, None, None, 0))
+all_seeds = jax.jit(jax.vmap(over_pushes, in_axes=(0, 0, 0, None)))
+after = np.asarray(all_seeds(networks, before, noise, pushes))  # [seed, push, unit]
+same = (after.view(np.uint32) == before[:, None].view(np.uint32)).mean(-1)
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 3.4))
@@ -276,7 +277,7 @@ assert (at[30.0] == 1).all()  # every unit of every seed, bit for bit
 # %%
 STEPS_BACK = 500
 TINY = 1e-120
-networks = {
+contestants = {
     "RNN": (jl.simple_rnn(), jl.simple_rnn()),
     "GRU": (jl.gru(), jl.gru()),
     "LSTM, forget bias 1": (jl.lstm(), jl.lstm()),
@@ -288,10 +289,7 @@ networks = {
 def flow_of(cell):
     """A compiled function: for each seed, log10 of the gradient's norm, by lag."""
 
-    def one(key, params):
-        for_noise, for_loss = jax.random.split(key)
-        noise = jax.random.normal(for_noise, (STEPS_BACK + 1, FEATURES))
-        mixture = jax.random.normal(for_loss, (32,))
+    def one(params, noise, mixture):
         flow = jl.diagnostics.gradient_flow(
             cell, params, noise, loss=lambda state, hs: hs[-1] @ mixture
         )
@@ -301,14 +299,14 @@ def flow_of(cell):
 
 
 # %%
+noise = rng.normal(size=(SEEDS, STEPS_BACK + 1, FEATURES))
+mixtures = rng.normal(size=(SEEDS, UNITS))
 norms, compiled = {}, {}
-with jax.enable_x64(True):
-    for name, (runs_as, begins_as) in networks.items():
+for name, (runs_as, begins_as) in contestants.items():
+    params = jax.tree.map(np.float64, drawn(begins_as))
+    with jax.enable_x64(True):
         flow = compiled.setdefault(runs_as, flow_of(runs_as))
-        params = jax.vmap(
-            lambda key, cell=begins_as: cell.init(key, FEATURES, 32, dtype=float)
-        )(keys)
-        norms[name] = np.asarray(flow(keys, params))
+        norms[name] = np.asarray(flow(params, noise, mixtures))
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 4.6))
@@ -339,23 +337,24 @@ for name, norm in norms.items():
 BACK = 100
 
 
-def compared(name):
-    """The product's share of the truth, the product, and the truth; by seed and lag."""
-    runs_as, begins_as = networks[name]
-
-    def one(key):
-        noise = jax.random.normal(key, (BACK + 1, FEATURES))
-        found = jl.diagnostics.carousel(
-            runs_as, begins_as.init(key, FEATURES, 32), noise
-        )
-        product = jnp.sqrt((found.product**2).sum(-1))[::-1]  # over the units
-        return product / found.norm[::-1], product, found.norm[::-1]
-
-    return [np.asarray(values) for values in jax.jit(jax.vmap(one))(keys)]
+@jax.jit
+@jax.vmap
+def compared(params, noise):
+    """The product's share of the truth, the product, and the truth, by lag."""
+    found = jl.diagnostics.carousel(jl.lstm(), params, noise)
+    product = jnp.sqrt((found.product**2).sum(-1))[::-1]  # over the units
+    return product / found.norm[::-1], product, found.norm[::-1]
 
 
-share_bias_1, *both_bias_1 = compared("LSTM, forget bias 1")
-share_chrono, *both_chrono = compared("LSTM, chrono")
+def of_all_seeds(name):
+    """What is compared, as arrays [seed, lag]."""
+    params = drawn(contestants[name][1])
+    found = compared(params, np.float32(noise[:, : BACK + 1]))
+    return [np.asarray(values) for values in found]
+
+
+share_bias_1, *both_bias_1 = of_all_seeds("LSTM, forget bias 1")
+share_chrono, *both_chrono = of_all_seeds("LSTM, chrono")
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
@@ -406,27 +405,35 @@ def answer(cell, params, xs):
 def train(cell, params, draw_batch, updates, sequences=16):
     """Train all seeds at once; the trained weights, and the losses [seeds, updates]."""
 
-    def loss(params, key):
-        xs, wanted, counts = draw_batch(key, sequences)
-        return (
-            ((answer(cell, params, xs) - wanted) ** 2) * counts
-        ).sum() / counts.sum()
+    def loss(params, xs, wanted, counts):
+        errors = (answer(cell, params, xs) - wanted) ** 2
+        return (errors * counts).sum() / counts.sum()
 
     @jax.jit
     @jax.vmap
-    def update(params, memory, key):
-        error, gradient = jax.value_and_grad(loss)(params, key)
+    def update(params, memory, batch):
+        error, gradient = jax.value_and_grad(loss)(params, *batch)
         changes, memory = optimizer.update(gradient, memory, params)
         return optax.apply_updates(params, changes), memory, error
 
+    seeds = len(jax.tree.leaves(params)[0])
+    rng = np.random.default_rng(1)  # the same data for every network that is compared
     memory, losses = jax.vmap(optimizer.init)(params), []
-    for step_key in jax.random.split(jax.random.key(1), updates):
-        seeds = len(jax.tree.leaves(params)[0])
-        params, memory, error = update(
-            params, memory, jax.random.split(step_key, seeds)
-        )
+    for _ in range(updates):
+        batch = draw_batch(rng, (seeds, sequences))
+        params, memory, error = update(params, memory, batch)
         losses.append(np.asarray(error))
     return params, np.stack(losses, 1)
+
+
+def in_time(first, second, wanted, counts):
+    """A batch, time first: inputs [seeds, steps, rows, 2], wanted and where it counts.
+
+    The arguments are [seeds, rows, steps].
+    """
+    first, *rest = np.broadcast_arrays(first, second, wanted, counts)
+    turned = [np.float32(array).swapaxes(1, 2) for array in (first, *rest)]
+    return np.stack(turned[:2], -1), turned[2], turned[3]
 
 
 def smooth(losses, width=20):
@@ -447,16 +454,14 @@ def smooth(losses, width=20):
 
 
 # %%
-def adding(key, sequences, steps=30):
+def adding(rng, rows, steps=30):
     """Numbers with two marks; what is wanted, and where it counts: at the last step."""
-    for_numbers, first, second = jax.random.split(key, 3)
-    numbers = jax.random.uniform(for_numbers, (steps, sequences), minval=-1, maxval=1)
-    early = jax.random.randint(first, (sequences,), 0, steps // 2)
-    late = jax.random.randint(second, (sequences,), steps // 2, steps)
-    marks = jax.nn.one_hot(early, steps, axis=0) + jax.nn.one_hot(late, steps, axis=0)
-    wanted = jnp.broadcast_to((numbers * marks).sum(0), numbers.shape)
-    counts = jnp.zeros_like(numbers).at[-1].set(1.0)
-    return jnp.stack([numbers, marks], -1), wanted, counts
+    numbers = rng.uniform(-1, 1, (*rows, steps))
+    early, late = rng.integers(0, steps // 2, (2, *rows)) + [[[0]], [[steps // 2]]]
+    at = np.arange(steps)
+    marks = (at == early[..., None]) | (at == late[..., None])
+    wanted = (numbers * marks).sum(-1, keepdims=True)
+    return in_time(numbers, marks, wanted, at == steps - 1)
 
 
 def shifted(x):
@@ -520,19 +525,15 @@ state_number(
 
 
 # %%
-def since_the_mark(key, sequences, steps=100):
+def since_the_mark(rng, rows, steps=100):
     """±1 and marks; wanted: the sum since the last mark, divided by 3."""
-    for_numbers, for_marks = jax.random.split(key)
-    numbers = jax.random.rademacher(for_numbers, (steps, sequences), jnp.float32)
-    marks = jax.random.bernoulli(for_marks, 0.1, (steps, sequences))
-
-    def add(total, step):
-        number, mark = step
-        total = jnp.where(mark, 0.0, total) + number
-        return total, total
-
-    _, sums = jax.lax.scan(add, jnp.zeros(sequences), (numbers, marks))
-    return jnp.stack([numbers, marks], -1), sums / 3, jnp.ones_like(sums)
+    numbers = rng.choice([-1, 1], (*rows, steps))
+    marks = rng.random((*rows, steps)) < 0.1
+    sums = np.zeros((*rows, steps))
+    for t in range(steps):
+        before = np.where(marks[..., t], 0, sums[..., t - 1] if t else 0)
+        sums[..., t] = before + numbers[..., t]
+    return in_time(numbers, marks, sums / 3, 1)
 
 
 cells = {"with forget gate": jl.lstm(), "without (1997)": jl.classic_lstm()}
@@ -553,13 +554,13 @@ def on_a_long_stream(cell, params, steps=1000):
 
     @jax.jit
     @jax.vmap
-    def one(params, key):
-        xs, wanted, _ = since_the_mark(key, 32, steps)
+    def one(params, xs, wanted):
         _, states = jl.unroll(cell, params[0], xs, emit=jl.emit.states)
         said = head.apply(params[1], states.h)[1][..., 0]
         return ((said - wanted) ** 2).mean(-1), jnp.abs(states.c).mean((-2, -1))
 
-    return [np.asarray(values) for values in one(params, keys)]
+    xs, wanted, _ = since_the_mark(np.random.default_rng(2), (SEEDS, 32), steps)
+    return [np.asarray(values) for values in one(params, xs, wanted)]
 
 
 long = {name: on_a_long_stream(cells[name], trained[name]) for name in cells}
@@ -600,14 +601,12 @@ for name, (errors, _) in long.items():
 LAG = 100
 
 
-def recall(key, sequences):
+def recall(rng, rows):
     """A sign, then noise; wanted: the sign, at the last step."""
-    for_noise, for_sign = jax.random.split(key)
-    sign = jax.random.rademacher(for_sign, (sequences,), jnp.float32)
-    numbers = jax.random.normal(for_noise, (LAG + 1, sequences)).at[0].set(sign)
-    first = jnp.zeros_like(numbers).at[0].set(1.0)
-    wanted = jnp.broadcast_to(sign, numbers.shape)
-    return jnp.stack([numbers, first], -1), wanted, first[::-1]
+    numbers = rng.normal(size=(*rows, LAG + 1))
+    numbers[..., 0] = sign = rng.choice([-1, 1], rows)
+    at = np.arange(LAG + 1)
+    return in_time(numbers, at == 0, sign[..., None], at == LAG)
 
 
 # %% [markdown]
@@ -627,14 +626,14 @@ begun = {name: begin(cell, keys) for name, cell in biases.items()}
 
 @jax.jit
 @jax.vmap
-def memories(params, key):
+def memories(params, xs):
     """The timescale of every unit while reading a batch."""
-    xs, _, _ = recall(key, 8)
     _, trace = jl.unroll(jl.lstm(), params[0], xs, emit=jl.emit.trace)
     return jl.diagnostics.timescales(trace.gates)
 
 
-spans = {name: np.asarray(memories(params, keys)) for name, params in begun.items()}
+xs, _, _ = recall(rng, (SEEDS, 8))
+spans = {name: np.asarray(memories(params, xs)) for name, params in begun.items()}
 UPDATES = 40 if FAST else 160
 together = jax.tree.map(lambda *each: jnp.concatenate(each), *begun.values())
 after, losses = train(jl.lstm(), together, recall, UPDATES)
@@ -644,13 +643,13 @@ recall_losses = dict(zip(biases, np.split(losses, 3), strict=True))
 # %%
 @jax.jit
 @jax.vmap
-def share_right(params, key):
+def share_right(params, xs, wanted):
     """The share of 512 new sequences of which the sign is right."""
-    xs, wanted, _ = recall(key, 512)
     return ((answer(jl.lstm(), params, xs) * wanted)[-1] > 0).mean()
 
 
-right = share_right(after, jax.random.split(jax.random.key(2), 3 * SEEDS))
+xs, wanted, _ = recall(np.random.default_rng(2), (3 * SEEDS, 512))
+right = share_right(after, xs, wanted)
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 for (name, values), colour, hatch in zip(
     spans.items(), COLOURS, ["", "///", "..."], strict=False

@@ -47,8 +47,18 @@ def assert_bits(ours, theirs) -> None:
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("name", LAYERS)
+def also(*cases):
+    """Cases that take their turn with the thorough ones."""
+    return [pytest.param(*case, marks=pytest.mark.thorough) for case in cases]
+
+
+EVERY_HOW = [(name, how) for name in LAYERS for how in HOW]
+FIRST = [case for case in EVERY_HOW if "both" in case or "noisy" in case]
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), FIRST + also(*(case for case in EVERY_HOW if case not in FIRST))
+)
 def test_tape_names_every_layer_and_changes_no_bit(name, how):
     layer, xs = LAYERS[name], inputs()
     params = drawn(layer)
@@ -73,11 +83,19 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("mode", ["adjoint", "adjoint/lean"])
-@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-@pytest.mark.parametrize("size", [12, 64])  # 12 is no multiple of a vector's lanes
-def test_trace_changes_no_bit_of_the_fast_engine(cell, size, mode):
-    params, xs = cell.init(jax.random.key(0), D, size), inputs()
+SIZES = 12, 64  # 12 is no multiple of a vector's lanes
+MODES = "adjoint", "adjoint/lean"
+EVERY = [(name, size, mode) for name in CELLS for size in SIZES for mode in MODES]
+QUICK = [case for case in EVERY if case[1:] == (12, "adjoint") or case[0] == "lstm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mode"),
+    QUICK + also(*(case for case in EVERY if case not in QUICK)),
+)
+def test_trace_changes_no_bit_of_the_fast_engine(name, size, mode):
+    cell, xs = CELLS[name], inputs()
+    params = cell.init(jax.random.key(0), D, size)
 
     def run(params, xs, emit):
         return jl.unroll(cell, params, xs, engine=mode, emit=emit)

@@ -68,12 +68,17 @@ def draw(
     *,
     logarithmic: bool,
 ) -> None:
-    """Curves by name, each `xs [N]` and `values [S, N]`, with marks and a legend."""
+    """Curves by name, each `xs [N]` and `values [S, N]`, with marks and a legend.
+
+    The axis reaches as far as what is drawn, not as far as every row.
+    """
     values = {name: curve[1] for name, curve in curves.items()}
-    ends = limits(values, 0.0 if logarithmic else -np.inf)
+    bands = {name: over_rows(rows, within) for name, rows in values.items()}
+    drawn = {name: np.concatenate(band) for name, band in bands.items()}
+    ends = limits(drawn, 0.0 if logarithmic else -np.inf)
     used = set()
     for index, (name, (xs, rows)) in enumerate(curves.items()):
-        _curve(ax, xs, over_rows(rows, within), index, name, ends)
+        _curve(ax, xs, bands[name], index, name, ends)
         used |= _mark(ax, xs, rows, index, logarithmic)
     for mark in sorted(used):
         ax.plot([], [], mark.shape, color=QUIET, mfc="none", ms=5, label=mark.name)

@@ -32,7 +32,9 @@ def unrolled_cell(
 
     The line of the cell is as thick as its number is large, and hollow where that is
     negative: what the forget gate lets go of makes it thinner. A gate is filled as far
-    as it is open; g, between -1 and 1, from the middle.
+    as it is open; g, between -1 and 1, from the middle. Where c_t is not that sum, as
+    in a cell that clips its state or lets units keep it (zoneout), at a reset, and at a
+    step that does not happen, the numbers under the line do not add up to it.
 
     Arguments:
         symbols: the T inputs: symbols of a text, or numbers.
