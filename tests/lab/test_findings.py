@@ -165,6 +165,23 @@ def test_gates_that_a_symbol_switches():
     assert found[0].score == pytest.approx(0.8)
 
 
+def test_a_gate_that_drifts_is_not_switched_by_a_symbol_of_one_place():
+    """Long open, long shut; the symbol occurs only where it happens to be open."""
+    symbols = np.full(SIZE, "a")
+    for half in 0, SIZE // 2:
+        symbols[half + 100 : half + 110] = "?"
+    drifting = np.tile(np.repeat([1.0, 0.0, 0.0], 500), SIZE // 1500)[:, None]
+    rng = np.random.default_rng(0)
+    random = np.where(symbols == "?", 1.0, rng.random(SIZE) < 0.3)[:, None]
+    columns = features.of_symbols(symbols.tolist(), np.arange(SIZE))
+    (mark,) = (column for column in columns if column.symbol == "?")
+    gate, chance = drifting.astype(np.float32), random.astype(np.float32)
+    assert findings.switched([mark], {"i": gate}, [Unit(0, 0)]) == []
+    (found,) = findings.switched([mark], {"i": chance}, [Unit(0, 0)])
+    assert found.score == pytest.approx(0.7, abs=0.05)
+    assert 0 < found.chance < 0.6
+
+
 def test_scores_are_auc_and_rank_correlation():
     rng = np.random.default_rng(0)
     unit = rng.integers(0, 5, (60, 1)).astype(float)  # with ties

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import jaxlstm as jl
-from jaxlstm.lab import cli, inspection
+from jaxlstm.lab import cli, inspection, readings
 from jaxlstm.lab import config as configs
 from jaxlstm.lab.data import read
 from jaxlstm.lab.errors import BadInput
@@ -205,6 +205,17 @@ def test_texts_that_are_refused(model, tmp_path, monkeypatch, options, wanted):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait, caf\xe9 noir")
     with pytest.raises(BadInput, match=wanted):
         inspection.inspect("run", **options)
+
+
+def test_the_line_end_that_ends_a_file_is_no_symbol_of_the_text(model, book, tmp_path):
+    book.write_text(tiny.text().strip())
+    made, file = model(), tmp_path / "mine.txt"
+    file.write_text("the cell keeps what its gates let in\n")
+    read = readings.file_text(made, file)
+    assert "".join(read.symbols) == "the cell keeps what its gates let in"
+    file.write_text("the cell keeps\nwhat its gates let in\n")
+    with pytest.raises(BadInput, match="a line end at line 1, column 15"):
+        readings.file_text(made, file)
 
 
 def test_data_that_are_gone_ask_for_a_text(model, book):

@@ -52,7 +52,7 @@ class Finding(NamedTuple):
     score      D on the second half, below 0 where the unit is low; of a gate by how
                much more it is open, or shut, there than elsewhere
     memory     D on the second half beyond what the symbol being read tells
-    chance     the largest D that any unit reaches with the text shifted
+    chance     the largest score that any unit reaches with the text shifted
     holds      whether it is reported
     sentence   all of it in words
     facts      further numbers that the sentence has
@@ -104,11 +104,8 @@ class Half(NamedTuple):
 
     def chance(self) -> Floats:
         """For each column the largest D of any unit over several shifts, `[K]`."""
-        size = len(self.ranks)
-        steps = np.linspace(size // 8, size - size // 8, SHIFTS).astype(int)
-        return np.max(
-            [abs(self.weights.T @ np.roll(self.ranks, n, 0)).max(1) for n in steps], 0
-        )
+        shifted = _shifted(self.ranks)
+        return np.max([abs(self.weights.T @ ranks).max(1) for ranks in shifted], 0)
 
 
 def search(
@@ -229,13 +226,16 @@ def switched(
 ) -> list[Finding]:
     """Gates that stand open, or shut, on one symbol and not elsewhere.
 
+    Chosen on the first half and judged on the second, as what units hold is: there the
+    gap must be `GAP` and wider than that of any unit when the text is shifted.
+
     Arguments:
         features: the columns of single symbols, `[N]`.
         gates: `[N, U]` each, by letter.
         units: U names.
         most: how many for each gate, those with the widest gap.
 
-    >>> at = np.arange(100) % 5 == 0
+    >>> at = np.random.default_rng(0).random(100) < 0.2
     >>> gate = np.where(at, 0.9, 0.1)[:, None]
     >>> found = switched([Feature("", at, "(")], {"i": gate}, [Unit(0, 3)])
     >>> found[0].sentence
@@ -253,32 +253,46 @@ def _switched(
 ) -> list[Finding]:
     """For each symbol the unit whose gap is widest on the first half, widest first."""
     sign = SWITCHES[letter][1]
-    first, second = np.array_split(np.arange(len(gate)), [len(gate) // 2])
+    first, second = np.array_split(gate, [len(gate) // 2])
     found = []
     for feature in features:
-        at = np.asarray(feature.values, bool)
-        if min(at[first].sum(), at[second].sum()) < EPISODES:
+        before, at = np.array_split(np.asarray(feature.values, bool), [len(first)])
+        if not all(EPISODES <= half.sum() < len(half) for half in (before, at)):
             continue
-        chosen, judged = (sign * _gap(gate[half], at[half]) for half in (first, second))
+        chosen, judged = sign * _gap(first, before), sign * _gap(second, at)
         unit = int(chosen.argmax())
-        if min(chosen[unit], judged[unit]) >= GAP:
-            finding = _gate_finding(letter, feature, gate[:, unit], units[unit])
-            found.append((chosen[unit], finding._replace(score=float(judged[unit]))))
+        if min(chosen[unit], judged[unit]) < GAP:
+            continue
+        chance = max(float((sign * _gap(second, s)).max()) for s in _shifted(at))
+        if judged[unit] > chance:
+            finding = _gate_finding(letter, feature, second[:, unit], at, units[unit])
+            finding = finding._replace(score=float(judged[unit]), chance=chance)
+            found.append((chosen[unit], finding))
     return [finding for _, finding in sorted(found, key=lambda pair: -pair[0])]
 
 
 def _gap(gate: Floats, at: Flags) -> Floats:
     """By how much a gate is more open there than elsewhere, `[U]`."""
-    return gate[at].mean(0) - gate[~at].mean(0) if not at.all() else 0 * gate[0]
+    there = gate[at].sum(0, dtype=float)
+    number = at.sum()
+    return there / number - (gate.sum(0, dtype=float) - there) / (len(at) - number)
 
 
-def _gate_finding(letter: str, feature: Feature, gate: Floats, unit: Unit) -> Finding:
-    at = np.asarray(feature.values, bool)
+def _gate_finding(
+    letter: str, feature: Feature, gate: Floats, at: Flags, unit: Unit
+) -> Finding:
     there, elsewhere = float(gate[at].mean()), float(gate[~at].mean())
     name = symbol_name(feature.symbol or "")
     words = f"{SWITCHES[letter][0]} on {name} ({there:.2f}; {elsewhere:.2f} elsewhere)"
     facts = {"there": there, "elsewhere": elsewhere}
     return Finding("gate", unit, feature, 0.0, 0.0, 0.0, True, words, facts)
+
+
+def _shifted(values: NDArray[Any]) -> list[NDArray[Any]]:
+    """The rows moved along by several lags, those that leave the end to the front."""
+    size = len(values)
+    lags = np.linspace(size // 8, size - size // 8, SHIFTS).astype(int)
+    return [np.roll(values, lag, 0) for lag in lags]
 
 
 # -- ranks -------------------------------------------------------------------

@@ -308,14 +308,15 @@ def _as_json(model: Trained, found: Inspection, watched: Watched) -> dict[str, A
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    state = finding.kind == "state"
+    beyond = {"memory": finding.memory} if finding.kind == "state" else {}
     return {
         "kind": finding.kind,
         "layer": finding.place.layer + 1,
         "unit": finding.place.unit,
         "feature": finding.feature.phrase,
         "score": finding.score,
-        **({"memory": finding.memory, "chance": finding.chance} if state else {}),
+        **beyond,
+        "chance": finding.chance,
         **finding.facts,
         "sentence": finding.sentence,
     }

@@ -129,7 +129,11 @@ def file_text(trained: Trained, path: str | Path) -> Text:
                 f"--input: {quoted(path)} is not {encoding} ({error.reason}); convert "
                 "it to that"
             ) from None
-    return given_text(trained, text.removeprefix("\ufeff"), f"--input {path}")
+    text = text.removeprefix("\ufeff")
+    vocabulary = trained.vocabulary
+    if vocabulary.kind == "character" and "\n" not in vocabulary.symbols:
+        text = text.removesuffix("\n")
+    return given_text(trained, text, f"--input {path}")
 
 
 def _text(trained: Trained, tokens: NDArray[np.int32], source: str) -> Text:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlstm.lab.features import symbol_name
-from jaxlstm.lab.findings import BEYOND, ENOUGH, Finding, Search, Unit
+from jaxlstm.lab.findings import BEYOND, ENOUGH, GAP, PLAIN, Finding, Search, Unit
 from jaxlstm.lab.readings import FLOW_ROWS, SHARE, LayerFacts
 
 Floats = NDArray[np.floating]
@@ -259,7 +259,7 @@ def _nothing(search: Search, several: bool) -> str:
 def _method(page: Page) -> str:
     parts = [DEFINITIONS]
     if page.search is not None:
-        parts.append(_searching(page.search))
+        parts += [_searching(page.search), *([_SWITCHING] if page.switched else [])]
     parts.append(
         "**Gradients reach** k steps back: k is the largest number of steps for which "
         "the gradient of the last prediction's loss with respect to what the units "
@@ -272,6 +272,14 @@ def _method(page: Page) -> str:
         "is above 0.99."
     )
     return "\n\n".join(parts)
+
+
+_SWITCHING = (
+    "**Opens or shuts a gate on** a symbol: on one half of the text the unit whose "
+    "gate differs most between the symbol and all others is chosen; on the other the "
+    "two means, which are told, must differ by "
+    f"{GAP} and by more than those of any unit when the text is shifted."
+)
 
 
 def _searching(search: Search) -> str:
@@ -287,5 +295,7 @@ def _searching(search: Search) -> str:
         "reaches when the text is shifted against the units. Reported is what reaches "
         f"{50 * (1 + ENOUGH):.0f} times in 100 (of amounts a correlation of "
         f"{ENOUGH}), {50 * (1 + BEYOND):.0f} ({BEYOND}) beyond the symbol, and is more "
-        "than chance; each unit, and what says the same, once."
+        "than chance; each unit, and what says the same, once. Of two things that a "
+        f"unit goes with about equally well (within {PLAIN} of D = 2 · times / 100 - 1) "
+        "the more plainly said is taken."
     )
