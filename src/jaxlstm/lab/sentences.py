@@ -296,6 +296,6 @@ def _searching(search: Search) -> str:
         f"{50 * (1 + ENOUGH):.0f} times in 100 (of amounts a correlation of "
         f"{ENOUGH}), {50 * (1 + BEYOND):.0f} ({BEYOND}) beyond the symbol, and is more "
         "than chance; each unit, and what says the same, once. Of two things that a "
-        f"unit goes with about equally well (within {PLAIN} of D = 2 · times / 100 - 1) "
-        "the more plainly said is taken."
+        f"unit goes with about equally well (within {50 * PLAIN:g} times in 100) the "
+        "more plainly said is taken."
     )
