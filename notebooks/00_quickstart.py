@@ -41,9 +41,22 @@ from matplotlib import pyplot as plt
 
 import jaxlstm as jl
 
-STEPS = 60 if os.environ.get("FAST") else 600
+STEPS = 60 if os.environ.get("FAST", "0") != "0" else 600
 
 # %% [markdown]
+# ## JAX in five lines
+#
+# - `jnp` is NumPy on other engines: the same functions, on a CPU, GPU or TPU. Its
+#   arrays never change in place.
+# - Random numbers come from a *key*, `jax.random.key(0)`. The same key gives the same
+#   numbers; `jax.random.split` makes several keys out of one.
+# - `jax.value_and_grad(f)` is a function that gives `f` and its derivative by the first
+#   argument.
+# - `jax.jit(f)` compiles `f` when it is first called. What `f` would change it has to
+#   take as an argument and give back: parameters, state, the optimiser's memory.
+# - A model's parameters are arrays in named records, lists and dicts, to look at and to
+#   change like any other.
+#
 # ## One step
 #
 # A cell is a record of pure functions. `init` draws parameters, `project` does what
@@ -62,8 +75,9 @@ print("forget gate", gates.f)
 print("cell state ", state.c)
 
 # %% [markdown]
-# The forget gates stand around 0.73 because their bias begins at 1, and σ(1) = 0.73: an
-# untrained LSTM remembers before it has learnt what to forget.
+# The forget gates stand around 0.73 on average, because their bias begins at 1 and σ(1)
+# is 0.73; the input moves each of them. An untrained LSTM remembers before it has
+# learnt what to forget.
 #
 # ## A whole sequence
 #
@@ -82,7 +96,8 @@ print("its final state is that of step 4:", bool((state.h[1] == hs[3, 1]).all())
 # ## The text
 #
 # Some files of the standard library, cut into 32 streams that run side by side. Batch
-# *n + 1* of a stream goes on where batch *n* ended, so the state can be carried over.
+# *n + 1* of a stream goes on where batch *n* ended, so the state can be carried over,
+# up to the end of the text, where it begins anew.
 
 # %%
 library = Path(sysconfig.get_path("stdlib"))
@@ -114,8 +129,10 @@ print(text[:200])
 # %% [markdown]
 # ## The model, and one step of training
 #
-# Layers are put together by `serial`. The loss of a batch, its gradient, an update by
-# Optax: that is all, and `jax.jit` compiles it.
+# Layers are put together by `serial`. `model.apply(params, inputs, state)` gives the
+# state after the inputs, and the outputs. The loss of a batch, its gradient, an update
+# by Optax: that is all, and `jax.jit` compiles it. (`has_aux=True`: the loss comes with
+# something that has no part in the derivative, here the state.)
 
 # %%
 model = jl.serial(
@@ -150,7 +167,8 @@ for step in range(STEPS):
     records.append({"step": step, "split": "train", "bits_per_character": float(bits)})
 
 print(f"{records[0]['bits_per_character']:.2f} bits per character before training")
-print(f"{records[-1]['bits_per_character']:.2f} after {STEPS} steps")
+last = np.mean([record["bits_per_character"] for record in records[-50:]])
+print(f"{last:.2f} in the last 50 of {STEPS} steps")
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 4))
@@ -163,16 +181,21 @@ plt.show()
 #
 # ## Let it write
 #
-# Streaming is the same function with the state fed back: one character goes in, the
-# odds of the next come out.
+# Streaming is the same function with the state fed back: one character goes in, as a
+# sequence of one step, and the odds of the next come out. The *temperature* makes
+# likely characters more likely where it is below 1, and the text more of a surprise
+# above.
 
 
 # %%
+TEMPERATURE = 0.6
+
+
 @jax.jit
 def write_one(params, state, token, key):
     """The state after a token, and a token drawn from what the model expects next."""
     state, logits = model.apply(params, token[None], state)
-    return state, jax.random.categorical(key, logits[0] / 0.6)
+    return state, jax.random.categorical(key, logits[0] / TEMPERATURE)
 
 
 state, token, written = None, jnp.array(alphabet.index("\n")), []
@@ -184,21 +207,24 @@ print("".join(written))
 # %% [markdown]
 # ## Look inside
 #
-# `emit=jl.emit.trace` stacks every gate and every state of every step. Here is the
-# forget gate of all 128 units while the model reads a line: bright keeps, dark lets go.
+# `model.trace` is `model.apply` with a tape of every gate and state of every step, by
+# the place of the layer in the parameters: the LSTM stands at 1, between the embedding
+# and the output. Here are the forget gates of all 128 units while the model reads a
+# line, those that keep most on top: bright keeps, dark lets go.
 
 # %%
 line = '    def __init__(self, name: str = "x") -> None:\n        self.name = name\n'
 read = jnp.array([alphabet.index(character) for character in line])
-_, embedded = jl.embed(len(alphabet), 32).apply(params[0], read)
-_, trace = jl.unroll(cell, params[1], embedded, emit=jl.emit.trace)
+_, _, tape = model.trace(params, read)
+trace = tape["1"]
 
 fig, ax = plt.subplots(figsize=(11, 5))
 jl.plots.gate_heatmap(list(line), trace.gates.f, "forget gate f", ax=ax)
 plt.show()
 
 # %% [markdown]
-# Some units hold on through everything, some through a word, some for one character.
+# Some units hold on through a good part of the line, some through a word, most for a
+# character or two.
 # How long a unit remembers follows from its forget gate: what it holds fades by a
 # factor e in −1 / mean(log f) steps.
 
@@ -220,5 +246,5 @@ plt.show()
 # ## The same with one command
 #
 # `jaxlstm train` does all of this from a config file, with validation, checkpoints that
-# resume to the same bits, and a report. As a Python function it is
-# `jl.lab.train("configs/quickstart.yaml")`.
+# resume to the same bits, and a report. In a clone of the repository, from this
+# directory, the Python function is `jl.lab.train("../configs/quickstart.yaml")`.

@@ -211,3 +211,30 @@ def test_the_door_of_the_cell_refuses_integers_too():
     params = cell.init(jax.random.key(0), 3, 5)
     with pytest.raises(ValueError, match="int32"):
         cell.project(params, jnp.ones(3, jnp.int32))
+
+
+@pytest.mark.parametrize("drawn", [0, None, np.zeros(3), jax.random.split(KEY, 2)])
+def test_what_is_no_key_is_refused_where_parameters_are_drawn(drawn):
+    wanted = r"^init: key is .*one key is needed, such as jax\.random\.key\(0\)"
+    layers = jl.serial(jl.embed(5, 3), jl.recurrent(jl.lstm(), 4)), jl.linear(2)
+    for cell in (jl.lstm(), jl.gru(), jl.simple_rnn(), jl.projected_lstm(3)):
+        with pytest.raises(TypeError, match=wanted):
+            cell.init(drawn, 3, 5)
+    for layer in layers:
+        with pytest.raises(TypeError, match=wanted):
+            layer.init(drawn, 3)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "simple_rnn", "coupled_lstm"])
+def test_an_input_that_was_not_projected_is_named(name):
+    cell = getattr(jl, name)()
+    params = cell.init(KEY, 3, 5)
+    with pytest.raises(ValueError, match=r"z has the shape \[3\]; what cell\.project"):
+        cell.step(params, cell.initial_state(params), jnp.ones(3))
+
+
+def test_a_name_that_is_nearly_there_is_told():
+    with pytest.raises(AttributeError, match=r"has no LSTM; did you mean lstm"):
+        jl.LSTM  # noqa: B018
+    with pytest.raises(AttributeError, match=r"has no conv2d_transposed$"):
+        jl.conv2d_transposed  # noqa: B018

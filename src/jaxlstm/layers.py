@@ -34,7 +34,7 @@ from jaxlstm.cells.base import Cell, Params, State, check_size
 from jaxlstm.cells.emit import Trace
 from jaxlstm.cells.products import affine
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key, is_explicit, placed_like, show
+from jaxlstm.shapes import Features, Key, as_key, is_explicit, placed_like, show
 from jaxlstm.unrolling import unroll
 
 Tape = dict[str, Trace]
@@ -476,6 +476,9 @@ Transform = Callable[[Any, Features, Key | None], Features]
 def _layer(init: LayerInit, run: Run) -> Layer:
     """The layer whose `apply` and `trace` are `run`, the options in one record."""
 
+    def drawn(key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        return init(as_key("init", key, optional=False), input_size)
+
     def apply(
         params: Params,
         xs: ArrayLike,
@@ -486,7 +489,7 @@ def _layer(init: LayerInit, run: Run) -> Layer:
         mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
     ) -> tuple[State, Features]:
-        key = sequences.as_key("apply", key)
+        key = as_key("apply", key)
         return run(params, xs, state, _Call(key, lengths, mask, resets, False))[:2]
 
     def trace(
@@ -499,10 +502,10 @@ def _layer(init: LayerInit, run: Run) -> Layer:
         mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
     ) -> Result:
-        key = sequences.as_key("trace", key)
+        key = as_key("trace", key)
         return run(params, xs, state, _Call(key, lengths, mask, resets, True))
 
-    return Layer(init, apply, trace)
+    return Layer(drawn, apply, trace)
 
 
 def _through(

@@ -25,7 +25,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxlstm.cells.base import State
-from jaxlstm.shapes import Features, Happens, Key, Rows, show
+from jaxlstm.shapes import Features, Happens, Rows, show
 
 
 class Steps(NamedTuple):
@@ -117,30 +117,6 @@ def check_alive(name: str, array: Array) -> None:
             f"{name} is an array that was deleted, as donating it to a jitted function "
             "does; go on with what that function returned."
         )
-
-
-def as_key(door: str, key: Key | None) -> Key | None:
-    """One key, or None. `jax.random.PRNGKey(0)` is the same key as `key(0)`.
-
-    Errors: `TypeError` for anything else, a seed among them; it begins with the name
-    of the door.
-    """
-    dtype = getattr(key, "dtype", None)
-    if dtype == np.uint32:  # a key as JAX wrote it before it had a type of its own
-        with contextlib.suppress(TypeError, ValueError):
-            key = jax.random.wrap_key_data(jnp.asarray(key))
-    if key is None or (is_key(key) and key.shape == ()):
-        return key
-    came = f"an array of {show(key.shape)} keys" if is_key(key) else f"{key!r:.60}"
-    raise TypeError(
-        f"{door}: key is {came}; one key is needed, such as jax.random.key(0)."
-    )
-
-
-def is_key(value: Any) -> bool:
-    """Whether it is an array of JAX's typed random keys."""
-    dtype = getattr(value, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 @contextlib.contextmanager

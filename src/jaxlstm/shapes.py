@@ -27,8 +27,12 @@ The dtype of xs decides every other, for every cell, wrapper and layer:
 Nothing is promoted and no dtype is weak on the way out. float64 needs JAX's x64 mode.
 """
 
+import contextlib
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -72,3 +76,27 @@ def placed_like(x: jax.Array, values: jax.Array) -> jax.Array:
     """The values `[*b, D]`, split over an explicit mesh as x `[*b, D]` is."""
     kind = jax.typeof(x).sharding
     return jax.sharding.reshard(values, kind) if is_explicit(kind) else values
+
+
+def as_key(door: str, key: Key | None, *, optional: bool = True) -> Key | None:
+    """One key, or None. `jax.random.PRNGKey(0)` is the same key as `key(0)`.
+
+    Errors: `TypeError` for anything else, a seed among them, and for None where it is
+    not optional; it begins with the name of the door.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype == np.uint32:  # a key as JAX wrote it before it had a type of its own
+        with contextlib.suppress(TypeError, ValueError):
+            key = jax.random.wrap_key_data(jnp.asarray(key))
+    if (key is None and optional) or (is_key(key) and key.shape == ()):
+        return key
+    came = f"an array of {show(key.shape)} keys" if is_key(key) else f"{key!r:.60}"
+    raise TypeError(
+        f"{door}: key is {came}; one key is needed, such as jax.random.key(0)."
+    )
+
+
+def is_key(value: Any) -> bool:
+    """Whether it is an array of JAX's typed random keys."""
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)

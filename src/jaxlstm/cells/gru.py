@@ -32,7 +32,7 @@ from jaxlstm.cells.base import (
     edited,
     typed_like,
 )
-from jaxlstm.cells.products import by_gate, product, spread
+from jaxlstm.cells.products import by_gate, check_projected, product, spread
 from jaxlstm.cells.simple import hidden_at_rest
 from jaxlstm.initializers import (
     CANDIDATE,
@@ -42,7 +42,7 @@ from jaxlstm.initializers import (
     Preset,
     chosen_preset,
 )
-from jaxlstm.shapes import Hidden, Key, Projected
+from jaxlstm.shapes import Hidden, Key, Projected, as_key
 
 
 class GRUParams(NamedTuple):
@@ -114,7 +114,7 @@ def _gru(
         key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
     ) -> GRUParams:
         gates = (OUTPUT, FORGET, CANDIDATE)
-        ours, beside = jax.random.split(key)
+        ours, beside = jax.random.split(as_key("init", key, optional=False))
         drawn = parameters.draw(init, ours, input_size, hidden_size, dtype, gates=gates)
         if not reset_after:
             return GRUParams(*drawn)
@@ -147,6 +147,7 @@ def _gru(
         params: GRUParams, state: HiddenState, z: Projected, *, edit: Edit = UNEDITED
     ) -> tuple[HiddenState, GRUGates]:
         parameters.refuse("gru", edit, "cell")
+        check_projected(z, params.w_h)
         r, z, n = read(params, edited(edit.hidden, state.h), z)
         n = edited(edit.candidate, n)
         h = z * state.h.astype(z.dtype) + (1 - z) * n

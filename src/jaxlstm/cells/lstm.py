@@ -34,7 +34,7 @@ from jaxlstm.cells.base import (
     edited,
     typed_like,
 )
-from jaxlstm.cells.products import affine, product
+from jaxlstm.cells.products import affine, check_projected, product
 from jaxlstm.initializers import Preset, chosen_preset
 from jaxlstm.shapes import Hidden, Input, Key, Projected, accumulator_dtype
 
@@ -68,7 +68,10 @@ def preactivations(params: Recurrent, h: Hidden, z: Projected) -> Gates:
         params: a record, of which `w_h [H, 4, H]` is read, through a 2-D view.
         h: `[*b, H]`, the hidden state before the step.
         z: `[*b, 4, H]`, what `project` made of the input.
+
+    Errors: `ValueError` for z of another shape, such as the input itself.
     """
+    check_projected(z, params.w_h)
     z = z + product(h, params.w_h, z.dtype)
     return Gates(i=z[..., 0, :], f=z[..., 1, :], g=z[..., 2, :], o=z[..., 3, :])
 

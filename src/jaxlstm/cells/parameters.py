@@ -22,7 +22,7 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.products import affine
 from jaxlstm.initializers import CANDIDATE, FORGET, INPUT, OUTPUT, Preset
-from jaxlstm.shapes import Key
+from jaxlstm.shapes import Key, as_key
 
 EVERY_GATE = (INPUT, FORGET, CANDIDATE, OUTPUT)
 
@@ -49,7 +49,7 @@ def draw(
         recurrent_size: R, what the recurrent product reads; None for H.
 
     Errors: `ValueError` where a size is no whole number from 1, or the dtype is not
-    one of floating point numbers.
+    one of floating point numbers; `TypeError` for a key that is none.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
@@ -58,7 +58,7 @@ def draw(
     check_size("input_size", input_size)
     check_size("hidden_size", hidden_size)
     recurrent_size = hidden_size if recurrent_size is None else recurrent_size
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(as_key("init", key, optional=False), 3)
     b = init.b(keys[2], (4, hidden_size), dtype)
     return (
         init.w_x(keys[0], (input_size, len(gates), hidden_size), dtype),

@@ -88,6 +88,16 @@ def check_features(x: Array, w: Array, size: int) -> None:
         raise ValueError(f"xs has dtype {x.dtype}; floating point features are needed.")
 
 
+def check_projected(z: Array, w: Array) -> None:
+    """Errors: `ValueError` where z is not what a step adds `h W` to, w `[R, *out]`."""
+    out = w.shape[1:]
+    if z.shape[z.ndim - len(out) :] != out:
+        raise ValueError(
+            f"z has the shape {show(z.shape)}; what cell.project(params, x) makes of "
+            f"the input is needed, {show(('*b', *out))}."
+        )
+
+
 def spread(b: Array, z: Array) -> Array:
     """b `[*out]`, in the shape `[*b, *out]` and the dtype of z.
 
@@ -101,7 +111,11 @@ def spread(b: Array, z: Array) -> Array:
 
 
 def recurrent(h: Array, w: Array, z: Array) -> tuple[Array, ...]:
-    """`z + h W`, gate by gate, each `[*b, H]`, for w `[R, n, H]` and z `[*b, n, H]`."""
+    """`z + h W`, gate by gate, each `[*b, H]`, for w `[R, n, H]` and z `[*b, n, H]`.
+
+    Errors: `ValueError` for z of another shape, such as the input itself.
+    """
+    check_projected(z, w)
     return by_gate(z + product(h, w, z.dtype))
 
 

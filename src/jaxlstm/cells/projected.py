@@ -36,7 +36,7 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.lstm import activate, at_rest, preactivations, transition
 from jaxlstm.cells.products import product
 from jaxlstm.initializers import Preset, chosen_preset
-from jaxlstm.shapes import Key, Projected
+from jaxlstm.shapes import Key, Projected, as_key
 
 
 class ProjectedLSTMParams(NamedTuple):
@@ -94,7 +94,7 @@ def _projected_lstm(
     def draw(
         key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
     ) -> ProjectedLSTMParams:
-        gates, shown = jax.random.split(key)
+        gates, shown = jax.random.split(as_key("init", key, optional=False))
         w_x, w_h, b = parameters.draw(
             init, gates, input_size, hidden_size, dtype, recurrent_size=size
         )

@@ -30,7 +30,7 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.base import activation as chosen_activation
 from jaxlstm.cells.lstm import at_rest
-from jaxlstm.cells.products import product
+from jaxlstm.cells.products import check_projected, product
 from jaxlstm.initializers import CANDIDATE, NO_FORGET_BIAS, Preset, chosen_preset
 from jaxlstm.shapes import Hidden, Key
 
@@ -87,6 +87,7 @@ def _simple_rnn(activation: Activation, init: Preset) -> Cell:
         params: RNNParams, state: HiddenState, z: Hidden, *, edit: Edit = UNEDITED
     ) -> tuple[HiddenState, RNNGates]:
         parameters.refuse("simple_rnn", edit, "candidate", "cell")
+        check_projected(z, params.w_h)
         h = edited(edit.hidden, state.h)
         g = activation(z + product(h, params.w_h, z.dtype))
         return typed_like(state, HiddenState(g)), RNNGates(g)

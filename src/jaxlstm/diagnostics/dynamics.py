@@ -18,7 +18,7 @@ from jaxlstm.cells.base import Cell, Params, State, project, typed_like
 from jaxlstm.diagnostics.gradients import check_rows_apart
 from jaxlstm.engines.loops import begun, ended
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key, accumulator_dtype
+from jaxlstm.shapes import Features, Key, accumulator_dtype, as_key
 
 
 class Spectrum(NamedTuple):
@@ -174,7 +174,7 @@ def lyapunov_exponents(
     >>> [round(exponent, 3) for exponent in found.tolist()]
     [-0.1, -0.5]
     """
-    key = sequences.as_key("lyapunov_exponents", key)
+    key = as_key("lyapunov_exponents", key)
     with sequences.speaking("lyapunov_exponents"):
         path = _path(cell, params, xs, state, lengths, mask, resets)
         if not isinstance(warm_up, int | np.integer) or warm_up < 0:

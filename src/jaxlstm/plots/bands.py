@@ -156,4 +156,5 @@ def _title(curves: Mapping[str, Floats], within: tuple[float, float]) -> str | N
     if most == 1:
         return None
     first, last = within
-    return f"line: median of {most}, band: {first:.0%} to {last:.0%}"
+    held = "all" if (first, last) == (0, 1) else f"{first:.0%} to {last:.0%}"
+    return f"line: median of {most}, band: {held}"

@@ -177,7 +177,7 @@ def _heat(
         rows, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="none"
     )
     ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25)
-    ax.set(ylabel="unit, highest mean on top")
+    ax.set(ylabel="rank of the unit, highest mean on top")
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     return image
 
