@@ -880,3 +880,136 @@ def test_statistics_of_16_bits_are_kept_in_32():
         )
 
     jax.tree.map(np.testing.assert_array_equal, found(halves), found(same))
+
+
+def test_a_direction_that_a_step_loses_is_minus_infinity_and_not_rounding():
+    """A unit that is cut off once, in a rotation that shrinks by 0.3 a step."""
+    cell = jl.simple_rnn(activation="relu")
+    params = cell.init(jax.random.key(0), 4, 4)
+    params = params._replace(w_h=0.3 * params.w_h, w_x=jnp.eye(4), b=jnp.zeros(4))
+    xs = jnp.full((50, 4), 100.0).at[5, 0].set(-1e6)
+    found = dg.lyapunov_exponents(cell, params, xs)
+    np.testing.assert_allclose(found[:3], math.log(0.3), atol=0.05)
+    assert found[3] == -jnp.inf
+    stiff = jl.simple_rnn(activation="identity")
+    params = stiff.init(jax.random.key(0), 1, 2)
+    params = params._replace(w_h=jnp.diag(jnp.array([1.0, 1e-7])))
+    found = dg.lyapunov_exponents(stiff, params, jnp.ones((20, 1)))
+    np.testing.assert_allclose(found, [0.0, math.log(1e-7)], rtol=1e-5)
+
+
+@over("which", ["step_jacobians", "lyapunov_exponents"])
+def test_what_is_differentiated_never_sees_padding(which, x64):
+    q = question(jl.lstm())
+
+    def total(params):
+        found = getattr(dg, which)(q.cell, params, q.xs, q.state, **q.steps)
+        return jnp.where(jnp.isfinite(found), found, 0.0).sum()
+
+    gradient = jax.grad(total)(q.params)
+    assert all(finite(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_norms_neither_overflow_nor_underflow_with_their_squares():
+    cell = jl.simple_rnn(activation="identity")
+    params = cell.init(jax.random.key(0), 1, 4)
+    params = params._replace(w_h=jnp.full((4, 4), 0.01), w_x=jnp.ones((1, 4)))
+    xs = jnp.ones((20, 1))
+    flow = dg.gradient_flow(cell, params, xs, loss=lambda state, hs: hs[-1].sum())
+    wanted = 2 * 0.04 ** np.arange(19.0, -1, -1)
+    np.testing.assert_allclose(flow.norm.h, wanted, rtol=1e-4)
+    span = dg.memory_span(cell, params, xs, share=0.0)
+    assert int(span.span) == 19
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+    flow = dg.gradient_flow(
+        cell, half, xs.astype(jnp.float16), loss=lambda state, hs: 300 * hs[-1].sum()
+    )
+    assert flow.norm.h.dtype == jnp.float32
+    np.testing.assert_allclose(flow.norm.h[-1], 600)
+
+
+def test_a_norm_of_nothing_has_a_derivative():
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 2, 3)
+    xs = jnp.ones((6, 2))
+    resets = jnp.zeros(6, bool).at[3].set(True)
+
+    def reach(params):
+        flow = dg.gradient_flow(
+            cell, params, xs, resets=resets, loss=lambda state, hs: hs[-1].sum()
+        )
+        return flow.norm.h.sum() + flow.norm.c.sum()
+
+    gradient = jax.grad(reach)(params)
+    assert all(finite(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+class Counting(NamedTuple):
+    """A state of two vectors, of which one is a number for each row."""
+
+    h: jax.Array
+    total: jax.Array
+
+
+def counting(counted) -> jl.Cell:
+    """h turns into a half of itself and x; the total adds up what h sums to."""
+
+    def draw(key, input_size, hidden_size, *, dtype=jnp.float32):
+        return jnp.float32(0.5)
+
+    def begin(params, batch_shape=(), *, dtype=None):
+        h = jnp.zeros((*batch_shape, 3), jnp.float32)
+        return Counting(h, jnp.zeros(batch_shape, counted))
+
+    def step(params, state, z):
+        h = params * state.h + z
+        after = Counting(h, state.total + h.sum(-1).astype(counted))
+        return after, after
+
+    return jl.Cell(draw, begin, lambda params, x: x, step)
+
+
+def test_a_state_with_a_number_for_each_row():
+    cell, xs = counting(jnp.float32), jnp.ones((4, 2, 3))
+    found = dg.step_jacobians(cell, jnp.float32(0.5), xs)
+    wanted = np.zeros((4, 4))
+    wanted[:3, :3], wanted[3, :3], wanted[3, 3] = np.eye(3) / 2, 0.5, 1.0
+    np.testing.assert_allclose(found[2, 1], wanted)
+    flow = dg.gradient_flow(
+        cell, jnp.float32(0.5), xs, loss=lambda state, hs: state.total.sum()
+    )
+    assert flow.norm.total.shape == flow.norm.h.shape == (4, 2)
+    np.testing.assert_array_equal(flow.norm.total, 1.0)
+    whole = counting(jnp.int32)
+    with pytest.raises(ValueError, match=r"state's leaf \.total is int32"):
+        dg.gradient_flow(whole, jnp.float32(0.5), xs, loss=lambda state, hs: hs.sum())
+    with pytest.raises(ValueError, match=r"step_jacobians: .*\.total is int32"):
+        dg.step_jacobians(whole, jnp.float32(0.5), xs)
+
+
+@over(
+    ("loss", "words"),
+    [
+        (lambda state, hs: (hs.sum(), hs), "loss gives a tuple; one array is needed"),
+        (lambda state, hs: None, "loss gives a NoneType; one array is needed"),
+        (lambda state, hs: (hs > 0).sum(), "loss gives int32; floating point"),
+    ],
+)
+def test_losses_that_are_none(loss, words):
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 2, 3)
+    with pytest.raises(ValueError, match=f"^gradient_flow: {words}"):
+        dg.gradient_flow(cell, params, jnp.ones((4, 2)), loss=loss)
+
+
+def test_pairs_outputs_and_shares_that_are_none():
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 2, 3)
+    xs = jnp.ones((4, 2))
+    for pair in (cell, (cell,)):
+        with pytest.raises(ValueError, match=r'cells\["a"\]: .*pair \(cell, params\)'):
+            dg.compare({"a": pair}, xs, loss=lambda state, hs: hs.sum())
+    with pytest.raises(ValueError, match="output gives a LSTMState; one array"):
+        dg.memory_span(cell, params, xs, output=lambda state: state)
+    with pytest.raises(ValueError, match="share is 'a'; a number 0 <= share < 1"):
+        dg.memory_span(cell, params, xs, share="a")

@@ -368,3 +368,43 @@ def test_layers_over_a_mesh(kind, units, x64):
     with jax.set_mesh(mesh):
         got = graded(*put(mesh, values, placed(values, units=units)))
     assert_same(jax.device_get(got), graded(*values))
+
+
+ASKED = {
+    "gradient_flow": lambda xs, **how: jl.diagnostics.gradient_flow(
+        LSTM, WEIGHTS, xs, loss=lambda state, hs: (hs**2).sum(), **how
+    ),
+    "carousel": lambda xs, **how: jl.diagnostics.carousel(LSTM, WEIGHTS, xs, **how),
+    "memory_span": lambda xs, **how: (
+        jl.diagnostics.memory_span(LSTM, WEIGHTS, xs, **how).sensitivity
+    ),
+    "step_jacobians": lambda xs, **how: jl.diagnostics.step_jacobians(
+        LSTM, WEIGHTS, xs, **how
+    ),
+    "lyapunov_exponents": lambda xs, **how: jl.diagnostics.lyapunov_exponents(
+        LSTM, WEIGHTS, xs, **how
+    )[None],
+}
+WEIGHTS = LSTM.init(jax.random.key(3), D, H)
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("kind", ["shard_map", "explicit"])
+def test_diagnostics_of_rows_on_several_devices(name, kind):
+    """Each device asks of its own rows what one would ask of all."""
+    xs = jax.random.normal(jax.random.key(4), (T, B, D))
+    lengths = jnp.array([5, 3, 1, 5, 2, 4, 5, 1])
+
+    def run(xs, lengths):
+        return ASKED[name](xs, lengths=lengths)
+
+    if kind == "shard_map":
+        mesh = make_mesh("rows", AxisType.Auto)
+        places = ROWS, P("rows")
+        split = jax.shard_map(run, mesh=mesh, in_specs=places, out_specs=ROWS)
+        got = jax.jit(split)(xs, lengths)
+    else:
+        mesh = make_mesh("rows", AxisType.Explicit)
+        with jax.set_mesh(mesh):
+            got = jax.jit(run)(put(mesh, xs, ROWS), put(mesh, lengths, P("rows")))
+    assert_same(jax.device_get(got), run(xs, lengths), 1e-5)

@@ -4,6 +4,7 @@ The state of a row is one vector s of all that the cell carries, S numbers: for 
 LSTM h and then c, so that S = 2 H.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ from jax.typing import ArrayLike
 
 from jaxlstm import arguments, sequences
 from jaxlstm.cells.base import Cell, Params, State, project, typed_like
-from jaxlstm.diagnostics.gradients import check_rows_apart
-from jaxlstm.engines.loops import begun, ended
+from jaxlstm.diagnostics.gradients import check_differentiable, check_rows_apart
+from jaxlstm.engines.loops import any_moment, begun, ended
+from jaxlstm.engines.loops import typed_like as carried_like
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key, accumulator_dtype, as_key
+from jaxlstm.shapes import Features, Key, accumulator_dtype, as_key, is_explicit
 
 
 class Spectrum(NamedTuple):
@@ -40,6 +42,7 @@ class Path(NamedTuple):
     state      the state before the first step
     moments    xs, what `prepare` brought, happens, resets: over time
     steps      which of them happen
+    rows       the number of batch axes
     """
 
     push: Callable[[State, Any], State]
@@ -47,6 +50,7 @@ class Path(NamedTuple):
     state: State
     moments: Any
     steps: Steps
+    rows: int
 
 
 def step_jacobians(
@@ -145,13 +149,15 @@ def lyapunov_exponents(
         Q_t R_t = J_t Q_{t-1}        λ = mean log |diag R_t|        in nats per step
 
     A small distance grows as exp(λ_1 t). λ_1 > 0 is chaos, λ = 0 remembers, λ < 0
-    forgets within -1 / λ steps. -inf where a direction is lost in one step. At a
-    reset the directions are kept and only the trajectory begins anew.
+    forgets within -1 / λ steps. -inf where a direction is lost in one step: where what
+    is left of it is no more than rounding leaves. At a reset the directions are kept
+    and only the trajectory begins anew.
 
     Arguments:
         count: how many, the largest; None for all S.
         key: draws the directions to begin with, Q_0. None takes the axes of the state,
-            which serves where all exponents are wanted.
+            where all exponents are wanted; of a step that loses an axis altogether it
+            then may miss a direction that is kept, which drawn ones would not.
         warm_up: so many steps of each row turn the directions and do not count.
         others: as in `unroll`.
 
@@ -179,20 +185,19 @@ def lyapunov_exponents(
         path = _path(cell, params, xs, state, lengths, mask, resets)
         if not isinstance(warm_up, int | np.integer) or warm_up < 0:
             raise ValueError(f"warm_up is {warm_up!r}; a number of steps is needed.")
-        q = _directions(_vector(path.state), count, key)
+        q = _directions(_vector(path.state, path.rows), count, key)
 
         def walk(carry: Any, moment: Any) -> tuple[Any, None]:
             state, q, total, seen = carry
             happens = moment[2]
             state, tangents = _pushed(path, state, moment, q)
-            turned, r = jnp.linalg.qr(tangents)
-            growth = jnp.log(jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1)))
+            turned, r = _qr(tangents)
+            growth = _log_growth(tangents, r)
             growth = sequences.select(seen >= warm_up, growth, jnp.zeros_like(growth))
             after = turned, total + growth, seen + 1
             return (state, *ended(after, (q, total, seen), happens)), None
 
-        batch_shape = q.shape[:-2]
-        seen, total = jnp.zeros(batch_shape, jnp.int32), jnp.zeros_like(q[..., 0, :])
+        seen, total = jnp.zeros_like(q[..., 0, 0], int), jnp.zeros_like(q[..., 0, :])
         carry = (path.state, q, total, seen)
         (_, _, total, seen), _ = lax.scan(walk, carry, path.moments)
         counted = jnp.maximum(seen - warm_up, 0).astype(total.dtype)[..., None]
@@ -216,7 +221,8 @@ def _path(
     check_rows_apart(cell)
     found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
     params, xs, state, steps = found
-    each = None
+    check_differentiable(state)
+    xs, each = sequences.silence(xs, steps), None
     if cell.prepare is not None:
         params, each = cell.prepare(params, xs)
     initial = cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)
@@ -226,8 +232,15 @@ def _path(
         after, _ = cell.step(params, state, project(cell, params, x, each))
         return typed_like(state, after)
 
+    def whole(moments: Any) -> State:
+        moment = any_moment(moments)
+        after = push(begun(initial, state, *moment[2:]), moment)
+        return ended(after, state, moment[2])
+
     moments = (xs, each, steps.happens, steps.resets)
-    return Path(push, initial, state, moments, steps)
+    after = jax.eval_shape(whole, moments)
+    initial, state = (carried_like(after, one) for one in (initial, state))
+    return Path(push, initial, state, moments, steps, xs.ndim - 2)
 
 
 def _pushed(
@@ -238,10 +251,10 @@ def _pushed(
     before = begun(path.initial, state, happens, resets)
     after, push = jax.linearize(lambda s: path.push(s, moment), before)
     if q is None:
-        q = _directions(_vector(before), None, None)
+        q = _directions(_vector(before, path.rows), None, None)
 
     def along(direction: Array) -> Array:
-        return _vector(push(_state(direction, before)))
+        return _vector(push(_state(direction, before)), path.rows)
 
     tangents = jax.vmap(along, in_axes=-1, out_axes=-1)(q)
     return ended(after, state, happens), tangents
@@ -265,12 +278,39 @@ def _directions(vector: Array, count: int | None, key: Key | None) -> Array:
     q = jnp.eye(size, dtype=vector.dtype)
     if key is not None:
         q = jax.random.orthogonal(key, size, dtype=vector.dtype)[:, :count]
-    return jnp.broadcast_to(q, (*vector.shape[:-1], size, count))
+    q = jnp.broadcast_to(q, (*vector.shape[:-1], size, count))
+    return q + jnp.zeros_like(vector)[..., None]  # split over devices as the vector is
 
 
-def _vector(state: State) -> Array:
-    """All that a row carries, `[*b, S]`, in float32 or wider."""
-    leaves = jax.tree.leaves(state)
+def _qr(a: Array) -> tuple[Array, Array]:
+    """Q and R of `[*b, S, k]`; the axes of an explicit mesh are automatic for it."""
+
+    def pair(a: Array) -> tuple[Array, Array]:
+        q, r = jnp.linalg.qr(a)
+        return q, r
+
+    kind = jax.typeof(a).sharding
+    if is_explicit(kind):
+        return jax.sharding.auto_axes(pair, out_sharding=(kind, kind))(a)
+    return pair(a)
+
+
+def _log_growth(tangents: Array, r: Array) -> Array:
+    """log |diag R|, -inf where that is no more than the rounding of its column."""
+    size = jnp.abs(jnp.diagonal(r, axis1=-2, axis2=-1))
+    least = 4 * tangents.shape[-2] * jnp.finfo(size.dtype).eps
+    lost = size <= least * jnp.linalg.norm(tangents, axis=-2)
+    return jnp.where(lost, -jnp.inf, jnp.log(jnp.where(lost, 1.0, size)))
+
+
+def _vector(state: State, rows: int) -> Array:
+    """All that a row carries, `[*b, S]`, in float32 or wider; `rows` axes in b."""
+    leaves = [
+        leaf
+        if leaf.ndim == rows + 1
+        else leaf.reshape(*leaf.shape[:rows], math.prod(leaf.shape[rows:]))
+        for leaf in jax.tree.leaves(state)
+    ]
     dtypes = [accumulator_dtype(leaf.dtype) for leaf in leaves]
     dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
     return jnp.concatenate([leaf.astype(dtype) for leaf in leaves], axis=-1)
@@ -279,7 +319,15 @@ def _vector(state: State) -> Array:
 def _state(vector: Array, like: State) -> State:
     """The state that a vector `[*b, S]` stands for, in the dtypes of another."""
     leaves, tree = jax.tree.flatten(like)
-    ends = np.cumsum([leaf.shape[-1] for leaf in leaves])[:-1].tolist()
+    rows = vector.ndim - 1
+    ends = np.cumsum([math.prod(leaf.shape[rows:]) for leaf in leaves])[:-1].tolist()
     parts = jnp.split(vector, ends, axis=-1)
     pairs = zip(parts, leaves, strict=True)
-    return tree.unflatten([part.astype(leaf.dtype) for part, leaf in pairs])
+    return tree.unflatten(
+        [
+            (part if leaf.ndim == rows + 1 else part.reshape(leaf.shape)).astype(
+                leaf.dtype
+            )
+            for part, leaf in pairs
+        ]
+    )

@@ -1,11 +1,12 @@
 """What flows back through time: gradients, and how far back they reach."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -16,7 +17,7 @@ from jaxlstm.cells.emit import Emit, Trace
 from jaxlstm.cells.wrappers import Tapped, taps
 from jaxlstm.diagnostics.gates import forget_products
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Hidden, show
+from jaxlstm.shapes import Features, Hidden, accumulator_dtype, show
 from jaxlstm.unrolling import unroll
 
 # Of what `unroll` returns, the final state and what was emitted: one number.
@@ -27,7 +28,8 @@ class GradientFlow(NamedTuple):
     """The gradient of a loss with respect to the state after each step.
 
     gradient   dL/dh_t, dL/dc_t: a state of `[T, *b, H]`
-    norm       its Euclidean norm over the units, a state of `[T, *b]`
+    norm       its Euclidean norm over the units, a state of `[T, *b]`, in float32 or
+               wider, as are all norms here
     """
 
     gradient: State
@@ -53,7 +55,8 @@ class MemorySpan(NamedTuple):
     sensitivity   `[T, *b]`, the Frobenius norm of dy / dx at each lag; lag 0 is the
                   last step of the row, and lags before its first one are 0
     span          whole numbers `[*b]`, the largest lag at which the sensitivity is
-                  above the share of its maximum; -1 where no input changes anything
+                  above the share of its maximum; -1 where no input changes anything,
+                  and where the sensitivity is not a number
     """
 
     sensitivity: Array
@@ -84,7 +87,8 @@ def gradient_flow(
         emit: what the loss gets to see of each step.
         others: as in `unroll`.
 
-    Errors: `ValueError` as `unroll`, and for a loss that is not one number.
+    Errors: `ValueError` as `unroll`, for a loss that is not one floating point number,
+    and for a state that has no derivative.
 
     Reference: Hochreiter, "The vanishing gradient problem during learning recurrent
     neural nets", 1998, https://doi.org/10.1142/S0218488598000094
@@ -109,12 +113,14 @@ def gradient_flow(
         def loss_of(own: State) -> Array:
             return _one_number("loss", loss(*run(own, emit)))
 
-        _, states = jax.eval_shape(lambda: run(None, emits.states))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), states)
+        _, states = run(None, emits.states)
+        check_differentiable(states)
+        zeros = jax.tree.map(jnp.zeros_like, states)  # split over devices as these are
         steps = _steps(cell, xs, lengths, mask, resets)
         gradient = sequences.settle(jax.grad(loss_of)(zeros), steps)
-        axes = tuple(range(-1 - cell.spatial_axes, 0))
-        return GradientFlow(gradient, jax.tree.map(lambda d: _norm(d, axes), gradient))
+        frame = jnp.ndim(xs) - 1 - cell.spatial_axes
+        norm = jax.tree.map(lambda d: _norm(d, range(frame, d.ndim)), gradient)
+        return GradientFlow(gradient, norm)
 
 
 def carousel(
@@ -134,7 +140,8 @@ def carousel(
     The product is the derivative with the gates held fast. The truth also has what
     goes by way of h and the gates after step t; where the two agree, the carousel is
     what carries the gradient. It takes one backward pass for each unit. Of a GRU, c is
-    h and f is z.
+    h and f is z. The gates are those of the cell within: what a wrapper keeps or cuts
+    off after its step, as zoneout and clip_cell do, is in the derivative only.
 
     Arguments:
         others: as in `unroll`.
@@ -210,8 +217,8 @@ def memory_span(
     """
     with sequences.speaking("memory_span"):
         check_rows_apart(cell)
-        if not 0 <= share < 1:
-            raise ValueError(f"share is {share!r}; 0 <= share < 1 is needed.")
+        if not isinstance(share, int | float | np.number) or not 0 <= share < 1:
+            raise ValueError(f"share is {share!r}; a number 0 <= share < 1 is needed.")
         xs = sequences.features("xs", xs)
         through = functools.partial(unroll, lengths=lengths, mask=mask, resets=resets)
 
@@ -219,7 +226,7 @@ def memory_span(
             after, _ = through(cell, params, xs, state, emit=emits.nothing)
             return emits.hidden(after, None) if output is None else output(after)
 
-        shape = jax.eval_shape(last, xs).shape
+        shape = _one_array("output", jax.eval_shape(last, xs), "state.h").shape
         if shape[:-1] != xs.shape[1:-1] or not shape:
             raise ValueError(
                 f"output gives {show(shape)}; a vector for each of the rows "
@@ -269,8 +276,13 @@ def compare(
             '{"LSTM": (cell, params)} is needed.'
         )
     flows = {}
-    for name, (cell, params) in cells.items():
+    for name, pair in cells.items():
         with sequences.speaking(f'compare: cells["{name}"]'):
+            if not isinstance(pair, tuple) or isinstance(pair, Cell) or len(pair) != 2:
+                raise ValueError(
+                    f"a {type(pair).__name__} came; a pair (cell, params) is needed."
+                )
+            cell, params = pair
             flows[name] = gradient_flow(
                 cell, params, xs, loss=loss, lengths=lengths, mask=mask, resets=resets
             )
@@ -286,6 +298,16 @@ def check_rows_apart(cell: Cell) -> None:
         )
 
 
+def check_differentiable(state: State) -> None:
+    """Errors: `ValueError` for a state with a leaf that has no derivative."""
+    for path, leaf in jax.tree.leaves_with_path(state):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"the state's leaf {jax.tree_util.keystr(path)} is {leaf.dtype}, by "
+                "which there is no derivative; floating point numbers are needed."
+            )
+
+
 # -- what these share --------------------------------------------------------------
 
 
@@ -299,15 +321,14 @@ def _jacobian(function: Callable[[Array], Array], at: Array) -> tuple[Array, Arr
     values, pull = jax.vjp(function, at)
     size = values.shape[-1]
 
-    def one(total: Array, unit: Array) -> tuple[Array, Array]:
+    def one(unit: Array) -> tuple[Array, Array]:
         basis = jax.nn.one_hot(unit, size, dtype=values.dtype)
-        (row,) = pull(jnp.broadcast_to(basis, values.shape))
+        (row,) = pull(jnp.ones_like(values) * jnp.broadcast_to(basis, values.shape))
         own = jnp.take(row, jnp.minimum(unit, row.shape[-1] - 1), axis=-1)
-        return total + (row**2).sum(-1), own
+        return own, _norm(row, [row.ndim - 1])
 
-    zero = jnp.zeros(at.shape[:-1], at.dtype)
-    total, diagonal = lax.scan(one, zero, jnp.arange(size))
-    return jnp.moveaxis(diagonal, 0, -1), jnp.sqrt(total)
+    diagonal, norms = lax.map(one, jnp.arange(size))
+    return jnp.moveaxis(diagonal, 0, -1), _norm(norms, [0])
 
 
 def _by_lag(values: Array, steps: Steps) -> Array:
@@ -330,14 +351,41 @@ def _steps(
     return sequences.steps(frame, lengths=lengths, mask=mask, resets=resets)
 
 
-def _norm(values: Array, axes: tuple[int, ...]) -> Array:
-    return jnp.sqrt((values**2).sum(axes))
+def _norm(values: Array, axes: Iterable[int]) -> Array:
+    """The Euclidean norm over the axes, in float32 or wider.
+
+    Taken of shares of the largest, so that no square is lost that counts; at 0 its
+    derivative is 0.
+    """
+    axes = tuple(axes)
+    values = values.astype(accumulator_dtype(values.dtype))
+    top = lax.stop_gradient(jnp.abs(values).max(axes, keepdims=True, initial=0.0))
+    top = jnp.where((top > 0) & jnp.isfinite(top), top, 1.0)
+    squares = ((values / top) ** 2).sum(axes, keepdims=True)
+    nothing = squares == 0
+    root = jnp.where(nothing, 0.0, jnp.sqrt(jnp.where(nothing, 1.0, squares)))
+    return jnp.squeeze(top * root, axes)
 
 
-def _one_number(name: str, value: ArrayLike) -> Array:
+def _one_number(name: str, value: Any) -> Array:
+    value = _one_array(name, value, "its .sum()")
     if jnp.shape(value) != ():
         raise ValueError(
             f"{name} gives an array of shape {show(jnp.shape(value))}; one number is "
             "needed, such as the .sum() of it."
         )
     return jnp.asarray(value)
+
+
+def _one_array(name: str, value: Any, example: str) -> Any:
+    """Errors: `ValueError` for what is not one array of floating point numbers."""
+    if not hasattr(value, "shape") and not isinstance(value, float):
+        raise ValueError(
+            f"{name} gives a {type(value).__name__}; one array is needed, such as "
+            f"{example}."
+        )
+    if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
+        raise ValueError(
+            f"{name} gives {jnp.result_type(value)}; floating point numbers are needed."
+        )
+    return value
