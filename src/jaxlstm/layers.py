@@ -76,9 +76,10 @@ class Apply(Protocol):
 class Watch(Protocol):
     """What `Apply` does, and the gates and states that led to it.
 
-    Returns: the state, the outputs, bit for bit those of `apply`, and the tape: a
-    `Trace` of every recurrent layer within, by its place in the parameters ("1/0",
-    "1/0/forward", or "" where the layer itself is recurrent).
+    Returns: the state, the outputs, and the tape: a `Trace` of every recurrent layer
+    within, by its place in the parameters ("1/0", "1/0/forward", or "" where the layer
+    itself is recurrent). State and outputs are those of `apply`, in the plain cells bit
+    for bit; of `engine="scan"` the last bit may differ.
     """
 
     def __call__(
