@@ -145,6 +145,27 @@ def test_the_sentence_says_what_the_gates_do():
     assert told.facts["kept_end"] == pytest.approx(0.05)
 
 
+def test_what_is_hardly_more_than_chance_is_not_reported(monkeypatch):
+    """A rare column beside many slow units: one fits well, and so do shifted ones."""
+    rng = np.random.default_rng(3)
+    rare = np.zeros(SIZE, bool)
+    for begin in rng.choice(SIZE - 40, 24, replace=False):
+        rare[begin : begin + 12] = True
+    states = noise(60, keep=0.98, seed=3).astype(np.float32)
+    states[:, 7] += 14 * rare
+    columns = [Feature("rare", rare)]
+    units = [Unit(0, unit) for unit in range(60)]
+    symbols = rng.integers(0, 5, SIZE)
+    monkeypatch.setattr(findings, "MARGIN", 0.0)
+    (bare,) = findings.search(columns, states, symbols, units).findings
+    assert bare.place.unit == 7
+    over = min(abs(bare.score), abs(bare.memory)) - bare.chance
+    for margin, number in (0.9 * over, 1), (1.1 * over, 0):
+        monkeypatch.setattr(findings, "MARGIN", margin)
+        found = findings.search(columns, states, symbols, units)
+        assert len(found.findings) == number
+
+
 def test_gates_that_a_symbol_switches():
     symbols = program()
     here = np.array(symbols)

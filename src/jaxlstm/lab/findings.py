@@ -29,7 +29,8 @@ ENOUGH = 0.7  # of D: an AUC of 0.85
 BEYOND = 0.5  # of D beyond the symbol being read: an AUC of 0.75
 EPISODES = 8  # a column begins to hold so often in each half
 SHORTEST = 3.0  # symbols that an episode lasts on average
-SHIFTS = 8  # of the text against the units
+SHIFTS = 32  # of the text against the units
+MARGIN = 0.1  # by which a score must be beyond what chance reached in them
 PLAIN = 0.05  # of D, by which what is plain may be weaker and still be preferred
 SAME = 0.75  # the correlation above which two columns say the same
 MOST = 8  # findings
@@ -171,7 +172,7 @@ def _judged(
         holds = (
             sign * score >= ENOUGH
             and sign * beyond >= BEYOND
-            and min(abs(score), abs(beyond)) > chance[at]
+            and min(abs(score), abs(beyond)) >= chance[at] + MARGIN
         )
         found.append(
             Finding(
@@ -227,7 +228,7 @@ def switched(
     """Gates that stand open, or shut, on one symbol and not elsewhere.
 
     Chosen on the first half and judged on the second, as what units hold is: there the
-    gap must be `GAP` and wider than that of any unit when the text is shifted.
+    gap must be `GAP`, and wider than that of any unit when the text is shifted.
 
     Arguments:
         features: the columns of single symbols, `[N]`.
@@ -264,7 +265,7 @@ def _switched(
         if min(chosen[unit], judged[unit]) < GAP:
             continue
         chance = max(float((sign * _gap(second, s)).max()) for s in _shifted(at))
-        if judged[unit] > chance:
+        if judged[unit] >= chance + MARGIN:
             finding = _gate_finding(letter, feature, second[:, unit], at, units[unit])
             finding = finding._replace(score=float(judged[unit]), chance=chance)
             found.append((chosen[unit], finding))

@@ -8,7 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlstm.lab.features import symbol_name
-from jaxlstm.lab.findings import BEYOND, ENOUGH, GAP, PLAIN, Finding, Search, Unit
+from jaxlstm.lab.findings import (
+    BEYOND,
+    ENOUGH,
+    GAP,
+    MARGIN,
+    PLAIN,
+    SHIFTS,
+    Finding,
+    Search,
+    Unit,
+)
 from jaxlstm.lab.readings import FLOW_ROWS, SHARE, LayerFacts
 
 Floats = NDArray[np.floating]
@@ -278,7 +288,7 @@ _SWITCHING = (
     "**Opens or shuts a gate on** a symbol: on one half of the text the unit whose "
     "gate differs most between the symbol and all others is chosen; on the other the "
     "two means, which are told, must differ by "
-    f"{GAP} and by more than those of any unit when the text is shifted."
+    f"{GAP}, and by {MARGIN} more than those of any unit when the text is shifted."
 )
 
 
@@ -292,10 +302,11 @@ def _searching(search: Search) -> str:
         '"correlation" is of that half. *Beyond the symbol being read*: the same with '
         "the unit's mean over all places with the same symbol taken off, so that it "
         "counts only what the unit remembers. *By chance*: the best that any unit "
-        "reaches when the text is shifted against the units. Reported is what reaches "
-        f"{50 * (1 + ENOUGH):.0f} times in 100 (of amounts a correlation of "
-        f"{ENOUGH}), {50 * (1 + BEYOND):.0f} ({BEYOND}) beyond the symbol, and is more "
-        "than chance; each unit, and what says the same, once. Of two things that a "
+        f"reaches when the text is shifted against the units, {SHIFTS} times. Reported "
+        f"is what reaches {50 * (1 + ENOUGH):.0f} times in 100 (of amounts a "
+        f"correlation of {ENOUGH}), {50 * (1 + BEYOND):.0f} ({BEYOND}) beyond the "
+        f"symbol, and both by {50 * MARGIN:g} ({MARGIN}) more than chance; each unit, "
+        "and what says the same, once. Of two things that a "
         f"unit goes with about equally well (within {50 * PLAIN:g} times in 100) the "
         "more plainly said is taken."
     )
