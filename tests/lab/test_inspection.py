@@ -239,6 +239,21 @@ def test_a_place_that_cannot_be_written(model):
         inspection.inspect("run", out=place)
 
 
+def test_a_page_never_stands_beside_pictures_of_another_time(
+    model, tmp_path, monkeypatch
+):
+    model()
+    (tmp_path / "findings.md").write_text("of an earlier time")
+
+    def full(drawing, place):
+        raise jl.lab.errors.LabError(f"{place} cannot be written")
+
+    monkeypatch.setattr(inspection.reports, "save", full)
+    with pytest.raises(jl.lab.errors.LabError, match="layer-1-gates.png cannot"):
+        inspection.inspect("run", text="the cell keeps what it has", out=tmp_path)
+    assert not (tmp_path / "findings.md").exists()
+
+
 def test_no_run(tmp_path, capsys):
     assert cli.main(["inspect", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

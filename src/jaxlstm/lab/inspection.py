@@ -204,9 +204,11 @@ def _flat(values: Any) -> Floats:
 
 
 def _writable(place: Path) -> Path:
+    """The directory, without the page of an earlier time: it is written last."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         write_atomic(place / "findings.json", b"{}\n")
+        (place / "findings.md").unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{place} cannot be written ({reason(error)}); choose another --out"
