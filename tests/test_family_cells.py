@@ -281,6 +281,19 @@ def test_what_a_unit_reads_counts():
     assert 0.9 / 8 < abs(w_p).max() < 1 / 8
 
 
+def test_torch_adds_up_two_biases_where_it_adds_them_up():
+    """Of a GRU the candidate's two stay apart: each is U(±1/√H), variance 1/(3 H)."""
+    units = 400
+    params = jl.gru(init="torch").init(KEY, FEATURES, units)
+    (r, z, n), limit = params.b, units**-0.5
+    for alone in n, params.b_h:
+        assert abs(alone).max() <= limit
+        np.testing.assert_allclose(alone.var(), limit**2 / 3, rtol=0.15)
+    for sum_of_two in r, z:
+        np.testing.assert_allclose(sum_of_two.var(), 2 * limit**2 / 3, rtol=0.15)
+    assert abs(np.corrcoef(n, params.b_h)[0, 1]) < 0.2
+
+
 def test_rows_of_a_projection_are_orthonormal():
     w_p = jl.projected_lstm(4).init(KEY, FEATURES, 16).w_p
     np.testing.assert_allclose(w_p.T @ w_p, np.eye(4), atol=1e-5)

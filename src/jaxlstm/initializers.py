@@ -31,11 +31,16 @@ class Initializer(Protocol):
 
 
 class Preset(NamedTuple):
-    """The initialisers of one kind of cell: `w_x` input, `w_h` recurrent, `b` bias."""
+    """The initialisers of one kind of cell: `w_x` input, `w_h` recurrent, `b` bias.
+
+    `b_alone` draws a bias that is not the sum of two where `b` is, as the two of a
+    GRU's candidate are not; None for as `b`.
+    """
 
     w_x: Initializer
     w_h: Initializer
     b: Initializer
+    b_alone: Initializer | None = None
 
 
 def orthogonal_per_gate() -> Initializer:
@@ -181,7 +186,7 @@ TAKES_FORGET = {"default": default, "keras": keras}
 def _cached(kind: str, number: float) -> Preset:
     """One object for each preset, however it was asked for."""
     if kind == "torch":
-        return Preset(uniform(), uniform(), uniform(draws=2))
+        return Preset(uniform(), uniform(), uniform(draws=2), uniform())
     if kind == "keras":
         return Preset(glorot_fused(), orthogonal_fused(), forget_bias(number))
     bias = chrono_bias(number) if kind == "chrono" else forget_bias(number)

@@ -37,6 +37,7 @@ from jaxlstm.cells.simple import hidden_at_rest
 from jaxlstm.initializers import (
     CANDIDATE,
     FORGET,
+    INPUT,
     NO_FORGET_BIAS,
     OUTPUT,
     Preset,
@@ -118,7 +119,12 @@ def _gru(
         drawn = parameters.draw(init, ours, input_size, hidden_size, dtype, gates=gates)
         if not reset_after:
             return GRUParams(*drawn)
-        return GRUParams(*drawn, init.b(beside, (4, hidden_size), dtype)[CANDIDATE])
+        w_x, w_h, b = drawn
+        alone = init.b if init.b_alone is None else init.b_alone
+        b_h = alone(beside, (4, hidden_size), dtype)
+        if init.b_alone is not None:  # then the candidate's other bias is no sum either
+            b = b.at[2].set(b_h[INPUT])
+        return GRUParams(w_x, w_h, b, b_h[CANDIDATE])
 
     def after_product(
         params: GRUParams, h: Hidden, z: Projected
