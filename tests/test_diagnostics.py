@@ -1013,3 +1013,249 @@ def test_pairs_outputs_and_shares_that_are_none():
         dg.memory_span(cell, params, xs, output=lambda state: state)
     with pytest.raises(ValueError, match="share is 'a'; a number 0 <= share < 1"):
         dg.memory_span(cell, params, xs, share="a")
+
+
+# -- a run in reverse, and cells with spatial axes ------------------------------------
+
+
+def flipped(which):
+    """The run from the last step to the first, as one from the first to the last."""
+    happens = jnp.asarray(which.happens[::-1])
+    return {"mask": happens, "resets": jnp.asarray(which.resets[::-1])}
+
+
+@over("kind", daily(KINDS, HOLES), ids=str)
+def test_of_a_run_in_reverse_time_is_counted_backward(x64, kind):
+    q = question(jl.lstm(), kind)
+    gates = jl.Gates(*np.random.default_rng(1).random((4, *q.xs.shape[:-1], 4)))
+    back = jax.tree.map(lambda gate: gate[::-1], gates)
+    found = dg.forget_products(gates, **q.steps, reverse=True)
+    assert_same(found[::-1], dg.forget_products(back, **flipped(q)), 1e-12)
+    found = dg.closed_intervals(gates.i, threshold=0.5, **q.steps, reverse=True)
+    wanted = dg.closed_intervals(back.i, threshold=0.5, **flipped(q))
+    assert_same(found._replace(closed_for=found.closed_for[::-1]), wanted, 1e-12)
+
+
+def test_in_reverse_the_product_is_the_derivative_of_the_first_step(x64):
+    """Without recurrent weights, of `unroll(reverse=True)`, beyond a reset."""
+    q = question(jl.lstm(), HOLES, Shape(12, (3,), 2, 3))
+    q = q._replace(params=q.params._replace(w_h=jnp.zeros_like(q.params.w_h)))
+
+    def end(push, emit=jl.emit.states):
+        params = jl.cells.wrappers.Tapped(q.params, push)
+        return jl.unroll(
+            jl.taps(q.cell), params, q.xs, **q.steps, reverse=True, emit=emit
+        )
+
+    _, gates = end(None, lambda state, gates: gates)
+    zeros = jax.tree.map(jnp.zeros_like, end(None)[1])
+    slope = jax.grad(lambda push: end(push)[0].c.sum())(zeros).c
+    products = dg.forget_products(gates, **q.steps, reverse=True)
+    assert_same(products, jnp.where(q.happens[..., None], slope, 0), 1e-12)
+    assert ((products > 0) & (products < 1)).any()
+
+
+def places():
+    """Gates over 3 rows of 2 places each, and what tells their steps apart."""
+    rng = np.random.default_rng(3)
+    gates = jl.Gates(*jnp.asarray(rng.random((4, 5, 3, 2, 4), np.float32)))
+    mask = jnp.asarray(rng.random((5, 3)) < 0.7)
+    resets = jnp.asarray(rng.random((5, 3)) < 0.3)
+    spread = [jnp.repeat(flags[..., None], 2, -1) for flags in (mask, resets)]
+    return gates, (mask, resets), spread
+
+
+OF_PLACES = {
+    "saturation": lambda g, m, r: dg.saturation(g, low=0.3, high=0.6, mask=m),
+    "fractions": lambda g, m, r: dg.fractions(g, mask=m),
+    "timescales": lambda g, m, r: dg.timescales(g, mask=m),
+    "closed_intervals": lambda g, m, r: dg.closed_intervals(
+        g.i, threshold=0.5, mask=m, resets=r
+    ),
+    "forget_products": lambda g, m, r: dg.forget_products(g, mask=m, resets=r),
+    "dead_units": lambda g, m, r: dg.dead_units(g.i, band=0.8, mask=m),
+    "duplicate_units": lambda g, m, r: dg.duplicate_units(g.i, mask=m),
+}
+
+
+@over("name", OF_PLACES)
+def test_what_a_row_does_all_its_places_do(name):
+    gates, flags, spread = places()
+    found = OF_PLACES[name](gates, *flags)
+    assert_same(found, OF_PLACES[name](gates, *spread), 1e-6)
+
+
+def test_statistics_of_a_convolutional_cell_take_the_lengths_of_its_run():
+    cell, lengths = jl.conv_lstm((3,)), jnp.array([4, 1])
+    params = cell.init(KEY, 1, 2)
+    xs = jax.random.normal(KEY, (4, 2, 5, 1)).at[1:, 1].set(jnp.nan)
+
+    def run(xs):
+        return jl.unroll(cell, params, xs, lengths=lengths, emit=jl.emit.trace)
+
+    gates = run(xs)[1].gates
+    alone = jnp.concatenate([gates.f[:, 0], gates.f[:1, 1]])
+    wanted = dg.timescales({"f": alone})
+    np.testing.assert_allclose(dg.timescales(gates, lengths=lengths), wanted, rtol=1e-6)
+    traced = jax.jit(lambda lengths: dg.timescales(gates, lengths=lengths))
+    np.testing.assert_allclose(traced(lengths), wanted, rtol=1e-6)
+    assert not finite(traced(jnp.array([4, 5])))
+    found = dg.integrated_gradients(
+        lambda xs: run(xs)[0].h.sum((1, 2)), xs, lengths=lengths
+    )
+    assert found.gap.shape == (2,)
+    assert (found.values[1:, 1] == 0).all()
+    assert abs(found.gap).max() < 1e-5 < abs(found.values).max()
+
+
+# -- gates that a cell does not have, and units at the edge of numbers --------------
+
+
+def test_each_of_i_and_o_is_taken_where_it_is():
+    quarter, half, none = (jnp.full((3, 1), x) for x in (0.25, 0.5, 0.0))
+    for record, wanted in [
+        ({"f": quarter, "o": none}, (0.75, 0.25, 0.0)),
+        ({"f": quarter, "i": half}, (0.5, 0.25, 1.0)),
+        ({"f": quarter, "i": half, "o": none}, (0.5, 0.25, 0.0)),
+        ({"z": quarter}, (0.75, 0.25, 1.0)),
+    ]:
+        assert [part.item() for part in dg.fractions(record)] == list(wanted)
+
+
+def test_a_dict_of_gates_is_read_as_a_record_is():
+    gates = jl.Gates(*jax.random.uniform(KEY, (4, 5, 3)))
+    for function in (dg.fractions, dg.timescales, dg.forget_products):
+        assert_same(function(gates._asdict()), function(gates), 0)
+
+
+@over("scale", [1.0, 1e25, 1e-25])
+def test_a_correlation_has_no_scale_and_is_at_most_one(scale):
+    hs = jax.random.normal(KEY, (50, 3, 6)) * 0.3 + 0.1
+    found = dg.duplicate_units(jnp.concatenate([hs, -hs], -1) * scale).correlation
+    rows = np.asarray(hs, np.float64).reshape(-1, 6)
+    wanted = np.corrcoef(np.concatenate([rows, -rows], -1).T)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert abs(found).max() <= 1
+
+
+def test_the_correlation_with_a_unit_that_never_changes_has_the_derivative_0(x64):
+    varying = jax.random.normal(KEY, (9, 2, 2), jnp.float64)
+    hs = jnp.concatenate([varying, jnp.full((9, 2, 2), jnp.array([0.0, 0.3]))], -1)
+
+    def correlation(hs):
+        return dg.duplicate_units(hs).correlation[0].sum()
+
+    slope = jax.grad(correlation)(hs)
+    assert (slope[..., 2:] == 0).all()
+    assert_same(slope[..., :2], jax.grad(correlation)(varying), 1e-12)
+    assert abs(slope).max() > 0.01
+
+
+def test_nan_is_open():
+    gate = jnp.array([[0.0], [math.nan], [0.0]])
+    assert dg.closed_intervals(gate).closed_for[:, 0].tolist() == [1, 0, 1]
+
+
+# -- what else is refused ------------------------------------------------------------
+
+GATES = jl.Gates(F, F, F, F)
+TRACE = jl.Trace(jl.LSTMState(F, F), GATES)
+REFUSED = {
+    "closed_intervals: gate is a Gates(i, f, g, o); one array of it is needed, such "
+    "as gate.i.": lambda: dg.closed_intervals(GATES),
+    "dead_units: hs is a LSTMState(h, c); one array of it is needed, such as hs.h.": (
+        lambda: dg.dead_units(TRACE.state)
+    ),
+    "dead_units: hs is a dict('h'); one array of it is needed, such as hs['h'].": (
+        lambda: dg.dead_units({"h": F})
+    ),
+    "duplicate_units: hs is a Trace(state, gates); one array of it is needed, such as "
+    "hs.state.h.": lambda: dg.duplicate_units(TRACE),
+    "saturation: gates holds a Trace(state, gates); take trace.gates alone.": (
+        lambda: dg.saturation(TRACE)
+    ),
+    "saturation: gates holds a Trace(state, gates); take trace.gates": (
+        lambda: dg.saturation({"0": TRACE, "1": TRACE})
+    ),
+    "saturation: gates holds a LSTMState(h, c); take trace.gates": (
+        lambda: dg.saturation(TRACE.state)
+    ),
+    "timescales: gates is an array [4, 2], without a forget gate f or z; take": (
+        lambda: dg.timescales(F)
+    ),
+    "timescales: gates is a Trace(state, gates), without": lambda: dg.timescales(TRACE),
+    "fractions: gates is a dict('i', 'o'), without": lambda: dg.fractions(
+        {"i": F, "o": F}
+    ),
+    "timescales: lengths has shape [3], gates has batch shape [2]": (
+        lambda: dg.timescales({"f": jnp.ones((4, 2, 5, 1))}, lengths=[1, 2, 3])
+    ),
+    "dead_units: mask has shape [4, 3]; one boolean for each of the steps [4, 2]": (
+        lambda: dg.dead_units(jnp.ones((4, 2, 1)), mask=jnp.ones((4, 3), bool))
+    ),
+    "dead_units: lengths[0] is 9; hs has 4 steps": lambda: dg.dead_units(
+        jnp.ones((4, 2, 1)), lengths=[9, 1]
+    ),
+    "dead_units: mask is not an array of numbers": lambda: dg.dead_units(
+        F, mask=[[True], [True, False]]
+    ),
+    "integrated_gradients: function gives tuple; one array of floating point": (
+        lambda: dg.integrated_gradients(lambda xs: (xs.sum(), xs), ONES)
+    ),
+    "integrated_gradients: function gives float; one array of floating point": (
+        lambda: dg.integrated_gradients(lambda xs: 1.0, ONES)
+    ),
+    "integrated_gradients: function gives int; one array of floating point": (
+        lambda: dg.integrated_gradients(lambda xs: 1, ONES)
+    ),
+    "integrated_gradients: function gives int32; one array of floating point": (
+        lambda: dg.integrated_gradients(lambda xs: xs.argmax(), ONES)
+    ),
+    "unroll: xs is a LSTMState(h, c); one array of it is needed, such as xs.h": (
+        lambda: jl.unroll(jl.lstm(), jl.lstm().init(KEY, 2, 3), TRACE.state)
+    ),
+}
+
+
+@over("sentence", REFUSED)
+def test_a_record_where_one_array_is_wanted_is_refused(sentence):
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+        REFUSED[sentence]()
+
+
+THRESHOLDS = [
+    (dg.saturation, {"i": F}, "low"),
+    (dg.saturation, {"i": F}, "high"),
+    (dg.closed_intervals, F, "threshold"),
+    (dg.dead_units, F, "band"),
+    (dg.duplicate_units, F, "threshold"),
+]
+
+
+@over(("function", "values", "name"), THRESHOLDS)
+def test_a_threshold_is_a_python_number(function, values, name):
+    said = f"^{function.__name__}: {name} is .*; a plain Python number is needed"
+    for wrong in ("0.2", None, F):
+        with pytest.raises(ValueError, match=said):
+            function(values, **{name: wrong})
+    with pytest.raises(ValueError, match=said):
+        jax.jit(lambda traced: function(values, **{name: traced}))(0.2)
+    function(values, **{name: np.float32(0.2)})
+
+
+def test_rows_split_over_devices():
+    """`tests/test_meshes.py` has every statistic, and units on a mesh as well."""
+    explicit = jax.make_mesh((4,), ("b",), axis_types=(jax.sharding.AxisType.Explicit,))
+    rows = jax.sharding.PartitionSpec(None, "b")
+    hs = jax.random.normal(KEY, (5, 4, 3))
+    split = jax.device_put(hs, jax.sharding.NamedSharding(explicit, rows))
+    with jax.set_mesh(explicit):
+        found = dg.duplicate_units(split)
+    assert_same(jax.device_get(found), dg.duplicate_units(hs), 1e-6)
+
+    def runs(gate):
+        return dg.closed_intervals(gate).closed_for
+
+    automatic = jax.make_mesh((4,), ("b",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.shard_map(runs, mesh=automatic, in_specs=rows, out_specs=rows)
+    assert (jax.jit(mapped)(hs) == runs(hs)).all()

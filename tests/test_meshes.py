@@ -408,3 +408,56 @@ def test_diagnostics_of_rows_on_several_devices(name, kind):
         with jax.set_mesh(mesh):
             got = jax.jit(run)(put(mesh, xs, ROWS), put(mesh, lengths, P("rows")))
     assert_same(jax.device_get(got), run(xs, lengths), 1e-5)
+
+
+# -- statistics of what was stacked -------------------------------------------
+
+
+GATES = jl.Gates(*jax.random.uniform(jax.random.key(2), (4, T, B, H)))
+MASK = jax.random.uniform(jax.random.key(3), (T, B)) < 0.7
+STATISTICS = {
+    "saturation": lambda gates, mask: jl.diagnostics.saturation(gates, mask=mask),
+    "fractions": lambda gates, mask: jl.diagnostics.fractions(gates, mask=mask),
+    "timescales": lambda gates, mask: jl.diagnostics.timescales(gates, mask=mask),
+    "closed_intervals": lambda gates, mask: jl.diagnostics.closed_intervals(
+        gates.i, threshold=0.5, mask=mask, resets=mask
+    ),
+    "forget_products": lambda gates, mask: jl.diagnostics.forget_products(
+        gates, mask=mask, resets=mask
+    ),
+    "dead_units": lambda gates, mask: jl.diagnostics.dead_units(
+        gates.i, band=0.9, mask=mask
+    ),
+    "duplicate_units": lambda gates, mask: jl.diagnostics.duplicate_units(
+        gates.i, mask=mask
+    ),
+}
+
+
+@pytest.mark.parametrize("units", [False, True])
+@pytest.mark.parametrize("name", STATISTICS)
+@every_kind
+def test_statistics_over_a_mesh(kind, name, units):
+    spec = P(None, "rows", "units") if units else ROWS
+    mesh = make_mesh("both", KINDS[kind])
+    with jax.set_mesh(mesh):
+        gates = jax.tree.map(lambda gate: put(mesh, gate, spec), GATES)
+        got = jax.jit(STATISTICS[name])(gates, put(mesh, MASK, ROWS))
+    assert_same(jax.device_get(got), STATISTICS[name](GATES, MASK), 1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_closed_intervals_of_the_rows_of_each_device(masked):
+    """In `shard_map`, where a carry must vary over the mesh as the gates do."""
+
+    def longest(gates, mask):
+        function = STATISTICS["closed_intervals"]
+        return function(gates, mask if masked else None).longest
+
+    mapped = jax.shard_map(
+        longest,
+        mesh=make_mesh("rows", AxisType.Auto),
+        in_specs=(ROWS, ROWS),
+        out_specs=P("rows"),
+    )
+    assert_same(jax.jit(mapped)(GATES, MASK), longest(GATES, MASK))

@@ -14,7 +14,7 @@ and nobody else interprets:
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.tree_util import keystr
 from jax.typing import ArrayLike
 
 from jaxlstm.cells.base import State
@@ -85,13 +86,19 @@ def as_array(name: str, value: ArrayLike | None) -> Array:
     """A JAX array, or a `ValueError` that says why value is none.
 
     Python lists, and NumPy arrays of any stride and byte order, are copied over; what
-    is on a device stays there.
+    is on a device stays there. A record is refused, not stacked.
     """
     if isinstance(value, Array):
         check_alive(name, value)
         return value
     if value is None:
         raise ValueError(f"{name} is None; an array of numbers is needed.")
+    if isinstance(value, Mapping) or hasattr(value, "_fields"):
+        first = jax.tree_util.tree_leaves_with_path(value)[:1]
+        such = "".join(f", such as {name}{keystr(path)}" for path, _ in first)
+        raise ValueError(
+            f"{name} is {described(value)}; one array of it is needed{such}."
+        )
     if np.ma.is_masked(value):
         raise ValueError(
             f"{name} is a masked array, and its mask would be lost. Pass {name}.data, "
@@ -108,6 +115,15 @@ def as_array(name: str, value: ArrayLike | None) -> Array:
             f"{rows if host.dtype == object else ''}."
         )
     return jnp.asarray(host.astype(host.dtype.newbyteorder("=")))
+
+
+def described(value: Any) -> str:
+    """What came, for a message: `a Gates(i, f, g, o)`, `an array [7, 3]`."""
+    if hasattr(value, "shape"):
+        return f"an array {show(value.shape)}"
+    names = map(repr, value) if isinstance(value, Mapping) else ()
+    fields = ", ".join(getattr(value, "_fields", names))
+    return f"a {type(value).__name__}({fields})" if fields else f"{value!r:.60}"
 
 
 def check_alive(name: str, array: Array) -> None:
@@ -139,6 +155,7 @@ def steps(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
+    of: str = "xs",
 ) -> Steps:
     """The record of the steps of a batch, `frame` being their shape `[T, *b]`.
 
@@ -146,6 +163,7 @@ def steps(
         lengths: integers `[*b]`; row b has lengths[b] steps, the rest is padding.
         mask: booleans `[T, *b]`; False where the step does not happen.
         resets: booleans `[T, *b]`; True where the sequence begins again before it.
+        of: what the caller calls that of which they are the steps, for the message.
 
     Errors: `ValueError` for lengths together with a mask, a wrong shape or dtype,
     and a length outside 0..T that is not traced.
@@ -164,10 +182,10 @@ def steps(
         return Steps(happens=_booleans("mask", mask, frame), resets=resets)
     if lengths is None:
         return Steps(resets=resets)
-    counts = _counts(lengths, tuple(batch_shape))
+    counts = _counts(lengths, tuple(batch_shape), of)
     traced = isinstance(lengths, Tracer)
     if not traced:
-        host = _checked_counts(lengths, time)
+        host = _checked_counts(lengths, time, of)
         if host.size and (host == time).all():  # the very program without lengths
             return Steps(resets=resets)
     clock = jnp.arange(time, dtype=counts.dtype).reshape(
@@ -178,6 +196,24 @@ def steps(
         resets=resets,
         lost=(counts < 0) | (counts > time) if traced else None,
     )
+
+
+def steps_of(
+    name: str,
+    values: Features,
+    lengths: ArrayLike | None,
+    mask: ArrayLike | None,
+    resets: ArrayLike | None,
+) -> Steps:
+    """The steps of values `[T, *b, *space, H]`, of which the rest has only `*b`."""
+    given = [("lengths", lengths), ("mask", mask), ("resets", resets)]
+    axes = [
+        as_array(kind, flags).ndim + (kind == "lengths")
+        for kind, flags in given
+        if flags is not None
+    ]
+    frame = values.shape[: min(max(axes, default=1), values.ndim - 1)]
+    return steps(frame, lengths=lengths, mask=mask, resets=resets, of=name)
 
 
 def resets_from_segments(
@@ -282,13 +318,13 @@ def _booleans(name: str, value: ArrayLike, frame: tuple[int, ...]) -> Happens:
         )
     if array.shape != frame:
         raise ValueError(
-            f"{name} has shape {show(array.shape)}; xs has {show(frame)} before its "
-            "features, and one boolean per step is needed."
+            f"{name} has shape {show(array.shape)}; one boolean for each of the "
+            f"steps {show(frame)} is needed."
         )
     return array
 
 
-def _counts(lengths: ArrayLike, batch_shape: tuple[int, ...]) -> Array:
+def _counts(lengths: ArrayLike, batch_shape: tuple[int, ...], of: str) -> Array:
     counts = as_array("lengths", lengths)
     if not jnp.issubdtype(counts.dtype, jnp.integer):
         raise ValueError(
@@ -296,17 +332,17 @@ def _counts(lengths: ArrayLike, batch_shape: tuple[int, ...]) -> Array:
         )
     if counts.shape != batch_shape:
         raise ValueError(
-            f"lengths has shape {show(counts.shape)}, xs has batch shape "
+            f"lengths has shape {show(counts.shape)}, {of} has batch shape "
             f"{show(batch_shape)}; one length per sequence is needed."
         )
     return counts.astype(jnp.int64 if counts.dtype.itemsize == 8 else jnp.int32)
 
 
-def _checked_counts(lengths: ArrayLike, time: int) -> np.ndarray:
+def _checked_counts(lengths: ArrayLike, time: int, of: str) -> np.ndarray:
     counts = np.asarray(lengths)
     for row in np.argwhere((counts < 0) | (counts > time))[:1].tolist():
         raise ValueError(
-            f"lengths{row or ''} is {counts[tuple(row)]}; xs has {time} steps, so a "
+            f"lengths{row or ''} is {counts[tuple(row)]}; {of} has {time} steps, so a "
             f"length from 0 to {time} is needed."
         )
     return counts

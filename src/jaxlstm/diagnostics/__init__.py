@@ -8,7 +8,13 @@
 
 Time is counted in steps. A step that does not happen counts nowhere: hand over the
 lengths, mask and resets that `unroll` was given. Statistics are over all steps of all
-rows; for each row apart, `jax.vmap` them over the batch axis.
+rows; for each row apart, `jax.vmap` them over the batch axis. Of a cell with spatial
+axes, they are over all places too.
+
+Time runs forward. Of what ran backward, `closed_intervals` and `forget_products` take
+the resets of that run and the `reverse=True` that `unroll` was given; for the other
+statistics it is all one. Those that run a cell themselves, such as `gradient_flow`,
+`carousel` and `memory_span`, take no reverse: flip the inputs.
 """
 
 from jaxlstm.diagnostics import attribution as attribution

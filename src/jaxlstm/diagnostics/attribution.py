@@ -1,5 +1,6 @@
 """What each input, at each step, contributed to an output."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,8 +44,9 @@ def integrated_gradients(
     take more nodes where it is not small. 0 at a step that does not happen.
 
     Arguments:
-        function: `xs -> number`, or `xs -> [*b]` where no row sees another.
-        xs: `[T, *b, D]`.
+        function: `xs -> number`, or `xs -> [*b]` where no row sees another; an array
+            of floating point numbers, as `jax.numpy` makes it of xs.
+        xs: `[T, *b, D]`, or `[T, *b, *space, D]`.
         baseline: a number, or an array like xs: inputs that say nothing.
         nodes: how many gradients are taken, one after the other.
         lengths, mask: those that the function gives to `unroll`.
@@ -68,15 +70,11 @@ def integrated_gradients(
     with sequences.speaking("integrated_gradients"):
         check_size("nodes", nodes)
         end = sequences.features("xs", xs)
-        steps = sequences.steps(end.shape[:-1], lengths=lengths, mask=mask)
+        steps = sequences.steps_of("xs", end, lengths, mask, None)
         end, start = sequences.silence((end, _like(end, baseline)), steps)
-        shape = jax.eval_shape(function, end).shape
-        if shape not in ((), end.shape[1:-1]):
-            raise ValueError(
-                f"function gives {show(shape)}; one number, or one for each of the "
-                f"rows {show(end.shape[1:-1])}, is needed."
-            )
-        slope = jax.grad(lambda xs: function(xs).sum())
+        output = functools.partial(_output, function)
+        given = jax.eval_shape(output, end).ndim
+        slope = jax.grad(lambda xs: output(xs).sum())
         way = end - start
 
         def node(total: Features, at: tuple[Array, Array]) -> tuple[Features, None]:
@@ -87,8 +85,26 @@ def integrated_gradients(
         quadrature = jnp.asarray([(places + 1) / 2, weights / 2], end.dtype)
         total, _ = lax.scan(node, jnp.zeros_like(end), tuple(quadrature))
         values = sequences.settle(way * total, steps)
-        axes = None if shape == () else (0, end.ndim - 1)
-        return Attribution(values, function(end) - function(start) - values.sum(axes))
+        axes = (0, *range(1 + given, end.ndim))
+        return Attribution(values, output(end) - output(start) - values.sum(axes))
+
+
+def _output(function: Callable[[Features], Array], xs: Features) -> Array:
+    """Errors: `ValueError` for what is neither one number nor one for each row."""
+    given = function(xs)
+    if not isinstance(given, Array) or not jnp.issubdtype(given.dtype, jnp.floating):
+        kind = given.dtype if isinstance(given, Array) else type(given).__name__
+        raise ValueError(
+            f"function gives {kind}; one array of floating point numbers, made of xs, "
+            "is needed, such as state.h[..., 0]."
+        )
+    rows = xs.shape[1:-1]
+    if given.shape != rows[: given.ndim]:
+        raise ValueError(
+            f"function gives {show(given.shape)}; one number, or one for each of the "
+            f"rows {show(rows)}, is needed."
+        )
+    return given
 
 
 def _like(xs: Features, baseline: ArrayLike) -> Features:

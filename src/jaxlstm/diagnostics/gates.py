@@ -1,22 +1,27 @@
 """What the gates of a trace say: how open they are, for how long, and what is kept.
 
-Gates are those that `unroll(..., emit=jl.emit.trace)` stacks, `[T, *b, H]` each.
+Gates are those of `emit=jl.emit.trace`, a record or a dict of arrays `[T, *b, H]`.
 """
 
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxlstm import sequences
-from jaxlstm.cells.base import Reported
+from jaxlstm.cells.base import HiddenState, LSTMState, Reported
+from jaxlstm.cells.emit import Trace
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Hidden, accumulator_dtype
 
 # Candidates are no gates: they lie between -1 and 1, and are squashed by tanh.
 CANDIDATES = ("g", "n")
+STATES = (Trace, LSTMState, HiddenState)
 
 
 class Saturation(NamedTuple):
@@ -81,8 +86,7 @@ def saturation(
 
     Returns: two records like gates, of `[H]`; NaN where no step happens.
 
-    Errors: `ValueError` unless 0 <= low < high <= 1, and for gates without a unit
-    axis.
+    Errors: `ValueError` unless 0 <= low < high <= 1, for no unit axis, and for a state.
 
     Reference: Karpathy, Johnson and Fei-Fei, "Visualizing and understanding recurrent
     networks", 2016, https://arxiv.org/abs/1506.02078
@@ -94,13 +98,12 @@ def saturation(
     (0.25, 0.5)
     """
     with sequences.speaking("saturation"):
+        low, high = number("low", low), number("high", high)
         if not 0 <= low < high <= 1:
             raise ValueError(
                 f"low is {low!r} and high is {high!r}; 0 <= low < high <= 1 is needed."
             )
-
-        arrays, steps = _each(gates, lengths, mask)
-        return _saturation(arrays, steps, float(low), float(high))
+        return _saturation(*_each(gates, lengths, mask), low, high)
 
 
 def fractions(
@@ -111,12 +114,13 @@ def fractions(
 ) -> Fractions:
     """What part of the candidate is written, and of the cell state kept and read:
 
-        write, keep, read = mean of i, f, o      of a GRU: 1 - z, z, 1
+        write, keep, read = mean of i, f, o
 
-    A GRU shows all that it holds.
+    Of a GRU, f is z. Without an i, what is not kept is written, 1 - f; without an o,
+    as of a GRU, all that is held is shown, 1.
 
     Arguments:
-        gates: the gates of a trace, with i, f and o, or with z.
+        gates: the gates of a trace, with f or z.
         lengths, mask: those that `unroll` was given.
 
     Returns: `[H]` each; NaN where no step happens.
@@ -131,10 +135,10 @@ def fractions(
     """
     with sequences.speaking("fractions"):
         kept, steps = stacked("gates", kept_by(gates), lengths, mask)
-        if not all(hasattr(gates, name) for name in "io"):
-            return _average(Fractions(1 - kept, kept, jnp.ones_like(kept)), steps)
-        (written, shown), _ = _each((gates.i, gates.o), lengths, mask)
-        return _average(Fractions(written, kept, shown), steps)
+        written = gate_of(gates, "i", 1 - kept)
+        shown = gate_of(gates, "o", jnp.ones_like(kept))
+        parts = (stacked("gates", part)[0] for part in (written, kept, shown))
+        return _average(Fractions(*parts), steps)
 
 
 def timescales(
@@ -149,7 +153,8 @@ def timescales(
 
     After τ steps with the forget gate at its geometric mean, a 1/e of the cell state
     is left. inf for a gate that is always 1, 0 for one that is ever 0. Of a GRU, f is
-    z.
+    z. Of the cell within: what a wrapper keeps or cuts off after the step, as zoneout
+    and clip_cell do, is not in the gates.
 
     Arguments:
         gates: the gates of a trace, with f or z.
@@ -179,17 +184,18 @@ def closed_intervals(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
+    reverse: bool = False,
 ) -> ClosedIntervals:
     """For how many steps in a row a gate stays closed, below the threshold.
 
     While its input gate is closed a unit is protected from its inputs, and while its
     output gate is closed the others are protected from it. A step that does not
-    happen neither ends an interval nor adds to it; a reset ends one.
+    happen neither ends an interval nor adds to it; a reset ends one. NaN is open.
 
     Arguments:
         gate: one gate of a trace, such as `trace.gates.i`.
         threshold: what the gate is below when it is closed, between 0 and 1.
-        lengths, mask, resets: those that `unroll` was given.
+        lengths, mask, resets, reverse: those that `unroll` was given.
 
     Errors: `ValueError` for another threshold, and for a gate without a unit axis.
 
@@ -202,12 +208,11 @@ def closed_intervals(
     ([1, 0, 1, 2, 3], 2, 2.0)
     """
     with sequences.speaking("closed_intervals"):
+        threshold = number("threshold", threshold)
         if not 0 < threshold <= 1:
-            raise ValueError(
-                f"threshold is {threshold!r}; 0 < threshold <= 1 is needed."
-            )
+            raise ValueError(f"threshold is {threshold}; 0 < threshold <= 1 is needed.")
         values, steps = stacked("gate", gate, lengths, mask, resets)
-        return _closed_intervals(values, steps, float(threshold))
+        return _closed_intervals(values, steps, threshold, reverse=bool(reverse))
 
 
 def forget_products(
@@ -216,18 +221,20 @@ def forget_products(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
+    reverse: bool = False,
 ) -> Hidden:
     """What the carousel leaves at the end of what a unit held after each step:
 
-        p_t = ∏ f_s  over t < s <= T
+        p_t = ∏ f_s  over t < s <= T        in reverse, over s < t
 
     the derivative of c_T by c_t with the gates held fast. 1 after the last step, 0
     before a reset, and 0 at a step that does not happen; such a step is no factor. Of
-    a GRU, f is z.
+    a GRU, f is z. Of the cell within: what a wrapper keeps or cuts off after the step,
+    as zoneout and clip_cell do, is not in the gates.
 
     Arguments:
         gates: the gates of a trace, with f or z.
-        lengths, mask, resets: those that `unroll` was given.
+        lengths, mask, resets, reverse: those that `unroll` was given.
 
     Returns: `[T, *b, H]`.
 
@@ -242,8 +249,8 @@ def forget_products(
     [0.125, 0.25, 0.5, 1.0]
     """
     with sequences.speaking("forget_products"):
-        kept = kept_by(gates)
-        return _forget_products(*stacked("gates", kept, lengths, mask, resets))
+        kept = stacked("gates", kept_by(gates), lengths, mask, resets)
+        return _forget_products(*kept, reverse=bool(reverse))
 
 
 # -- the statistics of arrays, compiled --------------------------------------------
@@ -252,8 +259,8 @@ def forget_products(
 @jax.jit
 def _saturation(gates: Reported, steps: Steps, low: float, high: float) -> Saturation:
     def share(beyond: Array, gate: Features) -> Hidden:
-        lost = jnp.isnan(gate)
-        return average(jnp.where(lost, gate, beyond.astype(gate.dtype)), steps)
+        beyond = beyond.astype(gate.dtype)
+        return average(jnp.where(jnp.isnan(gate), gate, beyond), steps)
 
     gates = jax.tree_util.tree_map_with_path(_as_gate, gates)
     return Saturation(
@@ -280,9 +287,9 @@ def _timescales(f: Features, steps: Steps) -> Hidden:
     return 1 / jnp.where(rate == 0, 0.0, rate)  # 1 / -0 is -inf
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="reverse")
 def _closed_intervals(
-    gate: Features, steps: Steps, threshold: float
+    gate: Features, steps: Steps, threshold: float, *, reverse: bool
 ) -> ClosedIntervals:
     happens, begins = everywhere(steps, gate)
     closed = (gate < threshold) & happens
@@ -292,8 +299,8 @@ def _closed_intervals(
         longer = jnp.where(closed, jnp.where(begins, 0, run) + 1, 0)
         return jnp.where(happens, longer, run), longer
 
-    none = jnp.zeros(gate.shape[1:], jnp.int32)
-    _, closed_for = lax.scan(walk, none, (closed, happens, begins))
+    none = jnp.zeros_like(closed.any(0), jnp.int32)  # split over devices as the gate is
+    _, closed_for = lax.scan(walk, none, (closed, happens, begins), reverse=reverse)
     number = (closed_for == 1).sum(0)
     total, many = (n.astype(gate.dtype) for n in (closed.sum(0), number))
     mean = total / jnp.maximum(many, 1)
@@ -302,12 +309,13 @@ def _closed_intervals(
     return ClosedIntervals(closed_for, number, closed_for.max(0, initial=0), mean)
 
 
-@jax.jit
-def _forget_products(f: Features, steps: Steps) -> Hidden:
+@functools.partial(jax.jit, static_argnames="reverse")
+def _forget_products(f: Features, steps: Steps, *, reverse: bool) -> Hidden:
     happens, begins = everywhere(steps, f)
     factors = jnp.where(happens, jnp.where(begins, 0.0, f), 1.0)
-    later = jnp.concatenate([factors[1:], jnp.ones_like(factors[:1])])
-    return sequences.settle(lax.cumprod(later, axis=0, reverse=True), steps)
+    one = jnp.ones_like(factors[:1])
+    later = jnp.concatenate([one, factors[:-1]] if reverse else [factors[1:], one])
+    return sequences.settle(lax.cumprod(later, axis=0, reverse=not reverse), steps)
 
 
 # -- what the statistics share ---------------------------------------------------
@@ -326,15 +334,18 @@ def stacked(
     """
     values = sequences.features(name, values)
     values = values.astype(accumulator_dtype(values.dtype))
-    return values, sequences.steps(
-        values.shape[:-1], lengths=lengths, mask=mask, resets=resets
-    )
+    return values, sequences.steps_of(name, values, lengths, mask, resets)
 
 
 def _each(
     gates: Reported, lengths: ArrayLike | None, mask: ArrayLike | None
 ) -> tuple[Reported, Steps]:
     """Every gate as an array, and which of their steps happen."""
+    for node in jax.tree.leaves(gates, is_leaf=lambda node: isinstance(node, STATES)):
+        if isinstance(node, STATES):
+            raise ValueError(
+                f"gates holds {sequences.described(node)}; take trace.gates alone."
+            )
     leaves, tree = jax.tree.flatten(gates)
     found = [stacked("gates", leaf, lengths, mask) for leaf in leaves]
     if not found:
@@ -347,26 +358,43 @@ def everywhere(steps: Steps, values: Features) -> tuple[Array, Array]:
 
     def spread(flags: Array | None, absent: bool) -> Array:
         if flags is None:
-            return jnp.full(values.shape, absent)
-        return jnp.broadcast_to(flags[..., None], values.shape)
+            return jnp.full_like(values, absent, dtype=bool)
+        tail = tuple(range(flags.ndim, values.ndim))
+        return jnp.zeros_like(values, bool) | jnp.expand_dims(flags, tail)
 
     return spread(steps.happens, True), spread(steps.resets, False)
 
 
 def average(values: Features, steps: Steps) -> Hidden:
     """The mean over all steps that happen, of all rows, `[H]`."""
-    happens, _ = everywhere(steps, values[..., :1])
-    total = sequences.settle(values, steps).sum(tuple(range(values.ndim - 1)))
-    return total / happens.sum().astype(values.dtype)
+    happens, _ = everywhere(steps, values)
+    axes = tuple(range(values.ndim - 1))
+    total = sequences.settle(values, steps).sum(axes)
+    return total / happens.sum(axes).astype(values.dtype)
 
 
 def kept_by(gates: Reported) -> Hidden:
     """The gate that says what is kept: f, or z of a GRU."""
     for name in "fz":
-        if hasattr(gates, name):
-            return getattr(gates, name)
-    fields = ", ".join(getattr(gates, "_fields", ()))
+        if (gate := gate_of(gates, name, None)) is not None:
+            return gate
     raise ValueError(
-        f"gates is a {type(gates).__name__}({fields}), without a forget gate f or z; "
+        f"gates is {sequences.described(gates)}, without a forget gate f or z; "
         "take trace.gates of a cell that has one, with emit=jl.emit.trace."
     )
+
+
+def gate_of(gates: Reported, name: str, otherwise: Any) -> Any:
+    """The gate of this name in a record or a dict, otherwise what is given."""
+    if isinstance(gates, Mapping):
+        return gates.get(name, otherwise)
+    return getattr(gates, name, otherwise)
+
+
+def number(name: str, value: float) -> float:
+    """Errors: `ValueError` for what is no Python number, such as what is traced."""
+    if not isinstance(value, int | float | np.integer | np.floating):
+        raise ValueError(
+            f"{name} is {sequences.described(value)}; a plain Python number is needed."
+        )
+    return float(value)

@@ -1,16 +1,18 @@
 """What the units of a layer do, compared with one another."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jaxlstm import sequences
-from jaxlstm.diagnostics.gates import average, everywhere, stacked
+from jaxlstm.diagnostics.gates import average, everywhere, number, stacked
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features
+from jaxlstm.shapes import Features, is_explicit
 
 
 class Duplicates(NamedTuple):
@@ -49,9 +51,10 @@ def dead_units(
     [True, False]
     """
     with sequences.speaking("dead_units"):
+        band = number("band", band)
         if not band >= 0:
             raise ValueError(f"band is {band!r}; a width from 0 is needed.")
-        return _dead_units(*stacked("hs", hs, lengths, mask), float(band))
+        return _dead_units(*stacked("hs", hs, lengths, mask), band)
 
 
 def duplicate_units(
@@ -79,11 +82,10 @@ def duplicate_units(
     ([[0, 2]], -1.0)
     """
     with sequences.speaking("duplicate_units"):
+        threshold = number("threshold", threshold)
         if not 0 <= threshold < 1:
-            raise ValueError(
-                f"threshold is {threshold!r}; 0 <= threshold < 1 is needed."
-            )
-        return _duplicate_units(*stacked("hs", hs, lengths, mask), float(threshold))
+            raise ValueError(f"threshold is {threshold}; 0 <= threshold < 1 is needed.")
+        return _duplicate_units(*stacked("hs", hs, lengths, mask), threshold)
 
 
 @jax.jit
@@ -100,9 +102,16 @@ def _dead_units(hs: Features, steps: Steps, band: float) -> Array:
 def _duplicate_units(hs: Features, steps: Steps, threshold: float) -> Duplicates:
     mean = average(sequences.silence(hs, steps), steps)
     away = sequences.settle(hs - jnp.broadcast_to(mean, hs.shape), steps)
-    rows = away.reshape(-1, hs.shape[-1])
-    size = jnp.linalg.norm(rows, axis=0)
-    rounding = 8 * jnp.finfo(hs.dtype).eps * len(rows) ** 0.5
-    rows = rows / jnp.where(size <= rounding * jnp.abs(mean), jnp.inf, size)[None]
-    correlation = rows.T @ rows
+    axes = tuple(range(hs.ndim - 1))
+    top = lax.stop_gradient(jnp.abs(away).max(axes, initial=0.0))  # lest squares vanish
+    away = away / jnp.broadcast_to(jnp.where(top == 0, 1.0, top), hs.shape)
+    squares = (away**2).sum(axes)
+    rounding = 8 * jnp.finfo(hs.dtype).eps * math.prod(hs.shape[:-1]) ** 0.5
+    constant = top * jnp.sqrt(squares) <= rounding * jnp.abs(mean)
+    size = jnp.sqrt(jnp.where(constant, 1.0, squares))
+    scale = jnp.where(constant, 0.0, 1 / size)
+    shares = away * jnp.broadcast_to(scale, hs.shape)
+    whole = P() if is_explicit(jax.typeof(hs).sharding) else None
+    products = jnp.tensordot(shares, shares, (axes, axes), out_sharding=whole)
+    correlation = jnp.clip(products, -1, 1)
     return Duplicates(correlation, jnp.triu(jnp.abs(correlation) > threshold, k=1))
