@@ -34,7 +34,15 @@ from jaxlstm.cells.base import Cell, Params, State, check_size
 from jaxlstm.cells.emit import Trace
 from jaxlstm.cells.products import affine
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key, as_key, is_explicit, placed_like, show
+from jaxlstm.shapes import (
+    Features,
+    Key,
+    as_key,
+    as_key_or_none,
+    is_explicit,
+    placed_like,
+    show,
+)
 from jaxlstm.unrolling import unroll
 
 Tape = dict[str, Trace]
@@ -478,7 +486,7 @@ def _layer(init: LayerInit, run: Run) -> Layer:
     """The layer whose `apply` and `trace` are `run`, the options in one record."""
 
     def drawn(key: Key, input_size: int | None = None) -> tuple[Params, int]:
-        return init(as_key("init", key, optional=False), input_size)
+        return init(as_key("init", key), input_size)
 
     def apply(
         params: Params,
@@ -490,7 +498,7 @@ def _layer(init: LayerInit, run: Run) -> Layer:
         mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
     ) -> tuple[State, Features]:
-        key = as_key("apply", key)
+        key = as_key_or_none("apply", key)
         return run(params, xs, state, _Call(key, lengths, mask, resets, False))[:2]
 
     def trace(
@@ -503,7 +511,7 @@ def _layer(init: LayerInit, run: Run) -> Layer:
         mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
     ) -> Result:
-        key = as_key("trace", key)
+        key = as_key_or_none("trace", key)
         return run(params, xs, state, _Call(key, lengths, mask, resets, True))
 
     return Layer(drawn, apply, trace)

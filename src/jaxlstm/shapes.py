@@ -52,7 +52,7 @@ Happens = Bool[Array, "T *b"]
 Rows = Bool[Array, "*b"]
 
 
-def show(shape: tuple[int, ...]) -> str:
+def show(shape: tuple[int | str, ...]) -> str:
     """The shape as error messages print it: `[32, 4, 128]`."""
     return f"[{', '.join(map(str, shape))}]"
 
@@ -78,17 +78,22 @@ def placed_like(x: jax.Array, values: jax.Array) -> jax.Array:
     return jax.sharding.reshard(values, kind) if is_explicit(kind) else values
 
 
-def as_key(door: str, key: Key | None, *, optional: bool = True) -> Key | None:
-    """One key, or None. `jax.random.PRNGKey(0)` is the same key as `key(0)`.
+def as_key_or_none(door: str, key: Key | None) -> Key | None:
+    """As `as_key`, or None."""
+    return None if key is None else as_key(door, key)
 
-    Errors: `TypeError` for anything else, a seed among them, and for None where it is
-    not optional; it begins with the name of the door.
+
+def as_key(door: str, key: Any) -> Key:
+    """One key. `jax.random.PRNGKey(0)` is the same key as `key(0)`.
+
+    Errors: `TypeError` for anything else, a seed among them; it begins with the name
+    of the door.
     """
     dtype = getattr(key, "dtype", None)
     if dtype == np.uint32:  # a key as JAX wrote it before it had a type of its own
         with contextlib.suppress(TypeError, ValueError):
             key = jax.random.wrap_key_data(jnp.asarray(key))
-    if (key is None and optional) or (is_key(key) and key.shape == ()):
+    if is_key(key) and key.shape == ():
         return key
     came = f"an array of {show(key.shape)} keys" if is_key(key) else f"{key!r:.60}"
     raise TypeError(

@@ -20,7 +20,7 @@ from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import planning
 from jaxlstm.engines.planning import DEFAULT, ENGINES, Options
 from jaxlstm.memory import Memory
-from jaxlstm.shapes import Key, as_key
+from jaxlstm.shapes import Key, as_key_or_none
 
 # A number of steps, √T, everything (None), or as many bytes as "2 GB".
 Every = int | str | None
@@ -96,7 +96,7 @@ def unroll(
     >>> hs.shape, bool((hs[4:, 1] == 0).all()), bool((state.h[1] == hs[3, 1]).all())
     ((7, 2, 5), True, True)
     """
-    key = as_key("unroll", key)
+    key = as_key_or_none("unroll", key)
     refusals: dict[str, NotImplementedError] = {}
     with sequences.speaking("unroll"):
         names = _names(engine)
@@ -158,7 +158,7 @@ def explain(
        scan     would serve, but adjoint comes first
     adjoint remembers activations and states; products with the rows first
     """
-    key = as_key("explain", key)
+    key = as_key_or_none("explain", key)
     chosen, how, reasons = None, "", {}
     with sequences.speaking("explain"):
         asked = _names(engine)
@@ -218,7 +218,7 @@ def estimate_memory(
     >>> print(jl.estimate_memory(cell, params, xs, checkpoint_every="sqrt"))
     2.08 GB: arguments 1.03 GB, results 1.03 GB, temporaries 33.2 MB
     """
-    key = as_key("estimate_memory", key)
+    key = as_key_or_none("estimate_memory", key)
     with sequences.speaking("estimate_memory"):
         names = _names(engine)
         options = _options(reverse, emit, checkpoint_every)

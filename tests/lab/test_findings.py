@@ -51,7 +51,8 @@ def look(symbols: list[str], states: np.ndarray) -> findings.Search:
     units = [Unit(0, unit) for unit in range(states.shape[1])]
     states = states.astype(np.float32)
     held = [column for column in columns if column.symbol is None]
-    return findings.search(held, states, ids(symbols), units)
+    untrained = noise(5, keep=0.5, seed=99).astype(np.float32)
+    return findings.search(held, states, ids(symbols), units, untrained)
 
 
 @pytest.mark.parametrize(("sign", "level"), [(1, "high"), (-1, "low")])
@@ -138,11 +139,43 @@ def test_the_sentence_says_what_the_gates_do():
     told = sentences.told(finding, unit, symbols)
     assert told.sentence == (
         "is high inside: c is 1.50 there and -0.25 elsewhere. It opens its input gate "
-        "on `(` (0.90; 0.10 elsewhere) and keeps what it holds (f = 0.95) until `)` "
-        "(0.05). Given one place inside and one outside, its c tells which is which 95 "
-        "times in 100 (90 beyond the symbol being read; by chance 55)."
+        "on `(` (0.90; 0.10 elsewhere) and keeps what it holds (f = 0.95; 0.92 "
+        "elsewhere) until `)` (0.05). Given one place inside and one outside, its c "
+        "tells which is which 95 times in 100 (90 beyond the symbol being read; by "
+        "chance 55)."
     )
     assert told.facts["kept_end"] == pytest.approx(0.05)
+
+
+def test_what_a_network_knows_before_training_is_not_reported():
+    symbols = program()
+    inside = between(symbols, "(", ")")
+    states = noise(4).astype(np.float32)
+    states[:, 2] += 5 * inside
+    columns = [Feature("inside parentheses", inside)]
+    units = [Unit(0, unit) for unit in range(4)]
+    for untrained, number in (noise(6, seed=5), 1), (states[:, ::-1], 0):
+        found = findings.search(columns, states, ids(symbols), units, untrained)
+        assert len(found.findings) == number
+
+
+@pytest.mark.parametrize(("after", "number"), [(0, 1), (6, 0)])
+def test_who_names_an_end_has_to_see_it(after, number):
+    """A unit that goes on for some symbols after the end does not stand for it."""
+    symbols = program()
+    inside = between(symbols, "(", ")")
+    held = inside.copy()
+    for step in range(1, after + 1):
+        held[step:] |= inside[:-step]
+    states = noise(3).astype(np.float32) / 20
+    states[:, 1] += held
+    units = [Unit(0, unit) for unit in range(3)]
+    edged = Feature("after `(` and before `)`", inside, edged=True)
+    found = findings.search([edged], states, ids(symbols), units, noise(2))
+    assert len(found.findings) == number
+    plain = edged._replace(edged=False)
+    found = findings.search([plain], states, ids(symbols), units, noise(2))
+    assert len(found.findings) == 1
 
 
 def test_what_is_hardly_more_than_chance_is_not_reported(monkeypatch):
@@ -157,12 +190,12 @@ def test_what_is_hardly_more_than_chance_is_not_reported(monkeypatch):
     units = [Unit(0, unit) for unit in range(60)]
     symbols = rng.integers(0, 5, SIZE)
     monkeypatch.setattr(findings, "MARGIN", 0.0)
-    (bare,) = findings.search(columns, states, symbols, units).findings
+    (bare,) = findings.search(columns, states, symbols, units, noise(3)).findings
     assert bare.place.unit == 7
     over = min(abs(bare.score), abs(bare.memory)) - bare.chance
     for margin, number in (0.9 * over, 1), (1.1 * over, 0):
         monkeypatch.setattr(findings, "MARGIN", margin)
-        found = findings.search(columns, states, symbols, units)
+        found = findings.search(columns, states, symbols, units, noise(3))
         assert len(found.findings) == number
 
 
@@ -178,6 +211,7 @@ def test_gates_that_a_symbol_switches():
         features.of_symbols(symbols, np.arange(SIZE)),
         gates,
         [Unit(1, unit) for unit in range(4)],
+        {name: np.full((SIZE, 2), 0.5) for name in "ifz"},
     )
     assert [(f.place.unit, f.sentence) for f in found] == [
         (1, "opens its input gate on `(` (0.90; 0.10 elsewhere)"),
@@ -193,14 +227,23 @@ def test_a_gate_that_drifts_is_not_switched_by_a_symbol_of_one_place():
         symbols[half + 100 : half + 110] = "?"
     drifting = np.tile(np.repeat([1.0, 0.0, 0.0], 500), SIZE // 1500)[:, None]
     rng = np.random.default_rng(0)
-    random = np.where(symbols == "?", 1.0, rng.random(SIZE) < 0.3)[:, None]
+    random = np.where(symbols == "?", 1.0, rng.random(SIZE) < 0.1)[:, None]
     columns = features.of_symbols(symbols.tolist(), np.arange(SIZE))
     (mark,) = (column for column in columns if column.symbol == "?")
-    gate, chance = drifting.astype(np.float32), random.astype(np.float32)
-    assert findings.switched([mark], {"i": gate}, [Unit(0, 0)]) == []
-    (found,) = findings.switched([mark], {"i": chance}, [Unit(0, 0)])
-    assert found.score == pytest.approx(0.7, abs=0.05)
+    gate, real = drifting.astype(np.float32), random.astype(np.float32)
+    flat = {"i": 0 * gate}
+    assert findings.switched([mark], {"i": gate}, [Unit(0, 0)], flat) == []
+    (found,) = findings.switched([mark], {"i": real}, [Unit(0, 0)], flat)
+    assert found.score == pytest.approx(0.9, abs=0.05)
     assert 0 < found.chance < 0.6
+    untrained = {"i": np.roll(real, 1, 1)}  # as good before training
+    assert findings.switched([mark], {"i": real}, [Unit(0, 0)], untrained) == []
+
+
+def test_a_bracket_in_a_caption_does_not_end_it():
+    picture = sentences.Picture("finding-1.png", "Unit 4; grey: after ] and before *")
+    said = picture.markdown()
+    assert said.startswith("![Unit 4; grey: after \\] and before \\*](finding-1.png)")
 
 
 def test_scores_are_auc_and_rank_correlation():

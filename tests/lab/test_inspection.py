@@ -254,6 +254,17 @@ def test_a_page_never_stands_beside_pictures_of_another_time(
     assert not (tmp_path / "findings.md").exists()
 
 
+def test_a_mistake_leaves_the_page_of_an_earlier_time(model, tmp_path):
+    model()
+    for name in "findings.md", "findings.json":
+        (tmp_path / name).write_text("of an earlier time")
+    with pytest.raises(BadInput, match="nowhere"):
+        inspection.inspect("run", input="nowhere.txt", out=tmp_path)
+    assert {path.read_text() for path in tmp_path.glob("findings.*")} == {
+        "of an earlier time"
+    }
+
+
 def test_no_run(tmp_path, capsys):
     assert cli.main(["inspect", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

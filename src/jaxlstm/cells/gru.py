@@ -115,7 +115,7 @@ def _gru(
         key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
     ) -> GRUParams:
         gates = (OUTPUT, FORGET, CANDIDATE)
-        ours, beside = jax.random.split(as_key("init", key, optional=False))
+        ours, beside = jax.random.split(as_key("init", key))
         drawn = parameters.draw(init, ours, input_size, hidden_size, dtype, gates=gates)
         if not reset_after:
             return GRUParams(*drawn)

@@ -58,7 +58,7 @@ def draw(
     check_size("input_size", input_size)
     check_size("hidden_size", hidden_size)
     recurrent_size = hidden_size if recurrent_size is None else recurrent_size
-    keys = jax.random.split(as_key("init", key, optional=False), 3)
+    keys = jax.random.split(as_key("init", key), 3)
     b = init.b(keys[2], (4, hidden_size), dtype)
     return (
         init.w_x(keys[0], (input_size, len(gates), hidden_size), dtype),

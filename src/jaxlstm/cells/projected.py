@@ -94,7 +94,7 @@ def _projected_lstm(
     def draw(
         key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
     ) -> ProjectedLSTMParams:
-        gates, shown = jax.random.split(as_key("init", key, optional=False))
+        gates, shown = jax.random.split(as_key("init", key))
         w_x, w_h, b = parameters.draw(
             init, gates, input_size, hidden_size, dtype, recurrent_size=size
         )

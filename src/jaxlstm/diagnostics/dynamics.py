@@ -20,7 +20,7 @@ from jaxlstm.diagnostics.gradients import check_differentiable, check_rows_apart
 from jaxlstm.engines.loops import any_moment, begun, ended
 from jaxlstm.engines.loops import typed_like as carried_like
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key, accumulator_dtype, as_key, is_explicit
+from jaxlstm.shapes import Features, Key, accumulator_dtype, as_key_or_none, is_explicit
 
 
 class Spectrum(NamedTuple):
@@ -180,7 +180,7 @@ def lyapunov_exponents(
     >>> [round(exponent, 3) for exponent in found.tolist()]
     [-0.1, -0.5]
     """
-    key = as_key("lyapunov_exponents", key)
+    key = as_key_or_none("lyapunov_exponents", key)
     with sequences.speaking("lyapunov_exponents"):
         path = _path(cell, params, xs, state, lengths, mask, resets)
         if not isinstance(warm_up, int | np.integer) or warm_up < 0:
@@ -220,12 +220,12 @@ def _path(
 ) -> Path:
     check_rows_apart(cell)
     found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
-    params, xs, state, steps = found
+    params, inputs, state, steps = found
     check_differentiable(state)
-    xs, each = sequences.silence(xs, steps), None
+    inputs, each = sequences.silence(inputs, steps), None
     if cell.prepare is not None:
-        params, each = cell.prepare(params, xs)
-    initial = cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)
+        params, each = cell.prepare(params, inputs)
+    initial = cell.initial_state(params, inputs.shape[1:-1], dtype=inputs.dtype)
 
     def push(state: State, moment: tuple[Features, Any, Any, Any]) -> State:
         x, each, _, _ = moment
@@ -237,10 +237,10 @@ def _path(
         after = push(begun(initial, state, *moment[2:]), moment)
         return ended(after, state, moment[2])
 
-    moments = (xs, each, steps.happens, steps.resets)
+    moments = (inputs, each, steps.happens, steps.resets)
     after = jax.eval_shape(whole, moments)
     initial, state = (carried_like(after, one) for one in (initial, state))
-    return Path(push, initial, state, moments, steps, xs.ndim - 2)
+    return Path(push, initial, state, moments, steps, inputs.ndim - 2)
 
 
 def _pushed(
@@ -291,7 +291,8 @@ def _qr(a: Array) -> tuple[Array, Array]:
 
     kind = jax.typeof(a).sharding
     if is_explicit(kind):
-        return jax.sharding.auto_axes(pair, out_sharding=(kind, kind))(a)
+        split: Any = jax.sharding.auto_axes(pair, out_sharding=(kind, kind))
+        return split(a)
     return pair(a)
 
 

@@ -36,12 +36,15 @@ class Feature(NamedTuple):
     values     `[N]`, booleans for what holds, numbers for how much
     symbol     the symbol that this is the place of, where it is no more than that
     plain      whether it is easily said and grasped: to be preferred to what is not
+    edged      whether it names what begins and what ends it, so that a unit that goes
+               with it has to move at both
     """
 
     phrase: str
     values: NDArray[Any]
     symbol: str | None = None
     plain: bool = True
+    edged: bool = False
 
     @property
     def is_flag(self) -> bool:
@@ -117,7 +120,7 @@ def _interval(one: str, other: str, lead: NDArray[np.integer]) -> Feature:
         one, other, lead = other, one, -lead
     plain = _PARTNER.get(one, "\n") == other
     phrase = f"after {symbol_name(one)} and before {symbol_name(other)}"
-    return Feature(phrase, lead > 0, plain=plain)
+    return Feature(phrase, lead > 0, plain=plain, edged=True)
 
 
 # -- how much ----------------------------------------------------------------

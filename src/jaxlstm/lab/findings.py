@@ -11,7 +11,8 @@ between -1 and 1, which takes no notice of the scale of a unit. Three things are
 of D in the second half: that it is large; that it stays large when from every value the
 mean over all places with the same symbol is taken, so that the unit says more than
 which symbol is being read; and that no unit comes near it when the text is shifted
-against the units, which is what chance and slow drift can do.
+against the units, which is what chance and slow drift can do, nor any of a network
+that was never trained, which remembers the last few symbols too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +31,13 @@ BEYOND = 0.5  # of D beyond the symbol being read: an AUC of 0.75
 EPISODES = 8  # a column begins to hold so often in each half
 SHORTEST = 3.0  # symbols that an episode lasts on average
 SHIFTS = 32  # of the text against the units
-MARGIN = 0.1  # by which a score must be beyond what chance reached in them
+MARGIN = 0.15  # by which a score must be beyond what chance reached in them
 PLAIN = 0.05  # of D, by which what is plain may be weaker and still be preferred
 SAME = 0.75  # the correlation above which two columns say the same
 MOST = 8  # findings
-GAP = 0.5  # between a gate on a symbol and elsewhere
+SWITCHED = 2  # symbols for each gate
+GAP = 0.75  # between a gate on a symbol and elsewhere
+USUAL = 0.75  # of all places, at which a unit moves less than where its column turns
 
 
 class Unit(NamedTuple):
@@ -53,7 +56,8 @@ class Finding(NamedTuple):
     score      D on the second half, below 0 where the unit is low; of a gate by how
                much more it is open, or shut, there than elsewhere
     memory     D on the second half beyond what the symbol being read tells
-    chance     the largest score that any unit reaches with the text shifted
+    chance     the largest score that any unit reaches with the text shifted, or any
+               of an untrained network with the text as it is
     holds      whether it is reported
     sentence   all of it in words
     facts      further numbers that the sentence has
@@ -108,12 +112,19 @@ class Half(NamedTuple):
         shifted = _shifted(self.ranks)
         return np.max([abs(self.weights.T @ ranks).max(1) for ranks in shifted], 0)
 
+    def best(self) -> Floats:
+        """For each column the largest D, also beyond the symbol, of any unit, `[K]`."""
+        scores, memory = self.scores()
+        agree = np.where(scores * memory > 0, np.minimum(abs(scores), abs(memory)), 0.0)
+        return agree.max(1, initial=0.0)
+
 
 def search(
     features: Sequence[Feature],
     states: Floats,
     symbols: NDArray[np.integer],
     units: Sequence[Unit],
+    untrained: Floats,
 ) -> Search:
     """What units hold, told by the columns that they go with.
 
@@ -122,12 +133,14 @@ def search(
         states: `[N, U]`, what each unit holds after each symbol: c, or h.
         symbols: `[N]`, which symbol is read.
         units: U names.
+        untrained: `[N, U']`, as states, of a network like it that learnt nothing.
 
     >>> rng = np.random.default_rng(0)
     >>> inside = np.repeat(rng.random(400) < 0.5, 5)
     >>> states = np.stack([rng.normal(size=2000), inside + rng.normal(size=2000)], 1)
     >>> columns = [Feature("inside parentheses", inside)]
-    >>> found = search(columns, states, np.zeros(2000, int), [Unit(0, 0), Unit(0, 1)])
+    >>> units = [Unit(0, 0), Unit(0, 1)]
+    >>> found = search(columns, states, np.zeros(2000, int), units, states[:, :1])
     >>> [(f.place.unit, f.holds) for f in found.findings], found.columns, found.units
     ([], 1, 2)
     """
@@ -138,7 +151,10 @@ def search(
     if not kept or not len(units) or middle < 2:
         return nothing
     first, second = (_half(kept, states, symbols, part) for part in parts)
-    candidates = _judged(kept, units, *_chosen(first), second)
+    chance = np.maximum(
+        second.chance(), _half(kept, untrained, symbols, parts[1]).best()
+    )
+    candidates = _judged(kept, units, *_chosen(first), second, chance, states[middle:])
     held = _different([c for c in candidates if c.holds])
     failed = [c for c in candidates if not c.holds]
     nearest = max(failed, key=lambda c: min(abs(c.score), abs(c.memory)), default=None)
@@ -160,10 +176,11 @@ def _judged(
     chosen: NDArray[np.integer],
     strength: Floats,
     second: Half,
+    chance: Floats,
+    states: Floats,
 ) -> list[Finding]:
     """Every column's unit on the second half, the strongest of the first half first."""
     scores, memory = second.scores()
-    chance = second.chance()
     preferred = abs(strength) + [PLAIN * feature.plain for feature in features]
     found = []
     for at in np.argsort(-preferred, kind="stable"):
@@ -173,6 +190,7 @@ def _judged(
             sign * score >= ENOUGH
             and sign * beyond >= BEYOND
             and min(abs(score), abs(beyond)) >= chance[at] + MARGIN
+            and _moves(features[at], states[:, unit])
         )
         found.append(
             Finding(
@@ -186,6 +204,18 @@ def _judged(
             )
         )
     return found
+
+
+def _moves(feature: Feature, state: Floats) -> bool:
+    """Whether a unit moves where a column begins and where it ends, more than it does
+    at most other places; only asked of those that name both.
+    """
+    if not feature.edged:
+        return True
+    values = feature.values[-len(state) :].astype(int)
+    moves, change = abs(np.diff(state)), np.diff(values)
+    usual = np.quantile(moves[change == 0], USUAL)
+    return all(np.median(moves[change == edge]) > usual for edge in (1, -1))
 
 
 def _different(findings: list[Finding]) -> list[Finding]:
@@ -222,39 +252,46 @@ def switched(
     features: Sequence[Feature],
     gates: Mapping[str, Floats],
     units: Sequence[Unit],
-    *,
-    most: int = 2,
+    untrained: Mapping[str, Floats],
 ) -> list[Finding]:
     """Gates that stand open, or shut, on one symbol and not elsewhere.
 
     Chosen on the first half and judged on the second, as what units hold is: there the
-    gap must be `GAP`, and wider than that of any unit when the text is shifted.
+    gap must be `GAP`, and wider than that of any unit when the text is shifted, and of
+    any of an untrained network. Of each gate come the `SWITCHED` with the widest gap.
 
     Arguments:
         features: the columns of single symbols, `[N]`.
         gates: `[N, U]` each, by letter.
         units: U names.
-        most: how many for each gate, those with the widest gap.
+        untrained: as gates, of a network like it that learnt nothing.
 
     >>> at = np.random.default_rng(0).random(100) < 0.2
     >>> gate = np.where(at, 0.9, 0.1)[:, None]
-    >>> found = switched([Feature("", at, "(")], {"i": gate}, [Unit(0, 3)])
+    >>> columns, none = [Feature("", at, "(")], {"i": 0 * gate}
+    >>> found = switched(columns, {"i": gate}, [Unit(0, 3)], none)
     >>> found[0].sentence
     'opens its input gate on `(` (0.90; 0.10 elsewhere)'
     """
     found = []
     for letter, gate in gates.items():
         if letter in SWITCHES:
-            found += _switched(features, letter, gate, units)[:most]
+            every = _switched(features, letter, gate, units, untrained[letter])
+            found += every[:SWITCHED]
     return found
 
 
 def _switched(
-    features: Sequence[Feature], letter: str, gate: Floats, units: Sequence[Unit]
+    features: Sequence[Feature],
+    letter: str,
+    gate: Floats,
+    units: Sequence[Unit],
+    untrained: Floats,
 ) -> list[Finding]:
     """For each symbol the unit whose gap is widest on the first half, widest first."""
     sign = SWITCHES[letter][1]
     first, second = np.array_split(gate, [len(gate) // 2])
+    beside = untrained[len(first) :]
     found = []
     for feature in features:
         before, at = np.array_split(np.asarray(feature.values, bool), [len(first)])
@@ -264,7 +301,8 @@ def _switched(
         unit = int(chosen.argmax())
         if min(chosen[unit], judged[unit]) < GAP:
             continue
-        chance = max(float((sign * _gap(second, s)).max()) for s in _shifted(at))
+        gaps = [_gap(beside, at), *(_gap(second, shifted) for shifted in _shifted(at))]
+        chance = max(float((sign * gap).max()) for gap in gaps)
         if judged[unit] >= chance + MARGIN:
             finding = _gate_finding(letter, feature, second[:, unit], at, units[unit])
             finding = finding._replace(score=float(judged[unit]), chance=chance)

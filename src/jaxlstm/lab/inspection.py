@@ -80,15 +80,15 @@ def inspect(
     if input is not None and text is not None:
         raise BadInput("inspect: both --input and --text came; give one of them")
     model = load(run, report=report)
-    place = _writable(model.run / "inspect" if out is None else Path(out))
     given = _given(model, input, text)
     searched = _to_search(model, given, report)
+    place = _writable(model.run / "inspect" if out is None else Path(out))
     watched = readings.watch(model, searched)
     shown = watched
     if given is not None and given is not searched:
         shown = readings.watch(model, given)
     columns = features.of_text(watched.text.symbols, watched.places.ravel())
-    search, switched = _search(watched, columns)
+    search, switched = _search(model, watched, columns)
     layers = readings.layer_facts(model, watched)
     found = Inspection(place / "findings.md", search, switched, layers)
     if shown is not watched:
@@ -149,13 +149,17 @@ def _to_search(
 
 
 def _search(
-    watched: Watched, columns: Sequence[Feature]
+    model: Trained, watched: Watched, columns: Sequence[Feature]
 ) -> tuple[Search | None, list[Finding]]:
     """What units stand for and which gates switch; None for a text too short."""
     places = watched.places.ravel()
     if len(places) < LONG_ENOUGH:
         return None, []
-    states = [_flat(readings.holds(trace)) for trace in watched.traces]
+    beside = readings.watch(readings.untrained(model), watched.text)
+    states, others = (
+        [_flat(readings.holds(trace)) for trace in seen.traces]
+        for seen in (watched, beside)
+    )
     units = [
         Unit(layer, unit)
         for layer, state in enumerate(states)
@@ -166,23 +170,29 @@ def _search(
         np.concatenate(states, axis=1),
         watched.text.tokens[places],
         units,
+        np.concatenate(others, axis=1),
     )
     symbols = [watched.text.symbols[place] for place in places]
     told = [
         sentences.told(finding, _of_unit(watched, finding.place), symbols)
         for finding in search.findings
     ]
-    return search._replace(findings=told), _switched(watched, columns)
+    return search._replace(findings=told), _switched(watched, beside, columns)
 
 
-def _switched(watched: Watched, columns: Sequence[Feature]) -> list[Finding]:
+def _switched(
+    watched: Watched, beside: Watched, columns: Sequence[Feature]
+) -> list[Finding]:
     single = [column for column in columns if column.symbol is not None]
     found = []
-    for layer, trace in enumerate(watched.traces):
-        gates = {name: _flat(v) for name, v in readings.gates_of(trace).items()}
+    for layer, traces in enumerate(zip(watched.traces, beside.traces, strict=True)):
+        gates, others = (
+            {name: _flat(v) for name, v in readings.gates_of(trace).items()}
+            for trace in traces
+        )
         size = max((gate.shape[1] for gate in gates.values()), default=0)
         units = [Unit(layer, unit) for unit in range(size)]
-        found += findings.switched(single, gates, units)
+        found += findings.switched(single, gates, units, others)
     return found
 
 
@@ -204,11 +214,12 @@ def _flat(values: Any) -> Floats:
 
 
 def _writable(place: Path) -> Path:
-    """The directory, without the page of an earlier time: it is written last."""
+    """The directory, in which nothing is touched before there is something new."""
+    probe = place / ".inspect"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        write_atomic(place / "findings.json", b"{}\n")
-        (place / "findings.md").unlink(missing_ok=True)
+        write_atomic(probe, b"\n")
+        probe.unlink()
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{place} cannot be written ({reason(error)}); choose another --out"
@@ -229,6 +240,7 @@ def _draw(
         passages.of_layer(number, facts, watched, shown)
         for number, facts in enumerate(found.layers)
     ]
+    found.page.unlink(missing_ok=True)  # it is written last, and names the pictures
     for old in found.page.parent.glob("*.png"):
         if re.fullmatch(r"(finding-\d+|layer-\d+-[a-z-]+)\.png", old.name):
             old.unlink()
@@ -273,6 +285,8 @@ def _read(model: Trained, watched: Watched, shown: Watched) -> str:
     """What was read, and by what."""
     layers, (rows, size) = len(watched.traces), watched.places.shape
     source = printable(watched.text.source)
+    if len(watched.text.tokens) == readings.LARGEST_TEXT:
+        source = f"the first {readings.LARGEST_TEXT:,} symbols of {source}"
     said = [
         f"The model of step {model.step}, {layers} recurrent layer{'s'[: layers > 1]} "
         f"({model.config.model.cell.name}), read {rows * size:,} symbols of {source}"

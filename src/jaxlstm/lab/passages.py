@@ -246,9 +246,12 @@ def _flow(ax: Axes, facts: LayerFacts) -> None:
     plots.gradient_flow({"loss of the last prediction": facts.flow}, ax=ax)
     ax.axhline(SHARE, color="#777777", lw=1.0, ls="--")
     ax.set_ylim(bottom=min(SHARE / 2, ax.get_ylim()[0]))
-    if facts.reach >= 0:
+    if facts.reach >= facts.steps - 1:
+        said = f"{SHARE:.0%} or more at every step"
+        ax.annotate(said, (0.02, 0.02), xycoords="axes fraction")
+    elif facts.reach >= 0:
         ax.axvline(facts.reach - 1, color="#777777", lw=1.0, ls=":")
-        said = f" under {SHARE:.0%} beyond {facts.reach} steps back"
+        said = f" under {SHARE:.0%} beyond {facts.reach} steps back from the last"
         top = "data", "axes fraction"
         ax.annotate(said, (facts.reach - 1, 1.0), xycoords=top, va="top")
     ax.set_xlabel("steps back from the last but one")

@@ -1,5 +1,6 @@
 """A trained model reading a text: what its units did, and what its layers are like."""
 
+import dataclasses
 import functools
 import io
 from collections.abc import Callable
@@ -64,6 +65,7 @@ class LayerFacts(NamedTuple):
     flow         `[rows, T - 1]`, the norm of the gradient of the last loss with respect
                  to c, or h, after each step before the last, as a share of its largest
     reach        the steps before the last at which the median of it was `SHARE` first
+    reaches      the same of the row that it reaches least far in, and farthest
     span         the largest lag at which an input of the layer changes its output by
                  `SHARE` of what the most telling one does
     steps        the number of steps that reach and span were looked for in
@@ -76,6 +78,7 @@ class LayerFacts(NamedTuple):
     duplicates: list[tuple[int, int]]
     flow: Floats
     reach: int
+    reaches: tuple[int, int]
     span: int
     steps: int
 
@@ -108,8 +111,8 @@ def given_text(trained: Trained, text: str, source: str) -> Text:
         )
     if len(tokens) < FEWEST:
         raise BadInput(
-            f"{source}: {len(tokens)} symbols came; at least {FEWEST} are needed to "
-            "see a unit change"
+            f"{source}: {len(tokens)} symbol{'s'[: len(tokens) != 1]} came; at least "
+            f"{FEWEST} are needed to see a unit change"
         )
     return _text(trained, tokens[:LARGEST_TEXT], source)
 
@@ -165,6 +168,12 @@ def watch(trained: Trained, text: Text) -> Watched:
 
     traces = [jax.tree.map(shown, seen) for seen in tape.values()]
     return Watched(text, places[:, warm_up:], traces)
+
+
+def untrained(trained: Trained) -> Trained:
+    """The model as it would be before the first step, from another seed."""
+    params, _ = _bare(trained).init(jax.random.key(trained.config.seed + 1))
+    return dataclasses.replace(trained, params=params)
 
 
 def _bare(trained: Trained) -> jl.Layer:
@@ -237,7 +246,7 @@ def layer_facts(trained: Trained, watched: Watched) -> list[LayerFacts]:
     facts = []
     for layer, trace in enumerate(watched.traces):
         probe = jax.jit(functools.partial(_probed, trained.config.model, layer))
-        norm, span = probe(trained.params, tokens)
+        norm, span = probe(trained.params, tokens, _resets(trained, tokens)[:-1])
         facts.append(_facts(trace, _shares(norm), int(np.median(span))))
     return facts
 
@@ -254,6 +263,7 @@ def _facts(trace: jl.Trace, flow: Floats, span: int) -> LayerFacts:
         [(int(one), int(other)) for one, other in np.argwhere(np.asarray(pairs))],
         flow,
         _reach(flow),
+        (min(rows := [_reach(row[None]) for row in flow]), max(rows)),
         span,
         flow.shape[1] + 1,
     )
@@ -266,7 +276,7 @@ def _recent(watched: Watched) -> NDArray[np.int32]:
 
 
 def _probed(
-    model: Model, layer: int, params: Any, tokens: jax.Array
+    model: Model, layer: int, params: Any, tokens: jax.Array, resets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Of a layer: the gradient's norm, `[T - 1, rows]`, and the memory span, `[rows]`.
 
@@ -275,24 +285,28 @@ def _probed(
     embedding = jl.embed(*params[0].table.shape, dtype=model.dtype)
     _, xs = embedding.apply(params[0], tokens[:-1])
     for below in range(layer):
-        xs = _after(model, params, below, xs)
+        xs = _after(model, params, below, xs, resets)
 
     def loss(state: Any, hs: jax.Array) -> jax.Array:
         ys = xs + hs if model.residual and layer else hs
         for above in range(layer + 1, len(params[2])):
-            ys = _after(model, params, above, ys)
+            ys = _after(model, params, above, ys, resets)
         _, logits = jl.linear(len(params[0].table)).apply(params[-1], ys[-1:])
         return task.cross_entropy(logits[0], tokens[-1]).sum()
 
     cell, own = task.cell(model), params[2][layer]
-    norm = diagnostics.gradient_flow(cell, own, xs, loss=loss).norm
-    span = diagnostics.memory_span(cell, own, xs, output=_directions, share=SHARE).span
+    norm = diagnostics.gradient_flow(cell, own, xs, loss=loss, resets=resets).norm
+    span = diagnostics.memory_span(
+        cell, own, xs, output=_directions, share=SHARE, resets=resets
+    ).span
     return getattr(norm, "c", norm.h)[:-1], span
 
 
-def _after(model: Model, params: Any, layer: int, xs: jax.Array) -> jax.Array:
+def _after(
+    model: Model, params: Any, layer: int, xs: jax.Array, resets: jax.Array
+) -> jax.Array:
     """What a recurrent layer makes of its inputs."""
-    _, hs = jl.unroll(task.cell(model), params[2][layer], xs)
+    _, hs = jl.unroll(task.cell(model), params[2][layer], xs, resets=resets)
     return xs + hs if model.residual and layer else hs
 
 

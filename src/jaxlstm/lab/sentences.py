@@ -1,5 +1,6 @@
 """Findings in plain sentences: what a unit does, what a layer is like, and the page."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,13 +14,15 @@ from jaxlstm.lab.findings import (
     ENOUGH,
     GAP,
     MARGIN,
+    MOST,
     PLAIN,
     SHIFTS,
+    SWITCHED,
     Finding,
     Search,
     Unit,
 )
-from jaxlstm.lab.readings import FLOW_ROWS, SHARE, LayerFacts
+from jaxlstm.lab.readings import FLOW_ROWS, SHARE, STRETCH, LayerFacts
 
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
@@ -97,10 +100,15 @@ def _gates(
     for letter in {"f", "z"} & set(unit):
         facts["kept_inside"] = kept = float(unit[letter][lasts].mean())
         facts["kept_end"] = end = float(unit[letter][ends].mean())
-        if kept >= 0.7:
+        outside = float(unit[letter][~at].mean())
+        facts["kept_outside"] = outside
+        if kept >= 0.7 and (kept > outside or kept - end >= 0.1):
             until = _event(ends, symbols, " until ", " until that ends")
             until = f"{until} ({end:.2f})" if kept - end >= 0.1 else ""
-            words.append(f"keeps what it holds ({letter} = {kept:.2f}){until}")
+            words.append(
+                f"keeps what it holds ({letter} = {kept:.2f}; {outside:.2f} "
+                f"elsewhere){until}"
+            )
     return (f" It {' and '.join(words)}." if words else ""), facts
 
 
@@ -153,8 +161,8 @@ def _remembering(facts: LayerFacts) -> list[str]:
 
 
 def _steps(tau: float) -> str:
-    if not np.isfinite(tau):
-        return "for ever"
+    if tau > STRETCH:
+        return f"longer than the {STRETCH:,} steps read in a row"
     return f"{tau:.1f} steps" if tau < 10 else f"{tau:.0f} steps"
 
 
@@ -181,9 +189,11 @@ def _reach(facts: LayerFacts) -> str:
     reach, span = (
         f"{n} or more" if n >= last else f"{n}" for n in (facts.reach, facts.span)
     )
+    low, high = facts.reaches
+    among = f" ({low} to {high} in {len(facts.flow)} passages)" if low < high else ""
     return (
-        f"Gradients reach {reach} steps back, and an input still changes the output "
-        f"{span} steps later."
+        f"Gradients reach {reach} steps back{among}, and an input still changes the "
+        f"output {span} steps later."
     )
 
 
@@ -198,7 +208,8 @@ class Picture(NamedTuple):
 
     def markdown(self) -> str:
         """The picture, and its caption below it."""
-        return f"![{self.caption}]({self.name})\n\n*{self.caption}*"
+        caption = re.sub(r"([\\\[\]*_`<])", r"\\\1", self.caption)
+        return f"![{caption}]({self.name})\n\n*{caption}*"
 
 
 class Page(NamedTuple):
@@ -288,7 +299,9 @@ _SWITCHING = (
     "**Opens or shuts a gate on** a symbol: on one half of the text the unit whose "
     "gate differs most between the symbol and all others is chosen; on the other the "
     "two means, which are told, must differ by "
-    f"{GAP}, and by {MARGIN} more than those of any unit when the text is shifted."
+    f"{GAP}, and by {MARGIN} more than those of any unit when the text is shifted, and "
+    "of any unit of the same network before training. At most "
+    f"{SWITCHED} are told for each gate."
 )
 
 
@@ -302,11 +315,14 @@ def _searching(search: Search) -> str:
         '"correlation" is of that half. *Beyond the symbol being read*: the same with '
         "the unit's mean over all places with the same symbol taken off, so that it "
         "counts only what the unit remembers. *By chance*: the best that any unit "
-        f"reaches when the text is shifted against the units, {SHIFTS} times. Reported "
+        f"reaches when the text is shifted against the units, {SHIFTS} times, or any "
+        "unit of the same network before training, from another seed. Reported "
         f"is what reaches {50 * (1 + ENOUGH):.0f} times in 100 (of amounts a "
         f"correlation of {ENOUGH}), {50 * (1 + BEYOND):.0f} ({BEYOND}) beyond the "
         f"symbol, and both by {50 * MARGIN:g} ({MARGIN}) more than chance; each unit, "
         "and what says the same, once. Of two things that a "
         f"unit goes with about equally well (within {50 * PLAIN:g} times in 100) the "
-        "more plainly said is taken."
+        "more plainly said is taken; of one that names a beginning and an end the unit "
+        f"has to move at both. At most {MOST} are told. The passage in a picture is "
+        "chosen where it shows best, out of the half that judged."
     )
