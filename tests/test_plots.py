@@ -1,5 +1,6 @@
 """The pictures: what they show, what they refuse, and that they can be drawn."""
 
+import itertools
 import warnings
 
 import matplotlib
@@ -85,7 +86,6 @@ def test_a_slow_descent_is_shown_whole(ax):
 @pytest.mark.parametrize(
     "records",
     [
-        [],
         [record(1, None)],
         [record(1, None, "validation")],
         [record(n, None if n % 7 == 0 else 1.0 / n) for n in range(1, 50)],
@@ -169,6 +169,37 @@ def test_gates_that_are_shut_or_open_for_ever_are_counted(ax, value):
     assert sum(bar.get_height() for bar in drawn(ax).patches) == 4
 
 
+def test_units_without_a_number_are_left_out_and_counted(ax):
+    forget = np.full((5, 4), 0.5)
+    forget[2, 1] = np.nan
+    plots.timescales(forget, ax=ax)
+    assert sum(bar.get_height() for bar in drawn(ax).patches) == 3
+    assert words(ax) == "median 1.44 steps\n1 unit without a number"
+
+
+@pytest.mark.parametrize("longest", [0.9, 0.99999])
+def test_labels_of_timescales_do_not_overlap(longest):
+    ax = Figure(figsize=(4, 3), layout="constrained").add_subplot()
+    drawn(plots.timescales([[0.01, longest]], ax=ax))
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    shown = [box for box in boxes if box.x0 >= 0 and box.x1 <= ax.bbox.x1]
+    assert len(shown) >= 3
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(shown))
+
+
+def test_a_single_unit_has_a_whole_number(ax):
+    plots.gate_heatmap("ab", [[0.1], [0.2]], "$ one _ and $", ax=ax)
+    shown = [tick for tick in drawn(ax).get_yticks() if abs(tick) < 0.5]
+    assert shown == [0]
+    assert not ax.title.get_parse_math()
+
+
+def test_many_runs_are_named_beside_the_axes(ax):
+    run = [record(1, 1.5, "validation"), record(2, 1.4, "validation")]
+    drawn(plots.compare_runs({str(n): run for n in range(7)}, ax=ax))
+    assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
+
+
 @pytest.mark.parametrize(
     ("draw", "sentence"),
     [
@@ -183,7 +214,19 @@ def test_gates_that_are_shut_or_open_for_ever_are_counted(ax, value):
         (lambda: plots.gate_heatmap("", np.zeros((0, 4)), "f"), "at least one symbol"),
         (lambda: plots.unit_trace("abc", trace(3, 2), 2), "0 to 1, but is 2"),
         (lambda: plots.unit_trace("ab", trace(3, 2), 1), "each of the 2 symbols"),
+        (lambda: plots.gate_heatmap("a", [[0.5]], "f", limits=(1, 0)), "low < high"),
+        (lambda: plots.gate_heatmap("a", [[0.5]], "f", limits=(1, 1)), "low < high"),
+        (lambda: plots.unit_trace("abc", trace(3, 2), 1.0), "0 to 1, but is 1.0"),
+        (
+            lambda: plots.unit_trace("abc", trace(3, 2)._replace(state=()), 1),
+            "without c, h; the trace of an LSTM",
+        ),
         (lambda: plots.timescales(np.zeros((0, 4))), "is empty"),
+        (lambda: plots.timescales(0.5), r"shape \[\]"),
+        (lambda: plots.timescales([[0.5, 1.5]]), "holds 1.5; a gate is between"),
+        (lambda: plots.timescales([[np.nan, np.nan]]), "NaN in every unit"),
+        (lambda: plots.loss_curve([]), "0 in all, hold no loss"),
+        (lambda: plots.compare_runs({}), "runs is {}; a dict such as"),
         (
             lambda: plots.training_health([], ax=Figure().add_axes((0, 0, 1, 1))),
             "must come from subplots",

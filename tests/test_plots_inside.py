@@ -187,6 +187,8 @@ def test_saturation_has_a_panel_for_each_gate_and_its_mean_in_words(ax):
         "o: shut 40 %, open 25 %",
     ]
     assert panels[3].get_xlabel() == "unit, the most open f first"
+    assert [panel.get_ylabel() for panel in panels].count("share of steps") == 1
+    assert legend(top) == ["shut (or -1)", "open (or 1)"]
     np.testing.assert_array_equal(panels[1].patches[0].get_data().values, [0.2] * 4)
     wide = panels[1].patches[1].get_data()
     np.testing.assert_array_equal(1 - wide.baseline, [0.5, 0.25, 0.25, 0.0])
@@ -281,6 +283,37 @@ def test_a_fan_tells_what_its_bands_hold(ax):
     assert shades[0] - shades[1] > 0.1  # the inner band is darker, in grey too
 
 
+def test_gates_without_a_candidate_are_shut_or_open(ax):
+    plots.saturation(({"f": [0.5]}, {"f": [0.5]}), ax=ax)
+    assert legend(drawn(ax)) == ["shut", "open"]
+    assert [tick for tick in ax.get_xticks() if abs(tick) < 0.5] == [0]
+
+
+def test_many_bands_are_named_beside_the_axes(ax):
+    drawn(plots.loss_bands({str(n): [2.0, 1.0] for n in range(8)}, ax=ax))
+    assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
+
+
+def test_classes_can_be_numbers(ax):
+    plots.confusion_matrix([[8, 2], [1, 9]], [0, 1], ax=ax)
+    assert [label.get_text() for label in drawn(ax).get_xticklabels()] == ["0", "1"]
+
+
+def test_a_fan_of_one_step_can_be_seen(ax):
+    plots.forecast_fan([1.0], {0.1: [0.5], 0.5: [1.0], 0.9: [2.0]}, ax=ax)
+    assert np.ptp(lines(drawn(ax))["median forecast"].get_xdata()) > 0.1
+    assert lines(ax)["history"].get_marker() == "."
+    ends = ax.collections[0].get_paths()[0].get_extents()
+    assert ends.width > 0.1
+    assert (ends.y0, ends.y1) == (0.5, 2.0)
+
+
+def test_a_step_without_a_band_is_no_miss(ax):
+    levels = {0.1: [0.0, np.nan, 0.0], 0.9: [1.0, 1.0, 1.0]}
+    plots.forecast_fan([1.0], levels, truth=[0.5, 0.5, 2.0], ax=ax)
+    assert legend(drawn(ax))[-1] == "80 % band, holds 50 %"
+
+
 @pytest.mark.parametrize(
     ("draw", "sentence"),
     [
@@ -304,6 +337,20 @@ def test_a_fan_tells_what_its_bands_hold(ax):
             "for each of the labels|a row",
         ),
         (lambda: plots.confusion_matrix([[-1]], ["a"]), "at least 0"),
+        (lambda: plots.confusion_matrix([], []), "labels is empty"),
+        (
+            lambda: plots.unrolled_cell([*np.ones((3, 2))], trace(3, 2), 0),
+            r"symbols\[0\] is array.* a text or a number",
+        ),
+        (lambda: plots.saturation(({}, {})), "two records"),
+        (lambda: plots.saturation(trace(3, 2).gates), "two records"),
+        (lambda: plots.saturation(({"f": [1.0]}, {"i": [0.0]})), "of the same gates"),
+        (lambda: plots.saturation(({"f": []}, {"f": []})), "at least one unit"),
+        (lambda: plots.saturation(({"f": [0.0] * 4}, {"f": [1.0] * 3})), "the same"),
+        (
+            lambda: plots.forecast_fan([1.0], {0.1: [0, 2], 0.9: [1, 1]}),
+            r"0\.1\] is 2 at step 2, above the 1 of quantiles\[0\.9\]",
+        ),
         (lambda: plots.forecast_fan([1.0], {}), "quantiles is {}"),
         (lambda: plots.forecast_fan([1.0], {0.1: [1.0]}), "also 0.9"),
         (lambda: plots.forecast_fan([], {0.5: [1.0]}), "history has the shape"),

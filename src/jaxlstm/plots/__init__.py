@@ -12,8 +12,9 @@ A picture of several panels splits `ax` and returns the top panel. The colours a
 told apart by a colour-blind reader, and line style or lightness tells them apart
 in black and white.
 
-What is no number (NaN), infinite, or 0 on a logarithmic axis cannot be drawn where it
-is: it is marked at the edge, and the legend says so.
+In `gradient_flow`, `carousel`, `lyapunov_exponents` and `loss_bands` what is no number
+(NaN), infinite, or 0 on a logarithmic axis is marked at the edge, and the legend says
+so. `timescales` says how many units are without a number; elsewhere a NaN is a gap.
 """
 
 from importlib import import_module as _import_module

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from jaxlstm.plots.canvas import QUIET, look, plain_logarithm
+from jaxlstm.plots.canvas import QUIET, look, name_curves, plain_logarithm
 
 Floats = NDArray[np.float64]
 
@@ -84,7 +84,7 @@ def draw(
         ax.plot([], [], mark.shape, color=QUIET, mfc="none", ms=5, label=mark.name)
     if logarithmic:
         _logarithm(ax, *ends)
-    ax.legend(frameon=False, title=_title(values, within), title_fontsize="small")
+    name_curves(ax, len(curves) + len(used), title=_title(values, within))
 
 
 def _curve(

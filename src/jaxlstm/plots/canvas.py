@@ -1,10 +1,12 @@
 """What the pictures share: colours, axes, panels, scales."""
 
 from collections.abc import Sequence
+from math import ceil, log10
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's colours, in falling order of contrast with white.
 INK, BLUE, VERMILION, GREEN, PURPLE, ORANGE = (
@@ -54,10 +56,44 @@ def panels_of(ax: Axes, heights: Sequence[float]) -> list[Axes]:
 
 
 def plain_logarithm(axis: Axis) -> None:
-    """Numbers as they are said, 0.5 and 200, instead of powers of ten."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Numbers as they are said, 0.5 and 200, instead of powers of ten.
+
+    The axis must have its limits; only where they are near stand 2 and 5 between.
+    """
+    low, high = axis.get_view_interval()
+    subs = (1,) if log10(high) - log10(low) > 3.5 else (1, 2, 5)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def whole_numbers(axis: Axis, most: int) -> None:
+    """Ticks at whole numbers only, at a single one too."""
+    steps = [1, 2, 5, 10]
+    axis.set_major_locator(MaxNLocator(most, steps=steps, integer=True, min_n_ticks=1))
+
+
+def name_curves(
+    ax: Axes,
+    count: int,
+    *,
+    loc: Literal["best", "upper right"] = "best",
+    title: str | None = None,
+) -> None:
+    """A legend within the axes, or beside them where it would cover the curves."""
+    if count <= 6:
+        ax.legend(frameon=False, loc=loc, title=title, title_fontsize="small")
+        return
+    ax.legend(
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.0,
+        fontsize="x-small",
+        ncols=ceil(count / 25),
+        title=title,
+        title_fontsize="x-small",
+    )
 
 
 def tidy(ax: Axes) -> Axes:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from jaxlstm.plots import diagram
 from jaxlstm.plots.canvas import new_axes
 from jaxlstm.plots.diagram import Step
-from jaxlstm.plots.symbols import per_symbol
+from jaxlstm.plots.traces import of_unit
 
 if TYPE_CHECKING:
     from jaxlstm.cells.emit import Trace
@@ -43,9 +42,11 @@ def unrolled_cell(
         start, steps: the first step to draw, from 0, and how many; 2 to 4 fit a page.
         initial: h and c of the unit before step 0.
 
-    Errors: `ValueError` for a unit or steps that are not there, for a trace without
-    i, f, g and o, and for one that does not fit the symbols.
+    Errors: `ValueError` for a unit or steps that are not there, for symbols that are
+    neither text nor numbers, for the trace of another cell than an LSTM, and for one
+    that does not fit the symbols.
 
+    >>> import numpy as np
     >>> from jaxlstm.cells.base import Gates, LSTMState
     >>> from jaxlstm.cells.emit import Trace
     >>> half = np.full((3, 2), 0.5)
@@ -53,11 +54,23 @@ def unrolled_cell(
     >>> unrolled_cell("abc", trace, 1, steps=2).get_title()
     'unit 1, steps 0 to 1'
     """
-    written = [one if isinstance(one, str) else f"{one:.3g}" for one in symbols]
+    written = [_written(place, symbol) for place, symbol in enumerate(symbols)]
     shown = _steps(written, trace, unit, range(start, start + steps), initial)
     ax = diagram.draw(new_axes(ax, diagram.size(steps)), shown)
     ax.set_title(f"unit {unit}, steps {start} to {start + steps - 1}")
     return ax
+
+
+def _written(place: int, symbol: object) -> str:
+    if isinstance(symbol, str):
+        return symbol
+    try:
+        return f"{symbol:.3g}"
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"symbols[{place}] is {symbol!r:.60}; a text or a number is needed, such "
+            "as one feature of an input."
+        ) from None
 
 
 def _steps(
@@ -68,32 +81,20 @@ def _steps(
     initial: tuple[float, float],
 ) -> list[Step]:
     """What the unit does in the chosen steps."""
-    state, gates = trace
-    missing = [name for name in "ifgo" if not hasattr(gates, name)]
-    if missing:
-        raise ValueError(
-            f"trace.gates is a {type(gates).__name__} without {', '.join(missing)}; "
-            "the trace of an LSTM is needed."
-        )
-    units = np.shape(state.c)[-1]
-    if not 0 <= unit < units:
-        raise ValueError(f"unit must be one of 0 to {units - 1}, but is {unit}")
+    found = {
+        name: each.tolist() for name, each in of_unit(symbols, trace, unit).items()
+    }
     if not len(chosen) or chosen.start < 0 or chosen.stop > len(symbols):
         raise ValueError(
             f"start is {chosen.start} and steps is {len(chosen)}; at least one of the "
             f"steps 0 to {len(symbols) - 1} is needed, and none beyond."
         )
-    columns = {
-        name: per_symbol(symbols, getattr(gates, name))[:, unit].tolist()
-        for name in "ifgo"
-    }
-    h, c = (per_symbol(symbols, values)[:, unit] for values in (state.h, state.c))
-    states = [initial, *zip(h.tolist(), c.tolist(), strict=True)]
+    states = [initial, *zip(found["h"], found["c"], strict=True)]
     return [
         Step(
             t,
             symbols[t],
-            {name: column[t] for name, column in columns.items()},
+            {name: found[name][t] for name in "ifgo"},
             *states[t : t + 2],
         )
         for t in chosen

@@ -6,11 +6,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from jaxlstm.plots import bands
-from jaxlstm.plots.canvas import BLUE, INK, QUIET, new_axes, tidy
+from jaxlstm.plots.canvas import BLUE, INK, QUIET, new_axes, tidy, whole_numbers
 
 Floats = NDArray[np.float64]
 _WITHIN = (0.25, 0.75)
@@ -114,6 +113,7 @@ def carousel(
 
     Errors: `ValueError` for a unit that is not there and for arrays of other shapes.
 
+    >>> import numpy as np
     >>> from jaxlstm.diagnostics import Carousel
     >>> halves = np.array([[0.25], [0.5], [1.0]])
     >>> ax = carousel(Carousel(halves, halves, halves[:, 0]), unit=0)
@@ -200,7 +200,7 @@ def lyapunov_exponents(
     ax.axhline(0.0, color=QUIET, lw=1.0)
     bands.draw(ax, curves, within, logarithmic=False)
     ax.set(xlabel="rank of the exponent", ylabel="Lyapunov exponent λ (nats per step)")
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    whole_numbers(ax.xaxis, 8)
     return tidy(ax)
 
 
@@ -239,7 +239,7 @@ def _time(values: Floats, against: str) -> Floats:
 
 def _over_time(ax: Axes, against: str) -> Axes:
     ax.set(xlabel="step t" if against == "step" else "steps back from the last")
-    ax.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+    whole_numbers(ax.xaxis, 8)
     return tidy(ax)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from jaxlstm.plots.canvas import (
@@ -18,8 +18,11 @@ from jaxlstm.plots.canvas import (
     panels_of,
     plain_logarithm,
     tidy,
+    whole_numbers,
 )
 from jaxlstm.plots.symbols import per_symbol, write_symbols
+
+_CANDIDATES = ("g", "n")  # between -1 and 1
 
 
 def gate_heatmap(
@@ -35,13 +38,17 @@ def gate_heatmap(
     A row is a unit, a column a symbol; the rows stand in order of their mean. Dark
     is the lower of `limits`, bright the upper, on screen and on paper.
 
+    Errors: `ValueError` for values that do not fit the symbols, and for limits that do
+    not rise.
+
     >>> gate_heatmap("abc", [[0.1, 0.9]] * 3, "forget gate f").get_title()
     'forget gate f'
     """
     values = per_symbol(symbols, values)
+    _rising(limits)
     ax = new_axes(ax)
     _heat(ax, [ax], values, limits)
-    ax.set_title(name)
+    ax.set_title(name, parse_math=False)
     write_symbols(ax, symbols)
     return ax
 
@@ -61,14 +68,15 @@ def signal_heatmap(
     which each of at most 5 features is a line; `label` says what it is, and in which
     unit.
 
-    Errors: `ValueError` for a signal and values that do not fit, and for axes that
-    cannot be split.
+    Errors: `ValueError` for a signal and values that do not fit, for limits that do not
+    rise, and for axes that cannot be split.
 
     >>> signal_heatmap([0.0, 1.0, 0.5], [[0.1, 0.9]] * 3, "input gate i").get_ylabel()
     'input x'
     """
     values = np.asarray(values, float)
     lines = _signal(signal, values)
+    _rising(limits)
     top, bottom = panels_of(new_axes(ax), [1, 2.5])
     for index, line in enumerate(lines):
         colour, style = look(index)
@@ -76,9 +84,11 @@ def signal_heatmap(
         top.plot(line, color=colour, ls=style, lw=1.3, label=named)
     if len(lines) > 1:
         top.legend(frameon=False, ncols=len(lines), fontsize="small")
-    top.set(title=name, ylabel=label)
+    top.set_title(name, parse_math=False)
+    top.set_ylabel(label)
     _heat(bottom, [top, bottom], values, limits)
     bottom.set(xlabel="step", xlim=(-0.5, len(values) - 0.5))
+    whole_numbers(bottom.xaxis, 8)
     return tidy(top)
 
 
@@ -91,20 +101,27 @@ def timescales(forget: ArrayLike, *, ax: Axes | None = None) -> Axes:
         tau = -1 / mean(log f)     steps.
 
     `forget` is `[T, *b, H]`, the forget gate over a text. Units that never forget
-    stand in the last bar.
+    stand in the last bar; those with a NaN are left out and counted in words.
 
+    Errors: `ValueError` for another shape, for values outside 0 to 1, and for a NaN in
+    every unit.
+
+    >>> import numpy as np
     >>> timescales(np.full((10, 4), 0.9)).get_xlabel()
     'time constant of a unit (steps)'
     """
+    every = _time_constants(_forgetting(forget))
+    tau = every[~np.isnan(every)]
+    lost = every.size - tau.size
+    note = f"\n{lost} unit{'s' * (lost > 1)} without a number" if lost else ""
     ax = new_axes(ax)
-    tau = _time_constants(np.asarray(forget, float))
     longest = tau[np.isfinite(tau)].max(initial=5.0)
     edges = np.geomspace(min(0.3, tau.min()), 2 * longest, 31)
     shown = np.minimum(tau, edges[-1])
     ax.hist(shown, edges, color=BLUE, ec="white", lw=0.6)
     ax.axvline(float(np.median(shown)), color=INK, ls="--", lw=1.4)
     ax.annotate(
-        f"median {np.median(tau):.3g} steps",
+        f"median {np.median(tau):.3g} steps{note}",
         (float(np.median(shown)), 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(6, -4),
@@ -115,13 +132,31 @@ def timescales(forget: ArrayLike, *, ax: Axes | None = None) -> Axes:
     ax.set(ylabel="number of units")
     ax.margins(y=0.15)
     plain_logarithm(ax.xaxis)
-    ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    whole_numbers(ax.yaxis, 5)
     return tidy(ax)
 
 
-def _time_constants(forget: NDArray[np.float64]) -> NDArray[np.float64]:
-    if forget.size == 0:
+def _forgetting(forget: ArrayLike) -> NDArray[np.float64]:
+    """A forget gate `[T, *b, H]`, with a number in some unit at least."""
+    found = np.asarray(forget, float)
+    if found.ndim < 2:
+        raise ValueError(
+            f"forget has the shape {list(found.shape)}; [T, *b, H] is needed."
+        )
+    if found.size == 0:
         raise ValueError("the forget gate is empty; give a text of at least one symbol")
+    beyond = found[(found < 0) | (found > 1)]
+    if beyond.size:
+        raise ValueError(f"forget holds {beyond[0]:g}; a gate is between 0 and 1.")
+    if np.isnan(found).reshape(-1, found.shape[-1]).any(0).all():
+        raise ValueError(
+            "forget holds a NaN in every unit; the weights of a training that did not "
+            "diverge are needed."
+        )
+    return found
+
+
+def _time_constants(forget: NDArray[np.float64]) -> NDArray[np.float64]:
     tiny = np.finfo(np.float32).tiny
     logarithm = np.log(np.clip(forget, tiny, 1.0)).reshape(-1, forget.shape[-1])
     with np.errstate(divide="ignore"):
@@ -143,21 +178,25 @@ def saturation(
         order: the gate by which the units stand in order, the most open first; for
             None f, or z, or else the first.
 
-    Errors: `ValueError` for a gate that is not there, and for axes that cannot be
-    split.
+    Errors: `ValueError` for anything but two such records, for a gate that is not
+    there, and for axes that cannot be split.
 
+    >>> import numpy as np
     >>> from jaxlstm.diagnostics import Saturation
     >>> ax = saturation(Saturation({"f": np.zeros(4)}, {"f": np.ones(4)}))
     >>> ax.get_title(loc="left")
     'f: shut 0 %, open 100 %'
     """
-    low, high = (_by_gate(record) for record in found)
+    low, high = _both(found)
     first, units = _order(high, order)
     panels = panels_of(new_axes(ax), [1] * len(low))
+    signed = any(gate in _CANDIDATES for gate in low)
+    labels = ("shut (or -1)", "open (or 1)") if signed else ("shut", "open")
     for panel, gate in zip(panels, low, strict=True):
-        _shares(panel, gate, low[gate][units], high[gate][units])
+        _shares(panel, gate, low[gate][units], high[gate][units], labels)
     panels[-1].set_xlabel(f"unit, the most open {first} first")
-    panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    panels[len(panels) // 2].set_ylabel("share of steps")
+    whole_numbers(panels[-1].xaxis, 8)
     panels[0].legend(
         loc="lower right", bbox_to_anchor=(1, 1.15), ncols=2, frameon=False
     )
@@ -178,8 +217,14 @@ def _heat(
     )
     ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25)
     ax.set(ylabel="rank of the unit, highest mean on top")
-    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    whole_numbers(ax.yaxis, 6)
     return image
+
+
+def _rising(limits: tuple[float, float]) -> None:
+    low, high = limits
+    if not -np.inf < low < high < np.inf:
+        raise ValueError(f"limits is {limits!r}; finite low < high is needed.")
 
 
 def _signal(signal: ArrayLike, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -199,42 +244,64 @@ def _signal(signal: ArrayLike, values: NDArray[np.float64]) -> NDArray[np.float6
     return lines
 
 
-def _by_gate(record: Any) -> dict[str, NDArray[np.float64]]:
-    """The gates of a record by name, `[H]` each."""
-    fields = record if isinstance(record, Mapping) else record._asdict()
+_ByGate = Mapping[str, NDArray[np.float64]]
+
+
+def _both(found: Any) -> tuple[_ByGate, _ByGate]:
+    """The records of low and of high by gate, with the same `[H]` for each gate."""
+    pair = tuple(_by_gate(one) for one in found) if isinstance(found, tuple) else ()
+    if len(pair) != 2 or not all(pair) or set(pair[0]) != set(pair[1]):
+        raise ValueError(
+            f"found is {found!r:.60}; what diagnostics.saturation found is needed: two "
+            "records, low and high, of the same gates."
+        )
+    shapes = [[values.shape for values in record.values()] for record in pair]
+    first = shapes[0][0]
+    if {*shapes[0], *shapes[1]} != {first} or len(first) != 1 or first == (0,):
+        named = [dict(zip(pair[n], shapes[n], strict=True)) for n in (0, 1)]
+        raise ValueError(
+            f"found has the shapes {named[0]} below and {named[1]} above; the same [H] "
+            "is needed for each gate, of at least one unit."
+        )
+    return pair[0], pair[1]
+
+
+def _by_gate(record: Any) -> _ByGate:
+    """The gates of a record by name; none for what is no record."""
+    fields = record._asdict() if hasattr(record, "_asdict") else record
+    if not isinstance(fields, Mapping):
+        return {}
     return {name: np.asarray(values, float) for name, values in fields.items()}
 
 
-def _order(
-    high: Mapping[str, NDArray[np.float64]], order: str | None
-) -> tuple[str, NDArray[np.int64]]:
+def _order(high: _ByGate, order: str | None) -> tuple[str, NDArray[np.int64]]:
     """A gate, and the units in the order of how often it is open."""
     if order is None:
         order = next((name for name in "fz" if name in high), next(iter(high)))
     if order not in high:
         raise ValueError(f"order is {order!r}; one of {', '.join(high)} is needed.")
-    shapes = {name: values.shape for name, values in high.items()}
-    if len(set(shapes.values())) != 1 or len(shapes[order]) != 1:
-        raise ValueError(f"found has the shapes {shapes}; [H] is needed for each gate.")
     return order, np.argsort(-high[order], kind="stable")
 
 
 def _shares(
-    ax: Axes, gate: str, shut: NDArray[np.float64], wide: NDArray[np.float64]
+    ax: Axes,
+    gate: str,
+    shut: NDArray[np.float64],
+    wide: NDArray[np.float64],
+    labels: tuple[str, str],
 ) -> None:
     edges = np.arange(shut.size + 1) - 0.5
-    at_low, at_high = ("at -1", "at 1") if gate in "gn" else ("shut", "open")
-    ax.stairs(shut, edges, fill=True, color=INK, label="shut (or -1)")
+    at_low, at_high = ("at -1", "at 1") if gate in _CANDIDATES else ("shut", "open")
+    ax.stairs(shut, edges, fill=True, color=INK, label=labels[0])
     ax.stairs(
         np.ones_like(wide),
         edges,
         baseline=1 - wide,
         fill=True,
         color=ORANGE,
-        label="open (or 1)",
+        label=labels[1],
     )
     ax.set(ylim=(0, 1), xlim=(edges[0], edges[-1]), yticks=(0, 0.5, 1))
-    ax.set_ylabel("steps", fontsize="small")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     shares = 100 * shut.mean(), 100 * wide.mean()
     means = f"{gate}: {at_low} {shares[0]:.3g} %, {at_high} {shares[1]:.3g} %"

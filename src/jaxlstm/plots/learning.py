@@ -17,6 +17,7 @@ from jaxlstm.plots.canvas import (
     QUIET,
     STYLES,
     VERMILION,
+    name_curves,
     new_axes,
     panels_of,
     plain_logarithm,
@@ -50,14 +51,22 @@ def loss_curve(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
     else the loss. The first steep descent is cut off at the top, and named, so
     that the rest can be read.
 
+    Errors: `ValueError` for records without a score of training or validation.
+
     >>> records = [{"step": n, "split": "train", "loss": 9 / n} for n in (1, 2, 3)]
     >>> loss_curve(records).get_xlabel()
     'step'
     """
-    ax = new_axes(ax)
     score = _score(records)
     train = _series(records, "train", score.key)
     validation = _series(records, "validation", score.key)
+    if not train.values.size + validation.values.size:
+        raise ValueError(
+            f"records, {len(records)} in all, hold no {score.key} of training or "
+            'validation; one such as {"step": 1, "split": "train", "loss": 2.3} is '
+            "needed."
+        )
+    ax = new_axes(ax)
     ax.plot(*train, color=BLUE, lw=1.0, label="training")
     if validation.values.size:
         ax.plot(*validation, color=INK, lw=1.8, marker="o", ms=4, label="validation")
@@ -76,10 +85,13 @@ def compare_runs(
     `runs` maps a name to the records of a run. All are drawn in the same unit: the
     first of bits per character, perplexity and loss that every run has.
 
+    Errors: `ValueError` for no runs.
+
     >>> run = [{"step": 9, "split": "validation", "loss": 1.5}]
     >>> compare_runs({"a": run, "b": run}).get_ylabel()
     'validation loss (nats per token)'
     """
+    bands.named("runs", runs, '{"one": records, "other": records}')
     ax = new_axes(ax)
     score = _score(*runs.values())
     colours = (INK, VERMILION, BLUE, GREEN, PURPLE, ORANGE)
@@ -91,7 +103,7 @@ def compare_runs(
         ax.plot(*curve, color=colour, ls=style, lw=1.6, marker="o", ms=3, label=best)
     _cut_descent(ax, curves)
     ax.set(xlabel="step", ylabel=f"validation {score.label}")
-    ax.legend(loc="upper right", frameon=False)
+    name_curves(ax, len(curves), loc="upper right")
     return tidy(ax)
 
 

@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 
 def confusion_matrix(
-    matrix: ArrayLike, labels: Sequence[str], *, ax: Axes | None = None
+    matrix: ArrayLike, labels: Sequence[object], *, ax: Axes | None = None
 ) -> Axes:
     """Which class is taken for which: a row for each true class, a column for each
     predicted one.
@@ -24,7 +24,7 @@ def confusion_matrix(
 
     Arguments:
         matrix: counts `[K, K]`, `matrix[true, predicted]`.
-        labels: the names of the K classes.
+        labels: the K classes: their names, or numbers.
 
     Errors: `ValueError` for a matrix that is not square, holds no counts, or does not
     fit the labels.
@@ -70,11 +70,12 @@ def forecast_fan(
         history: `[N]`, up to and with the moment of the forecast, step 0.
         quantiles: for each level between 0 and 1 the forecasts `[steps]`; 0.5 is drawn
             as a line, the others in pairs.
-        truth: `[steps]`, what came; NaN where it is not known.
+        truth: `[steps]`, what came; NaN where it is not known. A step without truth,
+            or at which an end of the band is not finite, does not count.
         label: what is forecast, and in which unit.
 
-    Errors: `ValueError` for no levels, for one outside 0 to 1 or without its pair, and
-    for arrays that do not fit.
+    Errors: `ValueError` for no levels, for one outside 0 to 1 or without its pair, for
+    a pair that crosses, and for arrays that do not fit.
 
     >>> fan = {0.1: [0.5, 0.2], 0.5: [1.0, 1.1], 0.9: [1.6, 2.1]}
     >>> ax = forecast_fan([0.8, 0.9], fan, truth=[1.2, 2.4])
@@ -87,13 +88,15 @@ def forecast_fan(
     came = None if truth is None else _series("truth", truth, steps)
     ax = new_axes(ax, (8.0, 4.0))
     ahead = np.arange(1, steps + 1)
-    ax.plot(
-        np.arange(past.size) - past.size + 1, past, color=INK, lw=1.4, label="history"
-    )
+    before = np.arange(past.size) - past.size + 1
+    alone = "." if past.size == 1 else None
+    ax.plot(before, past, color=INK, lw=1.4, marker=alone, label="history")
     if came is not None:
         ax.plot(ahead, came, ".-", color=VERMILION, lw=1.0, ms=5, label="truth")
     if 0.5 in levels:
-        ax.plot(ahead, levels[0.5], "--", color=BLUE, lw=1.8, label="median forecast")
+        at = _wide(ahead)
+        middle = np.broadcast_to(levels[0.5], at.shape)
+        ax.plot(at, middle, "--", color=BLUE, lw=1.8, label="median forecast")
     _bands(ax, ahead, levels, came)
     ax.axvline(0, color=INK, lw=0.8, ls=":")
     ax.set(xlabel="steps from the forecast", ylabel=label)
@@ -101,13 +104,15 @@ def forecast_fan(
     return tidy(ax)
 
 
-def _counts(matrix: ArrayLike, labels: Sequence[str]) -> Floats:
+def _counts(matrix: ArrayLike, labels: Sequence[object]) -> Floats:
+    if not len(labels):
+        raise ValueError("labels is empty; the name of at least one class is needed.")
     counts = np.asarray(matrix, float)
     wanted = [len(labels), len(labels)]
-    if list(counts.shape) != wanted or not len(labels):
+    if list(counts.shape) != wanted:
         raise ValueError(
             f"matrix has the shape {list(counts.shape)}; {wanted} is needed, a row and "
-            "a column for each of the labels, of which there is at least one."
+            "a column for each of the labels."
         )
     if not (np.isfinite(counts) & (counts >= 0)).all() or not counts.any():
         raise ValueError(
@@ -154,10 +159,30 @@ def _levels(quantiles: Mapping[float, ArrayLike]) -> dict[float, Floats]:
                 f"quantiles has the level {level:g}; levels between 0 and 1 are "
                 f"needed, and with {level:g} also {1 - level:g}."
             )
-    return {
+    found = {
         level: _series(f"quantiles[{level:g}]", values, steps)
         for level, values in levels.items()
     }
+    for level in [level for level in found if level < 0.5]:
+        _uncrossed(level, found[level], found[round(1 - level, 9)])
+    return found
+
+
+def _uncrossed(level: float, low: Floats, high: Floats) -> None:
+    crossed = np.flatnonzero(low > high)
+    if crossed.size:
+        first = crossed[0]
+        raise ValueError(
+            f"quantiles[{level:g}] is {low[first]:g} at step {first + 1}, above the "
+            f"{high[first]:g} of quantiles[{1 - level:g}]; sort the levels of "
+            "each step."
+        )
+
+
+def _wide(ahead: NDArray[np.int64]) -> Floats:
+    """Where to draw what lies at those steps; a single one as wide as can be seen."""
+    at = np.asarray(ahead, float)
+    return at if at.size > 1 else np.array([at[0] - 0.2, at[0] + 0.2])
 
 
 def _bands(
@@ -167,15 +192,16 @@ def _bands(
     truth: Floats | None,
 ) -> None:
     """From the widest to the narrowest, each darker than the one it lies in."""
+    at = _wide(ahead)
     lower = [level for level in levels if level < 0.5]
     for number, level in enumerate(lower, start=1):
         low, high = levels[level], levels[round(1 - level, 9)]
         shade = 0.15 + 0.45 * number / len(lower)
         name = f"{100 * (1 - 2 * level):.3g} % band"
         ax.fill_between(
-            ahead,
-            low,
-            high,
+            at,
+            np.broadcast_to(low, at.shape),
+            np.broadcast_to(high, at.shape),
             color=_mix(BLUE, shade),
             lw=0,
             zorder=0.6 + number / 100,
@@ -184,9 +210,11 @@ def _bands(
 
 
 def _held(low: Floats, high: Floats, truth: Floats | None) -> str:
-    if truth is None or np.isnan(truth).all():
+    if truth is None:
         return ""
-    known = ~np.isnan(truth)
+    known = ~np.isnan(truth) & np.isfinite(low) & np.isfinite(high)
+    if not known.any():
+        return ""
     inside = (low <= truth) & (truth <= high)
     return f", holds {100 * inside[known].mean():.3g} %"
 

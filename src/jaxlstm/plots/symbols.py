@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from jaxlstm.plots.canvas import points_across
 
 
-def per_symbol(symbols: Sequence[str], values: ArrayLike) -> NDArray[np.float64]:
+def per_symbol(symbols: Sequence[object], values: ArrayLike) -> NDArray[np.float64]:
     """Values `[T, units]`, checked to have a row for each symbol."""
     values = np.asarray(values, float)
     if values.ndim != 2 or len(values) != len(symbols) or values.size == 0:
@@ -23,9 +23,9 @@ def per_symbol(symbols: Sequence[str], values: ArrayLike) -> NDArray[np.float64]
     return values
 
 
-def write_symbols(ax: Axes, symbols: Sequence[str]) -> None:
+def write_symbols(ax: Axes, symbols: Sequence[object]) -> None:
     """The text itself below the axis, one symbol per step."""
-    words = any(len(symbol) > 1 for symbol in symbols)
+    words = any(len(str(symbol)) > 1 for symbol in symbols)
     ax.set_xticks(
         range(len(symbols)),
         [drawable(symbol) for symbol in symbols],
@@ -41,9 +41,9 @@ def write_symbols(ax: Axes, symbols: Sequence[str]) -> None:
 _STAND_INS = str.maketrans({"\n": "↵", "\t": "→", "\r": "←"})
 
 
-def drawable(symbol: str) -> str:
+def drawable(symbol: object) -> str:
     """The symbol with marks for line ends, and a box for what the font lacks."""
-    marked = symbol.translate(_STAND_INS)
+    marked = str(symbol).translate(_STAND_INS)
     return "".join(mark if _has_glyph(mark) else "□" for mark in marked)
 
 

@@ -20,7 +20,8 @@ from jaxlstm.plots.canvas import (
     panels_of,
     tidy,
 )
-from jaxlstm.plots.symbols import per_symbol, write_symbols
+from jaxlstm.plots.symbols import write_symbols
+from jaxlstm.plots.traces import of_unit
 
 if TYPE_CHECKING:
     from jaxlstm.cells.emit import Trace
@@ -36,6 +37,10 @@ def unit_trace(
 
     `trace` is what `unroll(..., emit=emit.trace)` gives, with arrays `[T, H]`.
 
+    Errors: `ValueError` for a unit that is not there, for the trace of another cell
+    than an LSTM, and for one that does not fit the symbols.
+
+    >>> import numpy as np
     >>> from jaxlstm.cells.base import Gates, LSTMState
     >>> from jaxlstm.cells.emit import Trace
     >>> half = np.full((3, 2), 0.5)
@@ -43,21 +48,18 @@ def unit_trace(
     >>> unit_trace("abc", trace, 1).get_title()
     'unit 1'
     """
-    state, gates = trace
-    units = np.shape(state.c)[-1]
-    if not 0 <= unit < units:
-        raise ValueError(f"unit must be one of 0 to {units - 1}, but is {unit}")
+    found = of_unit(symbols, trace, unit)
     rows = (
-        ("input i", gates.i, GREEN, True),
-        ("forget f", gates.f, BLUE, True),
-        ("output o", gates.o, PURPLE, True),
-        ("candidate g", gates.g, ORANGE, False),
-        ("cell c", state.c, INK, False),
-        ("output h", state.h, VERMILION, False),
+        ("input i", GREEN, True),
+        ("forget f", BLUE, True),
+        ("output o", PURPLE, True),
+        ("candidate g", ORANGE, False),
+        ("cell c", INK, False),
+        ("output h", VERMILION, False),
     )
     panels = panels_of(new_axes(ax), [1, 1, 1, 1.3, 1.6, 1.3])
-    for panel, (name, values, colour, is_gate) in zip(panels, rows, strict=True):
-        series = per_symbol(symbols, values)[:, unit]
+    for panel, (name, colour, is_gate) in zip(panels, rows, strict=True):
+        series = found[name[-1]]
         _strip(panel, name, series, colour, _GATE if is_gate else _around(series))
     panels[0].set_title(f"unit {unit}")
     write_symbols(panels[-1], symbols)
