@@ -87,7 +87,7 @@ class Watch(Protocol):
     Returns: the state, the outputs, and the tape: a `Trace` of every recurrent layer
     within, by its place in the parameters ("1/0", "1/0/forward", or "" where the layer
     itself is recurrent). State and outputs are those of `apply`, in the plain cells bit
-    for bit; of `engine="scan"` the last bit may differ.
+    for bit (see `emit.trace`); of `engine="scan"` the last bit may differ.
     """
 
     def __call__(

@@ -53,7 +53,8 @@ def trace(state: State, gates: Reported) -> Trace:
     """The state and the gates of each step.
 
     The engines show what they compute anyway: h and c are those of `hidden` and
-    `states`, in the plain cells to the last bit. For several layers, see `Layer.trace`.
+    `states`, in the plain cells to the last bit, as long as a step has eight numbers or
+    more. For several layers, see `Layer.trace`.
     """
     return Trace(state, gates)
 
