@@ -42,10 +42,6 @@
 #include <thread>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -533,19 +529,8 @@ Sizes sizes(const Floats& hs, int64_t depth, const Bytes& kinds) {
   return {d[0], d[1], d[2], depth, kinds.element_count() ? kinds.typed_data() : nullptr};
 }
 
-// The data of a result, or none. Where it is large it may lie in memory that nobody has
-// touched, and large pages are asked for: to fault in small ones takes longer than the
-// writing does.
 float* data(Result& array) {
-  if (!array->element_count()) return nullptr;
-  float* data = array->typed_data();
-#if defined(__linux__)
-  constexpr uintptr_t page = 2 << 20;
-  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  uintptr_t end = reinterpret_cast<uintptr_t>(data + array->element_count()) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return data;
+  return array->element_count() ? array->typed_data() : nullptr;
 }
 
 void fill(Result& to, const Floats& from) {
@@ -566,7 +551,7 @@ ffi::Error forward(ffi::ThreadPool pool, Floats xs, Floats W_x, Floats W, Floats
     for (int n = 1; n < 4; ++n) shown.gates[n] = shown.gates[0] + n * H;
   }
   Forward loop(s, xs.typed_data(), W_x.typed_data(), W.typed_data(), b.typed_data(),
-               h0.typed_data(), data(hs), c->typed_data(), shown);
+               h0.typed_data(), hs->typed_data(), c->typed_data(), shown);
   together(pool, wanted(s), [&](int m, int n) { loop(m, n); });
   return ffi::Error::Success();
 }
