@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.peers import JAX_PEERS, MODES
-from benchmarks.tables import NATIVE, OURS, Result, best, per_step
+from benchmarks.tables import NATIVE, OURS, Result, best, per_step, ratio, steady
 
 BARS = (OURS, NATIVE, f"{OURS} split", "best JAX peer")
 HATCHES = ("", "///", "...", "xxx")
@@ -67,12 +67,10 @@ def _bars(axes: Axes, result: Result, cases: list[str], what: str) -> None:
 
 
 def _to_torch(result: Result, case: str, what: str, name: str) -> float:
-    """0 where there is no figure: no bar."""
-    at = result.at(case, what)
+    """0 where there is no steady figure: no bar."""
+    at = steady(result.at(case, what))
     who = best(at, JAX_PEERS) if name == "best JAX peer" else name
-    if who is None or who not in at or "torch" not in at:
-        return 0.0
-    return at["torch"].median / at[who].median
+    return 0.0 if who is None else ratio(at, "torch", who) or 0.0
 
 
 def growth(result: Result) -> Figure | None:

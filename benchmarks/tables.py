@@ -12,6 +12,7 @@ from benchmarks.peers import JAX_PEERS, MODES
 OURS = "jaxlstm"
 NATIVE = "jaxlstm native"  # chosen by name only
 TIMES = ("forward", "training", "step")
+NOISY, STALLED = 0.15, 0.3  # half the quartiles' distance, as a share of the median
 
 
 class Figure(NamedTuple):
@@ -21,6 +22,11 @@ class Figure(NamedTuple):
     low: float
     high: float
     runs: int
+
+    @property
+    def scatter(self) -> float:
+        """Half the distance of the quartiles, as a share of the median."""
+        return (self.high - self.low) / 2 / self.median
 
 
 class Result(NamedTuple):
@@ -72,6 +78,13 @@ def best(at: Mapping[str, Figure], names: Iterable[str]) -> str | None:
     return min(there, key=lambda name: at[name].median) if there else None
 
 
+def steady(at: Mapping[str, Figure]) -> dict[str, Figure]:
+    """The figures fit for a ratio: a library that stalled in half of its runs (torch's
+    threads do, on a busy machine) would make all others look fast.
+    """
+    return {name: figure for name, figure in at.items() if figure.scatter <= STALLED}
+
+
 def geometric_mean(values: Iterable[float | None]) -> float | None:
     """Of those that are known.
 
@@ -110,15 +123,16 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def times(result: Result, cases: Sequence[str], what: str, unit: Unit = MS) -> str:
     """A row for each case: work, ratios of what `unroll` chooses and of the engine
     `native`, and everybody's median ± half the quartiles' distance; below them the
-    geometric means of the ratios.
+    geometric means of the ratios. No ratio is told of times that are not `steady`.
     """
     names = result.contenders(cases, what)
     ours = [name for name in (OURS, NATIVE) if name in names]
     rows, ratios = [], []
     for case in cases:
         at = result.at(case, what)
-        peer = best(at, JAX_PEERS) or "none"
-        ratios.append([ratio(at, to, one) for one in ours for to in ("torch", peer)])
+        sure = steady(at)
+        peer = best(sure, JAX_PEERS) or "none"
+        ratios.append([ratio(sure, to, one) for one in ours for to in ("torch", peer)])
         own = at.get(OURS)
         speed = None if own is None else result.flops(case, what) / own.median / 1e9
         cells = [_number(speed), *map(_times, ratios[-1])]
@@ -227,17 +241,14 @@ def losses(result: Result) -> list[str]:
     return [sentence for _, sentence in sorted(found)]
 
 
-def noisy(result: Result, limit: float = 0.15) -> list[str]:
-    """Times whose quartiles lie further from the median than this share of it."""
-    found = []
-    for (case, what), at in result.figures.items():
-        for name, figure in at.items():
-            half = (figure.high - figure.low) / 2
-            if what in TIMES and half > limit * figure.median:
-                found.append(
-                    f"{case}, {what}: {name} by {100 * half / figure.median:.0f} %"
-                )
-    return found
+def noisy(result: Result) -> list[str]:
+    """Times whose quartiles lie far from the median."""
+    return [
+        f"{case}, {what}: {name} by {100 * figure.scatter:.0f} %"
+        for (case, what), at in result.figures.items()
+        for name, figure in at.items()
+        if what in TIMES and figure.scatter > NOISY
+    ]
 
 
 def _quotient(value: float | None, by: float | None) -> float | None:

@@ -21,6 +21,7 @@ from benchmarks import (  # noqa: E402
     machine,
     measure,
     peers,
+    pictures,
     report,
     tables,
 )
@@ -577,11 +578,33 @@ def test_where_we_lose_is_told(made):
     assert tables.losses(made) == ["grid-20-2-3-4, training: torch is 2.00x faster"]
 
 
+def with_torch_off_by(half):
+    """The same, with torch's times at the first point so far apart."""
+    a, plain = FIRST.name, made_up()
+    plain["rows"] = [
+        r for r in plain["rows"] if (r["case"], r["contender"]) != (a, "torch")
+    ]
+    plain["rows"].append(row(a, "torch", "training", 0.002, half))
+    return tables.Result.of(plain)
+
+
 def test_what_is_too_noisy_is_told(made):
     assert tables.noisy(made) == []
-    assert tables.noisy(made, limit=0.05) == [
-        "grid-10-2-3-4, training: jaxlstm by 10 %"
+    assert tables.noisy(with_torch_off_by(0.0004)) == [
+        "grid-10-2-3-4, training: torch by 20 %"
     ]
+
+
+def test_no_ratio_is_made_of_a_time_that_stalled():
+    """Or it would make ours look fast; the time itself is told."""
+    noisy, stalled = (with_torch_off_by(half) for half in (0.0005, 0.0007))
+    assert "| 2.00x | 3.00x |" in tables.times(noisy, [FIRST.name], "training")
+    told = tables.times(stalled, stalled.cases("grid"), "training").splitlines()
+    assert "| - | 3.00x |" in told[2]
+    assert "| 2.00 ± 0.70 |" in told[2]
+    assert "| 0.50x | 3.00x |" in told[-1]  # the mean of what is known
+    assert pictures._to_torch(noisy, FIRST.name, "training", "jaxlstm") == 2.0
+    assert pictures._to_torch(stalled, FIRST.name, "training", "jaxlstm") == 0.0
 
 
 def test_the_page_keeps_what_stands_outside_of_its_markers(tmp_path):
