@@ -271,6 +271,39 @@ def test_no_compiler_is_told_with_the_remedy(monkeypatch, tmp_path):
         native.library()
 
 
+def test_a_compiler_that_is_asked_for_is_not_passed_over(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler -O1")
+    with pytest.raises(jl.lab.BadInput, match=r"\$CXX asks for 'no-such-compiler'"):
+        native.library()
+    monkeypatch.setenv("CXX", "env LANG=C c++")
+    assert native.compiler() == ["env", "LANG=C", "c++"]
+
+
+def test_a_damaged_kernel_is_compiled_anew_and_not_loaded(monkeypatch, tmp_path):
+    """By a compiler that counts its calls and writes what was asked of it."""
+    counting = tmp_path / "c++"
+    counting.write_text(
+        f"#!/bin/sh\necho called >> {tmp_path}/calls\n"
+        'while [ $# -gt 1 ]; do [ "$1" = -o ] && echo kernel > "$2"; shift; done\n'
+    )
+    counting.chmod(0o755)
+    monkeypatch.setenv("CXX", str(counting))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def calls():
+        return (tmp_path / "calls").read_text().count("called")
+
+    first = native.library()
+    assert first.read_text() == "kernel\n"
+    assert calls() == 2  # for its macros, and for the kernel
+    assert native.library() == first
+    assert calls() == 3
+    first.write_text("kerne")
+    assert native.library() == first
+    assert first.read_text() == "kernel\n"
+    assert calls() == 5
+
+
 def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho no such header >&2\nexit 1\n")

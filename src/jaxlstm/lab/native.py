@@ -12,6 +12,7 @@ cache. A config with `model.engine: native` does the same.
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,47 +29,57 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-sha
 QUIET = ("-pthread", "-w", "-Wno-psabi")
 
 
-def compiler() -> str:
-    """The C++ compiler: `$CXX`, or the first of c++, g++ and clang++ on the path.
+def compiler() -> list[str]:
+    """The C++ compiler: the words of `$CXX`, or the first of c++, g++ and clang++ on
+    the path.
 
     Errors: `BadInput` where there is none.
     """
-    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    found = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if wanted := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(wanted[0]) is None:
+            raise BadInput(
+                f"native: $CXX asks for {wanted[0]!r}, which is not on the path. Name "
+                "a C++ compiler there, or unset it for the first of c++, g++, clang++."
+            )
+        return wanted
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if found is None:
         raise BadInput(
             'native: no C++ compiler found. Install one (Debian: "apt install g++"), '
             'name one in $CXX, or choose engine="adjoint".'
         )
-    return found
+    return [found]
 
 
 def library() -> Path:
     """The path of the compiled kernel, compiled now if it is not in the cache.
 
-    The name is a hash of the source, the headers of XLA, the flags and the macros that
-    the compiler defines, which tell its version and the instructions of this CPU.
+    The name has two hashes. The first is of the source, the headers of XLA, the flags
+    and the macros that the compiler defines, which tell its version and the
+    instructions of this CPU; the second is of the library, so that a damaged one is
+    compiled anew: to load it could end the process.
 
     Errors: `BadInput` as for `compiler`, where it refuses the kernel, and where the
     library cannot be kept.
     """
     cxx, headers = compiler(), Path(jax.ffi.include_dir())
-    macros = _run(cxx, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
+    macros = _run(*cxx, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
     header = headers / "xla" / "ffi" / "api" / "c_api.h"
     parts = (SOURCE.read_bytes(), header.read_bytes(), macros, *map(str.encode, FLAGS))
-    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    path = _cache() / f"lstm_loop-{digest}.so"
-    if path.exists():
-        return path
+    stem, place = "lstm_loop-" + _hash(b"\0".join(parts)), _cache()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as place:
-            built = Path(place, path.name)
-            _run(cxx, *FLAGS, *QUIET, f"-I{headers}", str(SOURCE), "-o", str(built))
+        for kept in sorted(place.glob(f"{stem}-*.so")):
+            if kept.name == f"{stem}-{_hash(kept.read_bytes())}.so":
+                return kept
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place) as beside:
+            built = Path(beside, "lstm_loop.so")
+            _run(*cxx, *FLAGS, *QUIET, f"-I{headers}", str(SOURCE), "-o", str(built))
+            path = place / f"{stem}-{_hash(built.read_bytes())}.so"
             built.replace(path)  # whole or not at all, whoever else is building it
     except OSError as error:
         raise BadInput(
-            f"native: the kernel cannot be kept in {path.parent} ({error.strerror}); "
+            f"native: the kernel cannot be kept in {place} ({error.strerror}); "
             "name another directory in $XDG_CACHE_HOME"
         ) from error
     return path
@@ -80,6 +91,10 @@ def load() -> None:
     Errors: `BadInput` where there is no compiler, or where it refuses the kernel.
     """
     native.register(ctypes.cdll.LoadLibrary(str(library())))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _cache() -> Path:
