@@ -124,6 +124,7 @@ def _refusals():
         ("B064 engine", {"engine": "warp"}, "engine='warp'", "scan"),
         ("B064 no name", {"engine": 3}, "engine=3", "scan"),
         ("B064 emit", {"emit": "hidden"}, "emit is 'hidden'", r"jl\.emit"),
+        ("B064 of h", {"emit": lambda h: h}, r"called as emit\(state, gates\)", "too"),
         ("B064 unhashable", {"emit": _Unhashable()}, "emit cannot be hashed"),
         ("B064 factory", {"cell": jl.lstm}, "cell is", r"jl\.lstm\(\)"),
     ]  # fmt: skip

@@ -993,6 +993,8 @@ def test_a_state_with_a_number_for_each_row():
         (lambda state, hs: (hs.sum(), hs), "loss gives a tuple; one array is needed"),
         (lambda state, hs: None, "loss gives a NoneType; one array is needed"),
         (lambda state, hs: (hs > 0).sum(), "loss gives int32; floating point"),
+        (lambda hs: hs.sum(), r"loss is called as loss\(state, emitted\): too many"),
+        (1.5, r"loss is 1\.5; a function \(state, emitted\) is needed, such as lambda"),
     ],
 )
 def test_losses_that_are_none(loss, words):
@@ -1011,6 +1013,10 @@ def test_pairs_outputs_and_shares_that_are_none():
             dg.compare({"a": pair}, xs, loss=lambda state, hs: hs.sum())
     with pytest.raises(ValueError, match="output gives a LSTMState; one array"):
         dg.memory_span(cell, params, xs, output=lambda state: state)
+    with pytest.raises(
+        ValueError, match=r"output is called as output\(state\): missing"
+    ):
+        dg.memory_span(cell, params, xs, output=lambda state, hs: state.h)
     with pytest.raises(ValueError, match="share is 'a'; a number 0 <= share < 1"):
         dg.memory_span(cell, params, xs, share="a")
 
@@ -1210,6 +1216,9 @@ REFUSED = {
     ),
     "integrated_gradients: function gives int32; one array of floating point": (
         lambda: dg.integrated_gradients(lambda xs: xs.argmax(), ONES)
+    ),
+    "integrated_gradients: function is called as function(xs): missing": (
+        lambda: dg.integrated_gradients(lambda state, xs: xs.sum(), ONES)
     ),
     "unroll: xs is a LSTMState(h, c); one array of it is needed, such as xs.h": (
         lambda: jl.unroll(jl.lstm(), jl.lstm().init(KEY, 2, 3), TRACE.state)

@@ -6,6 +6,7 @@ engine's program stumbles over is put into the words of the caller.
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,6 +91,29 @@ def check_hashable(name: str, value: Any) -> None:
             f"{name} cannot be hashed ({error}), and is part of what a program is "
             "compiled for; a function can be, and so can a frozen dataclass."
         ) from None
+
+
+def check_function(name: str, function: Any, *takes: str, such_as: str) -> None:
+    """Errors: `ValueError` for what cannot be called with so many arguments.
+
+    >>> check_function("emit", abs, "state", "gates", such_as="jl.emit.hidden")
+    Traceback (most recent call last):
+    ValueError: emit is called as emit(state, gates): too many positional arguments.
+    """
+    call = f"({', '.join(takes)})"
+    if not callable(function):
+        raise ValueError(
+            f"{name} is {function!r:.60}; a function {call} is needed, such as "
+            f"{such_as}."
+        )
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins have none
+        return
+    try:
+        signature.bind(*takes)
+    except TypeError as error:
+        raise ValueError(f"{name} is called as {name}{call}: {error}.") from None
 
 
 def arrays(

@@ -240,11 +240,8 @@ def estimate_memory(
 def _options(reverse: bool, emit: Emit, checkpoint_every: Every) -> Options:
     if not isinstance(reverse, bool | np.bool_):
         raise ValueError(f"reverse is {reverse!r}; True or False is needed.")
-    if not callable(emit):
-        raise ValueError(
-            f"emit is {emit!r}; a function (state, gates) -> pytree is needed, "
-            "such as jl.emit.hidden, states, trace or nothing."
-        )
+    kinds = "jl.emit.hidden, states, trace or nothing"
+    arguments.check_function("emit", emit, "state", "gates", such_as=kinds)
     arguments.check_hashable("emit", emit)
     if isinstance(checkpoint_every, str) and checkpoint_every != "sqrt":
         return Options(bool(reverse), emit, None, _bytes(checkpoint_every))

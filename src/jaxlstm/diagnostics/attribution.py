@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxlstm import sequences
+from jaxlstm.arguments import check_function
 from jaxlstm.cells.base import check_size
 from jaxlstm.shapes import Features, show
 
@@ -69,6 +70,8 @@ def integrated_gradients(
     """
     with sequences.speaking("integrated_gradients"):
         check_size("nodes", nodes)
+        example = "lambda xs: jl.unroll(cell, params, xs)[0].h[..., 0]"
+        check_function("function", function, "xs", such_as=example)
         end = sequences.features("xs", xs)
         steps = sequences.steps_of("xs", end, lengths, mask, None)
         end, start = sequences.silence((end, _like(end, baseline)), steps)

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxlstm import sequences
+from jaxlstm.arguments import check_function
 from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit, Trace
@@ -103,6 +104,8 @@ def gradient_flow(
     ((7, 2, 5), (7, 2), True)
     """
     with sequences.speaking("gradient_flow"):
+        example = "lambda state, hs: hs[-1].sum()"
+        check_function("loss", loss, "state", "emitted", such_as=example)
         through = functools.partial(
             unroll, taps(cell), lengths=lengths, mask=mask, resets=resets
         )
@@ -219,6 +222,8 @@ def memory_span(
         check_rows_apart(cell)
         if not isinstance(share, int | float | np.number) or not 0 <= share < 1:
             raise ValueError(f"share is {share!r}; a number 0 <= share < 1 is needed.")
+        if output is not None:
+            check_function("output", output, "state", such_as="lambda state: state.c")
         xs = sequences.features("xs", xs)
         through = functools.partial(unroll, lengths=lengths, mask=mask, resets=resets)
 
