@@ -75,8 +75,8 @@ print("forget gate", gates.f)
 print("cell state ", state.c)
 
 # %% [markdown]
-# The forget gates stand around 0.73 on average, because their bias begins at 1 and σ(1)
-# is 0.73; the input moves each of them. An untrained LSTM remembers before it has
+# The forget gates scatter around 0.73, because their bias begins at 1 and σ(1) is 0.73;
+# the input moves each of them. An untrained LSTM remembers before it has
 # learnt what to forget.
 #
 # ## A whole sequence
@@ -96,8 +96,9 @@ print("its final state is that of step 4:", bool((state.h[1] == hs[3, 1]).all())
 # ## The text
 #
 # Some files of the standard library, cut into 32 streams that run side by side. Batch
-# *n + 1* of a stream goes on where batch *n* ended, so the state can be carried over,
-# up to the end of the text, where it begins anew.
+# *n + 1* of a stream goes on where batch *n* ended, so the state can be carried over.
+# (At its end a stream starts over, with the state that it ended with: once in a while
+# the model is surprised.)
 
 # %%
 library = Path(sysconfig.get_path("stdlib"))
@@ -112,6 +113,7 @@ text = text.encode("ascii", "ignore").decode()
 alphabet = sorted(set(text))
 tokens = np.array([alphabet.index(character) for character in text], np.int32)
 streams, window = 32, 64
+assert len(tokens) > streams * (window + 1), "a longer text, or fewer streams, please"
 rows = (
     tokens[: len(tokens) // streams * streams].reshape(streams, -1).T
 )  # [time, stream]
@@ -198,7 +200,7 @@ def write_one(params, state, token, key):
     return state, jax.random.categorical(key, logits[0] / TEMPERATURE)
 
 
-state, token, written = None, jnp.array(alphabet.index("\n")), []
+state, token, written = None, tokens[text.find("\n")], []
 for key in jax.random.split(jax.random.key(0), 400):
     state, token = write_one(params, state, token, key)
     written.append(alphabet[int(token)])
@@ -213,6 +215,7 @@ print("".join(written))
 # line, those that keep most on top: bright keeps, dark lets go.
 
 # %%
+# With a text of your own take a line of it: line = text[:80]
 line = '    def __init__(self, name: str = "x") -> None:\n        self.name = name\n'
 read = jnp.array([alphabet.index(character) for character in line])
 _, _, tape = model.trace(params, read)
@@ -223,10 +226,9 @@ jl.plots.gate_heatmap(list(line), trace.gates.f, "forget gate f", ax=ax)
 plt.show()
 
 # %% [markdown]
-# Some units hold on through a good part of the line, some through a word, most for a
-# character or two.
-# How long a unit remembers follows from its forget gate: what it holds fades by a
-# factor e in −1 / mean(log f) steps.
+# Some units hold on through a good part of the line, some through a word, and most for
+# a character or less. How long a unit remembers follows from its forget gate: what it
+# holds fades by a factor e in −1 / mean(log f) steps.
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 4))

@@ -222,7 +222,8 @@ print("their sum is that of the batch:", np.abs(each.w_h.sum(0) - whole.w_h).max
 # ## Who computed it
 #
 # Behind `unroll` stand several engines. They all mean the same; `explain` says which
-# one serves a call, and why each of the others does not.
+# one serves a call, how, and what becomes of the others that are tried unasked. Those
+# of the README's table that are missing here serve by name only: `engine="native"`.
 
 # %%
 print(jl.explain(cell, params, xs, lengths=lengths))
@@ -232,7 +233,8 @@ print(jl.explain(cell, params, xs, lengths=lengths))
 #
 # Layers are put together by `serial`, `stack`, `bidirectional`, `residual`. Lengths,
 # masks, resets and the state mean in a deep network what they mean in a single layer.
-# `trace` is `apply` with a tape: all gates of all layers, by name.
+# `trace` is `apply` with a tape: all gates of all layers, by name. Gates of steps that
+# do not happen are zeros there, which a mean over steps has to leave out.
 
 # %%
 deep = jl.serial(jl.stack(cell, (16, 16), bidirectional=True), jl.linear(2))
@@ -240,5 +242,7 @@ deep_params, _ = deep.init(jax.random.key(3), 3)
 state, ys = deep.apply(deep_params, xs, lengths=lengths)
 _, traced, tape = deep.trace(deep_params, xs, lengths=lengths)
 print("the same outputs:", same_bits(ys, traced))
+happens = jnp.arange(len(xs))[:, None] < lengths
 for name, seen in tape.items():
-    print(f"{name:13} forget gates open {100 * (seen.gates.f > 0.75).mean():.0f} %")
+    share = (seen.gates.f > 0.75)[happens].mean()
+    print(f"{name:13} forget gates open {100 * share:.0f} %")

@@ -250,7 +250,7 @@ smooth = {
     for name, each in losses.items()
 }
 jl.plots.loss_bands(smooth, within=(0.0, 1.0), label="squared error", ax=ax)
-ax.set_title(f"A sign, {LAG} steps later")
+ax.set(title=f"A sign, {LAG} steps later", xlabel="updates")
 plt.show()
 for name, each in losses.items():
     print(f"{name:17} error in the last 25 updates: {each[:, -25:].mean(1).round(2)}")

@@ -122,7 +122,7 @@ def test_an_unknown_optimizer(written, capsys):
 def test_a_gpu_on_a_machine_without(written, capsys):
     code, said = mistake(capsys, "train", written, "device=gpu")
     assert code == 2
-    assert "gpu was asked for, but JAX sees only cpu" in said
+    assert "JAX sees only cpu, and no gpu: jaxlib has" in said
     assert 'pip install "jaxlstm[cuda13]"' in said
 
 
@@ -168,7 +168,13 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys):
     assert scores["loss"] == jl.lab.load(run).evaluate()["loss"]
 
     assert cli.main(["sample", str(run), "--prompt", "gates", "--length", "9"]) == 0
-    assert capsys.readouterr().out.startswith("gates")
+    said = capsys.readouterr()
+    assert said.out.startswith("gates")
+    assert said.err == ""
+    assert cli.main(["sample", str(run), "--prompt", "gatesßß", "--length", "9"]) == 0
+    assert "the prompt has 'ß', which this model read as unknown" in (
+        capsys.readouterr().err
+    )
 
     assert cli.main(["plot", str(run)]) == 0
     assert "loss.png" in capsys.readouterr().out
@@ -222,7 +228,9 @@ def test_new_gives_a_config_that_is_sound(tmp_path, monkeypatch, capsys):
     assert "my.yaml is there already" in said
     code, said = mistake(capsys, "new", "language_modeling")
     assert code == 2
-    assert 'did you mean "language_modelling"?' in said
+    assert 'did you mean "language_modelling"? There is' in said
+    _, said = mistake(capsys, "new", "vision")
+    assert 'no task is called "vision". There is language_modelling.' in said
 
 
 def test_schema_prints_what_is_committed(capsys):
@@ -234,7 +242,7 @@ def test_schema_prints_what_is_committed(capsys):
 def test_doctor_says_what_jax_sees(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert "gpu was asked for, but JAX sees only cpu" in out
+    assert "none; JAX sees only cpu, and no gpu: jaxlib has" in out
     assert re.search(r"^optax +\d", out, re.MULTILINE)
 
 

@@ -166,7 +166,8 @@ def test_a_missing_file_and_its_near_namesake(tmp_path, monkeypatch):
         path="data/trian.bin"
     )
     assert 'no "dat"; did you mean "data"?' in refusal(path="dat/train.bin")
-    assert "current directory" in refusal(path="something/else.bin")
+    assert f'current directory, "{Path.cwd()}".' in refusal(path="something/else.bin")
+    assert refusal(path="/something/else.bin").endswith('there is no "/something".')
 
 
 def test_a_directory_and_an_empty_file(tmp_path):

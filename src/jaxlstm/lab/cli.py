@@ -171,6 +171,8 @@ def _sample(arguments: Arguments) -> None:
         seed=arguments.seed,
     )
     prompt = model.config.sample.prompt if prompt is None else prompt
+    if strange := model.vocabulary.unknown(prompt):
+        _warn(f"the prompt has {strange!r:.60}, which this model read as unknown")
     print(records.printable(prompt + text))
 
 

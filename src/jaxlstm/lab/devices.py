@@ -83,4 +83,4 @@ def _why_not(device: str, error: Exception) -> str:
         seen = []
     sees = f"JAX sees only {', '.join(seen)}" if seen else f"JAX sees none ({first})"
     remedy = _REMEDY.get(device, "unset JAX_PLATFORMS, or set it to cpu")
-    return f"{device} was asked for, but {sees}: {remedy}"
+    return f"{sees}, and no {device}: {remedy}"

@@ -20,6 +20,6 @@ def starter(task: str) -> str:
     if name not in TASKS:
         tasks = ", ".join(TASKS)
         raise BadInput(
-            f'no task is called "{task}"{guess(name, TASKS)} There is {tasks}.'
+            f'no task is called "{task}"{guess(name, TASKS) or "."} There is {tasks}.'
         )
     return (resources.files("jaxlstm.lab") / "templates" / f"{name}.yaml").read_text()

@@ -72,12 +72,13 @@ def _missing(path: str | Path) -> str:
     chain = (place, *place.parents)
     lost = next((part for part in chain if part.parent.is_dir()), place)
     near = get_close_matches(lost.name, _names_beside(lost), n=1)
-    hint = (
-        f"did you mean {quoted(lost.with_name(near[0]))}?"
-        if near
-        else "paths are relative to the current directory."
-    )
-    return f"there is no {quoted(lost)}; {hint}"
+    if near:
+        hint = f"; did you mean {quoted(lost.with_name(near[0]))}?"
+    elif place.is_absolute():
+        hint = "."
+    else:
+        hint = f"; paths are relative to the current directory, {quoted(Path.cwd())}."
+    return f"there is no {quoted(lost)}{hint}"
 
 
 def _names_beside(place: Path) -> list[str]:

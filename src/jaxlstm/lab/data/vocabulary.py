@@ -79,6 +79,17 @@ class Vocabulary(NamedTuple):
             'as in "7 42".'
         )
 
+    def unknown(self, text: str) -> str:
+        """The characters of a text that `encode` makes the unknown symbol, each once.
+
+        Example:
+          >>> characters("hello").unknown("a hole")
+          ' a'
+        """
+        if self.kind != "character":
+            return ""
+        return "".join(sorted(set(text) - set(self.symbols)))
+
     def decode(self, ids: ArrayLike) -> str:
         """The text of `[N]` ids. A document token has no text; opaque ids are written
         as numbers, broken UTF-8 as U+FFFD.
