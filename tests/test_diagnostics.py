@@ -1004,6 +1004,21 @@ def test_losses_that_are_none(loss, words):
         dg.gradient_flow(cell, params, jnp.ones((4, 2)), loss=loss)
 
 
+def test_a_loss_that_stands_for_another_is_called_as_itself():
+    def mean_of(function):
+        @functools.wraps(function)  # whose signature is not this one's
+        def loss(state, hs):
+            return function(hs).mean()
+
+        return loss
+
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 2, 3)
+    loss = mean_of(lambda hs: hs**2)
+    flow = dg.gradient_flow(cell, params, jnp.ones((4, 2)), loss=loss)
+    assert (flow.norm.h > 0).all()
+
+
 def test_pairs_outputs_and_shares_that_are_none():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 2, 3)
@@ -1059,6 +1074,20 @@ def test_in_reverse_the_product_is_the_derivative_of_the_first_step(x64):
     products = dg.forget_products(gates, **q.steps, reverse=True)
     assert_same(products, jnp.where(q.happens[..., None], slope, 0), 1e-12)
     assert ((products > 0) & (products < 1)).any()
+
+
+def test_the_backward_part_of_a_layer_has_the_resets_one_step_earlier():
+    layer = jl.stack(jl.lstm(), (5,), bidirectional=True)
+    params, _ = layer.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (7, 3))
+    resets = jnp.zeros(7, bool).at[3].set(True)
+    gates = layer.trace(params, xs, resets=resets)[2]["0/backward"].gates
+    own = jnp.append(resets[1:], False)
+    products = dg.forget_products(gates, resets=own, reverse=True)
+    assert (products[3:] == 0).all()
+    rest = dg.forget_products(jax.tree.map(lambda g: g[:3], gates), reverse=True)
+    assert_same(products[:3], rest, 1e-6)
+    assert (products[:3] > 0).all()
 
 
 def places():
@@ -1204,6 +1233,12 @@ REFUSED = {
     ),
     "dead_units: mask is not an array of numbers": lambda: dg.dead_units(
         F, mask=[[True], [True, False]]
+    ),
+    "closed_intervals: reverse is 'no'; True or False is needed.": (
+        lambda: dg.closed_intervals(ONES, reverse="no")
+    ),
+    "forget_products: reverse is 1; True or False is needed.": (
+        lambda: dg.forget_products(TRACE.gates, reverse=1)
     ),
     "integrated_gradients: function gives tuple; one array of floating point": (
         lambda: dg.integrated_gradients(lambda xs: (xs.sum(), xs), ONES)

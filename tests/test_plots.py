@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from jaxlstm import plots
+from jaxlstm import diagnostics, plots
 from jaxlstm.cells.base import Gates, LSTMState
 from jaxlstm.cells.emit import Trace
 
@@ -163,6 +163,19 @@ def test_a_time_constant_is_that_of_the_mean_logarithm(ax):
     assert f"median {np.median(tau):.3g} steps" in words(drawn(ax))
 
 
+def test_time_constants_of_ragged_rows_are_those_of_the_diagnostic(ax):
+    """0, inf and NaN, which it may give, are drawn as well."""
+    gates = np.full((6, 2, 3), 0.5, np.float32)
+    gates[:, :, 1] = 0.9
+    gates[3:, 1] = 0.0  # padding
+    tau = diagnostics.timescales({"f": gates}, lengths=[6, 3])
+    plots.timescales(tau, ax=ax)
+    assert f"median {-1 / np.log(0.5):.3g} steps" in words(drawn(ax))
+    ax.clear()
+    plots.timescales([0.0, 3.0, np.inf, np.nan], ax=ax)
+    assert sum(bar.get_height() for bar in drawn(ax).patches) == 3
+
+
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1.0])
 def test_gates_that_are_shut_or_open_for_ever_are_counted(ax, value):
     plots.timescales(np.full((5, 2, 4), value), ax=ax)
@@ -221,7 +234,12 @@ def test_many_runs_are_named_beside_the_axes(ax):
             lambda: plots.unit_trace("abc", trace(3, 2)._replace(state=()), 1),
             "without c, h; the trace of an LSTM",
         ),
-        (lambda: plots.timescales(np.zeros((0, 4))), "is empty"),
+        (lambda: plots.timescales(np.zeros((0, 4))), r"shape \[0, 4\]; a forget gate"),
+        (
+            lambda: plots.timescales([0.5, -2.0]),
+            "holds -2; a time constant is at least",
+        ),
+        (lambda: plots.timescales([np.nan]), "NaN in every unit"),
         (lambda: plots.timescales(0.5), r"shape \[\]"),
         (lambda: plots.timescales([[0.5, 1.5]]), "holds 1.5; a gate is between"),
         (lambda: plots.timescales([[np.nan, np.nan]]), "NaN in every unit"),

@@ -93,6 +93,12 @@ def check_hashable(name: str, value: Any) -> None:
         ) from None
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Errors: `ValueError` for what is neither True nor False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {value!r}; True or False is needed.")
+
+
 def check_function(name: str, function: Any, *takes: str, such_as: str) -> None:
     """Errors: `ValueError` for what cannot be called with so many arguments.
 
@@ -107,8 +113,8 @@ def check_function(name: str, function: Any, *takes: str, such_as: str) -> None:
             f"{such_as}."
         )
     try:
-        signature = inspect.signature(function)
-    except ValueError:  # some builtins have none
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # some have none, or none that can be read
         return
     try:
         signature.bind(*takes)

@@ -238,8 +238,7 @@ def estimate_memory(
 
 
 def _options(reverse: bool, emit: Emit, checkpoint_every: Every) -> Options:
-    if not isinstance(reverse, bool | np.bool_):
-        raise ValueError(f"reverse is {reverse!r}; True or False is needed.")
+    arguments.check_flag("reverse", reverse)
     kinds = "jl.emit.hidden, states, trace or nothing"
     arguments.check_function("emit", emit, "state", "gates", such_as=kinds)
     arguments.check_hashable("emit", emit)

@@ -218,6 +218,12 @@ def test_the_line_end_that_ends_a_file_is_no_symbol_of_the_text(model, book, tmp
         readings.file_text(made, file)
 
 
+def test_line_ends_of_other_systems_are_line_ends(model, book):
+    book.write_text(tiny.text().replace(" the ", "\nthe "))
+    read = inspection._given(model(), None, "the cell keeps\r\nwhat its gates let in")
+    assert "".join(read.symbols) == "the cell keeps\nwhat its gates let in"
+
+
 def test_data_that_are_gone_ask_for_a_text(model, book):
     model()
     book.unlink()

@@ -54,7 +54,8 @@ def trace(state: State, gates: Reported) -> Trace:
 
     The engines show what they compute anyway: h and c are those of `hidden` and
     `states`, in the plain cells to the last bit, as long as a step has eight numbers or
-    more. For several layers, see `Layer.trace`.
+    more; `scan` may round the last bit otherwise. For several layers, see
+    `Layer.trace`.
     """
     return Trace(state, gates)
 

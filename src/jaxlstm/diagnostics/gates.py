@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxlstm import sequences
+from jaxlstm.arguments import check_flag
 from jaxlstm.cells.base import HiddenState, LSTMState, Reported
 from jaxlstm.cells.emit import Trace
 from jaxlstm.sequences import Steps
@@ -211,6 +212,7 @@ def closed_intervals(
         threshold = number("threshold", threshold)
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is {threshold}; 0 < threshold <= 1 is needed.")
+        check_flag("reverse", reverse)
         values, steps = stacked("gate", gate, lengths, mask, resets)
         return _closed_intervals(values, steps, threshold, reverse=bool(reverse))
 
@@ -234,7 +236,9 @@ def forget_products(
 
     Arguments:
         gates: the gates of a trace, with f or z.
-        lengths, mask, resets, reverse: those that `unroll` was given.
+        lengths, mask, resets, reverse: those that `unroll` was given. A bidirectional
+            layer gives its backward part the resets one step earlier, as that part
+            leaves a sequence where the other enters it: `append(resets[1:], False)`.
 
     Returns: `[T, *b, H]`.
 
@@ -249,6 +253,7 @@ def forget_products(
     [0.125, 0.25, 0.5, 1.0]
     """
     with sequences.speaking("forget_products"):
+        check_flag("reverse", reverse)
         kept = stacked("gates", kept_by(gates), lengths, mask, resets)
         return _forget_products(*kept, reverse=bool(reverse))
 

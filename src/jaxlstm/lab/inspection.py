@@ -3,6 +3,7 @@
 run ──> text ──> what every unit did ──> findings ──> pictures, findings.md
 """
 
+import io
 import itertools
 import json
 import re
@@ -126,6 +127,7 @@ def _line(block: str) -> Line:
 
 def _given(model: Trained, input: str | Path | None, text: str | None) -> Text | None:
     if text is not None:
+        text = io.StringIO(text, newline=None).read()  # line ends as in a file
         return readings.given_text(model, text, "--text")
     return None if input is None else readings.file_text(model, input)
 

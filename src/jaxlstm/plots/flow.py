@@ -66,9 +66,11 @@ def gradient_flow(
     Arguments:
         flows: for each name what `diagnostics.gradient_flow` found, of which the rows
             are the seeds, or norms `[T]` or `[seeds, T]`. `diagnostics.compare` gives
-            such a dict.
+            such a dict. Time comes first in a record: make one over seeds by
+            `jax.vmap(..., out_axes=1)`.
         of: the state that the gradient is taken with respect to.
-        against: "lag", how many steps before the last, or "step", from 0.
+        against: "lag", how many steps before the last, or "step", from 0. The last is
+            that of the arrays: draw rows of unequal length apart, or against "step".
         within: the ends of the band, as shares of the seeds.
 
     Errors: `ValueError` for no flows, arrays of other shapes, norms below 0, and a

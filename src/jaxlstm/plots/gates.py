@@ -92,7 +92,7 @@ def signal_heatmap(
     return tidy(top)
 
 
-def timescales(forget: ArrayLike, *, ax: Axes | None = None) -> Axes:
+def timescales(found: ArrayLike, *, ax: Axes | None = None) -> Axes:
     """How long each unit remembers, as a histogram over the units.
 
     What a unit holds shrinks by f at each step, so that over a text it fades by a
@@ -100,24 +100,27 @@ def timescales(forget: ArrayLike, *, ax: Axes | None = None) -> Axes:
 
         tau = -1 / mean(log f)     steps.
 
-    `forget` is `[T, *b, H]`, the forget gate over a text. Units that never forget
-    stand in the last bar; those with a NaN are left out and counted in words.
+    `found` is `[H]`, what `diagnostics.timescales` found, or `[T, *b, H]`, the forget
+    gate over a text of which every step happens: gates are 0 at a step that does not,
+    so that of ragged rows the former is needed. Units that never forget stand in the
+    last bar; those with a NaN are left out and counted in words.
 
-    Errors: `ValueError` for another shape, for values outside 0 to 1, and for a NaN in
-    every unit.
+    Errors: `ValueError` for another shape, for gates outside 0 to 1, for time constants
+    below 0, and for a NaN in every unit.
 
     >>> import numpy as np
     >>> timescales(np.full((10, 4), 0.9)).get_xlabel()
     'time constant of a unit (steps)'
     """
-    every = _time_constants(_forgetting(forget))
+    found = np.asarray(found, float)
+    every = _remembering(found) if found.ndim == 1 else _time_constants(found)
     tau = every[~np.isnan(every)]
     lost = every.size - tau.size
     note = f"\n{lost} unit{'s' * (lost > 1)} without a number" if lost else ""
     ax = new_axes(ax)
     longest = tau[np.isfinite(tau)].max(initial=5.0)
-    edges = np.geomspace(min(0.3, tau.min()), 2 * longest, 31)
-    shown = np.minimum(tau, edges[-1])
+    edges = np.geomspace(np.clip(tau.min(), 0.01, 0.3), 2 * longest, 31)
+    shown = np.clip(tau, edges[0], edges[-1])
     ax.hist(shown, edges, color=BLUE, ec="white", lw=0.6)
     ax.axvline(float(np.median(shown)), color=INK, ls="--", lw=1.4)
     ax.annotate(
@@ -136,31 +139,38 @@ def timescales(forget: ArrayLike, *, ax: Axes | None = None) -> Axes:
     return tidy(ax)
 
 
-def _forgetting(forget: ArrayLike) -> NDArray[np.float64]:
-    """A forget gate `[T, *b, H]`, with a number in some unit at least."""
-    found = np.asarray(forget, float)
-    if found.ndim < 2:
+def _remembering(tau: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Time constants `[H]`, with a number in some unit at least."""
+    if (tau < 0).any():
         raise ValueError(
-            f"forget has the shape {list(found.shape)}; [T, *b, H] is needed."
+            f"found holds {tau[tau < 0][0]:g}; a time constant is at least 0."
         )
-    if found.size == 0:
-        raise ValueError("the forget gate is empty; give a text of at least one symbol")
-    beyond = found[(found < 0) | (found > 1)]
-    if beyond.size:
-        raise ValueError(f"forget holds {beyond[0]:g}; a gate is between 0 and 1.")
-    if np.isnan(found).reshape(-1, found.shape[-1]).any(0).all():
-        raise ValueError(
-            "forget holds a NaN in every unit; the weights of a training that did not "
-            "diverge are needed."
-        )
-    return found
+    return _with_a_number(tau)
 
 
 def _time_constants(forget: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Those of a forget gate `[T, *b, H]`."""
+    if forget.ndim < 2 or forget.size == 0:
+        raise ValueError(
+            f"found has the shape {list(forget.shape)}; a forget gate [T, *b, H], or "
+            "time constants [H], and a step and a unit at least are needed."
+        )
+    beyond = forget[(forget < 0) | (forget > 1)]
+    if beyond.size:
+        raise ValueError(f"found holds {beyond[0]:g}; a gate is between 0 and 1.")
     tiny = np.finfo(np.float32).tiny
     logarithm = np.log(np.clip(forget, tiny, 1.0)).reshape(-1, forget.shape[-1])
     with np.errstate(divide="ignore"):
-        return 1.0 / np.abs(logarithm.mean(0))
+        return _with_a_number(1.0 / np.abs(logarithm.mean(0)))
+
+
+def _with_a_number(tau: NDArray[np.float64]) -> NDArray[np.float64]:
+    if np.isnan(tau).all():
+        raise ValueError(
+            "found holds a NaN in every unit, or no unit; the weights of a training "
+            "that did not diverge, and a step, are needed."
+        )
+    return tau
 
 
 def saturation(
