@@ -32,7 +32,15 @@ WHOLE = {
 REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or"}
 RANDOM = {"random_bits", "threefry2x32"}
 STORED = LOOPS | PRODUCTS | WHOLE | REDUCTIONS | RANDOM
-SAME = {"reshape", "squeeze", "expand_dims", "optimization_barrier", "pvary", "copy"}
+SAME = {
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "optimization_barrier",
+    "pvary",
+    "copy",
+    "dynamic_update_slice",
+}
 
 
 class Memory(NamedTuple):
@@ -136,8 +144,18 @@ def _nodes(jaxpr: Jaxpr, values: dict[Var, Value]) -> Iterator[Node]:
             values |= same(eqn.outvars, eqn.invars, values)
         else:
             reads = tuple(known(eqn.invars))
-            values |= {v: Value(_size(v)) for v in eqn.outvars}
-            yield Node(name, reads, tuple(known(eqn.outvars)), _within(eqn))
+            values |= same(*_carried(eqn), values)
+            made = [v for v in eqn.outvars if v not in values]
+            values |= {v: Value(_size(v)) for v in made}
+            yield Node(name, reads, tuple(values[v] for v in made), _within(eqn))
+
+
+def _carried(eqn: JaxprEqn) -> tuple[Sequence[Var], Sequence[Any]]:
+    """What a loop carries, at its end and where it began: the two are one array."""
+    if eqn.primitive.name != "scan":
+        return (), ()
+    first, number = eqn.params["num_consts"], eqn.params["num_carry"]
+    return eqn.outvars[:number], eqn.invars[first : first + number]
 
 
 def _within(eqn: JaxprEqn) -> int:

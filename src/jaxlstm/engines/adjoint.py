@@ -50,11 +50,15 @@ from jaxlstm.engines import anatomy, matmul
 from jaxlstm.engines.anatomy import Anatomy, Site
 from jaxlstm.engines.loops import (
     Moments,
+    Shown,
+    Walk,
     any_moment,
     begun,
     ended,
     in_blocks,
     typed_like,
+    walked,
+    written_once,
 )
 from jaxlstm.engines.steps import (
     Beside,
@@ -242,15 +246,33 @@ def forward(
     """The last state; all that is emitted; what is kept of the states before the steps
     and of their activations.
     """
-    turned = _turned(parts, mode, fixed)
 
-    def body(state: Leaves, moment: Any) -> tuple[Leaves, Any]:
-        x, happens, resets = moment
-        at = Moment(fixed, anatomy.given(parts, fixed, x), initial, state, [])
-        after, emitted, values = advance(parts, at, Beside(happens, resets, [], turned))
-        return after, (emitted, keep(state, anatomy.activations(parts, values)))
+    def loop(
+        walk: Walk, fixed: Leaves, xs: Leaves, initial: Leaves, state: Leaves, *flags
+    ) -> tuple[Leaves, Any]:
+        turned = _turned(parts, mode, fixed)
 
-    return lax.scan(body, state, (xs, happens, resets), reverse=reverse)
+        def body(state: Leaves, moment: Any, shown: Shown) -> tuple[Leaves, Any]:
+            x, happens, resets = moment
+            at = Moment(fixed, anatomy.given(parts, fixed, x), initial, state, [])
+            beside = Beside(happens, resets, [], turned)
+            after, emitted, values = advance(parts, at, beside, shown)
+            return after, (emitted, keep(state, anatomy.activations(parts, values)))
+
+        return walk(body, state, (xs, *flags), reverse=reverse)
+
+    @jax.custom_jvp
+    def run(*arguments: Any) -> tuple[Leaves, Any]:
+        walk = written_once if anatomy.used_once(parts) else walked
+        return loop(walk, *arguments)
+
+    @functools.partial(run.defjvp, symbolic_zeros=True)
+    def rule(primals: Any, dots: Any) -> tuple[Any, Any]:
+        dots = jax.tree.map(or_none, dots)
+        results, dots = jvp(functools.partial(loop, walked), primals, dots)
+        return results, jax.tree.map(filled, results, dots)
+
+    return run(fixed, xs, initial, state, happens, resets)
 
 
 def _turned(parts: Anatomy, mode: Mode, fixed: Leaves) -> Leaves:

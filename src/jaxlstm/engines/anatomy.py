@@ -11,6 +11,7 @@ steps at once, and its weight's gradient is then one product over all of them.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -278,6 +279,8 @@ def past(
     taps: Sequence[Array | None],
     activations: Sequence[Array],
     turned: Sequence[Array | None],
+    *,
+    shown: Callable[[Array], Array] = lax.optimization_barrier,
 ) -> Environment:
     """All values of a step, from those that are constant, fixed, given and the state.
 
@@ -286,9 +289,9 @@ def past(
         activations: those remembered, one for each of `recalled`; none to compute them.
         turned: for each site its weight turned, to multiply with the weights first, or
             None.
-
-    An activation that is computed stands behind a barrier: what is made of it is then
-    the same bits whether or not it is also shown, as the gates are by `emit.trace`.
+        shown: what becomes of an activation that is computed. It stands behind a
+            barrier at least: what is made of it is then the same bits whether or not it
+            is also stacked, as the gates are by `emit.trace`.
     """
     remembered = {
         id(e): y for e, y in zip(parts.recalled, activations, strict=bool(activations))
@@ -310,7 +313,7 @@ def past(
             slope = SLOPES[eqn.primitive]
             return [recalled(slope, values[0], remembered[id(eqn)])]
         if eqn.primitive in SLOPES:
-            return [lax.optimization_barrier(y) for y in bound(eqn, values)]
+            return [shown(y) for y in bound(eqn, values)]
         if added.get(eqn.outvars[0]) is not None:
             (result,) = multiplied(eqn, values)
             return [result + added[eqn.outvars[0]]]
@@ -318,6 +321,24 @@ def past(
 
     operations = [*parts.operations[CONSTANT], *parts.operations[PAST]]
     return evaluate(operations, environment, instead)
+
+
+def used_once(parts: Anatomy) -> bool:
+    """Whether what a step makes of its activations is used once, or returned.
+
+    What is used several times a compiler may compute in several places, each rounded
+    in its own way, and other places in another program.
+    """
+    made: set[Any] = set()
+    uses: Counter[Any] = Counter()
+    for eqn in parts.operations[PAST]:
+        variables = {atom for atom in eqn.invars if isinstance(atom, Var)}
+        uses.update(variables & made)
+        if eqn.primitive in SLOPES or variables & made:
+            made.update(eqn.outvars)
+    activations = {eqn.outvars[0] for eqn in parts.recalled}
+    settled = activations.union(a for a in parts.outputs if isinstance(a, Var))
+    return all(v in settled for v, number in uses.items() if number > 1)
 
 
 def product(site: Site, operand: Array, weight: Array) -> Array:

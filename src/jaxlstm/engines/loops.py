@@ -1,13 +1,14 @@
 """What the engines' loops have in common: their moments, their carry, their blocks."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from jaxlstm.cells.base import Each, State
 from jaxlstm.sequences import select
@@ -15,6 +16,114 @@ from jaxlstm.shapes import Features, Happens, is_explicit
 
 Moments = tuple[Features, Each, Happens | None, Happens | None]
 Block = Callable[[State, Any], tuple[State, Any]]
+Shown = Callable[[Array], Array]
+Walk = Callable[..., tuple[Any, Any]]
+
+SMALL = 32 * 1024  # bytes, up to which a value is computed on one core
+
+
+class Body(Protocol):
+    """A step that calls `shown` on what its results may be, and goes on with what
+    that returns: the same numbers, which the compiler does not compute anew.
+    """
+
+    def __call__(self, state: Any, moment: Any, shown: Shown) -> tuple[Any, Any]:
+        """The state after the step, and what is stacked over time."""
+        ...
+
+
+def walked(body: Body, state: Any, moments: Any, *, reverse: bool) -> tuple[Any, Any]:
+    """`lax.scan`, what is shown behind a barrier."""
+
+    def step(state: Any, moment: Any) -> tuple[Any, Any]:
+        return body(state, moment, lax.optimization_barrier)
+
+    return lax.scan(step, state, moments, reverse=reverse)
+
+
+def written_once(
+    body: Body, state: Any, moments: Any, *, reverse: bool
+) -> tuple[Any, Any]:
+    """As `walked` does, and what is shown and stacked is written once.
+
+    `lax.scan` computes a step and then copies its results to their stacks. Here they
+    are computed where they are to lie and read from there, which saves a third of what
+    the stacks cost on a CPU; not so the large ones, which the compiler would compute on
+    all cores. Not to be differentiated: the derivative would read whole stacks.
+    """
+    like, owners, places = _places(body, state, moments)
+    length = len(jax.tree.leaves(moments)[0])
+    written = {place for place in places if place is not None}
+    if not length or not written:
+        return walked(body, state, moments, reverse=reverse)
+    whole, tree = jax.tree.flatten(like)
+    # Of equal arrays the compiler would make one, and copies.
+    stacks = {
+        place: jnp.full((length, *whole[place].shape), place, whole[place].dtype)
+        for place in written
+    }
+
+    def step(carry: Any, moment: Any) -> tuple[Any, Any]:
+        state, t, stacks = carry
+        stacks, number = dict(stacks), itertools.count()
+
+        def shown(value: Array) -> Array:
+            place = places[next(number)]
+            if place is None:
+                return lax.optimization_barrier(value)
+            stack = lax.dynamic_update_index_in_dim(
+                stacks[place], value, t, 0, allow_negative_indices=False
+            )
+            stacks[place] = lax.optimization_barrier(stack)
+            return lax.dynamic_index_in_dim(
+                stacks[place], t, 0, keepdims=False, allow_negative_indices=False
+            )
+
+        after, results = body(state, moment, shown)
+        leaves = zip(owners, jax.tree.leaves(results), strict=True)
+        others = [None if owner in written else leaf for owner, leaf in leaves]
+        return (after, t + (-1 if reverse else 1), stacks), others
+
+    first = jnp.int32(length - 1 if reverse else 0)
+    carry, others = lax.scan(step, (state, first, stacks), moments, reverse=reverse)
+    after, _, stacks = carry
+    leaves = zip(owners, others, strict=True)
+    return after, tree.unflatten(stacks.get(owner, other) for owner, other in leaves)
+
+
+def _places(
+    body: Body, state: Any, moments: Any
+) -> tuple[Any, list[int], list[int | None]]:
+    """(the types of a step's results; for each of their leaves the first one that is
+    the same; for each value that is shown which leaf it is, or None: of none, too
+    large, or on a mesh, where stacks are split).
+    """
+    owners: list[int] = []
+    places: list[int | None] = []
+
+    def watched(state: Any, moments: Any) -> Any:
+        seen: list[Array] = []
+
+        def shown(value: Array) -> Array:
+            seen.append(lax.optimization_barrier(value))
+            return seen[-1]
+
+        results = body(state, any_moment(moments), shown)[1]
+        first: dict[int, int] = {}
+        for place, leaf in enumerate(jax.tree.leaves(results)):
+            owners.append(first.setdefault(id(leaf), place))
+        places.extend(first.get(id(v)) if _is_small(v) else None for v in seen)
+        return results
+
+    return jax.eval_shape(watched, state, moments), owners, places
+
+
+def _is_small(value: Array) -> bool:
+    """Whether a value, of a type that does not say where it lies, fits one core."""
+    kind = jax.typeof(value)
+    axes = kind.manual_axis_type
+    placed = is_explicit(kind.sharding) or (axes and axes.varying)
+    return not placed and value.size * value.dtype.itemsize <= SMALL
 
 
 def begun(

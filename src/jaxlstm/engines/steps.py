@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxlstm.engines import anatomy
 from jaxlstm.engines.anatomy import Anatomy, Environment
-from jaxlstm.engines.loops import begun, ended
+from jaxlstm.engines.loops import Shown, begun, ended
 from jaxlstm.engines.tangents import Leaves, jvp, kept, one, trimmed
 from jaxlstm.shapes import Happens
 
@@ -47,14 +48,18 @@ class Beside(NamedTuple):
 
 
 def advance(
-    parts: Anatomy, at: Moment, beside: Beside
+    parts: Anatomy,
+    at: Moment,
+    beside: Beside,
+    shown: Shown = lax.optimization_barrier,
 ) -> tuple[Leaves, Leaves, Environment]:
     """(the state after the step, what it emits, the value of each variable)."""
     before = begun(at.initial, at.state, beside.happens, beside.resets)
     values = dict(zip(parts.fixed, at.fixed, strict=True))
     values |= dict(zip(parts.given, at.given, strict=True))
     values |= dict(zip(parts.arguments[1], before, strict=True))
-    values = anatomy.past(parts, values, at.taps, beside.activations, beside.turned)
+    told = (at.taps, beside.activations, beside.turned)
+    values = anatomy.past(parts, values, *told, shown=shown)
     results = [anatomy.value(values, atom) for atom in parts.outputs]
     after, emitted = results[: len(before)], results[len(before) :]
     return ended(after, at.state, beside.happens), emitted, values
