@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import jaxlstm as jl
 from cases import Kind, Shape, assert_same, draw_which, finite, steps_that_happen
@@ -685,6 +686,9 @@ FUNCTIONS = {
         lambda t, n: dg.closed_intervals(t.gates.i, threshold=0.4, lengths=n)
     ),
     "forget_products": of_a_trace(lambda t, n: dg.forget_products(t.gates, lengths=n)),
+    "backward_resets": of_a_trace(
+        lambda t, n: dg.backward_resets(t.gates.f[..., 0] > 0.5, lengths=n)
+    ),
     "dead_units": of_a_trace(
         lambda t, n: dg.dead_units(t.state.h, band=0.1, lengths=n)
     ),
@@ -795,7 +799,7 @@ def lstm_run(function, **options):
 
 WRONG = {
     "saturation: low is 0.9": lambda: dg.saturation({"i": F}, low=0.9, high=0.1),
-    "saturation: gates has shape [4]": lambda: dg.saturation({"i": F[:, 0]}),
+    "saturation: gates.i has shape [4]": lambda: dg.saturation({"i": F[:, 0]}),
     "timescales: gates is a RNNGates(g), without": lambda: dg.timescales(
         jl.cells.simple.RNNGates(F)
     ),
@@ -880,6 +884,120 @@ def test_statistics_of_16_bits_are_kept_in_32():
         )
 
     jax.tree.map(np.testing.assert_array_equal, found(halves), found(same))
+
+
+def test_exponents_of_an_lstm_without_recurrence_are_those_of_its_forget_gates():
+    """c_t = f c_{t-1} + i g with gates of the input alone; h is made anew each step."""
+    cell = jl.lstm()
+    params = cell.init(KEY, 2, 3)
+    params = params._replace(
+        w_h=jnp.zeros_like(params.w_h), w_x=params.w_x.at[:, 1].set(0)
+    )
+    kept = jnp.array([0.9, 0.5, 0.99])
+    params = params._replace(b=params.b.at[1].set(jnp.log(kept / (1 - kept))))
+    found = dg.lyapunov_exponents(cell, params, jnp.ones((20, 2)))
+    np.testing.assert_allclose(found[:3], jnp.sort(jnp.log(kept))[::-1], rtol=1e-5)
+    assert (found[3:] == -jnp.inf).all()
+
+
+def test_what_single_precision_resolves_is_not_lost(x64):
+    """Of output gates that are nearly shut: exponents far down, and finite."""
+    cell = jl.lstm()
+    params = cell.init(KEY, 2, 16, dtype=jnp.float64)
+    params = params._replace(b=params.b.at[3].add(-6.0).at[1].set(2.0))
+    xs = jax.random.normal(KEY, (20, 2), jnp.float64)
+    exact = dg.lyapunov_exponents(cell, params, xs)
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, xs))
+    found = dg.lyapunov_exponents(cell, *single)
+    np.testing.assert_allclose(found, exact, atol=0.01)
+
+
+def test_eigenvalues_and_singular_values_of_a_step_that_is_known(x64):
+    cell = jl.simple_rnn(activation="identity")
+    params = cell.init(KEY, 1, 3, dtype=jnp.float64)
+    step = jnp.array([[2.0, 1.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, -0.25]])
+    found = dg.jacobian_spectrum(cell, params._replace(w_h=step), jnp.ones((2, 1)))
+    for eigen, singular in zip(found.eigenvalues, found.singular_values, strict=True):
+        assert_same(jnp.sort(eigen.real), jnp.array([-0.25, 0.5, 2.0]), 1e-12)
+        assert_same(singular, np.linalg.svd(step, compute_uv=False), 1e-12)
+
+
+def test_cells_side_by_side_keep_what_each_of_them_keeps(x64):
+    """A linear network that halves at each step, and one that keeps everything."""
+    cell = jl.simple_rnn(activation="identity")
+    params = cell.init(KEY, 1, 1, dtype=jnp.float64)
+    halves, keeps = (params._replace(w_h=jnp.full((1, 1), w)) for w in (0.5, 1.0))
+    flows = dg.compare(
+        {"halves": (cell, halves), "keeps": (cell, keeps)},
+        jnp.ones((6, 1)),
+        loss=lambda state, hs: hs[-1].sum(),
+    )
+    assert_same(flows["halves"].norm.h, 0.5 ** jnp.arange(5.0, -1, -1), 1e-12)
+    assert_same(flows["keeps"].norm.h, jnp.ones(6), 1e-12)
+
+
+def test_who_is_compared_is_named_when_the_loss_fails():
+    cells = {"g": (jl.gru(), jl.gru().init(KEY, 2, 3))}
+    with pytest.raises(AttributeError, match="c") as caught:
+        dg.compare(cells, jnp.ones((4, 2)), loss=lambda state, hs: state.c.sum())
+    assert 'compare: this came of cells["g"].' in caught.value.__notes__
+
+
+UNEVEN = {"f": jnp.ones((3, 2)), "i": jnp.ones((9, 2)), "o": jnp.ones((3, 2))}
+NONSENSE = {
+    "complex loss": (
+        lambda cell, params, xs: dg.gradient_flow(
+            cell, params, xs, loss=lambda state, hs: lax.complex(hs, hs).sum()
+        ),
+        "gradient_flow: loss gives complex64; floating point numbers are needed",
+    ),
+    "complex output": (
+        lambda cell, params, xs: dg.memory_span(
+            cell, params, xs, output=lambda state: lax.complex(state.h, state.h)
+        ),
+        "memory_span: output gives complex64",
+    ),
+    "complex baseline": (
+        lambda cell, params, xs: dg.integrated_gradients(
+            lambda xs: xs.sum(), xs, baseline=1j
+        ),
+        "integrated_gradients: baseline is complex64; real numbers are needed",
+    ),
+    "gates that do not fit": (
+        lambda cell, params, xs: dg.saturation(UNEVEN),
+        r"saturation: gates.f is \[3, 2\] and gates.i \[9, 2\]; all gates",
+    ),
+    "fractions of gates that do not fit": (
+        lambda cell, params, xs: dg.fractions(UNEVEN),
+        r"fractions: gates.i is \[9, 2\] and gates.f \[3, 2\]; all gates",
+    ),
+    "a traced share": (
+        lambda cell, params, xs: jax.jit(
+            lambda share: dg.memory_span(cell, params, xs, share=share)
+        )(0.1),
+        "memory_span: share is .*; a plain Python number is needed",
+    ),
+    "a boolean threshold": (
+        lambda cell, params, xs: dg.dead_units(xs, band=True),
+        "dead_units: band is True; a plain Python number is needed",
+    ),
+    "a layer for a cell": (
+        lambda cell, params, xs: dg.carousel(jl.stack(cell, (3,)), params, xs),
+        "cell is a layer; the cell that it was made of is needed",
+    ),
+    "resets of no steps": (
+        lambda cell, params, xs: dg.backward_resets(True),
+        "backward_resets: resets is one value",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_what_cannot_be_answered_is_refused_in_words(name):
+    call, words = NONSENSE[name]
+    cell = jl.lstm()
+    with pytest.raises(ValueError, match=words):
+        call(cell, cell.init(KEY, 2, 3), jnp.ones((4, 2)))
 
 
 def test_a_direction_that_a_step_loses_is_minus_infinity_and_not_rounding():
@@ -1032,7 +1150,7 @@ def test_pairs_outputs_and_shares_that_are_none():
         ValueError, match=r"output is called as output\(state\): missing"
     ):
         dg.memory_span(cell, params, xs, output=lambda state, hs: state.h)
-    with pytest.raises(ValueError, match="share is 'a'; a number 0 <= share < 1"):
+    with pytest.raises(ValueError, match="share is 'a'; a plain Python number"):
         dg.memory_span(cell, params, xs, share="a")
 
 
@@ -1076,13 +1194,42 @@ def test_in_reverse_the_product_is_the_derivative_of_the_first_step(x64):
     assert ((products > 0) & (products < 1)).any()
 
 
+@pytest.mark.parametrize(("border", "runs"), [(1, 1), (2, 2), (3, 2), (4, 1), (5, 2)])
+def test_borders_of_a_backward_part_lie_between_steps_that_happen(border, runs, x64):
+    """The product is 0 just where nothing comes from step t to what is first."""
+    layer = jl.stack(jl.lstm(), (3,), bidirectional=True)
+    params, _ = layer.init(jax.random.key(0), 2)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    xs = jax.random.normal(jax.random.key(1), (6, 2), jnp.float64)
+    how = {
+        "mask": jnp.array([True, False, True, True, False, True]),
+        "resets": jnp.arange(6) == border,
+    }
+
+    def last(xs):
+        return layer.trace(params, xs, **how)[2]["0/backward"]
+
+    own = dg.backward_resets(**how)
+    products = dg.forget_products(
+        last(xs).gates, mask=how["mask"], resets=own, reverse=True
+    )
+    slopes = jax.jacobian(lambda xs: last(xs).state.c[0])(xs)
+    arrives = jnp.abs(slopes).max((0, 2)) > 0
+    assert (products > 0).all(1).tolist() == arrives.tolist()
+    shut = dg.closed_intervals(
+        jnp.zeros((6, 1)), mask=how["mask"], resets=own, reverse=True
+    )
+    assert shut.number.item() == runs
+
+
 def test_the_backward_part_of_a_layer_has_the_resets_one_step_earlier():
     layer = jl.stack(jl.lstm(), (5,), bidirectional=True)
     params, _ = layer.init(jax.random.key(0), 3)
     xs = jax.random.normal(jax.random.key(1), (7, 3))
     resets = jnp.zeros(7, bool).at[3].set(True)
     gates = layer.trace(params, xs, resets=resets)[2]["0/backward"].gates
-    own = jnp.append(resets[1:], False)
+    own = dg.backward_resets(resets)
+    assert own.tolist() == [*resets[1:].tolist(), False]
     products = dg.forget_products(gates, resets=own, reverse=True)
     assert (products[3:] == 0).all()
     rest = dg.forget_products(jax.tree.map(lambda g: g[:3], gates), reverse=True)

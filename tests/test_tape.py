@@ -130,14 +130,38 @@ def test_tape_of_a_stack_is_the_tape_of_its_layers():
         assert_bits(tape[f"0/0/{direction}"], alone)
 
 
-def test_gates_on_the_tape_are_those_of_the_equations():
+@pytest.mark.parametrize("how", ["plain", "ragged", "resets", "masked"])
+def test_the_tape_is_that_of_the_equations_step_by_step(how):
+    """Each gate by hand, in NumPy, and no step that does not happen."""
     layer, xs = LAYERS["one"], inputs()
     params = drawn(layer)
-    *_, tape = layer.trace(params, xs)
-    (h, c), (i, f, g, o) = tape[""]
-    before = jnp.concatenate([jnp.zeros((1, B, 5)), c[:-1]])
-    np.testing.assert_allclose(c, f * before + i * g, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(h, o * jnp.tanh(c), rtol=1e-5, atol=1e-6)
+    *_, tape = layer.trace(params, xs, **HOW[how])
+    w_x, w_h, b = (np.asarray(leaf, np.float64) for leaf in params)
+    ends = np.asarray(HOW[how].get("lengths", np.full(B, T)))
+    happens = np.asarray(HOW[how].get("mask", np.arange(T)[:, None] < ends))
+    resets = np.asarray(HOW[how].get("resets", np.zeros((T, B), bool)))
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    for row in range(B):
+        h, c = np.zeros(5), np.zeros(5)
+        for t in range(T):
+            seen = jax.tree.map(lambda leaf, at=(t, row): leaf[at], tape[""])
+            if not happens[t, row]:
+                assert all((leaf == 0).all() for leaf in jax.tree.leaves(seen))
+                continue
+            if resets[t, row]:
+                h, c = np.zeros(5), np.zeros(5)
+            z = b + np.einsum("d,dgh->gh", np.asarray(xs[t, row], np.float64), w_x)
+            z = z + np.einsum("k,kgh->gh", h, w_h)
+            gates = jl.Gates(sigmoid(z[0]), sigmoid(z[1]), np.tanh(z[2]), sigmoid(z[3]))
+            c = gates.f * c + gates.i * gates.g
+            h = gates.o * np.tanh(c)
+            for ours, by_hand in zip(
+                jax.tree.leaves(seen), (h, c, *gates), strict=True
+            ):
+                np.testing.assert_allclose(ours, by_hand, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_pass_through_the_tape():

@@ -136,6 +136,11 @@ def arrays(
     Errors: `ValueError` for what does not fit together, in the caller's names.
     """
     if not isinstance(cell, Cell):
+        if hasattr(cell, "apply"):
+            raise ValueError(
+                "cell is a layer; the cell that it was made of is needed, such as "
+                "jl.lstm(), and of the layer's parameters those of that cell."
+            )
         raise ValueError(
             f"cell is {cell!r:.60}; a Cell is needed, such as jl.lstm() gives or "
             "Cell(init, initial_state, project, step)."

@@ -142,9 +142,25 @@ def test_the_sentence_says_what_the_gates_do():
         "on `(` (0.90; 0.10 elsewhere) and keeps what it holds (f = 0.95; 0.92 "
         "elsewhere) until `)` (0.05). Given one place inside and one outside, its c "
         "tells which is which 95 times in 100 (90 beyond the symbol being read; by "
-        "chance 55)."
+        f"chance 55). The text has that {told.facts['occurs']:.0f} times."
     )
+    begins = [one == "(" for one in symbols]
+    assert told.facts["occurs"] == sum(begins)
     assert told.facts["kept_end"] == pytest.approx(0.05)
+
+
+def test_a_gate_that_opens_on_every_such_symbol_is_said_to():
+    """The first `b` of each stretch opens it, and all that follow do as well."""
+    symbols = list("b" * 4 + "aa") * 20
+    at = np.arange(120) % 6 < 2
+    opened = {"c": at * 1.0, "i": np.where(np.array(symbols) == "b", 0.9, 0.1)}
+    only = opened | {"i": np.where(np.arange(120) % 6 == 0, 0.9, 0.1)}
+    finding = findings.Finding(
+        "state", Unit(0, 0), Feature("early", at), 0.9, 0.8, 0.1, True
+    )
+    for unit, words in (opened, "on any `b` (0.90; "), (only, "on `b` (0.90; "):
+        said = sentences.told(finding, unit, symbols).sentence
+        assert f"opens its input gate {words}" in said
 
 
 def test_what_a_network_knows_before_training_is_not_reported():

@@ -12,7 +12,8 @@ rows; for each row apart, `jax.vmap` them over the batch axis. Of a cell with sp
 axes, they are over all places too.
 
 Time runs forward. Of what ran backward, `closed_intervals` and `forget_products` take
-the resets of that run and the `reverse=True` that `unroll` was given; for the other
+the resets of that run and the `reverse=True` that `unroll` was given, or those of
+`backward_resets` for the backward part of a bidirectional layer; for the other
 statistics it is all one. Those that run a cell themselves, such as `gradient_flow`,
 `carousel` and `memory_span`, take no reverse: flip the inputs.
 """
@@ -31,6 +32,7 @@ from jaxlstm.diagnostics.dynamics import step_jacobians as step_jacobians
 from jaxlstm.diagnostics.gates import ClosedIntervals as ClosedIntervals
 from jaxlstm.diagnostics.gates import Fractions as Fractions
 from jaxlstm.diagnostics.gates import Saturation as Saturation
+from jaxlstm.diagnostics.gates import backward_resets as backward_resets
 from jaxlstm.diagnostics.gates import closed_intervals as closed_intervals
 from jaxlstm.diagnostics.gates import forget_products as forget_products
 from jaxlstm.diagnostics.gates import fractions as fractions

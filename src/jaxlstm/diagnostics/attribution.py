@@ -111,7 +111,10 @@ def _output(function: Callable[[Features], Array], xs: Features) -> Array:
 
 
 def _like(xs: Features, baseline: ArrayLike) -> Features:
-    baseline = sequences.as_array("baseline", baseline).astype(xs.dtype)
+    baseline = sequences.as_array("baseline", baseline)
+    if jnp.issubdtype(baseline.dtype, jnp.complexfloating):
+        raise ValueError(f"baseline is {baseline.dtype}; real numbers are needed.")
+    baseline = baseline.astype(xs.dtype)
     if baseline.shape not in ((), xs.shape):
         raise ValueError(
             f"baseline has shape {show(baseline.shape)}; a number or an array "

@@ -18,7 +18,7 @@ from jaxlstm.arguments import check_flag
 from jaxlstm.cells.base import HiddenState, LSTMState, Reported
 from jaxlstm.cells.emit import Trace
 from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Hidden, accumulator_dtype
+from jaxlstm.shapes import Features, Hidden, accumulator_dtype, show
 
 # Candidates are no gates: they lie between -1 and 1, and are squashed by tanh.
 CANDIDATES = ("g", "n")
@@ -136,10 +136,14 @@ def fractions(
     """
     with sequences.speaking("fractions"):
         kept, steps = stacked("gates", kept_by(gates), lengths, mask)
-        written = gate_of(gates, "i", 1 - kept)
-        shown = gate_of(gates, "o", jnp.ones_like(kept))
-        parts = (stacked("gates", part)[0] for part in (written, kept, shown))
-        return _average(Fractions(*parts), steps)
+        parts = {
+            "gates.i": gate_of(gates, "i", 1 - kept),
+            "gates.f": kept,
+            "gates.o": gate_of(gates, "o", jnp.ones_like(kept)),
+        }
+        parts = {name: stacked(name, v)[0] for name, v in parts.items()}
+        _check_alike(parts)
+        return _average(Fractions(*parts.values()), steps)
 
 
 def timescales(
@@ -153,7 +157,8 @@ def timescales(
         τ = -1 / mean log f
 
     After τ steps with the forget gate at its geometric mean, a 1/e of the cell state
-    is left. inf for a gate that is always 1, 0 for one that is ever 0. Of a GRU, f is
+    is left. inf for a gate that is always 1, 0 for one that is ever 0; NaN for one that
+    is ever negative, and below 0 for one that makes the cell state grow. Of a GRU, f is
     z. Of the cell within: what a wrapper keeps or cuts off after the step, as zoneout
     and clip_cell do, is not in the gates.
 
@@ -236,9 +241,8 @@ def forget_products(
 
     Arguments:
         gates: the gates of a trace, with f or z.
-        lengths, mask, resets, reverse: those that `unroll` was given. A bidirectional
-            layer gives its backward part the resets one step earlier, as that part
-            leaves a sequence where the other enters it: `append(resets[1:], False)`.
+        lengths, mask, resets, reverse: those that `unroll` was given. The backward part
+            of a bidirectional layer is given others: see `backward_resets`.
 
     Returns: `[T, *b, H]`.
 
@@ -256,6 +260,44 @@ def forget_products(
         check_flag("reverse", reverse)
         kept = stacked("gates", kept_by(gates), lengths, mask, resets)
         return _forget_products(*kept, reverse=bool(reverse))
+
+
+def backward_resets(
+    resets: ArrayLike,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> Array:
+    """The resets that a bidirectional layer gives to its backward part.
+
+    A reset is a border between a step and the one before it, of those that happen. Who
+    comes from the end crosses it before that earlier step.
+
+    Arguments:
+        resets, lengths, mask: those that the layer was given.
+
+    Returns: booleans `[T, *b]`, for `forget_products` and `closed_intervals` with
+    `reverse=True`.
+
+    Errors: `ValueError` as `unroll`.
+
+    >>> import jax.numpy as jnp
+    >>> resets = jnp.array([False, False, True])
+    >>> backward_resets(resets).tolist()
+    [False, True, False]
+    >>> backward_resets(resets, mask=jnp.array([True, False, True])).tolist()
+    [True, True, False]
+    """
+    with sequences.speaking("backward_resets"):
+        frame = jnp.shape(resets)
+        if not frame:
+            raise ValueError("resets is one value; booleans [T, *b] are needed.")
+        steps = sequences.steps(
+            frame, lengths=lengths, mask=mask, resets=resets, of="resets"
+        )
+        turned = sequences.turned(steps)
+        assert turned is not None
+        return turned
 
 
 # -- the statistics of arrays, compiled --------------------------------------------
@@ -351,11 +393,32 @@ def _each(
             raise ValueError(
                 f"gates holds {sequences.described(node)}; take trace.gates alone."
             )
-    leaves, tree = jax.tree.flatten(gates)
-    found = [stacked("gates", leaf, lengths, mask) for leaf in leaves]
-    if not found:
+    paths, tree = jax.tree.flatten_with_path(gates)
+    if not paths:
         raise ValueError("gates holds no array; the gates of a trace are needed.")
-    return tree.unflatten([values for values, _ in found]), found[0][1]
+    names = [_named(path) for path, _ in paths]
+    leaves = [
+        stacked(name, leaf)[0] for name, (_, leaf) in zip(names, paths, strict=True)
+    ]
+    _check_alike(dict(zip(names, leaves, strict=True)))
+    return tree.unflatten(leaves), stacked(names[0], leaves[0], lengths, mask)[1]
+
+
+def _named(path: Any) -> str:
+    """`gates.f` for the leaf f of a record or a dict, `gates` for an array alone."""
+    within = jax.tree_util.keystr(path, simple=True, separator=".")
+    return f"gates.{within}" if within else "gates"
+
+
+def _check_alike(gates: Mapping[str, Features]) -> None:
+    """Errors: `ValueError` for gates of other steps or rows than the first one's."""
+    (first, values), *others = gates.items()
+    for name, other in others:
+        if other.shape[:-1] != values.shape[:-1]:
+            raise ValueError(
+                f"{first} is {show(values.shape)} and {name} {show(other.shape)}; all "
+                "gates need the same steps and rows."
+            )
 
 
 def everywhere(steps: Steps, values: Features) -> tuple[Array, Array]:
@@ -398,7 +461,8 @@ def gate_of(gates: Reported, name: str, otherwise: Any) -> Any:
 
 def number(name: str, value: float) -> float:
     """Errors: `ValueError` for what is no Python number, such as what is traced."""
-    if not isinstance(value, int | float | np.integer | np.floating):
+    plain = isinstance(value, int | float | np.integer | np.floating)
+    if not plain or isinstance(value, bool):
         raise ValueError(
             f"{name} is {sequences.described(value)}; a plain Python number is needed."
         )

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -16,7 +15,7 @@ from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit, Trace
 from jaxlstm.cells.wrappers import Tapped, taps
-from jaxlstm.diagnostics.gates import forget_products
+from jaxlstm.diagnostics.gates import forget_products, number
 from jaxlstm.sequences import Steps
 from jaxlstm.shapes import Features, Hidden, accumulator_dtype, show
 from jaxlstm.unrolling import unroll
@@ -220,7 +219,8 @@ def memory_span(
     """
     with sequences.speaking("memory_span"):
         check_rows_apart(cell)
-        if not isinstance(share, int | float | np.number) or not 0 <= share < 1:
+        share = number("share", share)
+        if not 0 <= share < 1:
             raise ValueError(f"share is {share!r}; a number 0 <= share < 1 is needed.")
         if output is not None:
             check_function("output", output, "state", such_as="lambda state: state.c")
@@ -288,9 +288,19 @@ def compare(
                     f"a {type(pair).__name__} came; a pair (cell, params) is needed."
                 )
             cell, params = pair
-            flows[name] = gradient_flow(
-                cell, params, xs, loss=loss, lengths=lengths, mask=mask, resets=resets
-            )
+            try:
+                flows[name] = gradient_flow(
+                    cell,
+                    params,
+                    xs,
+                    loss=loss,
+                    lengths=lengths,
+                    mask=mask,
+                    resets=resets,
+                )
+            except AttributeError as error:  # a loss that reads what not all cells have
+                error.add_note(f'compare: this came of cells["{name}"].')
+                raise
     return flows
 
 
@@ -389,7 +399,7 @@ def _one_array(name: str, value: Any, example: str) -> Any:
             f"{name} gives a {type(value).__name__}; one array is needed, such as "
             f"{example}."
         )
-    if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise ValueError(
             f"{name} gives {jnp.result_type(value)}; floating point numbers are needed."
         )

@@ -6,6 +6,7 @@ compute, when they are carried out, so that the others answer at once.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxlstm.lab import interrupts
 from jaxlstm.lab.errors import BadInput, LabError
 
 Arguments = argparse.Namespace
@@ -31,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command line and return its exit code."""
     arguments = _parse(argv)
     try:
-        VERBS[arguments.verb].carry_out(arguments)
-        _flush()
+        with contextlib.nullcontext() if arguments.debug else interrupts.at_once():
+            VERBS[arguments.verb].carry_out(arguments)
+            _flush()
     except LabError as error:
         return _fail(arguments, error, str(error), error.exit_code)
     except KeyboardInterrupt as error:

@@ -3,12 +3,14 @@
 run ──> text ──> what every unit did ──> findings ──> pictures, findings.md
 """
 
+import contextlib
 import io
 import itertools
 import json
 import re
+import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from rich.text import Text as Line
 from jaxlstm.lab import features, findings, passages, readings, reports, sentences
 from jaxlstm.lab.errors import BadInput, LabError
 from jaxlstm.lab.features import Feature
-from jaxlstm.lab.files import reason, write_atomic
+from jaxlstm.lab.files import reason, sync, write_atomic
 from jaxlstm.lab.findings import Finding, Search, Unit
 from jaxlstm.lab.readings import LayerFacts, Text, Watched
 from jaxlstm.lab.records import printable
@@ -30,6 +32,7 @@ from jaxlstm.lab.trained import Trained, load
 
 Floats = NDArray[np.floating]
 
+WRITTEN = ("findings.md", "findings.json")
 LONG_ENOUGH = 3000  # symbols, below which nothing is searched for in a text
 
 
@@ -94,9 +97,11 @@ def inspect(
     found = Inspection(place / "findings.md", search, switched, layers)
     if shown is not watched:
         columns = features.of_text(shown.text.symbols, shown.places.ravel())
-    drawings = _draw(found, watched, shown, columns)
-    read = _read(model, watched, shown)
-    _write(found, _page(model, found, drawings, read), _as_json(model, found, watched))
+    with _aside(place) as new:
+        drawings = _draw(found, watched, shown, columns, new)
+        page = _page(model, found, drawings, _read(model, watched, shown))
+        _write(new, page, _as_json(model, found, watched))
+        _publish(new, place)
     return found
 
 
@@ -218,6 +223,9 @@ def _flat(values: Any) -> Floats:
 def _writable(place: Path) -> Path:
     """The directory, in which nothing is touched before there is something new."""
     probe = place / ".inspect"
+    for name in WRITTEN:
+        if (place / name).is_dir():
+            raise BadInput(f"{place / name} is a directory; choose another --out")
     try:
         place.mkdir(parents=True, exist_ok=True)
         write_atomic(probe, b"\n")
@@ -229,8 +237,42 @@ def _writable(place: Path) -> Path:
     return place
 
 
+@contextlib.contextmanager
+def _aside(place: Path) -> Iterator[Path]:
+    """A directory within, for what is not yet whole; nothing is left of it.
+
+    Errors: `LabError` for what cannot be written, and what was there is there still.
+    """
+    new = place / ".inspect-new"
+    try:
+        shutil.rmtree(new, ignore_errors=True)  # of one that was killed
+        new.mkdir()
+        yield new
+    except OSError as error:
+        raise LabError(f"{place} cannot be written ({reason(error)})") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _publish(new: Path, place: Path) -> None:
+    """Put the new in the place of the old: the page goes first and comes last."""
+    page, data = WRITTEN
+    (place / page).unlink(missing_ok=True)
+    for old in place.glob("*.png"):
+        if re.fullmatch(r"(finding-\d+|layer-\d+-[a-z-]+)\.png", old.name):
+            old.unlink()
+    pictures = sorted(path.name for path in new.glob("*.png"))
+    for name in (*pictures, data, page):
+        (new / name).replace(place / name)
+    sync(place)
+
+
 def _draw(
-    found: Inspection, watched: Watched, shown: Watched, columns: Sequence[Feature]
+    found: Inspection,
+    watched: Watched,
+    shown: Watched,
+    columns: Sequence[Feature],
+    new: Path,
 ) -> tuple[list[Drawing], list[list[Drawing]]]:
     """Draw and save the pictures: one for each finding, some for each layer."""
     held = found.search.findings if found.search else []
@@ -242,13 +284,8 @@ def _draw(
         passages.of_layer(number, facts, watched, shown)
         for number, facts in enumerate(found.layers)
     ]
-    found.page.unlink(missing_ok=True)  # it is written last, and names the pictures
-    for old in found.page.parent.glob("*.png"):
-        if re.fullmatch(r"(finding-\d+|layer-\d+-[a-z-]+)\.png", old.name):
-            old.unlink()
     for drawing in itertools.chain(of_units, *of_layers):
-        place = found.page.parent / drawing.name
-        reports.save(drawing, place)
+        reports.save(drawing, new / drawing.name)
     return of_units, of_layers
 
 
@@ -270,13 +307,9 @@ def _page(
     )
 
 
-def _write(found: Inspection, page: Page, data: Mapping[str, Any]) -> None:
-    text = json.dumps(data, indent=2) + "\n"
-    try:
-        write_atomic(found.page.with_suffix(".json"), text.encode())
-        write_atomic(found.page, sentences.written(page).encode())
-    except OSError as error:
-        raise LabError(f"{found.page} cannot be written ({reason(error)})") from error
+def _write(new: Path, page: Page, data: Mapping[str, Any]) -> None:
+    write_atomic(new / "findings.json", (json.dumps(data, indent=2) + "\n").encode())
+    write_atomic(new / "findings.md", sentences.written(page).encode())
 
 
 def _on_page(drawing: Drawing) -> Picture:

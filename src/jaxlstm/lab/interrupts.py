@@ -42,6 +42,28 @@ def listening() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """A Ctrl-C ends the process, with a word and its exit code.
+
+    An exception would be lost where a library's import or the garbage collector happens
+    to run. What is on the disk is whole, as files are replaced in one step.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        _say("interrupted")
+        os._exit(Interrupted.exit_code)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _say(text: str) -> None:
     """Write past Python's streams, which the signal may have found half way."""
     with contextlib.suppress(OSError):

@@ -79,7 +79,8 @@ def of_layer(
         shares = facts.saturation
         bars = Drawing(
             f"{stem}-saturation.png",
-            "How often each unit's gates are shut, and how often open.",
+            "How often each unit's gates are shut (below 0.1), and how often open "
+            "(above 0.9).",
             (8, 4),
             lambda ax: plots.saturation(shares, ax=ax),
         )
@@ -205,9 +206,23 @@ def _strips(ax: Axes, passage: Passage, unit: int) -> None:
         edges = np.arange(len(values) + 1) - 0.5
         panel.stairs(values[:, unit], edges, fill=True, color=_INK, alpha=0.35)
         panel.stairs(values[:, unit], edges, baseline=None, color=_INK, lw=1.3)
-        panel.set_ylabel(name, rotation=0, ha="right", va="center")
+        panel.set_ylabel(NAMES.get(name, name), rotation=0, ha="right", va="center")
+        panel.tick_params(axis="x", length=0)
         tidy(panel)
     write_symbols(panels[-1], passage.symbols)
+
+
+NAMES = {
+    "i": "input i",
+    "f": "forget f",
+    "o": "output o",
+    "g": "candidate g",
+    "r": "reset r",
+    "z": "update z",
+    "n": "candidate n",
+    "c": "cell c",
+    "h": "state h",
+}
 
 
 def _shade(ax: Axes, at: Flags) -> None:
@@ -251,7 +266,7 @@ def _flow(ax: Axes, facts: LayerFacts) -> None:
         ax.annotate(said, (0.02, 0.02), xycoords="axes fraction")
     elif facts.reach >= 0:
         ax.axvline(facts.reach - 1, color="#777777", lw=1.0, ls=":")
-        said = f" under {SHARE:.0%} beyond {facts.reach} steps back from the last"
+        said = f" up to here {SHARE:.0%} or more; {facts.reach} steps from the last"
         top = "data", "axes fraction"
         ax.annotate(said, (facts.reach - 1, 1.0), xycoords=top, va="top")
     ax.set_xlabel("steps back from the last but one")

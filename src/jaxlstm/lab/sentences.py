@@ -54,12 +54,14 @@ def told(
     inside, outside = float(unit[held][at].mean()), float(unit[held][~at].mean())
     level = "high" if finding.score > 0 else "low"
     gates, facts = _gates(at, unit, symbols)
+    times = int((at[1:] & ~at[:-1]).sum())
     sentence = (
         f"is {level} {finding.feature.phrase}: {held} is {inside:.2f} there and "
         f"{outside:.2f} elsewhere.{gates} Given one place inside and one outside, its "
-        f"{held} tells which is which {_times(finding.score)} ({_sure(finding)})."
+        f"{held} tells which is which {_times(finding.score)} ({_sure(finding)}). The "
+        f"text has that {times} times."
     )
-    facts = {"inside": inside, "outside": outside} | facts
+    facts = {"inside": inside, "outside": outside, "occurs": times} | facts
     return finding._replace(sentence=sentence, facts=facts)
 
 
@@ -93,9 +95,9 @@ def _gates(
         facts["input_begin"] = here = float(unit["i"][begins].mean())
         facts["input_elsewhere"] = elsewhere = float(unit["i"][~begins].mean())
         if here - elsewhere >= 0.2:
-            when = _event(begins, symbols, "on ", "where that begins")
             words.append(
-                f"opens its input gate {when} ({here:.2f}; {elsewhere:.2f} elsewhere)"
+                f"opens its input gate {_opened(begins, symbols, unit['i'])} "
+                f"({here:.2f}; {elsewhere:.2f} elsewhere)"
             )
     for letter in {"f", "z"} & set(unit):
         facts["kept_inside"] = kept = float(unit[letter][lasts].mean())
@@ -112,12 +114,29 @@ def _gates(
     return (f" It {' and '.join(words)}." if words else ""), facts
 
 
+def _opened(begins: Flags, symbols: Sequence[str], gate: Floats) -> str:
+    """On which symbol: on any such, or only on the one with which something begins."""
+    symbol = _most(begins, symbols)
+    if symbol is None:
+        return "where that begins"
+    others = np.array([one == symbol for one in symbols]) & ~begins
+    name = symbol_name(symbol)
+    if others.any() and gate[others].mean() > gate[begins].mean() - 0.2:
+        return f"on any {name.removeprefix('a ')}"
+    return f"on {name}"
+
+
 def _event(events: Flags, symbols: Sequence[str], before: str, otherwise: str) -> str:
     """The symbol that most of the events are on, or other words."""
+    symbol = _most(events, symbols)
+    return otherwise if symbol is None else before + symbol_name(symbol)
+
+
+def _most(events: Flags, symbols: Sequence[str]) -> str | None:
+    """The symbol that four of five events are on, or None."""
     counts = Counter(symbols[at] for at in np.flatnonzero(events).tolist())
     symbol, number = counts.most_common(1)[0]
-    most = number >= 0.8 * events.sum()
-    return before + symbol_name(symbol) if most else otherwise
+    return symbol if number >= 0.8 * events.sum() else None
 
 
 # -- a layer -----------------------------------------------------------------

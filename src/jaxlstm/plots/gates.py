@@ -220,15 +220,24 @@ def _heat(
     limits: tuple[float, float],
 ) -> AxesImage:
     """A row for each unit in order of the mean, and a scale beside those axes."""
-    rows = values[:, np.argsort(-values.mean(0), kind="stable")].T
+    rows = values[:, np.argsort(-_means(values), kind="stable")].T
     low, high = limits
     image = ax.imshow(
         rows, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="none"
     )
-    ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25)
+    what = "share that passes" if limits == (0.0, 1.0) else "value"
+    ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25, label=what)
     ax.set(ylabel="rank of the unit, highest mean on top")
     whole_numbers(ax.yaxis, 6)
     return image
+
+
+def _means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of each unit over what are numbers, the least of all where none is."""
+    finite = np.isfinite(values)
+    number = finite.sum(0)
+    total = np.where(finite, values, 0.0).sum(0)
+    return np.where(number, total / np.maximum(number, 1), -np.inf)
 
 
 def _rising(limits: tuple[float, float]) -> None:

@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import ArrayLike, NDArray
 
-from jaxlstm.plots.canvas import points_across
+from jaxlstm.plots.canvas import points_across, whole_numbers
+
+SMALLEST = 2.0  # points, below which no letter can be read at any magnification
 
 
 def per_symbol(symbols: Sequence[object], values: ArrayLike) -> NDArray[np.float64]:
@@ -24,18 +26,26 @@ def per_symbol(symbols: Sequence[object], values: ArrayLike) -> NDArray[np.float
 
 
 def write_symbols(ax: Axes, symbols: Sequence[object]) -> None:
-    """The text itself below the axis, one symbol per step."""
+    """The text itself below the axis, one symbol per step; numbers of the steps where
+    it is too long to be read.
+    """
+    ax.set_xlim(-0.5, len(symbols) - 0.5)
+    size = min(10.0, 1.5 * points_across(ax) / max(1, len(symbols)))
+    if size < SMALLEST:
+        ax.set_xlabel("step, one symbol each")
+        whole_numbers(ax.xaxis, 10)
+        return
     words = any(len(str(symbol)) > 1 for symbol in symbols)
     ax.set_xticks(
         range(len(symbols)),
         [drawable(symbol) for symbol in symbols],
         family="monospace",
-        fontsize=min(10.0, 1.5 * points_across(ax) / max(1, len(symbols))),
+        fontsize=size,
         rotation=90 if words else 0,
         parse_math=False,
     )
+    ax.set_xlabel("what is read, one symbol a step")
     ax.tick_params(axis="x", length=0)
-    ax.set_xlim(-0.5, len(symbols) - 0.5)
 
 
 _STAND_INS = str.maketrans({"\n": "↵", "\t": "→", "\r": "←"})

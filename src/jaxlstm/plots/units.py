@@ -87,6 +87,7 @@ def _strip(
 
 def _around(series: NDArray[np.float64]) -> tuple[float, float]:
     """Limits that hold the series and zero, with a little room."""
-    low, high = min(0.0, series.min()), max(0.0, series.max())
+    finite = series[np.isfinite(series)]
+    low, high = finite.min(initial=0.0), finite.max(initial=0.0)
     room = 0.08 * (high - low) or 1.0
     return low - room * (low < 0), high + room * (high > 0 or low == 0)
