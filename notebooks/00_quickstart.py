@@ -49,7 +49,7 @@ STEPS = 60 if os.environ.get("FAST", "0") != "0" else 600
 # - `jnp` is NumPy on other engines: the same functions, on a CPU, GPU or TPU. Its
 #   arrays never change in place.
 # - Random numbers come from a *key*, `jax.random.key(0)`. The same key gives the same
-#   numbers; `jax.random.split` makes several keys out of one.
+#   numbers, so each use gets a key of its own: `jax.random.split` makes several of one.
 # - `jax.value_and_grad(f)` is a function that gives `f` and its derivative by the first
 #   argument.
 # - `jax.jit(f)` compiles `f` when it is first called. What `f` would change it has to
@@ -59,7 +59,8 @@ STEPS = 60 if os.environ.get("FAST", "0") != "0" else 600
 #
 # ## One step
 #
-# A cell is a record of pure functions. `init` draws parameters, `project` does what
+# A cell is a record of pure functions: what they give follows from their arguments, and
+# nothing else is changed. `init` draws parameters, `project` does what
 # does not wait for the past, `step` does the rest and gives back the new state and the
 # gates. Gates are fields with names, not numbers in an array.
 
@@ -82,7 +83,8 @@ print("cell state ", state.c)
 # ## A whole sequence
 #
 # `unroll` carries the state through time. Time is the first axis, features are the
-# last, and you may put any number of batch axes between them.
+# last, and you may put any number of batch axes between them. Here the second of two
+# sequences has only 4 real steps; the rest is padding, and `lengths` says so.
 
 # %%
 xs = jax.random.normal(jax.random.key(1), (7, 2, 3))  # 7 steps of 2 sequences
@@ -131,10 +133,16 @@ print(text[:200])
 # %% [markdown]
 # ## The model, and one step of training
 #
-# Layers are put together by `serial`. `model.apply(params, inputs, state)` gives the
-# state after the inputs, and the outputs. The loss of a batch, its gradient, an update
-# by Optax: that is all, and `jax.jit` compiles it. (`has_aux=True`: the loss comes with
-# something that has no part in the derivative, here the state.)
+# Layers are put together by `serial`: `embed` has a vector of 32 numbers for each
+# character, and `linear` makes of what the LSTM shows a score (a *logit*) for each
+# character that may come next. A layer's `init` gives the parameters and the size of
+# its output, which is not needed here. `model.apply(params, inputs, state)` gives the
+# state after the inputs, and the outputs; `state=None` is the initial state.
+#
+# The loss of a batch, its gradient, an update by Optax: that is all, and `jax.jit`
+# compiles it. The optimizer is a chain: the gradient is shortened where it is longer
+# than 1, and Adam takes steps that get smaller towards the end. (`has_aux=True`: the
+# loss comes with something that has no part in the derivative, here the state.)
 
 # %%
 model = jl.serial(
@@ -148,6 +156,7 @@ optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 def loss(params, state, inputs, targets):
     """Mean of -log p(target), in bits per character, and the state to carry on."""
     state, logits = model.apply(params, inputs, state)
+    # by the natural logarithm, in nats, of which one is 1 / log(2) bits
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return nats.mean() / jnp.log(2), state
 
@@ -186,7 +195,7 @@ plt.show()
 # Streaming is the same function with the state fed back: one character goes in, as a
 # sequence of one step, and the odds of the next come out. The *temperature* makes
 # likely characters more likely where it is below 1, and the text more of a surprise
-# above.
+# above; `jax.random.categorical` draws one by these odds.
 
 
 # %%
@@ -236,7 +245,8 @@ jl.plots.timescales(trace.gates.f, ax=ax)
 plt.show()
 
 # %% [markdown]
-# One unit on its own: its gates, its cell, its output.
+# One unit on its own, the one whose forget gate and cell move most: its gates, its
+# cell, its output.
 
 # %%
 spread = np.asarray(trace.gates.f).std(0) * np.asarray(jnp.tanh(trace.state.c)).std(0)

@@ -855,3 +855,10 @@ def test_every_case_is_here():
     there = {int(number) for number in re.findall(r"[bB](0\d\d)\b|_b(0\d\d)_", text)
              for number in number if number}  # fmt: skip
     assert there == set(range(1, 70))
+
+
+def test_a_list_for_a_step_is_told_to_be_made_an_array():
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, 5)
+    with pytest.raises(ValueError, match=r"x is a list; an array of 3 features"):
+        cell.project(params, [1.0, 0.0, -1.0])

@@ -156,6 +156,34 @@ def test_a_silent_unit_can_be_drawn(ax):
     drawn(plots.unit_trace("abc", still, 0, ax=ax))
 
 
+def test_a_nan_in_a_unit_is_a_gap_and_hides_nothing_else(ax):
+    values = np.where(np.arange(6)[:, None] < 3, -2.0, np.nan) * np.ones((6, 2))
+    gate = np.full((6, 2), 0.5)
+    broken = Trace(LSTMState(values, values), Gates(gate, gate, values, gate))
+    drawn(plots.unit_trace("abcdef", broken, 1, ax=ax))
+    for panel in ax.figure.axes[3:]:
+        assert panel.get_ylim()[0] < -2
+
+
+def test_rows_keep_their_order_where_some_values_are_not_numbers(ax):
+    values = np.array(
+        [[0.1, 0.9, np.nan], [np.nan, 0.8, np.nan], [0.2, np.nan, np.nan]]
+    )
+    drawn(plots.gate_heatmap("abc", values, "forget gate f", ax=ax))
+    (image,) = ax.images
+    rows = np.ma.filled(image.get_array(), np.nan)
+    np.testing.assert_array_equal(rows, values.T[[1, 0, 2]])
+    assert ax.figure.axes[-1].get_ylabel() == "share that passes"
+
+
+def test_a_text_too_long_to_be_read_has_its_steps_numbered(ax):
+    drawn(plots.gate_heatmap("ab" * 1000, np.zeros((2000, 2)), "f", ax=ax))
+    assert len(ax.get_xticks()) < 20
+    assert ax.get_xlabel() == "step, one symbol each"
+    drawn(plots.gate_heatmap("ab", np.zeros((2, 2)), "f", ax=ax))
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
+
+
 def test_a_time_constant_is_that_of_the_mean_logarithm(ax):
     forget = np.stack([np.full(6, 0.5), np.tile([0.9, 0.4], 3)], axis=1)
     plots.timescales(forget, ax=ax)

@@ -1,6 +1,7 @@
 """`jaxlstm inspect`: what it leaves, for every cell and text, and what it refuses."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from jaxlstm.lab import cli, inspection, readings
 from jaxlstm.lab import config as configs
 from jaxlstm.lab.data import read
 from jaxlstm.lab.errors import BadInput
+from jaxlstm.lab.files import write_atomic
 from jaxlstm.lab.tasks import language_modelling as task
 from jaxlstm.lab.trained import Trained
 
@@ -245,19 +247,47 @@ def test_a_place_that_cannot_be_written(model):
         inspection.inspect("run", out=place)
 
 
-def test_a_page_never_stands_beside_pictures_of_another_time(
-    model, tmp_path, monkeypatch
+@pytest.mark.parametrize("fails", ["save", "sentences"])
+def test_what_fails_leaves_the_page_and_the_pictures_of_an_earlier_time(
+    model, tmp_path, monkeypatch, fails
 ):
+    """A disk that is full at the first picture, or when all but the page is written."""
     model()
     (tmp_path / "findings.md").write_text("of an earlier time")
+    (tmp_path / "finding-1.png").write_bytes(b"of an earlier time")
+    before = sorted(path.name for path in tmp_path.iterdir())
 
     def full(drawing, place):
         raise jl.lab.errors.LabError(f"{place} cannot be written")
 
-    monkeypatch.setattr(inspection.reports, "save", full)
-    with pytest.raises(jl.lab.errors.LabError, match=r"\.png cannot be written"):
+    def no_space(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if fails == "save":
+        monkeypatch.setattr(inspection.reports, "save", full)
+    else:
+        monkeypatch.setattr(inspection, "write_atomic", late(no_space))
+    with pytest.raises(jl.lab.errors.LabError, match=r"cannot be written"):
         inspection.inspect("run", text="the cell keeps what it has", out=tmp_path)
-    assert not (tmp_path / "findings.md").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    for name in "findings.md", "finding-1.png":
+        assert (tmp_path / name).read_bytes() == b"of an earlier time"
+
+
+def late(fails):
+    """`write_atomic`, which fails for what is not the probe of a directory."""
+
+    def write(path, data):
+        (write_atomic if path.name == ".inspect" else fails)(path, data)
+
+    return write
+
+
+def test_a_directory_in_the_place_of_the_page_is_seen_first(model, tmp_path):
+    model()
+    (tmp_path / "findings.md").mkdir()
+    with pytest.raises(BadInput, match=r"findings\.md is a directory.*--out"):
+        inspection.inspect("run", out=tmp_path)
 
 
 def test_a_mistake_leaves_the_page_of_an_earlier_time(model, tmp_path):

@@ -79,6 +79,11 @@ def linear(x: Array, w: Array) -> Array:
 
 def check_features(x: Array, w: Array, size: int) -> None:
     """Errors: `ValueError` where x has not `size` floating point features."""
+    if not hasattr(x, "shape"):
+        raise ValueError(
+            f"x is a {type(x).__name__}; an array of {size} features is needed, such "
+            "as jnp.array(x)."
+        )
     if x.shape[-1] != size:
         raise ValueError(
             f"xs has {x.shape[-1]} features, but these params were made for {size} "

@@ -1,0 +1,31 @@
+"""Ctrl-C while nothing is being trained."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import gc, os, signal, time
+from jaxlstm.lab import interrupts
+
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)  # where an exception would be lost
+
+with interrupts.at_once():
+    {where}
+    time.sleep(20)
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    "where", ["interrupt()", "gc.callbacks.append(interrupt); gc.collect()"]
+)
+def test_an_interrupt_ends_the_process_wherever_it_falls(where):
+    program = [sys.executable, "-c", PROGRAM.format(where=where)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "jaxlstm: interrupted"
+    assert done.stdout == ""
