@@ -280,7 +280,10 @@ def compare(
             f"compare: cells is {cells!r:.60}; a dict such as "
             '{"LSTM": (cell, params)} is needed.'
         )
-    flows, how = {}, {"lengths": lengths, "mask": mask, "resets": resets}
+    flow = functools.partial(
+        gradient_flow, loss=loss, lengths=lengths, mask=mask, resets=resets
+    )
+    flows = {}
     for name, pair in cells.items():
         with sequences.speaking(f'compare: cells["{name}"]'):
             if not isinstance(pair, tuple) or isinstance(pair, Cell) or len(pair) != 2:
@@ -289,7 +292,7 @@ def compare(
                 )
             cell, params = pair
             try:
-                flows[name] = gradient_flow(cell, params, xs, loss=loss, **how)
+                flows[name] = flow(cell, params, xs)
             except AttributeError as error:  # a loss that reads what not all cells have
                 error.add_note(f'compare: this came of cells["{name}"].')
                 raise
