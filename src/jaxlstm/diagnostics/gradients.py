@@ -290,9 +290,8 @@ def compare(
                 raise ValueError(
                     f"a {type(pair).__name__} came; a pair (cell, params) is needed."
                 )
-            cell, params = pair
             try:
-                flows[name] = flow(cell, params, xs)
+                flows[name] = flow(*pair, xs)
             except AttributeError as error:  # a loss that reads what not all cells have
                 error.add_note(f'compare: this came of cells["{name}"].')
                 raise
