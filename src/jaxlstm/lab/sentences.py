@@ -115,13 +115,16 @@ def _gates(
 
 
 def _opened(begins: Flags, symbols: Sequence[str], gate: Floats) -> str:
-    """On which symbol: on any such, or only on the one with which something begins."""
+    """On which symbol: on any such, where most of them stand elsewhere than where
+    something begins, and open the gate there too.
+    """
     symbol = _most(begins, symbols)
     if symbol is None:
         return "where that begins"
     others = np.array([one == symbol for one in symbols]) & ~begins
     name = symbol_name(symbol)
-    if others.any() and gate[others].mean() > gate[begins].mean() - 0.2:
+    most = others.sum() > begins.sum()
+    if most and gate[others].mean() > gate[begins].mean() - 0.2:
         return f"on any {name.removeprefix('a ')}"
     return f"on {name}"
 
