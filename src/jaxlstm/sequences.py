@@ -304,7 +304,7 @@ def turned(steps: Steps) -> Happens | None:
         happens, resets = step
         return jnp.where(happens, resets, border), border
 
-    none = jnp.zeros_like(steps.resets[0])
+    none = jnp.zeros_like(steps.resets.any(0))  # of no steps, too
     both = (steps.happens, steps.resets)
     return jax.lax.scan(walk, none, both, reverse=True)[1]
 
