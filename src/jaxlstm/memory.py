@@ -154,8 +154,18 @@ def _carried(eqn: JaxprEqn) -> tuple[Sequence[Var], Sequence[Any]]:
     """What a loop carries, at its end and where it began: the two are one array."""
     if eqn.primitive.name != "scan":
         return (), ()
-    first, number = eqn.params["num_consts"], eqn.params["num_carry"]
-    return eqn.outvars[:number], eqn.invars[first : first + number]
+    body = eqn.params["jaxpr"].jaxpr
+    made = zip(body.outvars, eqn.outvars, strict=True)
+    given = zip(body.invars, eqn.invars, strict=True)
+    number, last = (
+        sum(_shape(one) == _shape(whole) for one, whole in pairs)
+        for pairs in (made, given)
+    )
+    return eqn.outvars[:number], eqn.invars[last - number : last]
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return atom.aval.shape
 
 
 def _within(eqn: JaxprEqn) -> int:

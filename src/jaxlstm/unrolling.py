@@ -216,7 +216,7 @@ def estimate_memory(
     >>> print(jl.estimate_memory(cell, params, xs))
     10.9 GB: arguments 1.03 GB, results 1.03 GB, temporaries 8.81 GB
     >>> print(jl.estimate_memory(cell, params, xs, checkpoint_every="sqrt"))
-    2.08 GB: arguments 1.03 GB, results 1.03 GB, temporaries 33.2 MB
+    2.08 GB: arguments 1.03 GB, results 1.03 GB, temporaries 31.9 MB
     """
     key = as_key_or_none("estimate_memory", key)
     with sequences.speaking("estimate_memory"):

@@ -20,6 +20,7 @@ Shown = Callable[[Array], Array]
 Walk = Callable[..., tuple[Any, Any]]
 
 SMALL = 32 * 1024  # bytes, up to which a value is computed on one core
+LANES = 16  # numbers in the widest vector of a CPU
 
 
 class Body(Protocol):
@@ -119,11 +120,14 @@ def _places(
 
 
 def _is_small(value: Array) -> bool:
-    """Whether a value, of a type that does not say where it lies, fits one core."""
+    """Whether a value, of a type that does not say where it lies, fits one core, and
+    its units whole vectors: what is left over is rounded otherwise in another loop.
+    """
     kind = jax.typeof(value)
     axes = kind.manual_axis_type
     placed = is_explicit(kind.sharding) or (axes and axes.varying)
-    return not placed and value.size * value.dtype.itemsize <= SMALL
+    whole = value.ndim > 0 and value.shape[-1] % LANES == 0
+    return whole and not placed and value.size * value.dtype.itemsize <= SMALL
 
 
 def begun(

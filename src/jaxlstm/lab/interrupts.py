@@ -54,7 +54,10 @@ def at_once() -> Iterator[None]:
         _say("interrupted")
         os._exit(Interrupted.exit_code)
 
-    if threading.current_thread() is not threading.main_thread():
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if (
+        elsewhere or signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ):  # in a background
         yield
         return
     before = signal.signal(signal.SIGINT, handle)
