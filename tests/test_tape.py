@@ -106,6 +106,31 @@ def test_trace_changes_no_bit_of_the_fast_engine(name, size, mode):
     assert_bits((traced_state, trace.state.h), (state, hs))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("how", ["plain", "ragged", "resets", "masked"])
+def test_what_is_written_once_is_what_the_reference_stacks(how, reverse):
+    """Of whole vectors, which are computed where they lie: values and gradients."""
+    cell, xs = jl.lstm(), inputs()
+    params = cell.init(jax.random.key(0), D, 16)
+
+    def traced(params, xs, engine):
+        options = {"engine": engine, "reverse": reverse, "emit": jl.emit.trace}
+        return jl.unroll(cell, params, xs, **options, **HOW[how])
+
+    def total(params, xs, engine):
+        leaves = jax.tree.leaves(traced(params, xs, engine))
+        return sum((leaf**2).sum() for leaf in leaves)
+
+    program = str(jax.make_jaxpr(traced, static_argnums=2)(params, xs, "adjoint"))
+    assert "dynamic_update_slice" in program  # it is written in place at all
+    both = jax.jit(lambda *arguments: traced(*arguments), static_argnums=2)
+    slope = jax.jit(jax.grad(total, (0, 1)), static_argnums=2)
+    for function in both, slope:
+        ours, reference = (function(params, xs, e) for e in ("adjoint", "scan"))
+        for one, other in zip(*map(jax.tree.leaves, (ours, reference)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+
+
 def test_default_engine_gives_the_trace():
     cell, xs = jl.lstm(), inputs()
     params = cell.init(jax.random.key(0), D, 5)
