@@ -241,7 +241,8 @@ def _writable(place: Path) -> Path:
 def _aside(place: Path) -> Iterator[Path]:
     """A directory within, for what is not yet whole; nothing is left of it.
 
-    Errors: `LabError` for what cannot be written, and what was there is there still.
+    Errors: `LabError` for what cannot be written; before it is published, what was
+    there is there still.
     """
     new = place / ".inspect-new"
     try:
@@ -308,8 +309,9 @@ def _page(
 
 
 def _write(new: Path, page: Page, data: Mapping[str, Any]) -> None:
-    write_atomic(new / "findings.json", (json.dumps(data, indent=2) + "\n").encode())
-    write_atomic(new / "findings.md", sentences.written(page).encode())
+    texts = sentences.written(page), json.dumps(data, indent=2) + "\n"
+    for name, text in zip(WRITTEN, texts, strict=True):
+        write_atomic(new / name, text.encode())
 
 
 def _on_page(drawing: Drawing) -> Picture:

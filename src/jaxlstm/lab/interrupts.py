@@ -55,9 +55,8 @@ def at_once() -> Iterator[None]:
         os._exit(Interrupted.exit_code)
 
     elsewhere = threading.current_thread() is not threading.main_thread()
-    if (
-        elsewhere or signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):  # in a background
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in a background
+    if elsewhere or ignored:
         yield
         return
     before = signal.signal(signal.SIGINT, handle)
