@@ -123,8 +123,8 @@ def draw(case: Case) -> Inputs:
     d_hs = drawn.standard_normal((*shape, case.output_size), np.float32)
     if not case.ragged:
         return Inputs(layers, xs, d_hs, None)
-    happens = np.arange(case.time)[:, None] < lengths(case)
-    return Inputs(layers, xs, d_hs * happens[..., None], lengths(case))
+    active = np.arange(case.time)[:, None] < lengths(case)
+    return Inputs(layers, xs, d_hs * active[..., None], lengths(case))
 
 
 def lengths(case: Case) -> NDArray[np.int32]:

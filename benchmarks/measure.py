@@ -24,7 +24,7 @@ import jaxlstm as jl
 from benchmarks import cases, peers
 from benchmarks.cases import Case, Inputs, What
 from benchmarks.peers.base import Contender, Prepared, Program
-from jaxlstm.lab.timing import Spread, alternate
+from jaxlstm.lab._util.timing import Spread, alternate
 
 LACKS = {"training": "computes no gradients", "step": "takes no single steps"}
 

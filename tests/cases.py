@@ -95,11 +95,11 @@ def draw_which(rng: np.random.Generator, shape: Shape, kind: Kind) -> Which:
 
 def steps_that_happen(which: Which, time: int, batch: tuple[int, ...]) -> np.ndarray:
     """bool [T, *b]."""
-    happens = np.ones((time, *batch), bool)
+    active = np.ones((time, *batch), bool)
     if which.lengths is not None:
         t = np.arange(time).reshape(-1, *(1 for _ in batch))
-        happens = t < which.lengths[None]
-    return happens if which.mask is None else which.mask
+        active = t < which.lengths[None]
+    return active if which.mask is None else which.mask
 
 
 def expected(case: Case) -> Answer:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 NAME = "jaxlstm"
-LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "shapes.py", "initializers.py"
-SEQUENCES, SCAN, PLANNING = "sequences.py", "engines/scan.py", "engines/planning.py"
-ARGUMENTS, LOOPS = "arguments.py", "engines/loops.py"
+LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "typing.py", "initializers.py"
+SEQUENCES, SCAN, PLANNING = "masking.py", "engines/scan.py", "engines/planning.py"
+ARGUMENTS, LOOPS = "validation.py", "engines/loops.py"
 ADJOINT, ANATOMY = "engines/adjoint.py", "engines/anatomy.py"
 STEPS_OF = "engines/steps.py"
 WEIGHTS_FIRST = "engines/matmul.py"
@@ -96,12 +96,15 @@ STEPS = [
            "clock >= time - counts[None]"),
     Mutant("no poison", SEQUENCES, "(counts > time) if traced else None",
            "(counts > time) if False else None"),
-    Mutant("no poison below 0", SEQUENCES, "lost=(counts < 0) | (counts > time)",
-           "lost=(counts > time)"),
-    Mutant("no poison above T", SEQUENCES, "lost=(counts < 0) | (counts > time)",
-           "lost=(counts < 0)"),
-    Mutant("poison at length T", SEQUENCES, "lost=(counts < 0) | (counts > time)",
-           "lost=(counts < 0) | (counts >= time)"),
+    Mutant("no poison below 0", SEQUENCES,
+           "invalid_length=(counts < 0) | (counts > time)",
+           "invalid_length=(counts > time)"),
+    Mutant("no poison above T", SEQUENCES,
+           "invalid_length=(counts < 0) | (counts > time)",
+           "invalid_length=(counts < 0)"),
+    Mutant("poison at length T", SEQUENCES,
+           "invalid_length=(counts < 0) | (counts > time)",
+           "invalid_length=(counts < 0) | (counts >= time)"),
     Mutant("lengths clamped", SEQUENCES, "itemsize == 8 else jnp.int32)",
            "itemsize == 8 else jnp.int32).clip(0, 4)"),
     Mutant("concrete lengths not checked", SEQUENCES, "    if not traced:\n",
@@ -115,8 +118,8 @@ STEPS = [
     Mutant("mask and lengths together", SEQUENCES,
            "if lengths is not None and mask is not None", "if False"),
     Mutant("float mask taken", SEQUENCES, "if array.dtype != jnp.bool_", "if False"),
-    Mutant("mask inverted", SEQUENCES, 'happens=_booleans("mask", mask, frame)',
-           'happens=~_booleans("mask", mask, frame)'),
+    Mutant("mask inverted", SEQUENCES, 'active=_booleans("mask", mask, frame)',
+           'active=~_booleans("mask", mask, frame)'),
     Mutant("resets lost with a mask", SEQUENCES,
            'mask, frame), resets=resets)', 'mask, frame))'),
     Mutant("select by a product", SEQUENCES,
@@ -128,23 +131,23 @@ STEPS = [
 
 # How they are run.
 LOOP = [
-    Mutant("gradient through padding", PLANNING, "sequences.silence(xs, steps),",
+    Mutant("gradient through padding", PLANNING, "masking.zero_inactive(xs, steps),",
            "xs,"),
     Mutant("padding not silent", PLANNING,
-           "emitted = sequences.settle(emitted, steps)", "emitted = emitted"),
+           "emitted = masking.mask_outputs(emitted, steps)", "emitted = emitted"),
     Mutant("final state not poisoned", PLANNING,
-           "state = sequences.poison(state, steps.lost)", "state = state"),
+           "state = masking.nan_rows(state, steps.invalid_length)", "state = state"),
     Mutant("given state ignored", ARGUMENTS, "begin(params) if state is None else",
            "begin(params) if True else"),
     Mutant("state runs on through padding", LOOPS,
-           "return after if happens is None else select(happens, after, state)",
+           "return after if active is None else select(active, after, state)",
            "return after"),
     Mutant("reset ignored", LOOPS, "    afresh = resets\n",
            "    resets = None\n    afresh = resets\n"),
     Mutant("reset after the step", SCAN, "cell.step(params, before, project(",
            "cell.step(params, state, project("),
-    Mutant("reset where no step happens", SCAN, "ended(after, state, happens)",
-           "ended(after, before, happens)"),
+    Mutant("reset where no step happens", SCAN, "ended(after, state, active)",
+           "ended(after, before, active)"),
     Mutant("reset to the given state", SCAN,
            "initial = cell.initial_state(params, batch_shape, dtype=xs.dtype)",
            "initial = state"),
@@ -158,11 +161,11 @@ LOOP = [
     Mutant("emits the state before", SCAN, "emit(after, gates)", "emit(state, gates)"),
     Mutant("reverse ignored", SCAN, "state, moments, reverse=reverse)\n\n",
            "state, moments, reverse=False)\n\n"),
-    Mutant("reverse without the mask", SCAN, "moments = (xs, each, steps.happens,",
-           "moments = (xs, each, steps.happens[::-1]"
-           " if reverse and steps.happens is not None else steps.happens,"),
-    Mutant("resets not reversed", SCAN, "steps.happens, steps.resets)",
-           "steps.happens, steps.resets[::-1] if reverse and steps.resets is not None"
+    Mutant("reverse without the mask", SCAN, "moments = (xs, each, steps.active,",
+           "moments = (xs, each, steps.active[::-1]"
+           " if reverse and steps.active is not None else steps.active,"),
+    Mutant("resets not reversed", SCAN, "steps.active, steps.resets)",
+           "steps.active, steps.resets[::-1] if reverse and steps.resets is not None"
            " else steps.resets)"),
     Mutant("blocks of a reversed run in order", LOOPS,
            "lax.scan(again, state, many, reverse=reverse)",
@@ -221,9 +224,9 @@ MODES = [
            "activations = every(plan.rebuild, [])",
            "activations = [a[::-1] for a in every(plan.rebuild, [])]", LEAN),
     Mutant("activations that begin nowhere anew", ADJOINT,
-           "        sides = Beside(happens, resets, activations, [None] * len(turned))",
+           "        sides = Beside(active, resets, activations, [None] * len(turned))",
            "        none = None if resets is None else resets & False\n"
-           "        sides = Beside(happens, none, activations, [None] * len(turned))",
+           "        sides = Beside(active, none, activations, [None] * len(turned))",
            LEAN),
     Mutant("blocks in the order of time", ADJOINT,
            'block, d_state, moments, every="sqrt", reverse=reverse',

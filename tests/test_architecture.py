@@ -39,14 +39,14 @@ def test_imports_go_down(copy):
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("shapes.py", "from jaxlstm import initializers"),
+        ("typing.py", "from jaxlstm import initializers"),
         ("cells/lstm.py", "from jaxlstm.unrolling import unroll"),
         ("engines/scan.py", "import jaxlstm.layers"),
         ("engines/scan.py", "from jaxlstm.engines import adjoint"),
         ("layers.py", "from jaxlstm.lab import runs"),
         ("unrolling.py", "import optax"),
-        ("sequences.py", "import pathlib"),
-        ("lab/training.py", "import matplotlib"),
+        ("masking.py", "import pathlib"),
+        ("lab/training/loop.py", "import matplotlib"),
     ],
 )
 def test_a_planted_import_is_found(copy, file, line):

@@ -17,10 +17,10 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same, finite, same_bits
-from jaxlstm import sequences, unrolling
+from jaxlstm import masking, unrolling
 from jaxlstm.lab import config as configs
-from jaxlstm.lab import training
 from jaxlstm.lab.data import Batch
+from jaxlstm.lab.training.loop import loop as training
 from problems import CELL, B, D, H, T, problem
 
 CELLS = {
@@ -206,7 +206,7 @@ def test_b002_two_batch_axes():
 def test_b004_time_first_is_said_at_the_front_door():
     """A batch-major array of T = B cannot be told; the docs and the errors say so."""
     assert "time first" in (jl.unroll.__doc__ or "")
-    assert "Time is axis 0" in (sequences.__doc__ or "") + _readme() or (
+    assert "Time is axis 0" in (masking.__doc__ or "") + _readme() or (
         "# time, any batch axes, features" in _readme()
     )
     with pytest.raises(ValueError, match="time first"):
@@ -472,7 +472,7 @@ def test_b040_tokens_outside_the_vocabulary(token):
 def test_b042_float64_without_x64_is_computed_in_float32_and_said_once():
     _, xs, _ = problem()
     wide = np.asarray(xs, np.float64)
-    sequences._warn_of_narrowing.cache_clear()
+    masking._warn_of_narrowing.cache_clear()
     with pytest.warns(UserWarning, match="xs has dtype float64 .* float32") as said:
         got = [run(xs=wide) for _ in range(3)]
     assert len(said) == 1

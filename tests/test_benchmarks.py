@@ -83,9 +83,9 @@ def test_half_of_a_ragged_case_is_padding_without_a_cotangent():
     inputs = cases.draw(SMALL._replace(ragged=True))
     assert inputs.lengths.sum() * 2 == 6 * 8
     assert 1 <= inputs.lengths.min() <= inputs.lengths.max() <= 5
-    happens = np.arange(6)[:, None] < inputs.lengths
-    assert (inputs.d_hs[~happens] == 0).all()
-    assert (inputs.d_hs[happens] != 0).all()
+    active = np.arange(6)[:, None] < inputs.lengths
+    assert (inputs.d_hs[~active] == 0).all()
+    assert (inputs.d_hs[active] != 0).all()
 
 
 # -- contenders ---------------------------------------------------------------

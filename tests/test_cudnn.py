@@ -215,15 +215,15 @@ def test_it_is_the_oracle(masking, reverse):
     """NaN in padding, rows of length 0 and T, masks with holes, a mask of nothing."""
     rng = np.random.default_rng(5)
     case = draw(rng, Shape(T, (B,), D, H), Kind("none", False, reverse))
-    happens = np.ones((T, B), bool)
+    active = np.ones((T, B), bool)
     if masking == "lengths":
-        happens = np.arange(T)[:, None] < LENGTHS
+        active = np.arange(T)[:, None] < LENGTHS
         case = case._replace(which=case.which._replace(lengths=LENGTHS))
     elif masking == "mask":
-        happens = rng.random((T, B)) < 0.7
-        happens[:, 2] = False
-        case = case._replace(which=case.which._replace(mask=happens))
-    case.xs[~happens] = np.nan
+        active = rng.random((T, B)) < 0.7
+        active[:, 2] = False
+        case = case._replace(which=case.which._replace(mask=active))
+    case.xs[~active] = np.nan
     got = answer(case)
     assert finite(got)
     assert_same(got, expected(case), 3e-5)

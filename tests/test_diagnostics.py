@@ -62,7 +62,7 @@ class Question(NamedTuple):
     xs: jax.Array
     state: object
     steps: dict
-    happens: np.ndarray
+    active: np.ndarray
     resets: np.ndarray
 
 
@@ -72,10 +72,10 @@ def question(cell, kind=RAGGED, shape=SHAPE, seed=0):
     which = draw_which(rng, shape, kind)
     if which.lengths is not None:  # the whole, a part, and nothing
         which = which._replace(lengths=np.array([time, time - 2, 0], np.int32))
-    happens = steps_that_happen(which, time, batch)
+    active = steps_that_happen(which, time, batch)
     xs = rng.normal(size=(time, *batch, features))
-    xs[~happens] = np.nan
-    resets = np.zeros_like(happens) if which.resets is None else which.resets.copy()
+    xs[~active] = np.nan
+    resets = np.zeros_like(active) if which.resets is None else which.resets.copy()
     drawn = cell.init(jax.random.key(0), features, hidden, dtype=jnp.float64)
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), drawn)
     state = jax.tree.map(
@@ -83,7 +83,7 @@ def question(cell, kind=RAGGED, shape=SHAPE, seed=0):
         cell.initial_state(params, batch),
     )
     steps = {n: getattr(which, n) for n in ("lengths", "mask", "resets")}
-    return Question(cell, params, jnp.asarray(xs), state, steps, happens, resets)
+    return Question(cell, params, jnp.asarray(xs), state, steps, active, resets)
 
 
 def asked(function, q, **options):
@@ -104,7 +104,7 @@ def ran(q, row, xs, push):
     """One row, step by step: its last state, and the h of every step."""
     state, hs = row_of(q.state, row), []
     for t in range(len(xs)):
-        if not q.happens[t, row]:
+        if not q.active[t, row]:
             hs.append(jnp.zeros_like(state.h))
             continue
         if q.resets[t, row]:
@@ -171,7 +171,7 @@ def test_the_carousel_stands_beside_the_true_derivative(x64, name, kind):
         np.moveaxis(jax.jacfwd(lambda p, row=row: last(p, row))(push), 0, -2)
         for row in rows(q)
     )
-    whole = np.where(q.happens[..., None, None], whole, 0)
+    whole = np.where(q.active[..., None, None], whole, 0)
     assert_same(found.derivative, np.diagonal(whole, axis1=-2, axis2=-1), 1e-10)
     assert_same(found.norm, np.linalg.norm(whole, axis=(-2, -1)), 1e-10)
     assert_same(found.product, products(q), 1e-10)
@@ -186,7 +186,7 @@ def products(q):
     for row in rows(q):
         product = np.ones(f.shape[-1])
         for t in reversed(range(len(f))):
-            if q.happens[t, row]:
+            if q.active[t, row]:
                 wanted[t, row] = product
                 product = product * (0 if q.resets[t, row] else f[t, row])
     return wanted
@@ -205,13 +205,13 @@ def test_without_recurrent_weights_the_carousel_is_the_derivative(x64):
 def test_the_memory_span_is_the_derivative_by_each_input(x64, kind):
     q = question(jl.lstm(), kind)
     found = asked(dg.memory_span, q, share=0.2)
-    zero = jnp.where(q.happens[..., None], q.xs, 0.0)
+    zero = jnp.where(q.active[..., None], q.xs, 0.0)
     for row in rows(q):
         full = jax.jacfwd(lambda xs, row=row: ran(q, row, xs, no_push(q))[0].h)(
             zero[:, row]
         )
         norms = np.linalg.norm(np.moveaxis(full, 1, 0), axis=(1, 2))
-        norms = norms[q.happens[:, row]][::-1]
+        norms = norms[q.active[:, row]][::-1]
         wanted = np.zeros(len(q.xs))
         wanted[: len(norms)] = norms
         np.testing.assert_allclose(found.sensitivity[:, row], wanted, atol=1e-10)
@@ -272,10 +272,10 @@ def test_gradient_flow_sees_what_emit_gives(x64):
         loss=lambda state, states: states.c.sum() * 3,
         emit=jl.emit.states,
     )
-    last = q.happens & ~np.roll(q.happens, -1, 0)
-    last[-1] = q.happens[-1]
+    last = q.active & ~np.roll(q.active, -1, 0)
+    last[-1] = q.active[-1]
     assert (found.gradient.c[last] == 3).all()
-    assert (found.gradient.c[~q.happens] == 0).all()
+    assert (found.gradient.c[~q.active] == 0).all()
 
 
 @thorough
@@ -304,7 +304,7 @@ def jacobians_by_hand(q):
     found = {}
     for row in rows(q):
         state = row_of(q.state, row)
-        for t in np.flatnonzero(q.happens[:, row]):
+        for t in np.flatnonzero(q.active[:, row]):
             if q.resets[t, row]:
                 state = q.cell.initial_state(q.params, dtype=q.xs.dtype)
             z = q.cell.project(q.params, q.xs[t, row])
@@ -323,7 +323,7 @@ def test_step_jacobians_are_those_of_single_steps(x64, name, kind):
     q = question(CELLS[name], kind)
     found = np.asarray(asked(dg.step_jacobians, q))
     by_hand = jacobians_by_hand(q)
-    for t, row in np.ndindex(q.happens.shape):
+    for t, row in np.ndindex(q.active.shape):
         wanted = by_hand.get((t, row), np.zeros(found.shape[2:]))
         np.testing.assert_allclose(found[t, row], wanted, atol=1e-10)
 
@@ -384,7 +384,7 @@ def test_the_exponents_are_those_of_qr_by_hand(x64, kind):
     by_hand = jacobians_by_hand(q)
     for row in rows(q):
         basis, total, seen = np.eye(found.shape[-1]), 0.0, 0
-        for t in np.flatnonzero(q.happens[:, row]):
+        for t in np.flatnonzero(q.active[:, row]):
             basis, r = np.linalg.qr(by_hand[t, row] @ basis)
             total = total + (seen >= 1) * np.log(abs(np.diag(r)))
             seen += 1
@@ -516,9 +516,9 @@ def test_padding_counts_in_no_statistic(x64, masking):
     _, trace = jl.unroll(q.cell, q.params, q.xs, **q.steps, emit=jl.emit.trace)
     steps = {masking: q.steps[masking]}
     gates = jax.tree.map(
-        lambda gate: jnp.where(q.happens[..., None], gate, jnp.nan), trace.gates
+        lambda gate: jnp.where(q.active[..., None], gate, jnp.nan), trace.gates
     )
-    real = jax.tree.map(lambda gate: np.asarray(gate)[q.happens], gates)
+    real = jax.tree.map(lambda gate: np.asarray(gate)[q.active], gates)
     low, high = dg.saturation(gates, low=0.3, high=0.6, **steps)
     for name in "ifo":
         np.testing.assert_allclose(
@@ -552,10 +552,10 @@ def test_of_a_gru_z_keeps_and_what_is_held_is_shown():
     assert dg.forget_products(gates)[:, 0].tolist() == [0.75, 1.0]
 
 
-def intervals_by_hand(gate, happens, resets):
+def intervals_by_hand(gate, active, resets):
     """For each step, for how many that happen one unit's gate has been closed."""
     run, found = 0, []
-    for value, step, begins in zip(gate, happens, resets, strict=True):
+    for value, step, begins in zip(gate, active, resets, strict=True):
         if not step:
             found.append(0)
             continue
@@ -568,13 +568,13 @@ def intervals_by_hand(gate, happens, resets):
 def test_closed_intervals_are_counted_as_by_hand(x64, kind):
     q = question(jl.lstm(), kind, Shape(20, (3,), 2, 4))
     gate = np.random.default_rng(1).random((20, 3, 4))
-    gate[~q.happens] = np.nan
+    gate[~q.active] = np.nan
     found = jax.tree.map(
         np.asarray, dg.closed_intervals(gate, threshold=0.5, **q.steps)
     )
     for row, unit in np.ndindex(3, 4):
         wanted = intervals_by_hand(
-            gate[:, row, unit], q.happens[:, row], q.resets[:, row]
+            gate[:, row, unit], q.active[:, row], q.resets[:, row]
         )
         assert found.closed_for[:, row, unit].tolist() == wanted
         number = wanted.count(1)
@@ -643,7 +643,7 @@ def test_attributions_add_up_to_what_the_output_changed_by(x64, kind):
     assert_same(found.values.sum((0, 2)), changed, 1e-8)
     assert abs(changed).max() > 0.01
     assert_same(found.gap, changed - found.values.sum((0, 2)), 1e-12)
-    assert (found.values[~q.happens] == 0).all()
+    assert (found.values[~q.active] == 0).all()
     assert abs(attributed(1).gap).max() > 1e-4
     total = dg.integrated_gradients(
         lambda xs: output(xs).sum(), q.xs, nodes=64, **steps
@@ -1159,8 +1159,8 @@ def test_pairs_outputs_and_shares_that_are_none():
 
 def flipped(which):
     """The run from the last step to the first, as one from the first to the last."""
-    happens = jnp.asarray(which.happens[::-1])
-    return {"mask": happens, "resets": jnp.asarray(which.resets[::-1])}
+    active = jnp.asarray(which.active[::-1])
+    return {"mask": active, "resets": jnp.asarray(which.resets[::-1])}
 
 
 @over("kind", daily(KINDS, HOLES), ids=str)
@@ -1190,7 +1190,7 @@ def test_in_reverse_the_product_is_the_derivative_of_the_first_step(x64):
     zeros = jax.tree.map(jnp.zeros_like, end(None)[1])
     slope = jax.grad(lambda push: end(push)[0].c.sum())(zeros).c
     products = dg.forget_products(gates, **q.steps, reverse=True)
-    assert_same(products, jnp.where(q.happens[..., None], slope, 0), 1e-12)
+    assert_same(products, jnp.where(q.active[..., None], slope, 0), 1e-12)
     assert ((products > 0) & (products < 1)).any()
 
 

@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 
 import jaxlstm as jl
 from cases import assert_same, same_bits
-from jaxlstm.lab import schema, training
+from jaxlstm.lab.config import schema
 from jaxlstm.lab.data import Streams
+from jaxlstm.lab.training.loop import loop as training
 
 T, B, D, H = 6, 4, 3, 5
 

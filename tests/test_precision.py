@@ -1,6 +1,6 @@
 """What goes in and what comes out: the table of dtypes, extremes, layouts.
 
-The table at the head of `jaxlstm.shapes` is read from there, and held against every
+The table at the head of `jaxlstm.typing` is read from there, and held against every
 cell, wrapper and layer, against what is traced and not what is run.
 """
 
@@ -13,7 +13,7 @@ import pytest
 
 import jaxlstm as jl
 from cases import finite, same_bits
-from jaxlstm import shapes
+from jaxlstm import typing as notation
 from problems import CELL, B, D, H, T, problem
 
 pytestmark = pytest.mark.thorough
@@ -52,8 +52,8 @@ class Row(NamedTuple):
 
 
 def table() -> list[Row]:
-    """The rows in the docstring of `jaxlstm.shapes`."""
-    lines = [line.split() for line in (shapes.__doc__ or "").splitlines()]
+    """The rows in the docstring of `jaxlstm.typing`."""
+    lines = [line.split() for line in (notation.__doc__ or "").splitlines()]
     return [Row(*words) for words in lines if len(words) == 7 and "any" in words]
 
 

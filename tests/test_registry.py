@@ -277,14 +277,14 @@ def ragged_is_truncated(trial: Trial) -> None:
     """A row is what it is alone, without the steps that do not happen."""
     last, trace = trial.member(ONE)[0]
     for row in range(*BATCH):
-        happens = happening(trial.one.steps)[:, row]
+        active = happening(trial.one.steps)[:, row]
         own = rows(trace, row, axis=1)
-        silent, loud = picked(own, ~happens), picked(own, happens)
+        silent, loud = picked(own, ~active), picked(own, active)
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(silent))
-        data = during(masked(trial.one), (happens, row))
+        data = during(masked(trial.one), (active, row))
         data = beginning(data, rows(data.inputs.state, row))
         data.steps.pop("mask")
-        if not happens.any():
+        if not active.any():
             state = trial.cell.initial_state(
                 data.inputs.params, trial.programs.row.space
             )

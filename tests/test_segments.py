@@ -7,7 +7,7 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same
-from jaxlstm import sequences
+from jaxlstm import masking
 from problems import CELL, problem
 
 SEGMENTS = np.array([1, 1, 1, 2, 2, 2])
@@ -78,9 +78,9 @@ def test_turning_resets_is_compiled_once():
     arguments = {"mask": np.arange(6) != 1, "resets": resets}
     layer.apply(params, xs, **arguments)
     with jax.log_compiles(False), jax.check_tracer_leaks(False):
-        before = sequences.turned._cache_size()
+        before = masking.turned._cache_size()
         layer.apply(params, xs, **arguments)
-        assert sequences.turned._cache_size() == before
+        assert masking.turned._cache_size() == before
 
 
 def test_the_gradient_of_a_single_step_knows_of_no_other():

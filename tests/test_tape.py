@@ -163,7 +163,7 @@ def test_the_tape_is_that_of_the_equations_step_by_step(how):
     *_, tape = layer.trace(params, xs, **HOW[how])
     w_x, w_h, b = (np.asarray(leaf, np.float64) for leaf in params)
     ends = np.asarray(HOW[how].get("lengths", np.full(B, T)))
-    happens = np.asarray(HOW[how].get("mask", np.arange(T)[:, None] < ends))
+    active = np.asarray(HOW[how].get("mask", np.arange(T)[:, None] < ends))
     resets = np.asarray(HOW[how].get("resets", np.zeros((T, B), bool)))
 
     def sigmoid(z):
@@ -173,7 +173,7 @@ def test_the_tape_is_that_of_the_equations_step_by_step(how):
         h, c = np.zeros(5), np.zeros(5)
         for t in range(T):
             seen = jax.tree.map(lambda leaf, at=(t, row): leaf[at], tape[""])
-            if not happens[t, row]:
+            if not active[t, row]:
                 assert all((leaf == 0).all() for leaf in jax.tree.leaves(seen))
                 continue
             if resets[t, row]:

@@ -219,7 +219,7 @@ def test_vmap_over_the_batch_is_the_batch(masking, x64):
 
 
 def test_vmap_of_vmap_with_one_reset_for_all(x64):
-    """Steps that are not mapped while the data is, and the other way round."""
+    """StepMask that are not mapped while the data is, and the other way round."""
     case = question(Kind("mask", True), Shape(5, (), 2, 3))
     params, xs, state = inputs_of(case)
     xs = np.nan_to_num(xs, posinf=1.0, neginf=1.0)

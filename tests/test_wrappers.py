@@ -390,11 +390,11 @@ def test_taps_read_the_flow_of_gradients(options, x64):
 
     flow = jax.grad(loss)(zeros)
     _, states = jl.unroll(jl.lstm(), params.params, xs, emit=jl.emit.states, **options)
-    happens = np.arange(6)[:, None] < options.get("lengths", np.full(4, 6))
+    active = np.arange(6)[:, None] < options.get("lengths", np.full(4, 6))
     for t in range(6):
         later = np.arange(6) < t if "reverse" in options else np.arange(6) > t
-        wanted = after(at(states, t), later[:, None] & happens)
-        silent = ~happens[t]
+        wanted = after(at(states, t), later[:, None] & active)
+        silent = ~active[t]
         wanted = jax.tree.map(lambda leaf, off=silent: leaf.at[off].set(0), wanted)
         assert_same(at(flow, t), wanted, 1e-12)
 

@@ -38,7 +38,7 @@ from .layers import recurrent as recurrent
 from .layers import residual as residual
 from .layers import serial as serial
 from .layers import stack as stack
-from .sequences import resets_from_segments as resets_from_segments
+from .masking import resets_from_segments as resets_from_segments
 from .streaming import stream as stream
 from .unrolling import Explanation as Explanation
 from .unrolling import estimate_memory as estimate_memory

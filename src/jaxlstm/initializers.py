@@ -17,7 +17,7 @@ from jax import Array
 from jax.nn import initializers as jax_initializers
 from jax.typing import DTypeLike
 
-from jaxlstm.shapes import Key, accumulator_dtype
+from jaxlstm.typing import Key, accumulator_dtype
 
 INPUT, FORGET, CANDIDATE, OUTPUT = range(4)
 

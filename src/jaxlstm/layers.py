@@ -28,19 +28,19 @@ from jax.nn import initializers
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxlstm import sequences
+from jaxlstm import masking
 from jaxlstm.cells import emit
 from jaxlstm.cells.base import Cell, Params, State, check_size
 from jaxlstm.cells.emit import Trace
 from jaxlstm.cells.products import affine
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import (
+from jaxlstm.masking import StepMask
+from jaxlstm.typing import (
     Features,
     Key,
     as_key,
     as_key_or_none,
     is_explicit,
-    placed_like,
+    reshard_like,
     show,
 )
 from jaxlstm.unrolling import unroll
@@ -174,7 +174,7 @@ def recurrent(
     _check_size("recurrent", "hidden_size", hidden_size)
 
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
-        with sequences.speaking("recurrent"):
+        with masking.error_prefix("recurrent"):
             params = cell.init(key, _known("recurrent", input_size), hidden_size)
             state = jax.eval_shape(cell.initial_state, params)
             return params, emit.hidden(state, None).shape[-1]
@@ -267,7 +267,9 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
         there, back = _each("bidirectional", 2, params, state, call)
         last, ys, seen = _through(forward, xs, *there)
-        first, zs, seen_back = _through(backward, xs, *back[:2], _turned(back[2]))
+        first, zs, seen_back = _through(
+            backward, xs, *back[:2], _reverse_resets(back[2])
+        )
         tape = _within("forward", seen) | _within("backward", seen_back)
         return Pair(last, first), jnp.concatenate([ys, zs], axis=-1), tape
 
@@ -301,11 +303,11 @@ def residual(layer: Layer) -> Layer:
         return params, size
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
-        with sequences.speaking("residual"):
-            xs = sequences.features("xs", xs)
+        with masking.error_prefix("residual"):
+            xs = masking.features("xs", xs)
             steps = _steps(xs, call)
         state, ys, tape = _through(layer, xs, params, state, call)
-        return state, sequences.silence(xs, steps) + ys, tape
+        return state, masking.zero_inactive(xs, steps) + ys, tape
 
     return _layer(init, run)
 
@@ -335,7 +337,7 @@ def dropout(rate: float) -> Layer:
     def transform(params: Params, xs: Features, key: Key | None) -> Features:
         if key is None or rate == 0:
             return xs
-        kept = placed_like(xs, jax.random.bernoulli(key, 1 - rate, xs.shape))
+        kept = reshard_like(xs, jax.random.bernoulli(key, 1 - rate, xs.shape))
         return jnp.where(kept, xs / (1 - rate), 0.0)
 
     return _stepwise("dropout", init, transform)
@@ -397,11 +399,11 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
         ), size
 
     def run(params: EmbedParams, xs: ArrayLike, state: State, call: _Call) -> Result:
-        with sequences.speaking("embed"):
+        with masking.error_prefix("embed"):
             _check_params(params, EmbedParams)
             tokens, steps = _tokens(xs, len(params.table), call)
         rows = _rows(params.table, tokens).astype(dtype)
-        return (), sequences.settle(rows, steps), {}
+        return (), masking.mask_outputs(rows, steps), {}
 
     return _layer(init, run)
 
@@ -536,16 +538,16 @@ def _within(place: str, tape: Tape) -> Tape:
     return {f"{place}/{name}".rstrip("/"): seen for name, seen in tape.items()}
 
 
-def _turned(call: _Call) -> _Call:
+def _reverse_resets(call: _Call) -> _Call:
     """The call as it is for a layer that runs from the last step to the first."""
     if call.resets is None:
         return call
-    with sequences.speaking("bidirectional"):
-        frame = sequences.as_array("resets", call.resets).shape
-        steps = sequences.steps(
+    with masking.error_prefix("bidirectional"):
+        frame = masking.as_array("resets", call.resets).shape
+        steps = masking.steps(
             frame, lengths=call.lengths, mask=call.mask, resets=call.resets
         )
-    return call._replace(resets=sequences.turned(steps))
+    return call._replace(resets=masking.turned(steps))
 
 
 def _noisy(noise: Layer, layer: Layer) -> Layer:
@@ -585,17 +587,17 @@ def _stepwise(name: str, init: LayerInit, transform: Transform) -> Layer:
     """A layer without a state that treats each step apart, and padding as no step."""
 
     def run(params: Params, xs: ArrayLike, state: State, call: _Call) -> Result:
-        with sequences.speaking(name):
-            xs = sequences.features("xs", xs)
+        with masking.error_prefix(name):
+            xs = masking.features("xs", xs)
             steps = _steps(xs, call)
-            ys = transform(params, sequences.silence(xs, steps), call.key)
-        return (), sequences.settle(ys, steps), {}
+            ys = transform(params, masking.zero_inactive(xs, steps), call.key)
+        return (), masking.mask_outputs(ys, steps), {}
 
     return _layer(init, run)
 
 
-def _steps(xs: Features, call: _Call) -> Steps:
-    return sequences.steps(
+def _steps(xs: Features, call: _Call) -> StepMask:
+    return masking.steps(
         xs.shape[:-1], lengths=call.lengths, mask=call.mask, resets=call.resets
     )
 
@@ -620,7 +622,7 @@ def _known(layer: str, input_size: int | None) -> int:
 
 
 def _check_size(layer: str, name: str, size: int) -> None:
-    with sequences.speaking(layer):
+    with masking.error_prefix(layer):
         check_size(name, size)
 
 
@@ -642,17 +644,17 @@ def _check_params(params: Params, record: type) -> None:
         )
 
 
-def _tokens(xs: ArrayLike, vocabulary: int, call: _Call) -> tuple[jax.Array, Steps]:
+def _tokens(xs: ArrayLike, vocabulary: int, call: _Call) -> tuple[jax.Array, StepMask]:
     """Tokens in 32 bits or more, 0 where no step happens, and the steps."""
-    tokens = sequences.as_array("xs", xs)
+    tokens = masking.as_array("xs", xs)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"xs has dtype {tokens.dtype}; tokens are integers.")
     if tokens.ndim == 0:
         raise ValueError("xs is one number; tokens [T, *b] are needed.")
     steps = _steps(tokens[..., None], call)
-    if steps.happens is None:
+    if steps.active is None:
         _check_tokens(xs, vocabulary)
-    tokens = sequences.silence(tokens, steps)
+    tokens = masking.zero_inactive(tokens, steps)
     tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.astype(jnp.int32)
     _check_tokens(tokens, vocabulary)
     return tokens, steps

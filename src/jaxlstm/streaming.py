@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxlstm import arguments, sequences
+from jaxlstm import masking, validation
 from jaxlstm.cells import emit as emits
-from jaxlstm.cells.base import Cell, Each, Params, State, project
+from jaxlstm.cells.base import Cell, Params, PerStep, State, project
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import anatomy
-from jaxlstm.shapes import show
+from jaxlstm.typing import show
 
 Step = Callable[[State, ArrayLike], tuple[State, Any]]
 
@@ -56,18 +56,18 @@ def stream(
     >>> bool(jnp.allclose(h, jl.unroll(cell, params, jnp.ones((7, 3)))[1][-1]))
     True
     """
-    with sequences.speaking("stream"):
+    with masking.error_prefix("stream"):
         x = x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
         one = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
         xs = jnp.zeros(one.shape, one.dtype)
-        found = arguments.arrays(cell, params, xs, None, None, None, None)
+        found = validation.arrays(cell, params, xs, None, None, None, None)
         params, xs, state, _ = found
         each = None
         if cell.prepare is not None:
             params, each = cell.prepare(params, xs)
         moment = jax.tree.map(lambda leaf: leaf[0], (xs, each))
 
-        def step(params: Params, state: State, x: tuple[Any, Each]) -> Any:
+        def step(params: Params, state: State, x: tuple[Any, PerStep]) -> Any:
             after, gates = cell.step(params, state, project(cell, params, *x))
             return after, emit(after, gates)
 
@@ -76,7 +76,7 @@ def stream(
         fixed = jax.jit(functools.partial(anatomy.fixed, parts))(params)
 
     @jax.jit
-    def prepared(fixed: list, each: Each, state: State, x: ArrayLike) -> Any:
+    def prepared(fixed: list, each: PerStep, state: State, x: ArrayLike) -> Any:
         leaves = jax.tree.leaves((jnp.asarray(x, one.dtype), each))
         return jax.tree.unflatten(tree, anatomy.one(parts, fixed, state, leaves))
 

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxlstm import arguments, sequences
+from jaxlstm import masking, validation
 from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import planning
 from jaxlstm.engines.planning import DEFAULT, ENGINES, Options
 from jaxlstm.memory import Memory
-from jaxlstm.shapes import Key, as_key_or_none
+from jaxlstm.typing import Key, as_key_or_none
 
 # A number of steps, √T, everything (None), or as many bytes as "2 GB".
 Every = int | str | None
@@ -56,7 +56,7 @@ def unroll(
         cell, params: the cell, and the parameters that its `init` drew.
         xs: `[T, *b, D]`, time first. Its dtype is the dtype of the products and of the
             outputs; sums over time are kept in float32 or wider. All dtypes are in
-            the table at the head of `jaxlstm.shapes`.
+            the table at the head of `jaxlstm.typing`.
         state: where to begin; None for the cell's initial state. A number stands for
             an array of it, as in `LSTMState(0.0, 0.0)`.
         lengths: integers `[*b]`: row b has lengths[b] steps, the rest is padding.
@@ -98,13 +98,13 @@ def unroll(
     """
     key = as_key_or_none("unroll", key)
     refusals: dict[str, NotImplementedError] = {}
-    with sequences.speaking("unroll"):
+    with masking.error_prefix("unroll"):
         names = _names(engine)
         options = _options(reverse, emit, checkpoint_every)
-        found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
+        found = validation.arrays(cell, params, xs, state, lengths, mask, resets)
         for name in names:
             try:
-                with arguments.in_words(cell, found):
+                with validation.translate_jax_errors(cell, found):
                     mode, chosen = planning.fitted(name, cell, options, found, key)
                     return planning.run(ENGINES[mode], cell, chosen, *found, key)
             except NotImplementedError as refusal:
@@ -160,15 +160,15 @@ def explain(
     """
     key = as_key_or_none("explain", key)
     chosen, how, reasons = None, "", {}
-    with sequences.speaking("explain"):
+    with masking.error_prefix("explain"):
         asked = _names(engine)
         options = _options(reverse, emit, checkpoint_every)
-        found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
+        found = validation.arrays(cell, params, xs, state, lengths, mask, resets)
         free = options._replace(budget=None)
         for name in dict.fromkeys([*asked, *DEFAULT]):
             run = functools.partial(planning.run, ENGINES[name], cell, free)
             try:
-                with arguments.in_words(cell, found):
+                with validation.translate_jax_errors(cell, found):
                     jax.eval_shape(run, *found, key)
             except NotImplementedError as refusal:
                 reasons[name] = str(refusal)
@@ -219,7 +219,7 @@ def estimate_memory(
     2.08 GB: arguments 1.03 GB, results 1.03 GB, temporaries 31.9 MB
     """
     key = as_key_or_none("estimate_memory", key)
-    with sequences.speaking("estimate_memory"):
+    with masking.error_prefix("estimate_memory"):
         names = _names(engine)
         options = _options(reverse, emit, checkpoint_every)
         found = _types(cell, (params, xs, state, lengths, mask, resets))
@@ -238,10 +238,10 @@ def estimate_memory(
 
 
 def _options(reverse: bool, emit: Emit, checkpoint_every: Every) -> Options:
-    arguments.check_flag("reverse", reverse)
+    validation.check_flag("reverse", reverse)
     kinds = "jl.emit.hidden, states, trace or nothing"
-    arguments.check_function("emit", emit, "state", "gates", such_as=kinds)
-    arguments.check_hashable("emit", emit)
+    validation.check_function("emit", emit, "state", "gates", such_as=kinds)
+    validation.check_hashable("emit", emit)
     if isinstance(checkpoint_every, str) and checkpoint_every != "sqrt":
         return Options(bool(reverse), emit, None, _bytes(checkpoint_every))
     return Options(bool(reverse), emit, _block(checkpoint_every))
@@ -287,7 +287,7 @@ def _names(engine: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _types(cell: Cell, inputs: Any) -> Any:
-    """What `arguments.arrays` makes of them; types may stand for arrays."""
+    """What `validation.arrays` makes of them; types may stand for arrays."""
     leaves, tree = jax.tree.flatten(inputs)
     typed = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
 
@@ -295,7 +295,7 @@ def _types(cell: Cell, inputs: Any) -> Any:
         given = iter(arrays)
         pairs = zip(leaves, typed, strict=True)
         filled = [next(given) if is_type else leaf for leaf, is_type in pairs]
-        return arguments.arrays(cell, *jax.tree.unflatten(tree, filled))
+        return validation.arrays(cell, *jax.tree.unflatten(tree, filled))
 
     pairs = zip(leaves, typed, strict=True)
     return jax.eval_shape(found, [leaf for leaf, is_type in pairs if is_type])

@@ -42,7 +42,7 @@ def question(cell: jl.Cell, frame: tuple[int, ...] = ()) -> Question:
     return ask(lambda key: cell.init(key, FEATURES, HIDDEN), cell.initial_state, frame)
 
 
-def agree(cell: jl.Cell, asked: Question, peer, *, happens=None, **options) -> None:
+def agree(cell: jl.Cell, asked: Question, peer, *, active=None, **options) -> None:
     """`peer(params, xs, state) -> (state, hs)` has our values and our gradients."""
 
     def ours(params, xs, state):
@@ -50,7 +50,7 @@ def agree(cell: jl.Cell, asked: Question, peer, *, happens=None, **options) -> N
 
     def theirs(params, xs, state):
         state, hs = peer(params, xs, state)
-        return state, hs if happens is None else jnp.where(happens[..., None], hs, 0.0)
+        return state, hs if active is None else jnp.where(active[..., None], hs, 0.0)
 
     rng = np.random.default_rng(52)
     shapes = jax.eval_shape(ours, *asked)
@@ -80,9 +80,9 @@ def happening(masking: str):
         return None
     if masking == "lengths":
         return np.arange(TIME)[:, None] < LENGTHS
-    happens = np.random.default_rng(53).random((TIME, ROWS)) < 0.7
-    happens[:, 0] = False  # a row of no steps
-    return happens
+    active = np.random.default_rng(53).random((TIME, ROWS)) < 0.7
+    active[:, 0] = False  # a row of no steps
+    return active
 
 
 def scanned(cell, state, xs, shown=lambda state: state[0]):

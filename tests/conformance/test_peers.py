@@ -46,9 +46,9 @@ def question(masking: str = "none", reverse: bool = False) -> Case:
         case = case._replace(which=case.which._replace(lengths=lengths))
     if masking == "mask":
         case.which.mask[:, 0] = False  # a row of no steps
-    happens = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)[..., None]
+    active = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)[..., None]
     noise = np.random.default_rng(22).normal(size=case.xs.shape)
-    return case._replace(xs=noise, d_hs=case.d_hs * happens)
+    return case._replace(xs=noise, d_hs=case.d_hs * active)
 
 
 def ours(case: Case):
@@ -170,8 +170,8 @@ def test_keras(masking, reverse):
         dtype="float64",
     )
     layer.build((3, 7, 4))
-    happens = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)
-    mask = None if masking == "none" else jnp.asarray(happens.T)
+    active = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)
+    mask = None if masking == "none" else jnp.asarray(active.T)
 
     def run(w_x, w_h, b, xs, h, c):
         weights = [joined(w_x), joined(w_h), joined(b)]
@@ -254,8 +254,8 @@ def load_nnx(nnx, cell, w_x, w_h, b) -> None:
 
 def silenced(hs, case: Case):
     """Flax leaves the outputs of padding as they come."""
-    happens = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)
-    return jnp.where(happens[..., None], hs, 0.0)
+    active = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)
+    return jnp.where(active[..., None], hs, 0.0)
 
 
 # --- Haiku and Equinox ----------------------------------------------------------------

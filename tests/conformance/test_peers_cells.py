@@ -111,15 +111,15 @@ def test_keras_gru(reset_after, reverse, masking):
         zero_output_for_mask=True,
     )
     layer.build((ROWS, TIME, FEATURES))
-    cell, happens = jl.gru(reset_after=reset_after), happening(masking)
+    cell, active = jl.gru(reset_after=reset_after), happening(masking)
 
     def peer(params, xs, state):
         w_x, w_h, b = (joined(w, "zrn", "rzn") for w in params[:3])
         if reset_after:
             b = jnp.stack([b, jnp.zeros(3 * HIDDEN).at[-HIDDEN:].set(params.b_h)])
-        return keras_run(layer, [w_x, w_h, b], xs, state, happens, reverse)
+        return keras_run(layer, [w_x, w_h, b], xs, state, active, reverse)
 
-    agree(cell, question(cell), peer, mask=happens, reverse=reverse)
+    agree(cell, question(cell), peer, mask=active, reverse=reverse)
 
 
 @MASKED
@@ -127,12 +127,12 @@ def test_keras_gru(reset_after, reverse, masking):
 def test_keras_simple_rnn(reverse, masking):
     layer = keras_layer("SimpleRNN", HIDDEN, reverse=reverse, zero_output_for_mask=True)
     layer.build((ROWS, TIME, FEATURES))
-    cell, happens = jl.simple_rnn(), happening(masking)
+    cell, active = jl.simple_rnn(), happening(masking)
 
     def peer(params, xs, state):
-        return keras_run(layer, list(params), xs, state, happens, reverse)
+        return keras_run(layer, list(params), xs, state, active, reverse)
 
-    agree(cell, question(cell), peer, mask=happens, reverse=reverse)
+    agree(cell, question(cell), peer, mask=active, reverse=reverse)
 
 
 # --- Flax -----------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_linen(name, reverse, masking):
         h, hs = layer.apply(variables, xs, initial_carry=state.h, seq_lengths=lengths)
         return jl.cells.base.HiddenState(h), hs
 
-    agree(cell, question(cell), peer, happens=happening(masking), lengths=lengths,
+    agree(cell, question(cell), peer, active=happening(masking), lengths=lengths,
           reverse=reverse)  # fmt: skip
 
 

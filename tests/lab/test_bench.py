@@ -11,9 +11,11 @@ from ruamel.yaml import YAML
 
 import jaxlstm as jl
 from jaxlstm import unrolling
-from jaxlstm.lab import benchmark, cli, schema
+from jaxlstm.lab import benchmark
+from jaxlstm.lab._util.timing import Spread, alternate
 from jaxlstm.lab.benchmark import Row
-from jaxlstm.lab.timing import Spread, alternate
+from jaxlstm.lab.cli.main import main as cli
+from jaxlstm.lab.config import schema
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns about its own parts
 
@@ -269,7 +271,7 @@ def test_a_mistake_is_one_sentence(words, said, config, capsys):
 
 def test_its_help_does_not_import_jax():
     code = (
-        "import sys\nfrom jaxlstm.lab.cli import main\n"
+        "import sys\nfrom jaxlstm.lab.cli.main import main\n"
         "try:\n    main(['bench', '--help'])\nexcept SystemExit:\n    pass\n"
         "sys.exit('jax' in sys.modules or 'torch' in sys.modules)\n"
     )

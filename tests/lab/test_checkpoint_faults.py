@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from faults import Nursery, counted, failing, numbered
-from jaxlstm.lab import checkpoints, manifests
+from jaxlstm.lab import checkpoints
 from jaxlstm.lab.checkpoints import CheckpointError, DamagedCheckpoint
+from jaxlstm.lab.checkpoints import manifest as manifests
 
 pytestmark = pytest.mark.filterwarnings(
     # a write that fails leaves others of TensorStore's under way on a closed loop
@@ -236,7 +237,7 @@ def test_a_disk_that_fills_under_orbax_is_a_failed_save(nursery, tmp_path):
 
 
 def test_a_live_writer_is_left_alone(tmp_path):
-    from jaxlstm.lab.retention import staged
+    from jaxlstm.lab.checkpoints.retention import staged
 
     with staged(tmp_path, 7) as stage:
         (stage / "half").touch()

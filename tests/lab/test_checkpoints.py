@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from jaxlstm.lab import checkpoints, manifests
+from jaxlstm.lab import checkpoints
+from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.checkpoints import CheckpointError, DamagedCheckpoint
-from jaxlstm.lab.errors import BadInput
+from jaxlstm.lab.checkpoints import manifest as manifests
 
 DTYPES = [
     *(np.dtype(c) for c in "?bBhHiIlLefdF"),

@@ -12,8 +12,9 @@ import tiny
 from ruamel.yaml import YAML
 
 import jaxlstm as jl
-from jaxlstm.lab import cli, runs, starters
+from jaxlstm.lab import cli, runs
 from jaxlstm.lab import config as configs
+from jaxlstm.lab.config import starters
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_a_failure_nobody_foresaw_is_a_sentence_too(written, capsys, monkeypatch
     def fail(*words, **options):
         raise RuntimeError("the moon is in the way\nand more")
 
-    monkeypatch.setattr("jaxlstm.lab.experiments.train", fail)
+    monkeypatch.setattr("jaxlstm.lab.api.train", fail)
     code, said = mistake(capsys, "train", written)
     assert code == 1
     assert "the moon is in the way" in said
@@ -275,7 +276,7 @@ def test_an_option_nobody_knows(capsys):
 def test_what_needs_no_jax_does_not_import_it(words):
     code = (
         "import sys\n"
-        "from jaxlstm.lab.cli import main\n"
+        "from jaxlstm.lab.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "heavy = {'jax', 'jaxlib', 'numpy', 'optax', 'orbax', 'matplotlib'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)\n"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from jaxlstm.cells.base import ACTIVATIONS
-from jaxlstm.lab import cells, config, optax_names, schema
-from jaxlstm.lab.config import Config, ConfigError
-from jaxlstm.lab.yaml_source import LARGEST_FILE, Node
+from jaxlstm.lab import config
+from jaxlstm.lab.config import Config, ConfigError, cells, optax_names, schema
+from jaxlstm.lab.config.yaml_source import LARGEST_FILE, Node
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = Path(config.__file__).parent / "templates" / "language_modelling.yaml"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.data import Batch, Streams, validation_windows
-from jaxlstm.lab.errors import BadInput
 
 small = st.integers(1, 7)
 seeds = st.integers(0, 2**32 - 1)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.config.schema import PythonData, TextData
 from jaxlstm.lab.data import read, text
 from jaxlstm.lab.data.documents import split_documents
-from jaxlstm.lab.errors import BadInput
-from jaxlstm.lab.schema import PythonData, TextData
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.config.schema import TokenData
 from jaxlstm.lab.data import read, tokens
-from jaxlstm.lab.errors import BadInput
-from jaxlstm.lab.schema import TokenData
 
 
 def written(path: Path, ids, dtype: str = "uint16") -> str:
@@ -131,7 +131,7 @@ def test_any_bytes_are_a_corpus_or_a_sentence(content, data, tmp_path_factory):
 MEASURED = """
 import resource, sys
 from jaxlstm.lab.data import Streams, read, validation_windows
-from jaxlstm.lab.schema import TokenData
+from jaxlstm.lab.config.schema import TokenData
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.data import vocabulary as v
-from jaxlstm.lab.errors import BadInput
 
 any_text = st.text(st.characters(codec=None, exclude_categories=()))
 some_json = st.recursive(

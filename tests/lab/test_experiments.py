@@ -15,9 +15,11 @@ import tiny
 from ruamel.yaml import YAML
 
 import jaxlstm as jl
-from jaxlstm.lab import checkpoints, experiments, reports, runs
+from jaxlstm.lab import api as experiments
+from jaxlstm.lab import checkpoints, runs
 from jaxlstm.lab import config as configs
-from jaxlstm.lab.errors import BadInput, Diverged, Interrupted, LabError
+from jaxlstm.lab._util.errors import BadInput, Diverged, Interrupted, LabError
+from jaxlstm.lab.reports import report as reports
 
 
 def train(book: Path, run: Path, **training):
@@ -354,7 +356,7 @@ def test_a_model_larger_than_the_machine_is_refused_with_its_size(book, tmp_path
 def test_stopping_twice_leaves_at_once(monkeypatch):
     left = []
     monkeypatch.setattr("os._exit", left.append)
-    from jaxlstm.lab import interrupts
+    from jaxlstm.lab._util import interrupts
 
     with interrupts.listening() as asked:
         assert not asked()

@@ -13,12 +13,15 @@ import tiny
 import jaxlstm as jl
 from cases import finite, same_bits
 from jaxlstm.cells.wrappers import Learned
-from jaxlstm.lab import cells, checkpoints, experiments, optimizers, schema, training
+from jaxlstm.lab import api as experiments
+from jaxlstm.lab import checkpoints
 from jaxlstm.lab import config as configs
-from jaxlstm.lab.config import Config
+from jaxlstm.lab._util.errors import Interrupted, LabError
+from jaxlstm.lab.config import Config, cells, schema
 from jaxlstm.lab.data import Batch
-from jaxlstm.lab.errors import Interrupted, LabError
 from jaxlstm.lab.tasks import language_modelling as task
+from jaxlstm.lab.training import optimizer as optimizers
+from jaxlstm.lab.training.loop import loop as training
 
 SECTIONS = get_args(get_args(cells.Cell)[0])
 NAMES = [section.model_fields["name"].default for section in SECTIONS]

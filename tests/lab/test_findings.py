@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxlstm.lab import features, findings, sentences
-from jaxlstm.lab.features import Feature
-from jaxlstm.lab.findings import Unit
+from jaxlstm.lab.analysis import features, findings, sentences
+from jaxlstm.lab.analysis.features import Feature
+from jaxlstm.lab.analysis.findings import Unit
 
 SIZE = 6000
 

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import gc, os, signal, time
-from jaxlstm.lab import interrupts
+from jaxlstm.lab._util import interrupts
 
 def interrupt(*_):
     os.kill(os.getpid(), signal.SIGINT)

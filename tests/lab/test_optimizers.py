@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlstm.lab import config, optax_names, optimizers
-from jaxlstm.lab.config import ConfigError
+from jaxlstm.lab import config
+from jaxlstm.lab.config import ConfigError, optax_names
+from jaxlstm.lab.training import optimizer as optimizers
 
 PARAMS = {"w": jnp.asarray([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.asarray([0.1, 0.2])}
 GRADIENTS = {"w": jnp.asarray([[0.3, 0.1], [-5.0, 2.0]]), "b": jnp.asarray([1.0, 0.0])}

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from jaxlstm.lab.errors import LabError
-from jaxlstm.lab.progress import TensorBoard, TextLog, progress, together
-from jaxlstm.lab.records import clock, duration, line, printable
-from jaxlstm.lab.screens import Lines, Notebook, Outlet, Terminal
+from jaxlstm.lab._util.errors import LabError
+from jaxlstm.lab.sinks.base import TensorBoard, TextLog, progress, together
+from jaxlstm.lab.sinks.console import Lines, Notebook, Outlet, Terminal
+from jaxlstm.lab.sinks.records import clock, duration, line, printable
 
 TRAIN = {
     "step": 300,
@@ -32,7 +32,7 @@ VALID = {"step": 300, "split": "validation", "loss": 1.5, "bits_per_character": 
 NASTY = "\x1b[2J\x07\x9b31m\u202e\ud83d\r[red]ok[/red]"
 
 SCRIPT = f"""
-from jaxlstm.lab.progress import progress
+from jaxlstm.lab.sinks.base import progress
 sink = progress()
 sink.start(900, title="quickstart")
 sink.message({NASTY!r})

@@ -11,8 +11,8 @@ from jaxlstm.cells.base import Gates, HiddenState, LSTMState
 from jaxlstm.cells.emit import Trace
 from jaxlstm.cells.gru import GRUGates
 from jaxlstm.cells.simple import RNNGates
-from jaxlstm.lab.errors import BadInput, LabError
-from jaxlstm.lab.reports import (
+from jaxlstm.lab._util.errors import BadInput, LabError
+from jaxlstm.lab.reports.report import (
     Reading,
     summary,
     write_comparison,

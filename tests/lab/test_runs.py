@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxlstm.lab import checkpoints, runs
-from jaxlstm.lab.errors import BadInput, LabError
+from jaxlstm.lab._util.errors import BadInput, LabError
 
 CONFIG = "name: quickstart\nseed: 0\n"
 

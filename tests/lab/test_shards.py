@@ -17,11 +17,14 @@ from test_experiments import arrays, newest, until
 from test_training import World, _live, same
 
 import jaxlstm as jl
+from jaxlstm.lab import api as experiments
 from jaxlstm.lab import config as configs
-from jaxlstm.lab import devices, experiments, reports, shards, splits, training
-from jaxlstm.lab.errors import BadInput, Diverged
+from jaxlstm.lab._util.errors import BadInput, Diverged
+from jaxlstm.lab.parallel import devices, shards, splits
+from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.tasks import language_modelling as task
-from jaxlstm.lab.workbench import Workbench
+from jaxlstm.lab.training.experiment import Workbench
+from jaxlstm.lab.training.loop import loop as training
 
 N = 4
 

@@ -10,11 +10,11 @@ import pytest
 import tiny
 
 from jaxlstm.lab import config as configs
-from jaxlstm.lab import training
-from jaxlstm.lab.errors import Diverged
-from jaxlstm.lab.schema import EarlyStopping
+from jaxlstm.lab._util.errors import Diverged
+from jaxlstm.lab.config.schema import EarlyStopping
 from jaxlstm.lab.tasks import language_modelling as task
-from jaxlstm.lab.workbench import Workbench
+from jaxlstm.lab.training.experiment import Workbench
+from jaxlstm.lab.training.loop import loop as training
 
 
 class World:

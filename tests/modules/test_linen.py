@@ -223,11 +223,9 @@ def test_a_stochastic_cell_gets_a_key_of_the_stream():
 def test_time_major_is_the_same_with_time_first():
     model, other = LSTM(HIDDEN), LSTM(HIDDEN, time_major=True)
     variables = drawn(model)
-    happens = np.arange(TIME) < BATCH.lengths[:, None]
-    ys = model.apply(variables, XS, mask=happens, resets=BATCH.resets)
-    zs = other.apply(
-        variables, XS.swapaxes(0, 1), mask=happens.T, resets=BATCH.resets.T
-    )
+    active = np.arange(TIME) < BATCH.lengths[:, None]
+    ys = model.apply(variables, XS, mask=active, resets=BATCH.resets)
+    zs = other.apply(variables, XS.swapaxes(0, 1), mask=active.T, resets=BATCH.resets.T)
     assert_close(ys, zs.swapaxes(0, 1))
 
 

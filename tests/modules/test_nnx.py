@@ -264,9 +264,9 @@ def test_a_cell_without_noise_asks_for_no_key():
 def test_time_major_is_the_same_with_time_first():
     model = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
     other = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0), time_major=True)
-    happens = np.arange(TIME) < BATCH.lengths[:, None]
-    ys = model(XS, mask=happens, resets=BATCH.resets)
-    zs = other(XS.swapaxes(0, 1), mask=happens.T, resets=BATCH.resets.T)
+    active = np.arange(TIME) < BATCH.lengths[:, None]
+    ys = model(XS, mask=active, resets=BATCH.resets)
+    zs = other(XS.swapaxes(0, 1), mask=active.T, resets=BATCH.resets.T)
     assert_close(ys, zs.swapaxes(0, 1))
     assert_close(ys, model(XS, seq_lengths=BATCH.lengths, resets=BATCH.resets))
     assert other.initialize_carry(XS.swapaxes(0, 1))[0].h.shape == (ROWS, HIDDEN)

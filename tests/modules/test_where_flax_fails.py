@@ -80,10 +80,10 @@ def test_outputs_in_padding_in_flax(kind, flax_as_tried):
 
 def gradient(model):
     """Of the outputs at the steps that happen, for inputs with NaN at the others."""
-    happens = (np.arange(TIME) < LENGTHS[:, None])[..., None]
+    active = (np.arange(TIME) < LENGTHS[:, None])[..., None]
 
     def loss(xs):
-        return jnp.where(happens, model(xs, seq_lengths=LENGTHS), 0.0).sum()
+        return jnp.where(active, model(xs, seq_lengths=LENGTHS), 0.0).sum()
 
     return jax.jit(jax.grad(loss))(BATCH.xs)
 

@@ -9,14 +9,14 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxlstm.shapes import Bias, Features, Hidden, InputMatrix, Key, RecurrentMatrix
+from jaxlstm.typing import Bias, Features, Hidden, InputMatrix, Key, RecurrentMatrix
 
 # Pytrees of arrays, each of a kind that only its cell knows.
 Params = Any
 State = Any
 Projection = Any
 Reported = Any
-Each = Any
+PerStep = Any
 Activation = Callable[[Array], Array]
 
 
@@ -150,7 +150,7 @@ class Prepare(Protocol):
 
     def __call__(
         self, params: Params, xs: Features, *, key: Key | None = None
-    ) -> tuple[Params, Each]:
+    ) -> tuple[Params, PerStep]:
         """The parameters for the sequence xs, and what its steps get."""
         ...
 
@@ -185,7 +185,7 @@ class Cell(NamedTuple):
     spatial_axes: int = 0
 
 
-def project(cell: Cell, params: Params, x: Array, each: Each) -> Projection:
+def project(cell: Cell, params: Params, x: Array, each: PerStep) -> Projection:
     """What the cell makes of x, and of what its `prepare` brought for these steps."""
     takes_each: Callable[..., Projection] = cell.project
     return cell.project(params, x) if each is None else takes_each(params, x, each)

@@ -40,7 +40,7 @@ from jaxlstm.initializers import (
     Preset,
     chosen_preset,
 )
-from jaxlstm.shapes import Key, Projected
+from jaxlstm.typing import Key, Projected
 
 
 class ClassicLSTMParams(NamedTuple):

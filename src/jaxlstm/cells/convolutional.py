@@ -47,7 +47,7 @@ from jaxlstm.cells.products import (
     unfold,
 )
 from jaxlstm.initializers import Preset, chosen_preset
-from jaxlstm.shapes import Input, Key, Projected, accumulator_dtype, is_explicit, show
+from jaxlstm.typing import Input, Key, Projected, accumulator_dtype, is_explicit, show
 
 
 class ConvLSTMParams(NamedTuple):

@@ -33,7 +33,7 @@ from jaxlstm.cells.lstm import at_rest
 from jaxlstm.cells.peephole import looked
 from jaxlstm.cells.products import recurrent
 from jaxlstm.initializers import CANDIDATE, FORGET, OUTPUT, Preset, chosen_preset
-from jaxlstm.shapes import Key, Projected
+from jaxlstm.typing import Key, Projected
 
 
 class CoupledLSTMParams(NamedTuple):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxlstm.cells.base import Reported, State
-from jaxlstm.shapes import Hidden
+from jaxlstm.typing import Hidden
 
 Emit = Callable[[State, Reported], Any]
 

@@ -43,7 +43,7 @@ from jaxlstm.initializers import (
     Preset,
     chosen_preset,
 )
-from jaxlstm.shapes import Hidden, Key, Projected, as_key
+from jaxlstm.typing import Hidden, Key, Projected, as_key
 
 
 class GRUParams(NamedTuple):

@@ -36,7 +36,7 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.products import affine, check_projected, product
 from jaxlstm.initializers import Preset, chosen_preset
-from jaxlstm.shapes import Hidden, Input, Key, Projected, accumulator_dtype
+from jaxlstm.typing import Hidden, Input, Key, Projected, accumulator_dtype
 
 
 def project(params: LSTMParams, x: Input) -> Projected:

@@ -22,7 +22,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxlstm.cells import base
-from jaxlstm.cells.base import UNEDITED, Cell, Each, Edit, Params, Reported, State
+from jaxlstm.cells.base import UNEDITED, Cell, Edit, Params, PerStep, Reported, State
 from jaxlstm.cells.wrapping import (
     Beside,
     check_cell,
@@ -38,7 +38,7 @@ from jaxlstm.cells.wrapping import (
     then,
     with_each,
 )
-from jaxlstm.shapes import Features, Hidden, Key, placed_like
+from jaxlstm.typing import Features, Hidden, Key, reshard_like
 
 
 def zoneout(cell: Cell, *, h_rate: float = 0.0, c_rate: float = 0.0) -> Cell:
@@ -108,10 +108,10 @@ def _zoneout(cell: Cell, h_rate: float, c_rate: float) -> Cell:
 
 def _mixed(old: Hidden, new: Hidden, keep_new: Array | None, rate: float) -> Hidden:
     """`rate * old + (1 - rate) * new`, or by a mask one or the other."""
-    old = placed_like(new, old)
+    old = reshard_like(new, old)
     if keep_new is None:
         return rate * old + (1 - rate) * new
-    return jnp.where(placed_like(new, keep_new), new, old)
+    return jnp.where(reshard_like(new, keep_new), new, old)
 
 
 def variational_dropout(
@@ -161,7 +161,7 @@ class _Masked(NamedTuple):
 def _variational_dropout(cell: Cell, x_rate: float, h_rate: float) -> Cell:
     def prepare(
         params: Params, xs: Features, *, key: Key | None = None
-    ) -> tuple[_Masked, Each]:
+    ) -> tuple[_Masked, PerStep]:
         x_key, h_key, key = split(key, 2)
         x, h = kept(x_key, x_rate, xs, xs.shape[1:]), None
         if h_rate > 0:
@@ -171,7 +171,7 @@ def _variational_dropout(cell: Cell, x_rate: float, h_rate: float) -> Cell:
         params, each = prepared(cell, params, xs, key)
         return _Masked(params, x, h), each
 
-    def project(params: Params, x: Array, each: Each = None) -> Any:
+    def project(params: Params, x: Array, each: PerStep = None) -> Any:
         params = _masked(params)
         return base.project(cell, params.params, dropped(x, params.x, x_rate), each)
 
@@ -288,7 +288,7 @@ def _weight_drop(cell: Cell, rate: float) -> Cell:
 
     def prepare(
         params: Params, xs: Features, *, key: Key | None = None
-    ) -> tuple[Params, Each]:
+    ) -> tuple[Params, PerStep]:
         own, key = split(key, 1)
         paths = _recurrent_weights(params)
         keys = (

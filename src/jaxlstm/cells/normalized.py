@@ -37,7 +37,7 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.lstm import activate, at_rest, transition
 from jaxlstm.cells.products import by_gate, linear, product, spread
 from jaxlstm.initializers import Preset, chosen_preset
-from jaxlstm.shapes import Hidden, Input, Key, Projected
+from jaxlstm.typing import Hidden, Input, Key, Projected
 
 EPSILON = 1e-5
 

@@ -22,7 +22,7 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.products import affine
 from jaxlstm.initializers import CANDIDATE, FORGET, INPUT, OUTPUT, Preset
-from jaxlstm.shapes import Key, as_key
+from jaxlstm.typing import Key, as_key
 
 EVERY_GATE = (INPUT, FORGET, CANDIDATE, OUTPUT)
 

@@ -34,7 +34,7 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.lstm import at_rest
 from jaxlstm.cells.products import recurrent, spread
 from jaxlstm.initializers import Preset, chosen_preset
-from jaxlstm.shapes import Hidden, Key, Projected
+from jaxlstm.typing import Hidden, Key, Projected
 
 
 class PeepholeLSTMParams(NamedTuple):

@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxlstm.shapes import accumulator_dtype, is_explicit, show
+from jaxlstm.typing import accumulator_dtype, is_explicit, show
 
 
 def product(x: Array, w: Array, dtype: DTypeLike) -> Array:

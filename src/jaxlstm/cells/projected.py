@@ -36,7 +36,7 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.lstm import activate, at_rest, preactivations, transition
 from jaxlstm.cells.products import product
 from jaxlstm.initializers import Preset, chosen_preset
-from jaxlstm.shapes import Key, Projected, as_key
+from jaxlstm.typing import Key, Projected, as_key
 
 
 class ProjectedLSTMParams(NamedTuple):

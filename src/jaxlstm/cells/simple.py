@@ -32,7 +32,7 @@ from jaxlstm.cells.base import activation as chosen_activation
 from jaxlstm.cells.lstm import at_rest
 from jaxlstm.cells.products import check_projected, product
 from jaxlstm.initializers import CANDIDATE, NO_FORGET_BIAS, Preset, chosen_preset
-from jaxlstm.shapes import Hidden, Key
+from jaxlstm.typing import Hidden, Key
 
 
 class RNNParams(NamedTuple):

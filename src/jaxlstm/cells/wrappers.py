@@ -43,7 +43,7 @@ from jaxlstm.cells.wrapping import (
     then,
     with_each,
 )
-from jaxlstm.shapes import Features, Key
+from jaxlstm.typing import Features, Key
 
 
 class Learned(NamedTuple):

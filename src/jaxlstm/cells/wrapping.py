@@ -23,15 +23,15 @@ from jaxlstm.cells.base import (
     UNEDITED,
     Activation,
     Cell,
-    Each,
     Edit,
     Params,
+    PerStep,
     Projection,
     Reported,
     State,
     edited,
 )
-from jaxlstm.shapes import Features, Key, is_explicit, placed_like, show
+from jaxlstm.typing import Features, Key, is_explicit, reshard_like, show
 
 
 class Beside(NamedTuple):
@@ -55,12 +55,12 @@ def with_each(cell: Cell, bring: Bring, nothing: Any) -> Cell:
 
     def prepare(
         params: Params, xs: Features, *, key: Key | None = None
-    ) -> tuple[Params, Each]:
+    ) -> tuple[Params, PerStep]:
         own, key = bring(params, xs, key)
         params, each = prepared(cell, params, xs, key)
         return params, Beside(each, own)
 
-    def project(params: Params, x: Array, each: Each = None) -> Beside:
+    def project(params: Params, x: Array, each: PerStep = None) -> Beside:
         inner, own = Beside(None, nothing) if each is None else each
         return Beside(base.project(cell, params, x, inner), own)
 
@@ -82,7 +82,7 @@ def inside(cell: Cell, opened: Callable[[Params], Params]) -> Cell:
     ) -> State:
         return cell.initial_state(opened(params), batch_shape, dtype=dtype)
 
-    def project(params: Params, x: Array, each: Each = None) -> Projection:
+    def project(params: Params, x: Array, each: PerStep = None) -> Projection:
         return base.project(cell, opened(params), x, each)
 
     @functools.wraps(cell.step)
@@ -93,7 +93,7 @@ def inside(cell: Cell, opened: Callable[[Params], Params]) -> Cell:
 
     def prepare(
         params: Params, xs: Features, *, key: Key | None = None
-    ) -> tuple[Params, Each]:
+    ) -> tuple[Params, PerStep]:
         inner, each = prepared(cell, opened(params), xs, key)
         return params._replace(params=inner), each
 
@@ -115,7 +115,7 @@ def held(record: type, params: Params) -> Params:
 
 def prepared(
     cell: Cell, params: Params, xs: Features, key: Key | None
-) -> tuple[Params, Each]:
+) -> tuple[Params, PerStep]:
     """What the cell's `prepare` gives, or params and nothing where it has none."""
     return (params, None) if cell.prepare is None else cell.prepare(params, xs, key=key)
 
@@ -185,7 +185,7 @@ def dropped(value: Array, keep: Array | None, rate: float) -> Array:
     """
     if keep is None:
         return value
-    keep = placed_like(value, jnp.broadcast_to(keep, value.shape))
+    keep = reshard_like(value, jnp.broadcast_to(keep, value.shape))
     return jnp.where(keep, value / (1 - rate), 0.0)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxlstm import sequences
-from jaxlstm.arguments import check_function
+from jaxlstm import masking
 from jaxlstm.cells.base import check_size
-from jaxlstm.shapes import Features, show
+from jaxlstm.typing import Features, show
+from jaxlstm.validation import check_function
 
 
 class Attribution(NamedTuple):
@@ -68,13 +68,13 @@ def integrated_gradients(
     >>> found.values.shape, bool((abs(found.gap) < 1e-5).all())
     ((7, 2, 3), True)
     """
-    with sequences.speaking("integrated_gradients"):
+    with masking.error_prefix("integrated_gradients"):
         check_size("nodes", nodes)
         example = "lambda xs: jl.unroll(cell, params, xs)[0].h[..., 0]"
         check_function("function", function, "xs", such_as=example)
-        end = sequences.features("xs", xs)
-        steps = sequences.steps_of("xs", end, lengths, mask, None)
-        end, start = sequences.silence((end, _like(end, baseline)), steps)
+        end = masking.features("xs", xs)
+        steps = masking.steps_of("xs", end, lengths, mask, None)
+        end, start = masking.zero_inactive((end, _like(end, baseline)), steps)
         output = functools.partial(_output, function)
         given = jax.eval_shape(output, end).ndim
         slope = jax.grad(lambda xs: output(xs).sum())
@@ -87,7 +87,7 @@ def integrated_gradients(
         places, weights = np.polynomial.legendre.leggauss(nodes)
         quadrature = jnp.asarray([(places + 1) / 2, weights / 2], end.dtype)
         total, _ = lax.scan(node, jnp.zeros_like(end), tuple(quadrature))
-        values = sequences.settle(way * total, steps)
+        values = masking.mask_outputs(way * total, steps)
         axes = (0, *range(1 + given, end.ndim))
         return Attribution(values, output(end) - output(start) - values.sum(axes))
 
@@ -111,7 +111,7 @@ def _output(function: Callable[[Features], Array], xs: Features) -> Array:
 
 
 def _like(xs: Features, baseline: ArrayLike) -> Features:
-    baseline = sequences.as_array("baseline", baseline)
+    baseline = masking.as_array("baseline", baseline)
     if jnp.issubdtype(baseline.dtype, jnp.complexfloating):
         raise ValueError(f"baseline is {baseline.dtype}; real numbers are needed.")
     baseline = baseline.astype(xs.dtype)

@@ -14,13 +14,13 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxlstm import arguments, sequences
+from jaxlstm import masking, validation
 from jaxlstm.cells.base import Cell, Params, State, project, typed_like
 from jaxlstm.diagnostics.gradients import check_differentiable, check_rows_apart
 from jaxlstm.engines.loops import any_moment, begun, ended
 from jaxlstm.engines.loops import typed_like as carried_like
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key, accumulator_dtype, as_key_or_none, is_explicit
+from jaxlstm.masking import StepMask
+from jaxlstm.typing import Features, Key, accumulator_dtype, as_key_or_none, is_explicit
 
 
 class Spectrum(NamedTuple):
@@ -40,7 +40,7 @@ class Path(NamedTuple):
     push       `(state, moment) -> state`, one step from a state that has begun
     initial    the state to begin again from
     state      the state before the first step
-    moments    xs, what `prepare` brought, happens, resets: over time
+    moments    xs, what `prepare` brought, active, resets: over time
     steps      which of them happen
     rows       the number of batch axes
     """
@@ -49,7 +49,7 @@ class Path(NamedTuple):
     initial: State
     state: State
     moments: Any
-    steps: Steps
+    steps: StepMask
     rows: int
 
 
@@ -84,14 +84,14 @@ def step_jacobians(
     >>> found.shape, bool(jnp.allclose(found[0], params.w_h.T))
     ((7, 5, 5), True)
     """
-    with sequences.speaking("step_jacobians"):
+    with masking.error_prefix("step_jacobians"):
         path = _path(cell, params, xs, state, lengths, mask, resets)
 
         def walk(state: State, moment: Any) -> tuple[State, Array]:
             return _pushed(path, state, moment, None)
 
         _, jacobians = lax.scan(walk, path.state, path.moments)
-        return sequences.settle(jacobians, path.steps)
+        return masking.mask_outputs(jacobians, path.steps)
 
 
 def jacobian_spectrum(
@@ -122,7 +122,7 @@ def jacobian_spectrum(
     >>> found.eigenvalues.shape, bool(jnp.allclose(found.singular_values, 1))
     ((7, 5), True)
     """
-    with sequences.speaking("jacobian_spectrum"):
+    with masking.error_prefix("jacobian_spectrum"):
         found = step_jacobians(
             cell, params, xs, state, lengths=lengths, mask=mask, resets=resets
         )
@@ -181,7 +181,7 @@ def lyapunov_exponents(
     [-0.1, -0.5]
     """
     key = as_key_or_none("lyapunov_exponents", key)
-    with sequences.speaking("lyapunov_exponents"):
+    with masking.error_prefix("lyapunov_exponents"):
         path = _path(cell, params, xs, state, lengths, mask, resets)
         if not isinstance(warm_up, int | np.integer) or warm_up < 0:
             raise ValueError(f"warm_up is {warm_up!r}; a number of steps is needed.")
@@ -189,21 +189,21 @@ def lyapunov_exponents(
 
         def walk(carry: Any, moment: Any) -> tuple[Any, None]:
             state, q, total, seen = carry
-            happens = moment[2]
+            active = moment[2]
             state, tangents = _pushed(path, state, moment, q)
             turned, r = _qr(tangents)
             growth = _log_growth(tangents, r)
-            growth = sequences.select(seen >= warm_up, growth, jnp.zeros_like(growth))
+            growth = masking.select(seen >= warm_up, growth, jnp.zeros_like(growth))
             after = turned, total + growth, seen + 1
-            return (state, *ended(after, (q, total, seen), happens)), None
+            return (state, *ended(after, (q, total, seen), active)), None
 
         seen, total = jnp.zeros_like(q[..., 0, 0], int), jnp.zeros_like(q[..., 0, :])
         carry = (path.state, q, total, seen)
         (_, _, total, seen), _ = lax.scan(walk, carry, path.moments)
         counted = jnp.maximum(seen - warm_up, 0).astype(total.dtype)[..., None]
         exponents = -jnp.sort(-total / jnp.broadcast_to(counted, total.shape), axis=-1)
-        lost = path.steps.lost
-        return exponents if lost is None else sequences.poison(exponents, lost)
+        lost = path.steps.invalid_length
+        return exponents if lost is None else masking.nan_rows(exponents, lost)
 
 
 # -- a walk along a trajectory -----------------------------------------------------
@@ -219,10 +219,10 @@ def _path(
     resets: ArrayLike | None,
 ) -> Path:
     check_rows_apart(cell)
-    found = arguments.arrays(cell, params, xs, state, lengths, mask, resets)
+    found = validation.arrays(cell, params, xs, state, lengths, mask, resets)
     params, inputs, state, steps = found
     check_differentiable(state)
-    inputs, each = sequences.silence(inputs, steps), None
+    inputs, each = masking.zero_inactive(inputs, steps), None
     if cell.prepare is not None:
         params, each = cell.prepare(params, inputs)
     initial = cell.initial_state(params, inputs.shape[1:-1], dtype=inputs.dtype)
@@ -237,7 +237,7 @@ def _path(
         after = push(begun(initial, state, *moment[2:]), moment)
         return ended(after, state, moment[2])
 
-    moments = (inputs, each, steps.happens, steps.resets)
+    moments = (inputs, each, steps.active, steps.resets)
     after = jax.eval_shape(whole, moments)
     initial, state = (carried_like(after, one) for one in (initial, state))
     return Path(push, initial, state, moments, steps, inputs.ndim - 2)
@@ -247,8 +247,8 @@ def _pushed(
     path: Path, state: State, moment: Any, q: Array | None
 ) -> tuple[State, Array]:
     """The state after a step, and J q, `[*b, S, k]`; J itself for no q."""
-    *_, happens, resets = moment
-    before = begun(path.initial, state, happens, resets)
+    *_, active, resets = moment
+    before = begun(path.initial, state, active, resets)
     after, push = jax.linearize(lambda s: path.push(s, moment), before)
     if q is None:
         q = _directions(_vector(before, path.rows), None, None)
@@ -257,7 +257,7 @@ def _pushed(
         return _vector(push(_state(direction, before)), path.rows)
 
     tangents = jax.vmap(along, in_axes=-1, out_axes=-1)(q)
-    return ended(after, state, happens), tangents
+    return ended(after, state, active), tangents
 
 
 def _directions(vector: Array, count: int | None, key: Key | None) -> Array:

@@ -13,12 +13,12 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxlstm import sequences
-from jaxlstm.arguments import check_flag
+from jaxlstm import masking
 from jaxlstm.cells.base import HiddenState, LSTMState, Reported
 from jaxlstm.cells.emit import Trace
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Hidden, accumulator_dtype, show
+from jaxlstm.masking import StepMask
+from jaxlstm.typing import Features, Hidden, accumulator_dtype, show
+from jaxlstm.validation import check_flag
 
 # Candidates are no gates: they lie between -1 and 1, and are squashed by tanh.
 CANDIDATES = ("g", "n")
@@ -98,7 +98,7 @@ def saturation(
     >>> float(low["f"][0]), float(high["f"][0])
     (0.25, 0.5)
     """
-    with sequences.speaking("saturation"):
+    with masking.error_prefix("saturation"):
         low, high = number("low", low), number("high", high)
         if not 0 <= low < high <= 1:
             raise ValueError(
@@ -134,7 +134,7 @@ def fractions(
     >>> write.item(), keep.item(), read.item()
     (0.25, 0.5, 1.0)
     """
-    with sequences.speaking("fractions"):
+    with masking.error_prefix("fractions"):
         kept, steps = stacked("gates", kept_by(gates), lengths, mask)
         parts = {
             "gates.i": gate_of(gates, "i", 1 - kept),
@@ -179,7 +179,7 @@ def timescales(
     >>> round(timescales(jl.Gates(f, f, f, f)).item(), 3)
     20.0
     """
-    with sequences.speaking("timescales"):
+    with masking.error_prefix("timescales"):
         return _timescales(*stacked("gates", kept_by(gates), lengths, mask))
 
 
@@ -213,7 +213,7 @@ def closed_intervals(
     >>> found.closed_for[:, 0].tolist(), found.number.item(), found.mean.item()
     ([1, 0, 1, 2, 3], 2, 2.0)
     """
-    with sequences.speaking("closed_intervals"):
+    with masking.error_prefix("closed_intervals"):
         threshold = number("threshold", threshold)
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold is {threshold}; 0 < threshold <= 1 is needed.")
@@ -256,7 +256,7 @@ def forget_products(
     >>> forget_products(jl.Gates(f, f, f, f))[:, 0].tolist()
     [0.125, 0.25, 0.5, 1.0]
     """
-    with sequences.speaking("forget_products"):
+    with masking.error_prefix("forget_products"):
         check_flag("reverse", reverse)
         kept = stacked("gates", kept_by(gates), lengths, mask, resets)
         return _forget_products(*kept, reverse=bool(reverse))
@@ -288,14 +288,14 @@ def backward_resets(
     >>> backward_resets(resets, mask=jnp.array([True, False, True])).tolist()
     [True, True, False]
     """
-    with sequences.speaking("backward_resets"):
+    with masking.error_prefix("backward_resets"):
         frame = jnp.shape(resets)
         if not frame:
             raise ValueError("resets is one value; booleans [T, *b] are needed.")
-        steps = sequences.steps(
+        steps = masking.steps(
             frame, lengths=lengths, mask=mask, resets=resets, of="resets"
         )
-        turned = sequences.turned(steps)
+        turned = masking.turned(steps)
         assert turned is not None
         return turned
 
@@ -304,7 +304,9 @@ def backward_resets(
 
 
 @jax.jit
-def _saturation(gates: Reported, steps: Steps, low: float, high: float) -> Saturation:
+def _saturation(
+    gates: Reported, steps: StepMask, low: float, high: float
+) -> Saturation:
     def share(beyond: Array, gate: Features) -> Hidden:
         beyond = beyond.astype(gate.dtype)
         return average(jnp.where(jnp.isnan(gate), gate, beyond), steps)
@@ -322,47 +324,47 @@ def _as_gate(path: Any, values: Features) -> Features:
 
 
 @jax.jit
-def _average(values: Any, steps: Steps) -> Any:
+def _average(values: Any, steps: StepMask) -> Any:
     return jax.tree.map(lambda leaf: average(leaf, steps), values)
 
 
 @jax.jit
-def _timescales(f: Features, steps: Steps) -> Hidden:
-    if steps.happens is not None:  # for the gradient: that of log 0 is no number
-        f = sequences.select(steps.happens, f, jnp.ones((), f.dtype))
+def _timescales(f: Features, steps: StepMask) -> Hidden:
+    if steps.active is not None:  # for the gradient: that of log 0 is no number
+        f = masking.select(steps.active, f, jnp.ones((), f.dtype))
     rate = -average(jnp.log(f), steps)
     return 1 / jnp.where(rate == 0, 0.0, rate)  # 1 / -0 is -inf
 
 
 @functools.partial(jax.jit, static_argnames="reverse")
 def _closed_intervals(
-    gate: Features, steps: Steps, threshold: float, *, reverse: bool
+    gate: Features, steps: StepMask, threshold: float, *, reverse: bool
 ) -> ClosedIntervals:
-    happens, begins = everywhere(steps, gate)
-    closed = (gate < threshold) & happens
+    active, begins = everywhere(steps, gate)
+    closed = (gate < threshold) & active
 
     def walk(run: Array, step: tuple[Array, ...]) -> tuple[Array, Array]:
-        closed, happens, begins = step
+        closed, active, begins = step
         longer = jnp.where(closed, jnp.where(begins, 0, run) + 1, 0)
-        return jnp.where(happens, longer, run), longer
+        return jnp.where(active, longer, run), longer
 
     none = jnp.zeros_like(closed.any(0), jnp.int32)  # split over devices as the gate is
-    _, closed_for = lax.scan(walk, none, (closed, happens, begins), reverse=reverse)
+    _, closed_for = lax.scan(walk, none, (closed, active, begins), reverse=reverse)
     number = (closed_for == 1).sum(0)
     total, many = (n.astype(gate.dtype) for n in (closed.sum(0), number))
     mean = total / jnp.maximum(many, 1)
-    if steps.lost is not None:
-        mean = sequences.poison(mean, steps.lost)
+    if steps.invalid_length is not None:
+        mean = masking.nan_rows(mean, steps.invalid_length)
     return ClosedIntervals(closed_for, number, closed_for.max(0, initial=0), mean)
 
 
 @functools.partial(jax.jit, static_argnames="reverse")
-def _forget_products(f: Features, steps: Steps, *, reverse: bool) -> Hidden:
-    happens, begins = everywhere(steps, f)
-    factors = jnp.where(happens, jnp.where(begins, 0.0, f), 1.0)
+def _forget_products(f: Features, steps: StepMask, *, reverse: bool) -> Hidden:
+    active, begins = everywhere(steps, f)
+    factors = jnp.where(active, jnp.where(begins, 0.0, f), 1.0)
     one = jnp.ones_like(factors[:1])
     later = jnp.concatenate([one, factors[:-1]] if reverse else [factors[1:], one])
-    return sequences.settle(lax.cumprod(later, axis=0, reverse=not reverse), steps)
+    return masking.mask_outputs(lax.cumprod(later, axis=0, reverse=not reverse), steps)
 
 
 # -- what the statistics share ---------------------------------------------------
@@ -374,24 +376,24 @@ def stacked(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
-) -> tuple[Features, Steps]:
+) -> tuple[Features, StepMask]:
     """Values `[T, *b, H]` as an array, and which of their steps happen.
 
     16 bits become 32, in which sums over time are kept.
     """
-    values = sequences.features(name, values)
+    values = masking.features(name, values)
     values = values.astype(accumulator_dtype(values.dtype))
-    return values, sequences.steps_of(name, values, lengths, mask, resets)
+    return values, masking.steps_of(name, values, lengths, mask, resets)
 
 
 def _each(
     gates: Reported, lengths: ArrayLike | None, mask: ArrayLike | None
-) -> tuple[Reported, Steps]:
+) -> tuple[Reported, StepMask]:
     """Every gate as an array, and which of their steps happen."""
     for node in jax.tree.leaves(gates, is_leaf=lambda node: isinstance(node, STATES)):
         if isinstance(node, STATES):
             raise ValueError(
-                f"gates holds {sequences.described(node)}; take trace.gates alone."
+                f"gates holds {masking.described(node)}; take trace.gates alone."
             )
     paths, tree = jax.tree.flatten_with_path(gates)
     if not paths:
@@ -421,7 +423,7 @@ def _check_alike(gates: Mapping[str, Features]) -> None:
             )
 
 
-def everywhere(steps: Steps, values: Features) -> tuple[Array, Array]:
+def everywhere(steps: StepMask, values: Features) -> tuple[Array, Array]:
     """Where steps happen, and where they begin anew: booleans shaped as values."""
 
     def spread(flags: Array | None, absent: bool) -> Array:
@@ -430,15 +432,15 @@ def everywhere(steps: Steps, values: Features) -> tuple[Array, Array]:
         tail = tuple(range(flags.ndim, values.ndim))
         return jnp.zeros_like(values, bool) | jnp.expand_dims(flags, tail)
 
-    return spread(steps.happens, True), spread(steps.resets, False)
+    return spread(steps.active, True), spread(steps.resets, False)
 
 
-def average(values: Features, steps: Steps) -> Hidden:
+def average(values: Features, steps: StepMask) -> Hidden:
     """The mean over all steps that happen, of all rows, `[H]`."""
-    happens, _ = everywhere(steps, values)
+    active, _ = everywhere(steps, values)
     axes = tuple(range(values.ndim - 1))
-    total = sequences.settle(values, steps).sum(axes)
-    return total / happens.sum(axes).astype(values.dtype)
+    total = masking.mask_outputs(values, steps).sum(axes)
+    return total / active.sum(axes).astype(values.dtype)
 
 
 def kept_by(gates: Reported) -> Hidden:
@@ -447,7 +449,7 @@ def kept_by(gates: Reported) -> Hidden:
         if (gate := gate_of(gates, name, None)) is not None:
             return gate
     raise ValueError(
-        f"gates is {sequences.described(gates)}, without a forget gate f or z; "
+        f"gates is {masking.described(gates)}, without a forget gate f or z; "
         "take trace.gates of a cell that has one, with emit=jl.emit.trace."
     )
 
@@ -464,6 +466,6 @@ def number(name: str, value: float) -> float:
     plain = isinstance(value, int | float | np.integer | np.floating)
     if not plain or isinstance(value, bool):
         raise ValueError(
-            f"{name} is {sequences.described(value)}; a plain Python number is needed."
+            f"{name} is {masking.described(value)}; a plain Python number is needed."
         )
     return float(value)

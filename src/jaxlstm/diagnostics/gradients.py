@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxlstm import sequences
-from jaxlstm.arguments import check_function
+from jaxlstm import masking
 from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit, Trace
 from jaxlstm.cells.wrappers import Tapped, taps
 from jaxlstm.diagnostics.gates import forget_products, number
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Hidden, accumulator_dtype, show
+from jaxlstm.masking import StepMask
+from jaxlstm.typing import Features, Hidden, accumulator_dtype, show
 from jaxlstm.unrolling import unroll
+from jaxlstm.validation import check_function
 
 # Of what `unroll` returns, the final state and what was emitted: one number.
 Loss = Callable[[State, Any], Array]
@@ -102,7 +102,7 @@ def gradient_flow(
     >>> flow.gradient.c.shape, flow.norm.h.shape, bool((flow.gradient.h[-1] == 1).all())
     ((7, 2, 5), (7, 2), True)
     """
-    with sequences.speaking("gradient_flow"):
+    with masking.error_prefix("gradient_flow"):
         example = "lambda state, hs: hs[-1].sum()"
         check_function("loss", loss, "state", "emitted", such_as=example)
         through = functools.partial(
@@ -119,7 +119,7 @@ def gradient_flow(
         check_differentiable(states)
         zeros = jax.tree.map(jnp.zeros_like, states)  # split over devices as these are
         steps = _steps(cell, xs, lengths, mask, resets)
-        gradient = sequences.settle(jax.grad(loss_of)(zeros), steps)
+        gradient = masking.mask_outputs(jax.grad(loss_of)(zeros), steps)
         frame = jnp.ndim(xs) - 1 - cell.spatial_axes
         norm = jax.tree.map(lambda d: _norm(d, range(frame, d.ndim)), gradient)
         return GradientFlow(gradient, norm)
@@ -162,7 +162,7 @@ def carousel(
     >>> bool(jnp.allclose(found.product, found.derivative))
     True
     """
-    with sequences.speaking("carousel"):
+    with masking.error_prefix("carousel"):
         check_rows_apart(cell)
         through = functools.partial(unroll, lengths=lengths, mask=mask, resets=resets)
         trace: Trace = through(cell, params, xs, state, emit=emits.trace)[1]
@@ -179,7 +179,7 @@ def carousel(
 
         found = _jacobian(last, getattr(zeros, name))
         steps = _steps(cell, xs, lengths, mask, resets)
-        return Carousel(product, *sequences.settle(found, steps))
+        return Carousel(product, *masking.mask_outputs(found, steps))
 
 
 def memory_span(
@@ -217,14 +217,14 @@ def memory_span(
     >>> found.sensitivity[:4].tolist(), int(found.span)
     ([1.0, 0.5, 0.25, 0.125], 3)
     """
-    with sequences.speaking("memory_span"):
+    with masking.error_prefix("memory_span"):
         check_rows_apart(cell)
         share = number("share", share)
         if not 0 <= share < 1:
             raise ValueError(f"share is {share!r}; a number 0 <= share < 1 is needed.")
         if output is not None:
             check_function("output", output, "state", such_as="lambda state: state.c")
-        xs = sequences.features("xs", xs)
+        xs = masking.features("xs", xs)
         through = functools.partial(unroll, lengths=lengths, mask=mask, resets=resets)
 
         def last(xs: Features) -> Array:
@@ -239,12 +239,14 @@ def memory_span(
             )
         norm = _jacobian(last, xs)[1]
         steps = _steps(cell, xs, lengths, mask, resets)
-        norm = _by_lag(sequences.silence(norm, steps), steps)
+        norm = _by_lag(masking.zero_inactive(norm, steps), steps)
         counts = norm > share * norm.max(0, initial=0.0, keepdims=True)
         lags = jnp.arange(len(xs)).reshape(-1, *(1,) * (norm.ndim - 1))
         span = jnp.where(counts, jnp.broadcast_to(lags, norm.shape), -1)
-        if steps.lost is not None:
-            norm = sequences.poison(norm, jnp.broadcast_to(steps.lost, norm.shape))
+        if steps.invalid_length is not None:
+            norm = masking.nan_rows(
+                norm, jnp.broadcast_to(steps.invalid_length, norm.shape)
+            )
         return MemorySpan(norm, span.max(0, initial=-1))
 
 
@@ -285,7 +287,7 @@ def compare(
     )
     flows = {}
     for name, pair in cells.items():
-        with sequences.speaking(f'compare: cells["{name}"]'):
+        with masking.error_prefix(f'compare: cells["{name}"]'):
             if not isinstance(pair, tuple) or isinstance(pair, Cell) or len(pair) != 2:
                 raise ValueError(
                     f"a {type(pair).__name__} came; a pair (cell, params) is needed."
@@ -340,11 +342,11 @@ def _jacobian(function: Callable[[Array], Array], at: Array) -> tuple[Array, Arr
     return jnp.moveaxis(diagonal, 0, -1), _norm(norms, [0])
 
 
-def _by_lag(values: Array, steps: Steps) -> Array:
+def _by_lag(values: Array, steps: StepMask) -> Array:
     """Values `[T, *b]` in the order of the steps that happen, the last one first."""
-    if steps.happens is None:
+    if steps.active is None:
         return values[::-1]
-    order = jnp.argsort(~steps.happens[::-1], axis=0, stable=True)
+    order = jnp.argsort(~steps.active[::-1], axis=0, stable=True)
     return jnp.take_along_axis(values[::-1], order, axis=0)
 
 
@@ -354,10 +356,10 @@ def _steps(
     lengths: ArrayLike | None,
     mask: ArrayLike | None,
     resets: ArrayLike | None,
-) -> Steps:
+) -> StepMask:
     shape = jnp.shape(xs)
     frame = shape[: len(shape) - 1 - cell.spatial_axes]
-    return sequences.steps(frame, lengths=lengths, mask=mask, resets=resets)
+    return masking.steps(frame, lengths=lengths, mask=mask, resets=resets)
 
 
 def _norm(values: Array, axes: Iterable[int]) -> Array:

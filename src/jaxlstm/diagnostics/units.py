@@ -9,10 +9,10 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from jaxlstm import sequences
+from jaxlstm import masking
 from jaxlstm.diagnostics.gates import average, everywhere, number, stacked
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, is_explicit
+from jaxlstm.masking import StepMask
+from jaxlstm.typing import Features, is_explicit
 
 
 class Duplicates(NamedTuple):
@@ -50,7 +50,7 @@ def dead_units(
     >>> dead_units(jnp.array([[0.5, 0.0], [0.501, 0.9]])).tolist()
     [True, False]
     """
-    with sequences.speaking("dead_units"):
+    with masking.error_prefix("dead_units"):
         band = number("band", band)
         if not band >= 0:
             raise ValueError(f"band is {band!r}; a width from 0 is needed.")
@@ -81,7 +81,7 @@ def duplicate_units(
     >>> jnp.argwhere(found.pairs).tolist(), round(found.correlation[0, 2].item(), 3)
     ([[0, 2]], -1.0)
     """
-    with sequences.speaking("duplicate_units"):
+    with masking.error_prefix("duplicate_units"):
         threshold = number("threshold", threshold)
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold is {threshold}; 0 <= threshold < 1 is needed.")
@@ -89,8 +89,8 @@ def duplicate_units(
 
 
 @jax.jit
-def _dead_units(hs: Features, steps: Steps, band: float) -> Array:
-    hs = sequences.settle(hs, steps)
+def _dead_units(hs: Features, steps: StepMask, band: float) -> Array:
+    hs = masking.mask_outputs(hs, steps)
     counts = everywhere(steps, hs)[0] | jnp.isnan(hs)
     axes = tuple(range(hs.ndim - 1))
     top = hs.max(axes, where=counts, initial=-jnp.inf)
@@ -99,9 +99,9 @@ def _dead_units(hs: Features, steps: Steps, band: float) -> Array:
 
 
 @jax.jit
-def _duplicate_units(hs: Features, steps: Steps, threshold: float) -> Duplicates:
-    mean = average(sequences.silence(hs, steps), steps)
-    away = sequences.settle(hs - jnp.broadcast_to(mean, hs.shape), steps)
+def _duplicate_units(hs: Features, steps: StepMask, threshold: float) -> Duplicates:
+    mean = average(masking.zero_inactive(hs, steps), steps)
+    away = masking.mask_outputs(hs - jnp.broadcast_to(mean, hs.shape), steps)
     axes = tuple(range(hs.ndim - 1))
     top = lax.stop_gradient(jnp.abs(away).max(axes, initial=0.0))  # lest squares vanish
     away = away / jnp.broadcast_to(jnp.where(top == 0, 1.0, top), hs.shape)

@@ -44,7 +44,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlstm.cells.base import Cell, Each, Params, State, project
+from jaxlstm.cells.base import Cell, Params, PerStep, State, project
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import anatomy, matmul
 from jaxlstm.engines.anatomy import Anatomy, Site
@@ -69,8 +69,8 @@ from jaxlstm.engines.steps import (
     tangents_of,
 )
 from jaxlstm.engines.tangents import Leaves, filled, jvp, kept, or_none
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Happens, is_explicit
+from jaxlstm.masking import StepMask
+from jaxlstm.typing import ActiveSteps, Features, is_explicit
 
 Residuals = Literal["activations", "states"]
 Operand = Literal["rows", "weights"]
@@ -98,9 +98,9 @@ def run(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: Each,
+    each: PerStep,
     state: State,
-    steps: Steps,
+    steps: StepMask,
     *,
     reverse: bool,
     emit: Emit,
@@ -118,16 +118,16 @@ def run(
     Errors: `NotImplementedError` for a step with side effects, one that has a reverse
     mode of its own only, and a state that is not of floating point numbers.
     """
-    moments = (xs, each, steps.happens, steps.resets)
+    moments = (xs, each, steps.active, steps.resets)
     parts, tree, initial, state = _apart(cell, params, moments, state, emit)
     how = _mode(parts, residuals, first)
     fixed = anatomy.fixed(parts, params)
 
     def block(state: State, moments: Moments) -> tuple[State, Any]:
-        *x, happens, resets = moments
+        *x, active, resets = moments
         leaves = map(jax.tree.leaves, (x, initial, state))
         recurrence = recurrent(parts, how, reverse=reverse)
-        return jax.tree.unflatten(tree, recurrence(fixed, *leaves, happens, resets))
+        return jax.tree.unflatten(tree, recurrence(fixed, *leaves, active, resets))
 
     if checkpoint_every is None:
         return block(state, moments)
@@ -138,16 +138,16 @@ def mode(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: Each,
+    each: PerStep,
     state: State,
-    steps: Steps,
+    steps: StepMask,
     *,
     emit: Emit,
     residuals: Residuals = "activations",
     first: Operand | None = None,
 ) -> Mode:
     """How `run` would do it."""
-    moments = (xs, each, steps.happens, steps.resets)
+    moments = (xs, each, steps.active, steps.resets)
     return _mode(_apart(cell, params, moments, state, emit)[0], residuals, first)
 
 
@@ -160,14 +160,14 @@ def _apart(
     xs = moments[0]
     initial = cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)
 
-    def step(params: Params, state: State, x: tuple[Features, Each]) -> Any:
+    def step(params: Params, state: State, x: tuple[Features, PerStep]) -> Any:
         after, gates = cell.step(params, state, project(cell, params, *x))
         return after, emit(after, gates)
 
     def whole(state: State, moment: Moments) -> State:
-        xs, each, happens, resets = moment
-        after, _ = step(params, begun(initial, state, happens, resets), (xs, each))
-        return ended(after, state, happens)
+        xs, each, active, resets = moment
+        after, _ = step(params, begun(initial, state, active, resets), (xs, each))
+        return ended(after, state, active)
 
     after = jax.eval_shape(lambda moments: whole(state, any_moment(moments)), moments)
     state, initial = typed_like(after, state), typed_like(after, initial)
@@ -215,7 +215,7 @@ def _check(parts: Anatomy, xs: Features, state: State) -> None:
 
 
 def recurrent(parts: Anatomy, mode: Mode, *, reverse: bool) -> Callable[..., Leaves]:
-    """The loop: `(fixed, xs, initial, state, happens, resets) -> state and emitted`."""
+    """The loop: `(fixed, xs, initial, state, active, resets) -> state and emitted`."""
 
     @jax.custom_jvp
     def run(*arguments: Any) -> Leaves:
@@ -237,8 +237,8 @@ def forward(
     xs: Leaves,
     initial: Leaves,
     state: Leaves,
-    happens: Happens | None,
-    resets: Happens | None,
+    active: ActiveSteps | None,
+    resets: ActiveSteps | None,
     *,
     reverse: bool,
     keep: Callable[[Leaves, Leaves], Any] = lambda state, activations: None,
@@ -250,12 +250,12 @@ def forward(
     def loop(
         walk: Walk, fixed: Leaves, xs: Leaves, initial: Leaves, state: Leaves, *flags
     ) -> tuple[Leaves, Any]:
-        turned = _turned(parts, mode, fixed)
+        turned = _reverse_resets(parts, mode, fixed)
 
         def body(state: Leaves, moment: Any, shown: Shown) -> tuple[Leaves, Any]:
-            x, happens, resets = moment
+            x, active, resets = moment
             at = Moment(fixed, anatomy.given(parts, fixed, x), initial, state, [])
-            beside = Beside(happens, resets, [], turned)
+            beside = Beside(active, resets, [], turned)
             after, emitted, values = advance(parts, at, beside, shown)
             return after, (emitted, keep(state, anatomy.activations(parts, values)))
 
@@ -272,10 +272,10 @@ def forward(
         results, dots = jvp(functools.partial(loop, walked), primals, dots)
         return results, jax.tree.map(filled, results, dots)
 
-    return run(fixed, xs, initial, state, happens, resets)
+    return run(fixed, xs, initial, state, active, resets)
 
 
-def _turned(parts: Anatomy, mode: Mode, fixed: Leaves) -> Leaves:
+def _reverse_resets(parts: Anatomy, mode: Mode, fixed: Leaves) -> Leaves:
     """The weights that multiply from the left, turned, before the loop."""
     values = dict(zip(parts.fixed, fixed, strict=True))
     return [
@@ -288,12 +288,12 @@ def tangent(
     parts: Anatomy, mode: Mode, primals: Any, dots: Any, *, reverse: bool
 ) -> tuple[Leaves, Leaves]:
     """The results of the loop and their tangents; of the dots, None is zero."""
-    fixed, xs, initial, state, happens, resets = primals
+    fixed, xs, initial, state, active, resets = primals
     d_fixed, d_xs, d_initial, d_state, *_ = dots
     d_state = [filled(s, d) for s, d in zip(state, d_state, strict=True)]
     steps = Moment(fixed, xs, initial, state, [])
     d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])
-    beside = Beside(happens, resets, [], _turned(parts, mode, fixed))
+    beside = Beside(active, resets, [], _reverse_resets(parts, mode, fixed))
     rebuilt = mode.residuals == "states"
     plan = planned(parts, steps, beside, d_steps, rebuilt=rebuilt)
     after, (emitted, (states, activations)) = forward(
@@ -301,13 +301,13 @@ def tangent(
     )
 
     def block(d_state: Leaves, moments: Any) -> tuple[Leaves, Leaves]:
-        xs, states, happens, resets, activations, d_xs = moments
+        xs, states, active, resets, activations, d_xs = moments
         along = steps._replace(given=xs, state=states)
         dots = d_steps._replace(given=d_xs, state=d_state)
-        sides = Beside(happens, resets, activations, beside.turned)
+        sides = Beside(active, resets, activations, beside.turned)
         return _along(parts, plan, along, sides, dots, reverse=reverse)
 
-    moments = (xs, states, happens, resets, activations, d_xs)
+    moments = (xs, states, active, resets, activations, d_xs)
     if not rebuilt:
         d_after, d_emitted = block(d_state, moments)
     else:
@@ -337,7 +337,7 @@ def _along(
     given, d_given = jvp(given_of, *inputs)
     dot_of = tangents_of(parts, dots.fixed, d_given)
     d_fixed, d_given = plan.untapped(dots.fixed, d_given)
-    happens, resets, activations, turned = beside
+    active, resets, activations, turned = beside
     length = len(jax.tree.leaves(steps.given)[0])
 
     def every(function: Callable[..., Leaves], activations: Leaves) -> Leaves:
@@ -346,7 +346,7 @@ def _along(
         def at(given: Leaves, state: Leaves, beside: Beside) -> Leaves:
             return function(steps._replace(given=given, state=state), beside)
 
-        sides = Beside(happens, resets, activations, [None] * len(turned))
+        sides = Beside(active, resets, activations, [None] * len(turned))
         if jax.tree.leaves((given, steps.state, sides)):
             return jax.vmap(at)(given, steps.state, sides)
         once = at(given, steps.state, sides)  # the same at every step
@@ -361,13 +361,13 @@ def _along(
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # remember what it reads only
     def body(d_state: Leaves, moment: Any) -> tuple[Leaves, Leaves]:
-        given, state, happens, resets, activations, d_given, omegas = moment
+        given, state, active, resets, activations, d_given, omegas = moment
         at = steps._replace(given=given, state=state)
         d_at = Moment(d_fixed, d_given, dots.initial, d_state, omegas)
-        return plan.linear(at, Beside(happens, resets, activations, turned), d_at)
+        return plan.linear(at, Beside(active, resets, activations, turned), d_at)
 
     read = kept(given, zip(plan.given_needs, strict=True))
-    moments = (read, steps.state, happens, resets, activations, d_given, omegas)
+    moments = (read, steps.state, active, resets, activations, d_given, omegas)
     return lax.scan(body, dots.state, moments, length=length, reverse=reverse)
 
 

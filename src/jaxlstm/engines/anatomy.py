@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, subjaxprs
 from jax.interpreters import partial_eval
 
 from jaxlstm.engines import matmul
-from jaxlstm.shapes import is_explicit
+from jaxlstm.typing import is_explicit
 
 Atom = Var | Literal
 Environment = dict[Var, Any]

@@ -31,22 +31,22 @@ from jax import Array, lax
 from jax.experimental import rnn
 from jax.typing import ArrayLike
 
-from jaxlstm import sequences
+from jaxlstm import masking
 from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import (
     Cell,
-    Each,
     LSTMParams,
     LSTMState,
     Params,
+    PerStep,
     State,
 )
 from jaxlstm.cells.emit import Emit
 from jaxlstm.cells.lstm import initial_state
 from jaxlstm.cells.parameters import sizes
 from jaxlstm.engines import plain
-from jaxlstm.sequences import Steps, select
-from jaxlstm.shapes import Features, Happens, is_explicit
+from jaxlstm.masking import StepMask, select
+from jaxlstm.typing import ActiveSteps, Features, is_explicit
 
 
 class Kernel(NamedTuple):
@@ -77,9 +77,9 @@ def run(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: Each,
+    each: PerStep,
     state: State,
-    steps: Steps,
+    steps: StepMask,
     *,
     reverse: bool,
     emit: Emit,
@@ -95,7 +95,7 @@ def run(
     plain.check("cudnn", cell, params, xs, each, state)
     _check_options(steps, emit, checkpoint_every)
     (state,), hs = _through(
-        kernel, [params], [state], xs, steps.happens, reverse=reverse
+        kernel, [params], [state], xs, steps.active, reverse=reverse
     )
     return state, hs if emit is emits.hidden else None
 
@@ -131,14 +131,14 @@ def run_stack(
     states = [initial_state(layer, xs.shape[1:-1], dtype=xs.dtype) for layer in layers]
     if state is not None:
         states = tree.flatten_up_to(jax.tree.map(jnp.asarray, state))
-    steps = sequences.steps(xs.shape[:-1], lengths=lengths)
-    xs = sequences.silence(xs, steps)
+    steps = masking.steps(xs.shape[:-1], lengths=lengths)
+    xs = masking.zero_inactive(xs, steps)
     states, ys = _through(
-        kernel, layers, states, xs, steps.happens, directions=_directions(params[0])
+        kernel, layers, states, xs, steps.active, directions=_directions(params[0])
     )
-    if steps.lost is not None:
-        states = [sequences.poison(state, steps.lost) for state in states]
-    return tree.unflatten(states), sequences.settle(ys, steps)
+    if steps.invalid_length is not None:
+        states = [masking.nan_rows(state, steps.invalid_length) for state in states]
+    return tree.unflatten(states), masking.mask_outputs(ys, steps)
 
 
 def pack(layers: Sequence[LSTMParams]) -> Array:
@@ -196,7 +196,7 @@ def _through(
     layers: list[LSTMParams],
     states: list[LSTMState],
     xs: Features,
-    happens: Happens | None,
+    active: ActiveSteps | None,
     *,
     reverse: bool = False,
     directions: int = 1,
@@ -209,8 +209,8 @@ def _through(
     frame = time, rows = time, math.prod(batch_shape)
     if time * rows == 0:  # nothing to run
         return states, jnp.zeros((*xs.shape[:-1], directions * hidden), xs.dtype)
-    happens = None if happens is None else happens.reshape(frame)
-    there, back, counts = _order(happens, frame, reverse=reverse)
+    active = None if active is None else active.reshape(frame)
+    there, back, counts = _order(active, frame, reverse=reverse)
     some = counts > 0
     before = [LSTMState(*(s.reshape(rows, hidden) for s in state)) for state in states]
     zeros = LSTMState(jnp.zeros((), xs.dtype), jnp.zeros((), xs.dtype))
@@ -240,35 +240,35 @@ Move = Callable[[Array], Array]
 
 
 def _order(
-    happens: Happens | None, frame: tuple[int, int], *, reverse: bool
+    active: ActiveSteps | None, frame: tuple[int, int], *, reverse: bool
 ) -> tuple[Move, Move, Array]:
     """How arrays `[T, B, ...]` get into the order of the run and back, and how many
     steps each row has in it.
     """
     time, rows = frame
-    if happens is None:
+    if active is None:
         turn: Move = (lambda a: a[::-1]) if reverse else (lambda a: a)
         return turn, turn, jnp.full(rows, time, jnp.int32)
     row = jnp.arange(rows, dtype=jnp.int32)
-    at = (places(happens, reverse=reverse), jnp.broadcast_to(row, frame))
+    at = (places(active, reverse=reverse), jnp.broadcast_to(row, frame))
     sure: Any = {"unique_indices": True, "mode": "promise_in_bounds"}
     return (
         lambda a: jnp.zeros_like(a).at[at].set(a, **sure),
         lambda a: a.at[at].get(**sure),
-        happens.sum(0, dtype=jnp.int32),
+        active.sum(0, dtype=jnp.int32),
     )
 
 
-def places(happens: Happens, *, reverse: bool = False) -> Array:
+def places(active: ActiveSteps, *, reverse: bool = False) -> Array:
     """For each step `[T, B]` its place in the run; those that do not happen are last.
 
     >>> places(jnp.array([[True], [False], [True]])).ravel().tolist()
     [0, 2, 1]
     """
     if reverse:
-        return places(happens[::-1])[::-1]
-    done, left = (jnp.cumsum(a, axis=0, dtype=jnp.int32) for a in (happens, ~happens))
-    return jnp.where(happens, done, done[-1:] + left) - 1
+        return places(active[::-1])[::-1]
+    done, left = (jnp.cumsum(a, axis=0, dtype=jnp.int32) for a in (active, ~active))
+    return jnp.where(active, done, done[-1:] + left) - 1
 
 
 PRECISIONS = {
@@ -315,7 +315,7 @@ def _check_place(kernel: Kernel, xs: Features, others: Any) -> None:
 
 
 def _check_options(
-    steps: Steps, emit: Emit, checkpoint_every: int | Literal["sqrt"] | None
+    steps: StepMask, emit: Emit, checkpoint_every: int | Literal["sqrt"] | None
 ) -> None:
     """Errors: `NotImplementedError` for resets, other outputs and checkpoints."""
     if steps.resets is not None:

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlstm.cells.base import Each, State
-from jaxlstm.sequences import select
-from jaxlstm.shapes import Features, Happens, is_explicit
+from jaxlstm.cells.base import PerStep, State
+from jaxlstm.masking import select
+from jaxlstm.typing import ActiveSteps, Features, is_explicit
 
-Moments = tuple[Features, Each, Happens | None, Happens | None]
+Moments = tuple[Features, PerStep, ActiveSteps | None, ActiveSteps | None]
 Block = Callable[[State, Any], tuple[State, Any]]
 Shown = Callable[[Array], Array]
 Walk = Callable[..., tuple[Any, Any]]
@@ -131,21 +131,24 @@ def _is_small(value: Array) -> bool:
 
 
 def begun(
-    initial: State, state: State, happens: Happens | None, resets: Happens | None
+    initial: State,
+    state: State,
+    active: ActiveSteps | None,
+    resets: ActiveSteps | None,
 ) -> State:
     """The state that a step begins from.
 
     A step that does not happen begins from the initial state, which is always finite.
     """
     afresh = resets
-    if happens is not None:
-        afresh = ~happens if resets is None else ~happens | resets
+    if active is not None:
+        afresh = ~active if resets is None else ~active | resets
     return state if afresh is None else select(afresh, initial, state)
 
 
-def ended(after: State, state: State, happens: Happens | None) -> State:
+def ended(after: State, state: State, active: ActiveSteps | None) -> State:
     """The state that a step ends with: untouched where it does not happen."""
-    return after if happens is None else select(happens, after, state)
+    return after if active is None else select(active, after, state)
 
 
 def in_blocks(

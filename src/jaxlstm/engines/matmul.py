@@ -37,7 +37,7 @@ FEW = range(4, 49)
 
 def rows_first(x: Array, w: Array) -> Array:
     """`x [*b, K]` times `w [K, N]`, of one dtype."""
-    return _rows_first.bind(*alike(x, w))
+    return _rows_first.bind(*match_varying_axes(x, w))
 
 
 def weights_win(rows: int, weight: Any) -> bool:
@@ -52,10 +52,10 @@ def turned(w: Array) -> Array:
 
 def weights_first(x: Array, w: Array, w_turned: Array) -> Array:
     """`x [*b, K]` times `w [K, N]`, of one dtype; `w_turned` is `turned(w)`."""
-    return _weights_first.bind(*alike(x, w, w_turned))
+    return _weights_first.bind(*match_varying_axes(x, w, w_turned))
 
 
-def alike(*arrays: Array) -> list[Array]:
+def match_varying_axes(*arrays: Array) -> list[Array]:
     """The arrays, each varying over all the mesh axes that one of them varies over."""
     every = [jax.typeof(array).manual_axis_type for array in arrays]
     varying = [kind.varying if kind else frozenset() for kind in every]

@@ -22,18 +22,18 @@ from jax import Array
 from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import (
     Cell,
-    Each,
     Gates,
     LSTMParams,
     LSTMState,
     Params,
+    PerStep,
     State,
 )
 from jaxlstm.cells.emit import Emit, Trace
 from jaxlstm.engines import plain
-from jaxlstm.engines.matmul import alike
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Happens, is_explicit
+from jaxlstm.engines.matmul import match_varying_axes
+from jaxlstm.masking import StepMask
+from jaxlstm.typing import ActiveSteps, Features, is_explicit
 
 TARGETS = {"lstm_forward": "jaxlstm_forward", "lstm_backward": "jaxlstm_backward"}
 
@@ -59,9 +59,9 @@ def run(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: Each,
+    each: PerStep,
     state: State,
-    steps: Steps,
+    steps: StepMask,
     *,
     reverse: bool,
     emit: Emit,
@@ -80,14 +80,14 @@ def run(
     if not len(xs) or not state.h.size:
         hs = jnp.zeros((len(xs), *state.h.shape), xs.dtype)
         return state, _emitted(emit, hs, (hs,) * 5)
-    kind = kinds(*(_flat(flags) for flags in (steps.happens, steps.resets)))
+    kind = kinds(*(_flat(flags) for flags in (steps.active, steps.resets)))
     xs = xs.reshape(len(xs), math.prod(rows), xs.shape[-1])
     before = LSTMState(*(leaf.reshape(-1, units) for leaf in state))
     if reverse:
         xs, kind = xs[::-1], kind[::-1]
     leaves, tree = jax.tree.flatten((params, xs, before, kind))
     loop = traced if emit is emits.trace else lstm
-    hs, after, *seen = loop(*jax.tree.unflatten(tree, alike(*leaves)))
+    hs, after, *seen = loop(*jax.tree.unflatten(tree, match_varying_axes(*leaves)))
 
     def stacked(leaf: Array) -> Array:
         return (leaf[::-1] if reverse else leaf).reshape(len(xs), *rows, units)
@@ -142,18 +142,18 @@ def _check_options(emit: Emit, checkpoint_every: int | Literal["sqrt"] | None) -
         )
 
 
-def _flat(flags: Happens | None) -> Happens | None:
+def _flat(flags: ActiveSteps | None) -> ActiveSteps | None:
     return None if flags is None else flags.reshape(len(flags), -1)
 
 
-def kinds(happens: Happens | None, resets: Happens | None) -> Array:
+def kinds(active: ActiveSteps | None, resets: ActiveSteps | None) -> Array:
     """What each step is, uint8 `[T, B]`; `[0, 0]` where every step just goes on."""
-    if happens is None and resets is None:
+    if active is None and resets is None:
         return jnp.zeros((0, 0), jnp.uint8)
     kind = jnp.uint8(GOES_ON)
     if resets is not None:
         kind = jnp.where(resets, jnp.uint8(AFRESH), kind)
-    return kind if happens is None else jnp.where(happens, kind, jnp.uint8(SKIPPED))
+    return kind if active is None else jnp.where(active, kind, jnp.uint8(SKIPPED))
 
 
 @jax.custom_vjp
@@ -212,7 +212,9 @@ def _forward(
         input_output_aliases={5: 1},
         vmap_method="sequential",
     )(xs, params.w_x, params.w_h, params.b, *state, kinds)
-    _, hs, c, *seen = alike(xs, hs, c, *seen)  # what JAX does not know of a call
+    _, hs, c, *seen = match_varying_axes(
+        xs, hs, c, *seen
+    )  # what JAX does not know of a call
     return hs, LSTMState(hs[-1], c), tuple(seen[: len(shown)])
 
 
@@ -236,7 +238,7 @@ def _lstm_backward(residuals: Any, dots: Any) -> tuple[Any, ...]:
         input_output_aliases={0: 0, 5: 1, 6: 2},
         vmap_method="sequential",
     )(gates, params.w_h, state.c, cs, d_hs, *d_state, kinds)
-    _, deltas, dh, dc = alike(xs, deltas, dh, dc)
+    _, deltas, dh, dc = match_varying_axes(xs, deltas, dh, dc)
     before = jnp.concatenate([state.h[None], hs[:-1]])
     if kinds.size:
         before = jnp.where((kinds == AFRESH)[..., None], 0, before)

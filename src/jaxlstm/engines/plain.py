@@ -5,13 +5,21 @@ from typing import Any
 import jax
 from jax import Array
 
-from jaxlstm.cells.base import Cell, Each, LSTMParams, LSTMState, Params, State, project
+from jaxlstm.cells.base import (
+    Cell,
+    LSTMParams,
+    LSTMState,
+    Params,
+    PerStep,
+    State,
+    project,
+)
 from jaxlstm.cells.lstm import lstm
-from jaxlstm.shapes import Features
+from jaxlstm.typing import Features
 
 
 def check(
-    engine: str, cell: Cell, params: Params, xs: Features, each: Each, state: State
+    engine: str, cell: Cell, params: Params, xs: Features, each: PerStep, state: State
 ) -> None:
     """Errors: `NotImplementedError` where a step is not that of the LSTM."""
 

@@ -11,15 +11,15 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxlstm import memory, sequences
-from jaxlstm.cells.base import Cell, Each, Params, State
+from jaxlstm import masking, memory
+from jaxlstm.cells.base import Cell, Params, PerStep, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import adjoint, cudnn, loops, native, scan
+from jaxlstm.masking import StepMask
 from jaxlstm.memory import Memory
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features, Key
+from jaxlstm.typing import Features, Key
 
-Arrays = tuple[Params, Features, State, Steps]
+Arrays = tuple[Params, Features, State, StepMask]
 
 
 class Engine(Protocol):
@@ -36,9 +36,9 @@ class Engine(Protocol):
         cell: Cell,
         params: Params,
         xs: Features,
-        each: Each,
+        each: PerStep,
         state: State,
-        steps: Steps,
+        steps: StepMask,
         *,
         reverse: bool,
         emit: Emit,
@@ -88,7 +88,7 @@ def run(
     params: Params,
     xs: Features,
     state: State,
-    steps: Steps,
+    steps: StepMask,
     key: Key | None,
 ) -> tuple[State, Any]:
     """What every engine shares: padding goes in as zeros and comes out as zeros."""
@@ -104,17 +104,17 @@ def run(
         emit=options.emit,
         checkpoint_every=options.checkpoint_every,
     )
-    emitted = sequences.settle(emitted, steps)
-    if steps.lost is not None:
-        state = sequences.poison(state, steps.lost)
+    emitted = masking.mask_outputs(emitted, steps)
+    if steps.invalid_length is not None:
+        state = masking.nan_rows(state, steps.invalid_length)
     return state, emitted
 
 
 def _prepared(
-    cell: Cell, params: Params, xs: Features, steps: Steps, key: Key | None
-) -> tuple[Params, Features, Each]:
+    cell: Cell, params: Params, xs: Features, steps: StepMask, key: Key | None
+) -> tuple[Params, Features, PerStep]:
     """What the cell makes of its arguments before the first step."""
-    xs, each = sequences.silence(xs, steps), None
+    xs, each = masking.zero_inactive(xs, steps), None
     if cell.prepare is not None:
         params, each = cell.prepare(params, xs, key=key)
     return params, xs, each
@@ -133,7 +133,7 @@ def described(
     if name not in MODES:
         return "; ".join([*words, "remembers what automatic differentiation needs"])
 
-    def look(params: Params, xs: Features, state: State, steps: Steps) -> None:
+    def look(params: Params, xs: Features, state: State, steps: StepMask) -> None:
         prepared = _prepared(cell, params, xs, steps, key)
         mode = adjoint.mode(
             cell, *prepared, state, steps, emit=options.emit, **MODES[name]
@@ -154,12 +154,12 @@ def gradient_memory(
 
     program = functools.partial(run, engine, cell, options)
 
-    def forward(inputs: Any, steps: Steps, key: Key | None) -> tuple[Any, Any]:
+    def forward(inputs: Any, steps: StepMask, key: Key | None) -> tuple[Any, Any]:
         answer = program(*inputs, steps, key)
         leaves = jax.tree.leaves(answer)
         return [leaf for leaf in leaves if _is_real(leaf)], answer
 
-    def both(inputs: Any, steps: Steps, key: Key | None, dots: Any) -> Any:
+    def both(inputs: Any, steps: StepMask, key: Key | None, dots: Any) -> Any:
         run_forward = functools.partial(forward, steps=steps, key=key)
         _, back, answer = jax.vjp(run_forward, inputs, has_aux=True)
         return answer, back(dots)

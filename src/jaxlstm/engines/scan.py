@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlstm.cells.base import Cell, Each, Params, State, project
+from jaxlstm.cells.base import Cell, Params, PerStep, State, project
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines.loops import (
     Block,
@@ -22,17 +22,17 @@ from jaxlstm.engines.loops import (
     in_blocks,
     typed_like,
 )
-from jaxlstm.sequences import Steps
-from jaxlstm.shapes import Features
+from jaxlstm.masking import StepMask
+from jaxlstm.typing import Features
 
 
 def run(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: Each,
+    each: PerStep,
     state: State,
-    steps: Steps,
+    steps: StepMask,
     *,
     reverse: bool,
     emit: Emit,
@@ -48,13 +48,13 @@ def run(
     initial = cell.initial_state(params, batch_shape, dtype=xs.dtype)
 
     def step(initial: State, state: State, moment: Moments) -> tuple[State, Any]:
-        x, each, happens, resets = moment
-        before = begun(initial, state, happens, resets)
+        x, each, active, resets = moment
+        before = begun(initial, state, active, resets)
         after, gates = cell.step(params, before, project(cell, params, x, each))
         emitted = emit(after, gates)
-        return ended(after, state, happens), emitted
+        return ended(after, state, active), emitted
 
-    moments = (xs, each, steps.happens, steps.resets)
+    moments = (xs, each, steps.active, steps.resets)
     after = jax.eval_shape(
         lambda moments: step(initial, state, any_moment(moments))[0], moments
     )

@@ -12,7 +12,7 @@ from jaxlstm.engines import anatomy
 from jaxlstm.engines.anatomy import Anatomy, Environment
 from jaxlstm.engines.loops import Shown, begun, ended
 from jaxlstm.engines.tangents import Leaves, jvp, kept, one, trimmed
-from jaxlstm.shapes import Happens
+from jaxlstm.typing import ActiveSteps
 
 
 class Moment(NamedTuple):
@@ -35,14 +35,14 @@ class Moment(NamedTuple):
 class Beside(NamedTuple):
     """What has no tangent of its own.
 
-    happens       whether the step happens
+    active        whether the step is executed
     resets        whether it begins anew
     activations   those of the step, or none, to compute them
     turned        for each site its weight, turned, or None to multiply rows first
     """
 
-    happens: Happens | None
-    resets: Happens | None
+    active: ActiveSteps | None
+    resets: ActiveSteps | None
     activations: Leaves
     turned: Leaves
 
@@ -54,7 +54,7 @@ def advance(
     shown: Shown = lax.optimization_barrier,
 ) -> tuple[Leaves, Leaves, Environment]:
     """(the state after the step, what it emits, the value of each variable)."""
-    before = begun(at.initial, at.state, beside.happens, beside.resets)
+    before = begun(at.initial, at.state, beside.active, beside.resets)
     values = dict(zip(parts.fixed, at.fixed, strict=True))
     values |= dict(zip(parts.given, at.given, strict=True))
     values |= dict(zip(parts.arguments[1], before, strict=True))
@@ -62,7 +62,7 @@ def advance(
     values = anatomy.past(parts, values, *told, shown=shown)
     results = [anatomy.value(values, atom) for atom in parts.outputs]
     after, emitted = results[: len(before)], results[len(before) :]
-    return ended(after, at.state, beside.happens), emitted, values
+    return ended(after, at.state, beside.active), emitted, values
 
 
 class Plan(NamedTuple):
@@ -112,7 +112,7 @@ def planned(
         return kept(d_fixed, of_fixed), kept(d_given, of_given)
 
     at = steps._replace(given=given)
-    beside = beside._replace(happens=one(beside.happens), resets=one(beside.resets))
+    beside = beside._replace(active=one(beside.active), resets=one(beside.resets))
     activations, taps = jax.eval_shape(functools.partial(_shapes, parts), at, beside)
     d_fixed, d_given = untapped(dots.fixed, d_given)
     taps = kept(taps, zip(moves, strict=True))

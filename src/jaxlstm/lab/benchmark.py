@@ -23,15 +23,16 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlstm.lab import config as configs
-from jaxlstm.lab import devices, native, schema, shards, splits
-from jaxlstm.lab.cells import LSTM
-from jaxlstm.lab.config import Config
+from jaxlstm.lab import native
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.timing import Run, Spread, alternate
+from jaxlstm.lab.config import Config, schema
+from jaxlstm.lab.config.cells import LSTM
 from jaxlstm.lab.data import Batch
-from jaxlstm.lab.errors import BadInput
-from jaxlstm.lab.steps import TrainState, train_steps
+from jaxlstm.lab.parallel import devices, shards, splits
 from jaxlstm.lab.tasks import language_modelling as task
-from jaxlstm.lab.timing import Run, Spread, alternate
-from jaxlstm.lab.workbench import Workbench
+from jaxlstm.lab.training.experiment import Workbench
+from jaxlstm.lab.training.state import TrainState, train_steps
 
 STEPS = 5  # to a dispatch; a run has as many as `training.steps_per_dispatch`
 

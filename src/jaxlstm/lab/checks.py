@@ -2,10 +2,10 @@
 
 import jax
 
-from jaxlstm.lab import devices, schema, splits
-from jaxlstm.lab.config import Config
-from jaxlstm.lab.training import train_step
-from jaxlstm.lab.workbench import Workbench
+from jaxlstm.lab.config import Config, schema
+from jaxlstm.lab.parallel import devices, splits
+from jaxlstm.lab.training.experiment import Workbench
+from jaxlstm.lab.training.loop import train_step
 
 
 def check(config: Config) -> dict[str, str]:

@@ -7,8 +7,8 @@ import re
 import sys
 from pathlib import Path
 
-from jaxlstm.lab import devices
-from jaxlstm.lab.errors import BadInput
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.parallel import devices
 
 EXTRAS = {"plot": "matplotlib", "tensorboard": "tensorboardX", "notebook": "jupyterlab"}
 

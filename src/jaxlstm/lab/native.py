@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 
 from jaxlstm.engines import native
-from jaxlstm.lab.errors import BadInput
+from jaxlstm.lab._util.errors import BadInput
 
 SOURCE = Path(native.__file__).with_name("lstm_loop.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")

@@ -4,7 +4,7 @@
     LSTM        a stack of one cell: layers, directions, dropout between the layers
 
 A module holds the parameters of a layer and calls it; what a sequence means is said
-in `jaxlstm.sequences` and nowhere else. The names are Flax's: `seq_lengths`,
+in `jaxlstm.masking` and nowhere else. The names are Flax's: `seq_lengths`,
 `initial_carry`, `return_carry`, `time_major`, `deterministic`, and the stream
 `"dropout"` that noise is drawn from.
 """

@@ -10,11 +10,11 @@ import numpy as np
 from jax.extend import core
 from jax.typing import ArrayLike
 
-from jaxlstm import layers, sequences
+from jaxlstm import layers, masking
 from jaxlstm.cells.base import Cell, Params, State, check_size
 from jaxlstm.cells.lstm import lstm
 from jaxlstm.layers import Layer
-from jaxlstm.shapes import Features, Key, show
+from jaxlstm.typing import Features, Key, show
 
 
 def stacked(
@@ -129,7 +129,7 @@ def no_steps(inputs: ArrayLike, feature_axes: int, time_major: bool) -> Any:
 def _array(name: str, value: ArrayLike) -> Any:
     if isinstance(value, jax.Array | np.ndarray):
         return value
-    return sequences.as_array(name, value)
+    return masking.as_array(name, value)
 
 
 def _moved(array: Any, source: int, target: int) -> Any:

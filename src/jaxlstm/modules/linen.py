@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.layers import Layer
 from jaxlstm.modules import common
-from jaxlstm.shapes import Features, Key
+from jaxlstm.typing import Features, Key
 
 
 class _Sequence(nn.Module, kw_only=True):

@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from jaxlstm.cells.base import Cell, State
 from jaxlstm.layers import Layer
 from jaxlstm.modules import common
-from jaxlstm.shapes import Features, Key
+from jaxlstm.typing import Features, Key
 
 
 class Recurrent(nnx.Module):

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxlstm.lab.errors import BadInput
-from jaxlstm.lab.wording import shown
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.wording import shown
 
 
 def quoted(name: object) -> str:

@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.data.corpus import Corpus
 from jaxlstm.lab.data.files import quoted
 from jaxlstm.lab.data.text import read_python, read_text
 from jaxlstm.lab.data.tokens import read_tokens
-from jaxlstm.lab.errors import BadInput
 
 if TYPE_CHECKING:
-    from jaxlstm.lab.schema import Data
+    from jaxlstm.lab.config.schema import Data
 
 
 def read(data: "Data") -> Corpus:

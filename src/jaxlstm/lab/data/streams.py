@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxlstm.lab.errors import BadInput
+from jaxlstm.lab._util.errors import BadInput
 
 
 class Batch(NamedTuple):

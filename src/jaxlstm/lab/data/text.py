@@ -7,13 +7,13 @@ import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.data.corpus import Corpus
 from jaxlstm.lab.data.documents import Split, assemble, split_documents, split_text
 from jaxlstm.lab.data.files import open_data, quoted, size_of
-from jaxlstm.lab.errors import BadInput
 
 if TYPE_CHECKING:
-    from jaxlstm.lab.schema import PythonData, TextData
+    from jaxlstm.lab.config.schema import PythonData, TextData
 
 LARGEST_TEXT = 2**31  # bytes
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.data.corpus import Corpus
 from jaxlstm.lab.data.files import open_data, quoted, size_of
 from jaxlstm.lab.data.vocabulary import opaque
-from jaxlstm.lab.errors import BadInput
 
 if TYPE_CHECKING:
-    from jaxlstm.lab.schema import TokenData
+    from jaxlstm.lab.config.schema import TokenData
 
 _CHUNK = 1 << 22  # bytes
 

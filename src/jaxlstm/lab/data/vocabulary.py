@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxlstm.lab.errors import BadInput
+from jaxlstm.lab._util.errors import BadInput
 
 Kind = Literal["character", "byte", "tokens"]
 

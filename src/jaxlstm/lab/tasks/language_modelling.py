@@ -19,10 +19,10 @@ from jax import Array
 
 import jaxlstm as jl
 from jaxlstm.cells.base import Cell
-from jaxlstm.lab import schema
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.config import schema
 from jaxlstm.lab.data import Vocabulary
 from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN
-from jaxlstm.lab.errors import BadInput
 from jaxlstm.layers import Layer
 
 Params = Any

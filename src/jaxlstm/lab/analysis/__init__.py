@@ -1,0 +1,1 @@
+"""Analysis of the units of a trained model."""

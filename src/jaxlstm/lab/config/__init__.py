@@ -1,0 +1,8 @@
+"""Configs: YAML in, a frozen `Config` out, every mistake reported with its place."""
+
+from jaxlstm.lab.config.loading import Config as Config
+from jaxlstm.lab.config.loading import ConfigError as ConfigError
+from jaxlstm.lab.config.loading import digest as digest
+from jaxlstm.lab.config.loading import dump as dump
+from jaxlstm.lab.config.loading import json_schema as json_schema
+from jaxlstm.lab.config.loading import load as load

@@ -1,0 +1,1 @@
+"""Devices, and how a batch is split over them."""

@@ -1,0 +1,1 @@
+"""Objects that receive the progress of a run."""
