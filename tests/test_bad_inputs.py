@@ -20,7 +20,7 @@ from cases import assert_same, finite, same_bits
 from jaxlstm import masking, unrolling
 from jaxlstm.lab import config as configs
 from jaxlstm.lab.data import Batch
-from jaxlstm.lab.training.loop import loop as training
+from jaxlstm.lab.training import loop as training
 from problems import CELL, B, D, H, T, problem
 
 CELLS = {

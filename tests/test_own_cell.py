@@ -18,7 +18,7 @@ import jaxlstm as jl
 from cases import assert_same, same_bits
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.data import Streams
-from jaxlstm.lab.training.loop import loop as training
+from jaxlstm.lab.training import loop as training
 
 T, B, D, H = 6, 4, 3, 5
 

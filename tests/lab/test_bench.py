@@ -14,7 +14,7 @@ from jaxlstm import unrolling
 from jaxlstm.lab import benchmark
 from jaxlstm.lab._util.timing import Spread, alternate
 from jaxlstm.lab.benchmark import Row
-from jaxlstm.lab.cli.main import main as cli
+from jaxlstm.lab import cli
 from jaxlstm.lab.config import schema
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns about its own parts

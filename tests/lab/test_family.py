@@ -21,7 +21,7 @@ from jaxlstm.lab.config import Config, cells, schema
 from jaxlstm.lab.data import Batch
 from jaxlstm.lab.tasks import language_modelling as task
 from jaxlstm.lab.training import optimizer as optimizers
-from jaxlstm.lab.training.loop import loop as training
+from jaxlstm.lab.training import loop as training
 
 SECTIONS = get_args(get_args(cells.Cell)[0])
 NAMES = [section.model_fields["name"].default for section in SECTIONS]

@@ -17,7 +17,7 @@ from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.files import write_atomic
 from jaxlstm.lab.analysis import inspection, readings
-from jaxlstm.lab.cli.main import main as cli
+from jaxlstm.lab import cli
 from jaxlstm.lab.data import read
 from jaxlstm.lab.runs.trained import Trained
 from jaxlstm.lab.tasks import language_modelling as task

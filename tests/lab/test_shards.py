@@ -24,7 +24,7 @@ from jaxlstm.lab.parallel import devices, shards, splits
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.tasks import language_modelling as task
 from jaxlstm.lab.training.experiment import Workbench
-from jaxlstm.lab.training.loop import loop as training
+from jaxlstm.lab.training import loop as training
 
 N = 4
 

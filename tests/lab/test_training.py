@@ -14,7 +14,7 @@ from jaxlstm.lab._util.errors import Diverged
 from jaxlstm.lab.config.schema import EarlyStopping
 from jaxlstm.lab.tasks import language_modelling as task
 from jaxlstm.lab.training.experiment import Workbench
-from jaxlstm.lab.training.loop import loop as training
+from jaxlstm.lab.training import loop as training
 
 
 class World:
