@@ -1,4 +1,4 @@
-"""One directory, one writer, one log without gap or repeat."""
+"""A run directory has one writer, and its metrics have neither a gap nor a repeat."""
 
 import json
 import os
@@ -37,11 +37,11 @@ def python(code: str, *arguments: object) -> subprocess.Popen:
 
 
 @contextmanager
-def read_only(place: Path) -> Iterator[None]:
-    """Make a directory one that can be read and not written, even by root's tests."""
-    for folder in (*place.parents[:3], place):
+def read_only(directory: Path) -> Iterator[None]:
+    """Make a directory read-only, also when the tests run as root."""
+    for folder in (*directory.parents[:3], directory):
         folder.chmod(0o755)
-    place.chmod(0o555)
+    directory.chmod(0o555)
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -49,25 +49,25 @@ def read_only(place: Path) -> Iterator[None]:
         yield
     finally:
         os.seteuid(user)
-        place.chmod(0o755)
+        directory.chmod(0o755)
 
 
-# Beginning
+# Creating and opening
 
 
-def test_the_laboratory_opens_a_run_without_jax():
+def test_the_runs_package_does_not_import_jax():
     code = "import sys, jaxlstm.lab.runs; print('jax' in sys.modules)"
     assert python(code).communicate()[0] == "False\n"
 
 
-def test_a_new_run_has_a_name_nobody_has(tmp_path):
+def test_two_new_runs_have_different_names(tmp_path):
     first, second = (create(None, parent=tmp_path / "runs") for _ in range(2))
     assert first.path != second.path
     assert first.path.parent == tmp_path / "runs"
     assert first.path.name.startswith("quickstart-20")
 
 
-def test_a_run_keeps_what_it_was_told(tmp_path):
+def test_a_run_records_its_config_overrides_and_environment(tmp_path):
     environment = runs.describe_environment(["cpu:0"])
     run = create(tmp_path / "x", overrides=["a.b=1", "c=ü"], environment=environment)
     assert runs.open(tmp_path / "x") == run
@@ -81,19 +81,19 @@ def test_a_run_keeps_what_it_was_told(tmp_path):
     assert runs.progress(run) == "step 0 of 2000"
 
 
-def test_a_directory_that_holds_a_run_is_left_alone(tmp_path):
+def test_a_directory_that_holds_a_run_is_refused(tmp_path):
     run = create(tmp_path / "my run")
     checkpoints.save(run.checkpoints, 500, {"w": np.ones(1)}, {})
     with pytest.raises(BadInput) as caught:
         create(tmp_path / "my run", config="other: 1\n")
     assert str(caught.value) == (
-        f'{run.path} already holds a run (step 500 of 900); resume it with "jaxlstm '
+        f'{run.path}: already holds a run (step 500 of 900); resume it with "jaxlstm '
         f"resume '{run.path}'\" or choose another --run"
     )
     assert runs.read_config(run) == CONFIG
 
 
-def test_a_directory_that_holds_anything_is_left_alone(tmp_path):
+def test_a_directory_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(BadInput, match=r"is not empty \(it holds thesis\.tex\)"):
         create(tmp_path)
@@ -103,7 +103,7 @@ def test_a_directory_that_holds_anything_is_left_alone(tmp_path):
         create(tmp_path / "b")
 
 
-def test_a_beginning_that_was_killed_is_taken_over(tmp_path):
+def test_a_directory_of_an_interrupted_create_is_accepted(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / ".lock").touch()
     (tmp_path / ".config.yaml.123.tmp").touch()
@@ -111,19 +111,19 @@ def test_a_beginning_that_was_killed_is_taken_over(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
-def test_a_name_must_name_a_directory(tmp_path, name):
-    with pytest.raises(BadInput, match="cannot begin the name of a directory"):
+def test_a_run_name_must_be_valid_as_a_directory_name(tmp_path, name):
+    with pytest.raises(BadInput, match="cannot start the name of a directory"):
         create(None, name=name, parent=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["with space", "zeile\nzwei", "ünïcödé", "'\"$(x)"])
-def test_any_path_will_do(tmp_path, name):
+@pytest.mark.parametrize("name", ["with space", "line\nbreak", "ünïcödé", "'\"$(x)"])
+def test_unusual_path_names_work(tmp_path, name):
     run = create(tmp_path / name)
     runs.append(run, {"step": 1})
     assert runs.read_metrics(runs.open(tmp_path / name)) == [{"step": 1}]
 
 
-def test_a_read_only_place_is_found_at_once(tmp_path):
+def test_a_read_only_directory_is_refused_by_create(tmp_path):
     for path, parent in [
         (tmp_path / "x", "."),
         (tmp_path, "."),
@@ -132,13 +132,13 @@ def test_a_read_only_place_is_found_at_once(tmp_path):
         with (
             read_only(tmp_path),
             pytest.raises(
-                BadInput, match=r"\(Permission denied\); choose another place"
+                BadInput, match=r"\(Permission denied\); choose another directory"
             ),
         ):
             create(path, parent=Path(parent))
 
 
-def test_an_impossible_path_is_a_sentence(tmp_path):
+def test_an_impossible_path_is_refused_with_the_reason(tmp_path):
     for path, why in [
         (tmp_path / ("x" * 300), "File name too long"),
         (Path("/dev/null/x"), "Not a directory"),
@@ -150,14 +150,23 @@ def test_an_impossible_path_is_a_sentence(tmp_path):
         create(Path("a\0b"))
 
 
-def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_opening_a_missing_run_suggests_similar_names(tmp_path):
     create(tmp_path / "quickstart-1")
     with pytest.raises(
         BadInput, match=r"does not exist; did you mean .*quickstart-1\?"
     ):
         runs.open(tmp_path / "quikstart-1")
+    (tmp_path / "my.yaml").touch()
+    with pytest.raises(BadInput) as caught:
+        runs.open(tmp_path / "my.yaml")
+    assert str(caught.value) == (
+        f"{tmp_path}/my.yaml: got a config file, expected a run directory; train it "
+        f"with: jaxlstm train {tmp_path}/my.yaml"
+    )
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match="is no run"):
+    with pytest.raises(
+        BadInput, match=r"not a run directory \(it has no config\.yaml\)"
+    ):
         runs.open(tmp_path / "empty")
     for path in (tmp_path / "a" / "b", Path("x" * 300), Path("a\0b")):
         with pytest.raises(BadInput):
@@ -165,7 +174,7 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path):
         assert not runs.is_run(path)
 
 
-# One writer
+# Locking
 
 HOLD = """
 import sys, time
@@ -177,14 +186,16 @@ with runs.lock(runs.open(Path(sys.argv[1]))):
 """
 
 
-def test_a_run_has_one_writer_and_forgets_a_dead_one(tmp_path):
+def test_a_run_has_one_writer_and_the_lock_of_a_dead_one_is_released(tmp_path):
     run = create(tmp_path / "x")
     writer = python(HOLD, run.path)
     try:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "held\n"
         with (
-            pytest.raises(LabError, match=f"by process {writer.pid}; wait"),
+            pytest.raises(
+                LabError, match=f"process {writer.pid} is writing to this run; wait"
+            ),
             runs.lock(run),
         ):
             pass
@@ -197,7 +208,7 @@ def test_a_run_has_one_writer_and_forgets_a_dead_one(tmp_path):
         pass
 
 
-def test_a_read_only_run_is_read_and_not_trained(tmp_path):
+def test_a_read_only_run_can_be_read_but_not_locked(tmp_path):
     run = create(tmp_path / "x")
     runs.append(run, {"step": 1})
     checkpoints.save(run.checkpoints, 1, {"w": np.ones(1)}, {})
@@ -215,7 +226,7 @@ def test_a_read_only_run_is_read_and_not_trained(tmp_path):
 # Metrics
 
 
-def test_metrics_are_lines_of_json_in_the_order_given(tmp_path):
+def test_metrics_are_json_lines_with_keys_in_the_given_order(tmp_path):
     run = create(tmp_path / "x")
     runs.append(run, {"step": np.int64(1), "split": "train", "loss": jnp.float32(0.5)})
     runs.append(run, {"step": 2, "loss": float("nan"), "worst": -np.inf})
@@ -235,8 +246,8 @@ records = st.lists(
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records, st.integers(0, 20), st.integers(0, 100))
-def test_a_cut_log_goes_on_as_if_never_cut(tmp_path, records, step, torn):
-    """Records after `step`, the last torn anywhere, leave no trace in the bytes."""
+def test_truncated_metrics_continue_to_the_same_bytes(tmp_path, records, step, torn):
+    """Records after `step`, the last cut short at any byte, are removed completely."""
     run = runs.Run(tmp_path)
     records.sort(key=lambda record: record["step"])
     run.metrics.write_text("")
@@ -256,7 +267,7 @@ def test_a_cut_log_goes_on_as_if_never_cut(tmp_path, records, step, torn):
 @pytest.mark.parametrize(
     "tail", [b'{"step": 3', b'{"step": 3}', b"\0" * 50, b"\0" * 50 + b"\n", b"\xff\n"]
 )
-def test_a_torn_last_line_is_no_record(tmp_path, tail):
+def test_an_incomplete_last_line_is_dropped(tmp_path, tail):
     run = create(tmp_path / "x")
     run.metrics.write_bytes(b'{"step": 1}\n' + tail)
     assert runs.read_metrics(run) == [{"step": 1}]
@@ -265,36 +276,38 @@ def test_a_torn_last_line_is_no_record(tmp_path, tail):
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", '{"loss": 1}', "[" * 10**5])
-def test_a_line_in_the_middle_that_is_no_record_is_named(tmp_path, line):
+def test_an_invalid_line_before_the_last_is_named(tmp_path, line):
     run = create(tmp_path / "x")
     run.metrics.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     for call in (runs.read_metrics, lambda run: runs.truncate_metrics(run, 1)):
-        with pytest.raises(LabError, match=r"metrics\.jsonl:2: not a record with"):
+        with pytest.raises(
+            LabError, match=r"metrics\.jsonl:2: got a line that is not a JSON object"
+        ):
             call(run)
 
 
-def test_a_run_without_metrics_has_none(tmp_path):
+def test_a_run_without_metrics_has_an_empty_list(tmp_path):
     run = create(tmp_path / "x")
     assert runs.read_metrics(run) == []
     runs.truncate_metrics(run, 5)
     assert runs.read_metrics(run) == []
 
 
-# The end
+# Finishing and logging
 
 
-def test_a_finished_run_says_so(tmp_path):
+def test_a_finished_run_reports_its_step(tmp_path):
     run = create(tmp_path / "x")
     assert runs.finished(run) is None
     runs.finish(run, 900)
     assert runs.finished(run) == 900
     assert runs.progress(run) == "step 900 of 900"
     run.state.write_text("{")
-    with pytest.raises(LabError, match=r"state\.json cannot be read"):
+    with pytest.raises(LabError, match=r"state\.json: cannot be read"):
         runs.finished(run)
 
 
-def test_the_log_is_a_diary(tmp_path):
+def test_log_lines_have_a_time_and_replace_invalid_characters(tmp_path):
     run = create(tmp_path / "x")
     runs.log(run, "began")
     runs.log(run, "checkpoint 000500 \ud800")
@@ -303,11 +316,11 @@ def test_the_log_is_a_diary(tmp_path):
     assert second.endswith("  checkpoint 000500 ?")
 
 
-def test_a_full_disk_is_a_sentence(tmp_path):
+def test_a_full_disk_is_a_lab_error_with_the_reason(tmp_path):
     run = create(tmp_path / "x")
     run.metrics.unlink(missing_ok=True)
     run.metrics.symlink_to("/dev/full")
-    with pytest.raises(LabError, match=r"metrics\.jsonl cannot be written \(No space"):
+    with pytest.raises(LabError, match=r"metrics\.jsonl: cannot be written \(No space"):
         runs.append(run, {"step": 1})
 
 
@@ -321,7 +334,7 @@ def params() -> dict:
     }
 
 
-def test_weights_come_back_bit_by_bit(tmp_path):
+def test_weights_are_restored_bit_by_bit(tmp_path):
     path = tmp_path / "weights.safetensors"
     runs.export_weights(path, params())
     loaded = runs.load_weights(path, params())
@@ -331,7 +344,7 @@ def test_weights_come_back_bit_by_bit(tmp_path):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_weights_are_read_by_others_and_theirs_by_us(tmp_path):
+def test_weights_are_compatible_with_safetensors(tmp_path):
     from safetensors.numpy import load_file, save_file
 
     path = tmp_path / "w.safetensors"
@@ -344,7 +357,7 @@ def test_weights_are_read_by_others_and_theirs_by_us(tmp_path):
     )
 
 
-def test_every_difference_in_weights_is_named(tmp_path):
+def test_every_difference_between_weights_and_model_is_named(tmp_path):
     path = tmp_path / "w.safetensors"
     runs.export_weights(path, {"a": np.ones(2), "b": np.ones(2)})
     with pytest.raises(BadInput) as caught:

@@ -1,9 +1,9 @@
-"""`metrics.jsonl`: one JSON object a line, the same bytes for the same run.
+"""`metrics.jsonl`: one JSON object per line, identical bytes for identical runs.
 
     {"step": 50, "split": "train", "loss": 2.91, "bits_per_character": 4.2}
 
-A run that was killed goes on with `truncate_metrics`, which takes back what the last
-checkpoint does not know of; so the log has neither a gap nor a repeat.
+When a run is resumed, `truncate_metrics` removes the records written after the
+checkpoint, so that the resumed run leaves no gap and repeats no record.
 """
 
 import json
@@ -16,41 +16,42 @@ from jaxlstm.lab.runs.paths import Run, append_text, write_text
 
 
 def append(run: Run, record: Mapping[str, Any]) -> None:
-    """Append one record to the metrics and force it to the disk.
+    """Append one record to the metrics and flush it to the disk.
 
-    It is one line of JSON in the order of `record`. What is not finite becomes null,
-    and scalars of NumPy or JAX become plain numbers.
+    The record is written as one line of JSON with its keys in the given order.
+    Non-finite values become null; NumPy and JAX scalars become plain numbers.
 
     Raises:
-        LabError: the disk refuses.
+        LabError: the file cannot be written.
     """
     plain = {key: _plain(value) for key, value in record.items()}
     append_text(run.metrics, json.dumps(plain, allow_nan=False) + "\n")
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """All records, in order; a last line that was cut off by a crash is left out.
+    """Return all records in order, without a last line that a crash cut short.
 
     Raises:
-        LabError: a line before the last is no record; it is named.
+        LabError: a line before the last is not a record; the message names the line.
     """
     return [record for record, _ in _read_lines(run)]
 
 
 def truncate_metrics(run: Run, step: int) -> None:
-    """Forget every record after `step`, so that a resumed run repeats none.
+    """Remove every record after `step`; call it before a resumed run appends.
 
-    The lines that stay keep their bytes. Do it once, before the first new record.
+    The remaining lines keep their bytes.
 
     Raises:
-        LabError: a line before the last is no record, or the disk refuses.
+        LabError: a line before the last is not a record, or the file cannot be
+            written.
     """
     kept = [line for record, line in _read_lines(run) if record["step"] <= step]
     write_text(run.metrics, "".join(kept))
 
 
 def _read_lines(run: Run) -> list[tuple[dict[str, Any], str]]:
-    """Every record with its line; the last line may be torn, and then is dropped."""
+    """Return every record with its line, without an incomplete last line."""
     if not run.metrics.exists():
         return []
     lines = run.metrics.read_bytes().splitlines(keepends=True)
@@ -61,12 +62,14 @@ def _read_lines(run: Run) -> list[tuple[dict[str, Any], str]]:
             records.append((record, line.decode()))
         elif number < len(lines):
             raise LabError(
-                f"{run.metrics}:{number}: not a record with a step; delete that line"
+                f"{run.metrics}:{number}: got a line that is not a JSON object with a "
+                "step; delete that line"
             )
     return records
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
+    """Parse a complete line, or return None if it is not a record."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):

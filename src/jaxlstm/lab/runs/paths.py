@@ -1,4 +1,4 @@
-"""Where everything lies in a run directory, and how its text is written."""
+"""Paths of the files in a run directory, and how text is written to them."""
 
 import os
 from dataclasses import dataclass
@@ -10,66 +10,66 @@ from jaxlstm.lab._util.files import reason, write_atomic
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, by the places in it."""
+    """A run directory and the paths of the files in it."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The resolved config, complete."""
+        """The complete resolved config."""
         return self.path / "config.yaml"
 
     @property
     def overrides(self) -> Path:
-        """What the command line changed, one `key=value` a line."""
+        """The overrides from the command line, one `key=value` per line."""
         return self.path / "overrides.txt"
 
     @property
     def environment(self) -> Path:
-        """Versions, devices and platform, as JSON."""
+        """Versions, devices and platform as JSON."""
         return self.path / "env.json"
 
     @property
     def state(self) -> Path:
-        """How many steps were asked for, and whether they are done."""
+        """The requested number of steps, and the step at which the run finished."""
         return self.path / "state.json"
 
     @property
     def log(self) -> Path:
-        """What was said while it ran, with the time of day."""
+        """Messages printed during the run, each with its date and time."""
         return self.path / "log.txt"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """Metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """The root that `jaxlstm.lab.checkpoints` works in."""
+        """The root directory of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def weights(self) -> Path:
-        """The trained parameters alone."""
+        """The parameters with the best validation loss."""
         return self.path / "weights.safetensors"
 
     @property
     def plots(self) -> Path:
-        """The pictures."""
+        """The directory of the plots."""
         return self.path / "plots"
 
     @property
     def report(self) -> Path:
-        """The summary, in Markdown."""
+        """The report in Markdown."""
         return self.path / "report.md"
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add `text` to a file and force it to the disk.
+    """Append `text` to a file and flush it to the disk.
 
     Raises:
-        LabError: the disk refuses.
+        LabError: the file cannot be written.
     """
     try:
         with path.open("a", encoding="utf-8", errors="replace") as stream:
@@ -77,16 +77,16 @@ def append_text(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        raise LabError(f"{path} cannot be written ({reason(error)})") from error
+        raise LabError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by `text` in one step.
+    """Replace the content of a file by `text` atomically.
 
     Raises:
-        LabError: the disk refuses.
+        LabError: the file cannot be written.
     """
     try:
         write_atomic(path, text.encode("utf-8", errors="replace"))
     except OSError as error:
-        raise LabError(f"{path} cannot be written ({reason(error)})") from error
+        raise LabError(f"{path}: cannot be written ({reason(error)})") from error

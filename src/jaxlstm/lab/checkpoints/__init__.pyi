@@ -1,0 +1,13 @@
+from .manifest import CheckpointError as CheckpointError
+from .manifest import DamagedCheckpoint as DamagedCheckpoint
+from .retention import best as best
+from .retention import clean as clean
+from .retention import forget_best as forget_best
+from .retention import mark_best as mark_best
+from .retention import prune as prune
+from .retention import steps as steps
+from .store import latest as latest
+from .store import read_meta as read_meta
+from .store import require_room as require_room
+from .store import restore as restore
+from .store import save as save
