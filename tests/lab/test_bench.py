@@ -271,7 +271,7 @@ def test_a_mistake_is_one_sentence(words, said, config, capsys):
 
 def test_its_help_does_not_import_jax():
     code = (
-        "import sys\nfrom jaxlstm.lab.cli.main import main\n"
+        "import sys\nfrom jaxlstm.lab.cli import main\n"
         "try:\n    main(['bench', '--help'])\nexcept SystemExit:\n    pass\n"
         "sys.exit('jax' in sys.modules or 'torch' in sys.modules)\n"
     )

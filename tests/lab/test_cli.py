@@ -1,4 +1,4 @@
-"""The command line as a newcomer meets it: one sentence, a place, a remedy, a code."""
+"""Each verb of the command line works; each user error is one sentence and a code."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from jaxlstm.lab.config import starters
 
 @pytest.fixture
 def written(book, tmp_path, monkeypatch):
-    """A config file of a tiny run, in the current directory."""
+    """Write the config file of a tiny run to the current directory."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.yaml"
     with path.open("w") as file:
@@ -27,8 +27,8 @@ def written(book, tmp_path, monkeypatch):
     return path
 
 
-def mistake(capsys, *words: object) -> tuple[int, str]:
-    """The exit code and the one sentence of a command that cannot be carried out."""
+def failure(capsys, *words: object) -> tuple[int, str]:
+    """Run a command that fails; return its exit code and its one-line message."""
     code = cli.main([str(word) for word in words])
     err = capsys.readouterr().err
     assert "Traceback" not in err
@@ -36,123 +36,125 @@ def mistake(capsys, *words: object) -> tuple[int, str]:
     return code, err
 
 
-def changed(path: Path, old: str, new: str) -> Path:
+def replace_in(path: Path, old: str, new: str) -> Path:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
     return path
 
 
-def test_a_typo_in_a_key(written, capsys):
-    changed(written, "hidden_size:", "hiden_size:")
-    code, said = mistake(capsys, "train", written)
+def test_a_misspelled_key_is_named_with_its_line_and_a_suggestion(written, capsys):
+    replace_in(written, "hidden_size:", "hiden_size:")
+    code, message = failure(capsys, "train", written)
     assert code == 2
-    assert re.search(r"tiny.yaml:\d+: model.hiden_size: unknown key", said)
-    assert 'did you mean "hidden_size"?' in said
+    assert re.search(r"tiny.yaml:\d+: model.hiden_size: unknown key", message)
+    assert 'did you mean "hidden_size"?' in message
 
 
-def test_a_wrong_type(written, capsys):
-    code, said = mistake(capsys, "train", written, "training.steps=many")
+def test_an_override_of_the_wrong_type_is_quoted(written, capsys):
+    code, message = failure(capsys, "train", written, "training.steps=many")
     assert code == 2
-    assert 'override "training.steps=many"' in said
-    assert "a whole number" in said
+    assert 'override "training.steps=many"' in message
+    assert "a whole number" in message
 
 
-def test_a_missing_config(written, capsys):
-    code, said = mistake(capsys, "train", "tyny.yaml")
+def test_a_missing_config_file_suggests_a_similar_name(written, capsys):
+    code, message = failure(capsys, "train", "tyny.yaml")
     assert code == 2
-    assert "tyny.yaml" in said
-    assert "tiny.yaml" in said.replace("tyny.yaml", "")
+    assert "tyny.yaml" in message
+    assert "tiny.yaml" in message.replace("tyny.yaml", "")
 
 
-def test_a_missing_text(written, book, capsys):
+def test_a_missing_text_file_suggests_a_similar_name(written, book, capsys):
     book.rename(book.with_name("boook.txt"))
-    code, said = mistake(capsys, "train", written)
+    code, message = failure(capsys, "train", written)
     assert code == 2
-    assert "book.txt" in said
-    assert "boook.txt" in said
+    assert "book.txt" in message
+    assert "boook.txt" in message
 
 
-def test_an_empty_text(written, book, capsys):
+def test_an_empty_text_file_is_refused(written, book, capsys):
     book.write_text("")
-    code, said = mistake(capsys, "train", written)
+    code, message = failure(capsys, "train", written)
     assert code == 2
-    assert "book.txt" in said
-    assert "empty" in said
+    assert "book.txt" in message
+    assert "empty" in message
 
 
-def test_a_text_that_is_not_utf8(written, book, capsys):
+def test_a_text_that_is_not_utf8_names_the_encoding_key(written, book, capsys):
     book.write_bytes(book.read_bytes() + b"caf\xe9 au lait")
-    code, said = mistake(capsys, "train", written)
+    code, message = failure(capsys, "train", written)
     assert code == 2
-    assert "utf-8" in said
-    assert "data.encoding" in said
+    assert "utf-8" in message
+    assert "data.encoding" in message
 
 
-def test_a_text_shorter_than_a_window(written, capsys):
-    code, said = mistake(capsys, "train", written, "training.window=5000")
+def test_a_text_shorter_than_a_window_is_refused(written, capsys):
+    code, message = failure(capsys, "train", written, "training.window=5000")
     assert code == 2
-    assert "training.window" in said
-    assert "lower" in said
+    assert "training.window" in message
+    assert "lower" in message
 
 
-def test_a_directory_that_cannot_be_written(written, capsys):
+def test_a_run_directory_that_cannot_be_written_is_refused(written, capsys):
     place = "/proc/no/run" if os.getuid() == 0 else "/no/run"
-    code, said = mistake(capsys, "train", written, "--run", place)
+    code, message = failure(capsys, "train", written, "--run", place)
     assert code == 2
-    assert place in said
-    assert "--run" in said
+    assert place in message
+    assert "--run" in message
 
 
-def test_a_directory_that_holds_a_run(written, capsys):
+def test_train_refuses_a_directory_that_holds_a_run(written, capsys):
     runs.create(Path("there"), name="tiny", config=written.read_text(), total_steps=9)
-    code, said = mistake(capsys, "train", written, "--run", "there")
+    code, message = failure(capsys, "train", written, "--run", "there")
     assert code == 2
-    assert "already holds a run (step 0 of 9)" in said
-    assert "jaxlstm resume there" in said
+    assert "already holds a run (step 0 of 9)" in message
+    assert "jaxlstm resume there" in message
 
 
-def test_an_unknown_optimizer(written, capsys):
-    changed(written, "adamw", "adamm")
-    code, said = mistake(capsys, "train", written)
+def test_an_unknown_optimizer_is_named_with_a_suggestion(written, capsys):
+    replace_in(written, "adamw", "adamm")
+    code, message = failure(capsys, "train", written)
     assert code == 2
-    assert re.search(r"tiny.yaml:\d+: optimizer\[1\].*adamm", said)
-    assert "did you mean" in said
+    assert re.search(r"tiny.yaml:\d+: optimizer\[1\].*adamm", message)
+    assert "did you mean" in message
 
 
-def test_a_gpu_on_a_machine_without(written, capsys):
-    code, said = mistake(capsys, "train", written, "device=gpu")
+def test_a_missing_gpu_names_the_package_to_install(written, capsys):
+    code, message = failure(capsys, "train", written, "device=gpu")
     assert code == 2
-    assert "JAX sees only cpu, and no gpu: jaxlib has" in said
-    assert 'pip install "jaxlstm[cuda13]"' in said
+    assert "JAX sees only cpu, and no gpu: jaxlib has" in message
+    assert 'pip install "jaxlstm[cuda13]"' in message
 
 
 @pytest.mark.parametrize("verb", ["resume", "evaluate", "sample", "plot"])
-def test_a_run_that_is_not_there(verb, written, capsys):
-    code, said = mistake(capsys, verb, "runs/nothing")
+def test_a_missing_run_is_refused(verb, written, capsys):
+    code, message = failure(capsys, verb, "runs/nothing")
     assert code == 2
-    assert "runs/nothing does not exist" in said
+    assert "runs/nothing: does not exist" in message
 
 
-def test_a_failure_nobody_foresaw_is_a_sentence_too(written, capsys, monkeypatch):
+def test_an_unexpected_exception_is_one_line_unless_debugging(
+    written, capsys, monkeypatch
+):
     def fail(*words, **options):
-        raise RuntimeError("the moon is in the way\nand more")
+        raise RuntimeError("first line\nsecond line")
 
     monkeypatch.setattr("jaxlstm.lab.api.train", fail)
-    code, said = mistake(capsys, "train", written)
+    code, message = failure(capsys, "train", written)
     assert code == 1
-    assert "the moon is in the way" in said
-    assert "--debug" in said
+    assert "first line" in message
+    assert "--debug" in message
     with pytest.raises(RuntimeError):
         cli.main(["train", str(written), "--debug"])
 
 
-def test_divergence_has_an_exit_code_of_its_own(written, capsys):
-    code, said = mistake(
+def test_divergence_exits_with_code_3(written, capsys):
+    code, message = failure(
         capsys, "train", written, "optimizer=[{sgd: {learning_rate: 1e38}}]"
     )
     assert code == 3
-    assert "is not finite" in said
+    assert "is not finite" in message
 
 
 def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys):
@@ -169,13 +171,11 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys):
     assert scores["loss"] == jl.lab.load(run).evaluate()["loss"]
 
     assert cli.main(["sample", str(run), "--prompt", "gates", "--length", "9"]) == 0
-    said = capsys.readouterr()
-    assert said.out.startswith("gates")
-    assert said.err == ""
+    captured = capsys.readouterr()
+    assert captured.out.startswith("gates")
+    assert captured.err == ""
     assert cli.main(["sample", str(run), "--prompt", "gatesßß", "--length", "9"]) == 0
-    assert "the prompt has 'ß', which this model read as unknown" in (
-        capsys.readouterr().err
-    )
+    assert "--prompt: 'ß' is not in the model's vocabulary" in capsys.readouterr().err
 
     assert cli.main(["plot", str(run)]) == 0
     assert "loss.png" in capsys.readouterr().out
@@ -188,23 +188,25 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys):
     assert "step 25/25" in capsys.readouterr().out
 
 
-def test_resume_auto_needs_a_directory(written, capsys):
-    code, said = mistake(capsys, "train", written, "--resume", "auto")
+def test_resume_auto_requires_a_run_directory(written, capsys):
+    code, message = failure(capsys, "train", written, "--resume", "auto")
     assert code == 2
-    assert "--run DIR" in said
+    assert "--run DIR" in message
 
 
-def test_overrides_alone_change_the_quickstart(tmp_path, monkeypatch, capsys):
+def test_overrides_without_a_config_apply_to_the_quickstart(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    code, said = mistake(capsys, "train", "model.hidden=1")
+    code, message = failure(capsys, "train", "model.hidden=1")
     assert code == 2
-    assert 'did you mean "model.hidden_size"' in said or "hidden_size" in said
+    assert 'did you mean "model.hidden_size"' in message or "hidden_size" in message
 
 
-def test_check_counts_and_estimates(written, capsys):
+def test_check_counts_parameters_and_estimates_memory(written, capsys):
     assert cli.main(["check", str(written)]) == 0
     out = capsys.readouterr().out
-    assert "sound" in out
+    assert out.startswith(f"{written}: valid\n")
     rows = dict(re.split(r"\s{2,}", line) for line in out.splitlines()[1:])
     trained = tiny.config(Path("x"))["model"]
     hidden, embedded = trained["hidden_size"], trained["embedding_size"]
@@ -217,30 +219,30 @@ def test_check_counts_and_estimates(written, capsys):
     assert "XLA" in rows["memory"]
 
 
-def test_new_gives_a_config_that_is_sound(tmp_path, monkeypatch, capsys):
+def test_new_writes_a_valid_config_and_never_overwrites(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["new", "language-modelling", "--out", "my.yaml"]) == 0
     assert configs.load("my.yaml").name == "my"
     assert "wrote my.yaml" in capsys.readouterr().out
     assert cli.main(["new", "language_modelling"]) == 0
     assert capsys.readouterr().out == starters.starter("language_modelling")
-    code, said = mistake(capsys, "new", "language_modelling", "--out", "my.yaml")
+    code, message = failure(capsys, "new", "language_modelling", "--out", "my.yaml")
     assert code == 2
-    assert "my.yaml is there already" in said
-    code, said = mistake(capsys, "new", "language_modeling")
+    assert "my.yaml: already exists" in message
+    code, message = failure(capsys, "new", "language_modeling")
     assert code == 2
-    assert 'did you mean "language_modelling"? There is' in said
-    _, said = mistake(capsys, "new", "vision")
-    assert 'no task is called "vision". There is language_modelling.' in said
+    assert 'did you mean "language_modelling"? There is' in message
+    _, message = failure(capsys, "new", "vision")
+    assert 'no task is called "vision". There is language_modelling.' in message
 
 
-def test_schema_prints_what_is_committed(capsys):
+def test_schema_prints_the_committed_file(capsys):
     assert cli.main(["schema"]) == 0
     committed = Path(__file__).parents[2] / "configs" / "schema.json"
     assert capsys.readouterr().out == committed.read_text()
 
 
-def test_doctor_says_what_jax_sees(capsys):
+def test_doctor_lists_versions_and_explains_a_missing_gpu(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "none; JAX sees only cpu, and no gpu: jaxlib has" in out
@@ -248,18 +250,18 @@ def test_doctor_says_what_jax_sees(capsys):
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_has_an_example_that_parses(verb, capsys):
-    with pytest.raises(SystemExit) as left:
+def test_the_help_of_every_verb_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
         cli.main([verb, "--help"])
-    assert left.value.code == 0
+    assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
     assert f"example: jaxlstm {verb}" in out
 
 
-def test_an_option_nobody_knows(capsys):
-    with pytest.raises(SystemExit) as left:
+def test_an_unknown_option_is_named(capsys):
+    with pytest.raises(SystemExit) as caught:
         cli.main(["train", "--fast"])
-    assert left.value.code == 2
+    assert caught.value.code == 2
     assert "--fast" in capsys.readouterr().err
 
 
@@ -273,10 +275,10 @@ def test_an_option_nobody_knows(capsys):
         ["new", "language_modelling"],
     ],
 )
-def test_what_needs_no_jax_does_not_import_it(words):
+def test_help_and_config_verbs_do_not_import_jax(words):
     code = (
         "import sys\n"
-        "from jaxlstm.lab.cli.main import main\n"
+        "from jaxlstm.lab.cli import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "heavy = {'jax', 'jaxlib', 'numpy', 'optax', 'orbax', 'matplotlib'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)\n"
@@ -290,7 +292,7 @@ def test_what_needs_no_jax_does_not_import_it(words):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_reader_who_leaves_early_is_no_failure():
+def test_a_closed_pipe_is_not_an_error():
     done = subprocess.run(
         f"{sys.executable} -m jaxlstm schema | head -n 1",
         shell=True,
@@ -303,7 +305,7 @@ def test_a_reader_who_leaves_early_is_no_failure():
 
 
 @pytest.mark.parametrize("verb", ["train", "doctor"])
-def test_a_platform_that_is_not_there(verb, tmp_path):
+def test_an_unavailable_platform_names_the_variable(verb, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "jaxlstm", verb],
         env=os.environ | {"JAX_PLATFORMS": "cuda"},
@@ -317,7 +319,7 @@ def test_a_platform_that_is_not_there(verb, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_closed_or_full_standard_output():
+def test_a_closed_or_full_standard_output_is_one_line():
     command = f"{sys.executable} -m jaxlstm schema"
     closed = subprocess.run(
         f"{command} >&-", shell=True, capture_output=True, check=False
@@ -331,4 +333,4 @@ def test_a_closed_or_full_standard_output():
         check=False,
     )
     assert full.returncode == 1
-    assert "standard output cannot be used (No space left on device)" in full.stderr
+    assert "standard output: cannot be used (No space left on device)" in full.stderr

@@ -1,3 +1,4 @@
-"""The command line, one file a verb."""
+"""The command line: `main` parses it and runs a verb; each verb has one file."""
 
-from jaxlstm.lab.cli.main import main as main
+from jaxlstm.lab.cli.app import VERBS as VERBS
+from jaxlstm.lab.cli.app import main as main

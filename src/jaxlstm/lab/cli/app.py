@@ -1,0 +1,130 @@
+"""The parser of the command line, its error handling and its exit codes.
+
+An error is one sentence on standard error and an exit code: 0 done, 1 failed, 2 bad
+input, 3 diverged, 130 interrupted and saved. Verbs import JAX when they run and not
+before, so that `--help` and the verbs that only read configs start quickly.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from jaxlstm.lab._util import interrupts
+from jaxlstm.lab._util.errors import LabError
+from jaxlstm.lab.cli import (
+    bench,
+    check,
+    doctor,
+    evaluate,
+    inspect,
+    new,
+    plot,
+    resume,
+    sample,
+    schema,
+    train,
+)
+from jaxlstm.lab.cli.common import Arguments, Verb
+
+VERBS: dict[str, Verb] = {
+    "train": train.VERB,
+    "resume": resume.VERB,
+    "evaluate": evaluate.VERB,
+    "sample": sample.VERB,
+    "inspect": inspect.VERB,
+    "plot": plot.VERB,
+    "bench": bench.VERB,
+    "check": check.VERB,
+    "new": new.VERB,
+    "schema": schema.VERB,
+    "doctor": doctor.VERB,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        argv: The words after `jaxlstm`; None for those of this process.
+
+    Returns:
+        0 done, 1 failed, 2 bad input, 3 diverged, 130 interrupted.
+    """
+    arguments = _parse(argv)
+    try:
+        with contextlib.nullcontext() if arguments.debug else interrupts.at_once():
+            VERBS[arguments.verb].run(arguments)
+            _flush()
+    except LabError as error:
+        return _fail(arguments, error, str(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        return _fail(arguments, error, "interrupted", 130)
+    except BrokenPipeError:
+        # The reader closed the pipe, as `head` does. Redirecting standard output keeps
+        # Python from raising the same error again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        file = error.filename or "standard output"
+        return _fail(arguments, error, f"{file}: cannot be used ({error.strerror})", 1)
+    except MemoryError as error:
+        return _fail(arguments, error, "out of memory; lower training.batch_size", 1)
+    except Exception as error:
+        summary = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        hint = "unexpected error; --debug shows the traceback"
+        return _fail(arguments, error, f"{summary} ({hint})", 1)
+    return 0
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None if the process was started without one
+        sys.stdout.flush()
+
+
+def _fail(arguments: Arguments, error: BaseException, message: str, code: int) -> int:
+    if arguments.debug:
+        raise error
+    print(f"jaxlstm: {message}", file=sys.stderr)
+    return code
+
+
+def _parse(argv: Sequence[str] | None) -> Arguments:
+    """Parse the arguments, accepting `key=value` before and after options."""
+    parser = _parser()
+    arguments, extra = parser.parse_known_args(argv)
+    has_overrides = "overrides" in arguments
+    unknown = [
+        word for word in extra if not has_overrides or word[0] == "-" or "=" not in word
+    ]
+    if unknown:
+        expected = "KEY=VALUE or an option" if has_overrides else "an option"
+        parser.error(
+            f"{arguments.verb}: got {unknown[0]!r}, expected {expected}; see "
+            f'"jaxlstm {arguments.verb} --help"'
+        )
+    if extra:
+        arguments.overrides = [*arguments.overrides, *extra]
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxlstm",
+        description="Train and use LSTMs in JAX from a config file.",
+        epilog='"jaxlstm VERB --help" lists the options of a verb, with an example.',
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        subparser = verbs.add_parser(
+            name,
+            help=verb.help,
+            description=f"{verb.help[0].upper()}{verb.help[1:]}.",
+            epilog=f"example: {verb.example}",
+        )
+        verb.declare(subparser)
+        subparser.add_argument(
+            "--debug", action="store_true", help="show the traceback of an error"
+        )
+    return parser

@@ -1,0 +1,103 @@
+"""The record that describes a verb, and the arguments and output that verbs share."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxlstm.lab._util.errors import BadInput
+
+Arguments = argparse.Namespace
+
+
+class Verb(NamedTuple):
+    """A verb of the command line.
+
+    Attributes:
+        help: One line in the imperative, lower case, without a full stop.
+        example: A complete command line.
+        declare: Adds the verb's arguments to its parser.
+        run: Carries out the verb.
+    """
+
+    help: str
+    example: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Arguments], None]
+
+
+def declare_run(parser: argparse.ArgumentParser) -> None:
+    """Add the positional argument RUN."""
+    parser.add_argument("run", help="a run directory")
+
+
+def declare_config(parser: argparse.ArgumentParser) -> None:
+    """Add the optional positional argument CONFIG, followed by overrides."""
+    parser.add_argument(
+        "config", nargs="?", help="a YAML file; default: the quickstart config"
+    )
+    declare_overrides(parser)
+
+
+def declare_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the positional arguments KEY=VALUE."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a config value, for example model.hidden_size=256",
+    )
+
+
+def declare_sinks(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose where progress is written besides the terminal."""
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="also write TensorBoard event files into the run directory",
+    )
+
+
+def declare_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option --json."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def config_and_overrides(arguments: Arguments) -> tuple[str | None, list[str]]:
+    """Return the config and the overrides of a command line.
+
+    The config is None if the first positional argument is an override. argparse cannot
+    distinguish the two, because CONFIG is optional.
+    """
+    config, overrides = arguments.config, arguments.overrides
+    if config is not None and "=" in config and not Path(config).exists():
+        return None, [config, *overrides]
+    return config, overrides
+
+
+def warn(text: str) -> None:
+    """Print a message to standard error."""
+    print(f"jaxlstm: {text}", file=sys.stderr)
+
+
+def print_or_write(text: str, out: str | None) -> None:
+    """Print the text, or write it to a new file.
+
+    Raises:
+        BadInput: the file exists or cannot be written.
+    """
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        with open(out, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise BadInput(f"{out}: already exists; choose another --out") from None
+    except OSError as error:
+        raise BadInput(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+    print(f"wrote {out}")

@@ -1,0 +1,27 @@
+"""`jaxlstm new`: print a commented starter config."""
+
+import argparse
+
+from jaxlstm.lab.cli import common
+from jaxlstm.lab.cli.common import Arguments, Verb
+
+
+def _declare(parser: argparse.ArgumentParser) -> None:
+    from jaxlstm.lab.config.starters import TASKS
+
+    parser.add_argument("task", help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--out", metavar="FILE", help="write to a new file")
+
+
+def _run(arguments: Arguments) -> None:
+    from jaxlstm.lab.config import starters
+
+    common.print_or_write(starters.starter(arguments.task), arguments.out)
+
+
+VERB = Verb(
+    help="print a commented starter config",
+    example="jaxlstm new language_modelling --out my.yaml",
+    declare=_declare,
+    run=_run,
+)

@@ -1,0 +1,56 @@
+"""`jaxlstm sample`: generate text with a trained model."""
+
+import argparse
+
+from jaxlstm.lab.cli import common
+from jaxlstm.lab.cli.common import Arguments, Verb
+
+
+def _declare(parser: argparse.ArgumentParser) -> None:
+    common.declare_run(parser)
+    parser.add_argument("--prompt", metavar="TEXT", help="start of the text")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens to generate")
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="0 is greedy decoding"
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="sample from the K most likely tokens"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample from the most likely tokens with total probability P",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+
+
+def _run(arguments: Arguments) -> None:
+    from jaxlstm.lab.runs import trained
+    from jaxlstm.lab.sinks import records
+
+    model = trained.load(arguments.run, report=common.warn)
+    prompt = arguments.prompt
+    text = model.sample(
+        prompt,
+        length=arguments.length,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    prompt = model.config.sample.prompt if prompt is None else prompt
+    if unknown := model.vocabulary.unknown(prompt):
+        common.warn(
+            f"--prompt: {unknown!r:.60} is not in the model's vocabulary and was read "
+            "as the unknown token"
+        )
+    print(records.printable(prompt + text))
+
+
+VERB = Verb(
+    help="generate text with a trained model",
+    example='jaxlstm sample runs/a --prompt "class " --temperature 0.7 --top-p 0.95',
+    declare=_declare,
+    run=_run,
+)
