@@ -1,8 +1,8 @@
-"""Faults where they happen: file operations that fail, and processes that die.
+"""Fault injection: file operations that fail, and processes that are killed.
 
-Python reports every open, rename, mkdir and remove to an audit hook before it is done,
-whoever asks for it; fsync is wrapped. So the operations of a block can be counted, and
-any one of them can be made to fail or be the last thing that its process does.
+Python reports every open, rename, mkdir and remove to an audit hook before the
+operation; fsync is wrapped. The operations of a block can therefore be counted, and
+any one of them can be made to fail or to kill the process.
 """
 
 import os
@@ -19,18 +19,18 @@ _EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink
 
 
 def numbered(step: int) -> dict[str, np.ndarray]:
-    """A small tree whose values tell which step it is of."""
+    """Return a small tree whose values depend on `step`."""
     return {f"w{i}": np.full((40, 50), step + i, np.float32) for i in range(6)}
 
 
 class Operations:
-    """Counts the file operations below `root` and acts from the one numbered `at`."""
+    """Counts the file operations below `root`, and calls `act` at number `at`."""
 
     def __init__(self, root: Path, at: int, act: Callable[[], None], *, once: bool):
         self.root, self.at, self.act, self.once = str(root), at, act, once
         self.count = 0
 
-    def see(self, path: object) -> None:
+    def record(self, path: object) -> None:
         name = os.fsdecode(path) if isinstance(path, str | bytes) else ""
         if name.startswith(os.sep) and not name.startswith(self.root):
             return
@@ -39,58 +39,58 @@ class Operations:
             self.act()
 
 
-_watching: Operations | None = None
+_active: Operations | None = None
 
 
 def _hook(event: str, arguments: tuple) -> None:
-    if _watching is not None and event in _EVENTS:
-        _watching.see(arguments[0])
+    if _active is not None and event in _EVENTS:
+        _active.record(arguments[0])
 
 
 sys.addaudithook(_hook)
 
 
 @contextmanager
-def _watched(operations: Operations) -> Iterator[Operations]:
-    global _watching
+def _installed(operations: Operations) -> Iterator[Operations]:
+    global _active
     fsync = os.fsync
 
-    def watched_fsync(descriptor: int) -> None:
-        operations.see("")
+    def recorded_fsync(descriptor: int) -> None:
+        operations.record("")
         fsync(descriptor)
 
-    _watching, os.fsync = operations, watched_fsync
+    _active, os.fsync = operations, recorded_fsync
     try:
         yield operations
     finally:
-        _watching, os.fsync = None, fsync
+        _active, os.fsync = None, fsync
 
 
 def counted(root: Path):
-    """Count the operations of a block, disturbing none."""
-    return _watched(Operations(root, sys.maxsize, lambda: None, once=True))
+    """Count the operations of a block without changing any."""
+    return _installed(Operations(root, sys.maxsize, lambda: None, once=True))
 
 
 def failing(root: Path, at: int, code: int, *, once: bool):
-    """Let operation `at` of a block fail with `code`, or all from there on."""
+    """Make operation `at` of a block fail with `code`, or all from `at` on."""
 
     def fail() -> None:
         raise OSError(code, os.strerror(code))
 
-    return _watched(Operations(root, at, fail, once=once))
+    return _installed(Operations(root, at, fail, once=once))
 
 
 def dying(root: Path, at: int):
-    """Let the process be killed before operation `at` of a block."""
+    """Kill the process before operation `at` of a block."""
     kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-    return _watched(Operations(root, at, kill, once=True))
+    return _installed(Operations(root, at, kill, once=True))
 
 
-class Nursery:
-    """A process that has imported everything and forks a child for each call.
+class ForkServer:
+    """A process that imports all modules once and forks a child for each call.
 
-    The children run `setup.call(argument)` where `setup` is Python source that defines
-    `call`. They may die as they like: JAX is never started in the nursery itself.
+    A child runs `call(argument)`, where `call` is defined by the Python source `setup`.
+    Only children run JAX computations, because JAX does not survive a fork.
     """
 
     _LOOP = """
@@ -117,7 +117,7 @@ for line in sys.stdin:
         )
 
     def start(self, argument: object) -> int:
-        """Fork a child that calls with `argument`; its process id."""
+        """Fork a child that runs `call(argument)`, and return its process id."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(f"{argument!r}\n")
@@ -125,7 +125,7 @@ for line in sys.stdin:
         return int(self.process.stdout.readline())
 
     def wait(self) -> int:
-        """The exit code of the child started last; negative for a signal."""
+        """Return the exit code of the last child; negative for a signal."""
         assert self.process.stdout
         return int(self.process.stdout.readline())
 

@@ -1,7 +1,7 @@
-"""Disks that fill, flip bits and fail; processes that die. No fault costs a checkpoint.
+"""No disk fault, flipped bit or killed process costs an earlier checkpoint.
 
-The law, after any fault at any instant: what is visible is whole, the newest visible
-one restores bit by bit, and the next writer clears away the rest.
+After any fault at any time, every visible checkpoint is complete, the newest is
+restored bit by bit, and the next writer removes unfinished files.
 """
 
 import errno
@@ -15,30 +15,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from faults import Nursery, counted, failing, numbered
+from faults import ForkServer, counted, failing, numbered
 from jaxlstm.lab import checkpoints
 from jaxlstm.lab.checkpoints import CheckpointError, DamagedCheckpoint
 from jaxlstm.lab.checkpoints import manifest as manifests
 
 pytestmark = pytest.mark.filterwarnings(
-    # a write that fails leaves others of TensorStore's under way on a closed loop
+    # TensorStore has other writes in progress when one fails and the loop is closed
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 
 SETUP = """
 from pathlib import Path
-import orbax.checkpoint
+import orbax.checkpoint, orbax.checkpoint.args
 from faults import dying, numbered
 from jaxlstm.lab import checkpoints
+from jaxlstm.lab.checkpoints import store  # checkpoints loads it on first use
 """
 
 
 @pytest.fixture(scope="module")
-def nursery():
+def fork_server():
     made = []
 
-    def make(call: str) -> Nursery:
-        made.append(Nursery(SETUP + call))
+    def make(call: str) -> ForkServer:
+        made.append(ForkServer(SETUP + call))
         return made[-1]
 
     yield make
@@ -46,24 +47,24 @@ def nursery():
         process.close()
 
 
-def check_law(root: Path, sure: int) -> int:
-    """Everything visible is sound and `sure` or newer is there; the newest step."""
+def check_visible(root: Path, oldest: int) -> int:
+    """Check every visible checkpoint; return the newest step, at least `oldest`."""
     for step in checkpoints.steps(root):
         restored, meta = checkpoints.restore(root, step, numbered(0))
         assert meta == {"step": step}
         assert all((restored[k] == v).all() for k, v in numbered(step).items())
     found = checkpoints.latest(root, numbered(0), pytest.fail)
     assert found is not None
-    assert found[0] >= sure
+    assert found[0] >= oldest
     return found[0]
 
 
 def check_recovery(root: Path) -> None:
-    """The next save works and leaves nothing hidden."""
+    """Check that the next save works and removes all hidden files."""
     step = 10**6
     checkpoints.save(root, step, numbered(step), {"step": step})
     assert list(root.glob(".*")) == []
-    check_law(root, step)
+    check_visible(root, step)
 
 
 def names_in(directory: Path) -> list[str]:
@@ -75,7 +76,7 @@ def save(root: Path, step: int) -> None:
 
 
 def work(root: Path) -> None:
-    """All that a writer does at one checkpoint, with one to replace and one to drop."""
+    """Run the operations of a training loop at one checkpoint."""
     save(root, 3)
     checkpoints.mark_best(root, 3)
     checkpoints.prune(root, 1)
@@ -98,35 +99,37 @@ def call(task):
 """
 
 
-def kill_before_each_operation(nursery, root: Path, steps: tuple, stride: int):
+def kill_before_each_operation(fork_server, root: Path, steps: tuple, stride: int):
     fresh(root, *steps)
     with counted(root) as operations:
         work(root)
-    child = nursery(WORK)
+    child = fork_server(WORK)
     codes = []
     for at in range(random.randrange(stride), operations.count, stride):
         fresh(root, *steps)
         child.start((str(root), at))
         codes.append(child.wait())
         checkpoints.clean(root)
-        check_law(root, 2 if 2 in steps else 3)
+        check_visible(root, 2 if 2 in steps else 3)
         check_recovery(root)
     assert set(codes) <= {-9, 0}
     assert codes.count(-9) >= 0.8 * len(codes) > 0
 
 
-def test_killed_before_any_file_operation(nursery, tmp_path):
-    kill_before_each_operation(nursery, tmp_path / "c", (1, 2), stride=14)
+def test_a_kill_before_a_file_operation_costs_no_checkpoint(fork_server, tmp_path):
+    kill_before_each_operation(fork_server, tmp_path / "c", (1, 2), stride=14)
 
 
-def test_killed_while_replacing_the_only_checkpoint(nursery, tmp_path):
-    kill_before_each_operation(nursery, tmp_path / "c", (3,), stride=14)
+def test_a_kill_while_replacing_the_only_checkpoint_keeps_it(fork_server, tmp_path):
+    kill_before_each_operation(fork_server, tmp_path / "c", (3,), stride=14)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [(1, 2), (3,), (1, 2, 3)])
-def test_killed_before_every_file_operation(nursery, tmp_path, steps):
-    kill_before_each_operation(nursery, tmp_path / "c", steps, stride=1)
+def test_a_kill_before_every_file_operation_costs_no_checkpoint(
+    fork_server, tmp_path, steps
+):
+    kill_before_each_operation(fork_server, tmp_path / "c", steps, stride=1)
 
 
 LOOP = """
@@ -139,9 +142,9 @@ def call(task):
 """
 
 
-def kill_at_random(nursery, root: Path, times: int) -> None:
-    """Each child goes on where the last was killed, as resumed runs do."""
-    child, newest = nursery(LOOP), 0
+def kill_at_random(fork_server, root: Path, times: int) -> None:
+    """Kill children at random times; each continues where the last was killed."""
+    child, newest = fork_server(LOOP), 0
     save(root, 0)
     for _ in range(times):
         process = child.start((str(root), newest + 1))
@@ -149,23 +152,23 @@ def kill_at_random(nursery, root: Path, times: int) -> None:
         os.kill(process, 9)
         assert child.wait() == -9
         checkpoints.clean(root)
-        newest = check_law(root, newest)
+        newest = check_visible(root, newest)
     assert newest > 0
     check_recovery(root)
 
 
-def test_killed_at_random_instants(nursery, tmp_path):
-    kill_at_random(nursery, tmp_path, times=5)
+def test_kills_at_random_times_cost_no_checkpoint(fork_server, tmp_path):
+    kill_at_random(fork_server, tmp_path, times=5)
 
 
 @pytest.mark.slow
-def test_killed_at_a_thousand_random_instants(nursery, tmp_path):
-    kill_at_random(nursery, tmp_path, times=1000)
+def test_a_thousand_kills_at_random_times_cost_no_checkpoint(fork_server, tmp_path):
+    kill_at_random(fork_server, tmp_path, times=1000)
 
 
-@pytest.mark.parametrize("once", [True, False], ids=["once", "from there on"])
+@pytest.mark.parametrize("once", [True, False], ids=["once", "from then on"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_any_file_operation_may_fail(tmp_path, code, once):
+def test_a_failing_file_operation_costs_no_checkpoint(tmp_path, code, once):
     root = fresh(tmp_path / "c", 1, 2)
     with counted(root) as operations:
         work(root)
@@ -177,13 +180,13 @@ def test_any_file_operation_may_fail(tmp_path, code, once):
                 work(root)
             except CheckpointError as error:
                 raised.append(str(error))
-        check_law(root, 2)
+        check_visible(root, 2)
         check_recovery(root)
     assert raised
     assert all(os.strerror(code) in message for message in raised)
 
 
-def test_a_failed_save_says_why_and_leaves_nothing(tmp_path):
+def test_a_failed_save_names_the_reason_and_leaves_no_files(tmp_path):
     save(tmp_path, 1)
     with (
         failing(tmp_path, 5, errno.ENOSPC, once=True),
@@ -191,19 +194,19 @@ def test_a_failed_save_says_why_and_leaves_nothing(tmp_path):
     ):
         save(tmp_path, 2)
     assert str(caught.value) == (
-        f"checkpoint 000002 could not be saved in {tmp_path} "
-        "(No space left on device); those before it are as they were"
+        f"checkpoint 000002: could not be saved in {tmp_path} "
+        "(No space left on device); earlier checkpoints are unchanged"
     )
     assert names_in(tmp_path) == ["000001"]
 
 
 @pytest.mark.parametrize("largest", [0, 100, 1000, 10_000])
-def test_writes_that_stop_short_are_a_failed_save(tmp_path, largest):
+def test_a_file_size_limit_is_a_failed_save(tmp_path, largest):
     save(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
     try:
-        with pytest.raises(CheckpointError, match="000002 could not be saved"):
+        with pytest.raises(CheckpointError, match="000002: could not be saved"):
             save(tmp_path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -215,28 +218,28 @@ SHORT = """
 import resource
 def call(task):
     root, largest = task
-    checkpoints.reserve = lambda directory, size: None
+    store.reserve = lambda directory, size: None
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     try:
         checkpoints.save(Path(root), 2, numbered(2), {"step": 2})
     except checkpoints.CheckpointError as error:
-        os._exit(7 if "(File too large); those" in str(error) else 8)
+        os._exit(7 if "(File too large); earlier" in str(error) else 8)
 """
 
 
-def test_a_disk_that_fills_under_orbax_is_a_failed_save(nursery, tmp_path):
-    """The room was there when it was reserved, and then somebody else took it."""
+def test_a_disk_that_fills_during_the_write_is_a_failed_save(fork_server, tmp_path):
+    """The space was free when it was reserved, and taken by others afterwards."""
     save(tmp_path, 1)
-    child = nursery(SHORT)
+    child = fork_server(SHORT)
     for largest in (0, 50, 200, 5000):
         child.start((str(tmp_path), largest))
         assert child.wait() == 7
-        check_law(tmp_path, 1)
+        check_visible(tmp_path, 1)
         assert checkpoints.steps(tmp_path) == [1]
     check_recovery(tmp_path)
 
 
-def test_a_live_writer_is_left_alone(tmp_path):
+def test_unfinished_files_of_a_live_writer_are_kept(tmp_path):
     from jaxlstm.lab.checkpoints.retention import staged
 
     with staged(tmp_path, 7) as stage:
@@ -249,7 +252,7 @@ def test_a_live_writer_is_left_alone(tmp_path):
     assert checkpoints.steps(tmp_path) == [7, 8]
 
 
-# Damage at rest
+# Damaged files
 
 
 def files_of(directory: Path) -> list[Path]:
@@ -263,7 +266,7 @@ def flip(path: Path, bit: int) -> None:
 
 
 def flip_bits(root: Path, count: int | None) -> None:
-    """Flip `count` bits spread over all files, or all; each is found and named."""
+    """Flip `count` bits of each file, or all of them; each must be found and named."""
     small = {
         "w": np.arange(5, dtype=np.float32),
         "step": np.asarray(7),
@@ -282,7 +285,7 @@ def flip_bits(root: Path, count: int | None) -> None:
     checkpoints.restore(root, 1, small)
 
 
-def test_a_flipped_bit_anywhere_is_found(tmp_path):
+def test_a_flipped_bit_in_any_file_is_found(tmp_path):
     flip_bits(tmp_path, 300)
 
 
@@ -291,8 +294,8 @@ def test_every_flipped_bit_is_found(tmp_path):
     flip_bits(tmp_path, None)
 
 
-def test_what_the_file_hashes_miss_the_leaf_hashes_find(tmp_path, monkeypatch):
-    """The second line: between the disk and the array lie Orbax and memory."""
+def test_array_hashes_are_checked_besides_file_hashes(tmp_path, monkeypatch):
+    """They also cover errors between the file and the array: in Orbax or in memory."""
     directory = checkpoints.save(tmp_path, 1, numbered(1), {})
     monkeypatch.setattr(manifests, "check_hashes", lambda *_: None)
     for path in directory.glob("arrays/*/0*"):
@@ -305,7 +308,7 @@ def test_what_the_file_hashes_miss_the_leaf_hashes_find(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("harm", ["missing", "empty", "short", "long", "added"])
-def test_a_file_missing_or_cut_short_falls_back_and_says_so(tmp_path, harm):
+def test_a_missing_or_truncated_file_falls_back_with_a_message(tmp_path, harm):
     save(tmp_path, 1)
     for path in files_of(checkpoints.save(tmp_path, 2, numbered(2), {"step": 2})):
         data, other = path.read_bytes(), path.with_name("added")
@@ -317,21 +320,21 @@ def test_a_file_missing_or_cut_short_falls_back_and_says_so(tmp_path, harm):
             path.write_bytes(
                 {"empty": b"", "short": data[:-1], "long": data + b"\0"}[harm]
             )
-        told = []
-        assert checkpoints.latest(tmp_path, numbered(0), told.append)[0] == 1
-        assert len(told) == 1
-        assert told[0].startswith("checkpoint 000002")
-        assert told[0].endswith("; trying the one before it")
+        reports = []
+        assert checkpoints.latest(tmp_path, numbered(0), reports.append)[0] == 1
+        assert len(reports) == 1
+        assert reports[0].startswith("checkpoint 000002")
+        assert reports[0].endswith("; trying the previous checkpoint")
         other.unlink(missing_ok=True)
         path.write_bytes(data)
     assert checkpoints.latest(tmp_path, numbered(0), pytest.fail)[0] == 2
 
 
-def test_when_all_are_damaged_all_are_named(tmp_path):
+def test_if_all_checkpoints_are_damaged_all_are_named(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
         (tmp_path / f"{step:06d}" / manifests.NAME).unlink()
     with pytest.raises(CheckpointError) as caught:
         checkpoints.latest(tmp_path, numbered(0), lambda message: None)
-    assert "000001 is incomplete" in str(caught.value)
-    assert "000002 is incomplete" in str(caught.value)
+    assert "000001: incomplete" in str(caught.value)
+    assert "000002: incomplete" in str(caught.value)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds comes back bit by bit, or is refused in a sentence."""
+"""A checkpoint is restored bit by bit, or refused with a message that says why."""
 
 import asyncio
 import json
@@ -52,16 +52,16 @@ def raw(x) -> bytes:
 
 
 def forge(directory: Path, change) -> None:
-    """Change a manifest and give it a hash that fits, as an attacker would."""
+    """Change a manifest and update its hash, as an attacker would."""
     path = directory / manifests.NAME
     body = json.loads(path.read_text())
     del body["sha256"]
     change(body)
-    digest = manifests._hash_of(body)
-    path.write_text(manifests._render(body | {"sha256": digest}))
+    digest = manifests.digest(body)
+    path.write_text(manifests.render(body | {"sha256": digest}))
 
 
-# What comes back
+# Restoring
 
 
 @st.composite
@@ -93,7 +93,7 @@ trees = st.recursive(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(trees, st.integers(0, 10**9))
-def test_any_tree_comes_back_bit_by_bit(tmp_path, tree, step):
+def test_any_tree_is_restored_bit_by_bit(tmp_path, tree, step):
     shutil.rmtree(tmp_path)
     checkpoints.save(tmp_path, step, tree, {})
     restored, _ = checkpoints.restore(tmp_path, step, tree)
@@ -102,7 +102,7 @@ def test_any_tree_comes_back_bit_by_bit(tmp_path, tree, step):
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(restored))
 
 
-def test_what_other_formats_lose_is_kept(tmp_path, x64):
+def test_dtypes_keys_and_byte_orders_are_preserved(tmp_path, x64):
     tree = {
         "bf16": jnp.asarray([1.0, jnp.nan, -0.0], jnp.bfloat16),
         "above 2**24": jnp.asarray(16777217, jnp.int32),
@@ -123,7 +123,7 @@ def test_what_other_formats_lose_is_kept(tmp_path, x64):
     assert jax.random.key_impl(restored["rbg"]) == jax.random.key_impl(tree["rbg"])
 
 
-def test_leaves_come_back_where_like_has_them(tmp_path):
+def test_leaves_are_placed_like_the_given_tree(tmp_path):
     mesh = jax.make_mesh((8,), ("data",))
     rows = jax.NamedSharding(mesh, jax.P("data"))
     tree = {"split": jnp.arange(16.0), "free": jnp.ones(2), "host": np.ones(2)}
@@ -134,13 +134,13 @@ def test_leaves_come_back_where_like_has_them(tmp_path):
     assert not restored["free"].committed
     assert isinstance(restored["host"], np.ndarray)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-    with pytest.raises(BadInput, match="host is float64, which JAX would narrow"):
+    with pytest.raises(BadInput, match="host: got float64, which JAX converts"):
         checkpoints.restore(tmp_path, 1, abstract)
     with jax.enable_x64(True):
         assert same_bits(checkpoints.restore(tmp_path, 1, abstract)[0], tree)
 
 
-def test_a_restored_array_may_be_donated(tmp_path):
+def test_a_restored_array_can_be_donated(tmp_path):
     tree = {"x": jnp.arange(1000.0)}
     checkpoints.save(tmp_path, 1, tree, {})
     restored, _ = checkpoints.restore(tmp_path, 1, tree)
@@ -149,16 +149,16 @@ def test_a_restored_array_may_be_donated(tmp_path):
     np.testing.assert_array_equal(twice, tree["x"] * 2)
 
 
-def test_meta_comes_back_and_must_be_json(tmp_path):
+def test_meta_is_restored_and_must_be_json(tmp_path):
     meta = {"config": {"seed": 0, "name": "ü\n"}, "best": None, "loss": 1 / 3}
     checkpoints.save(tmp_path, 1, small_tree(), meta)
     assert checkpoints.read_meta(tmp_path, 1) == meta
     for bad in [{"x": np.ones(2)}, {"x": float("nan")}]:
-        with pytest.raises(TypeError, match="meta cannot be written as JSON"):
+        with pytest.raises(TypeError, match="meta: cannot be written as JSON"):
             checkpoints.save(tmp_path, 2, small_tree(), bad)
 
 
-def test_a_notebook_may_save_and_restore(tmp_path):
+def test_saving_works_inside_a_running_event_loop(tmp_path):
     async def cell():
         checkpoints.save(tmp_path, 1, small_tree(), {})
         return checkpoints.restore(tmp_path, 1, small_tree())[0]
@@ -166,8 +166,8 @@ def test_a_notebook_may_save_and_restore(tmp_path):
     assert same_bits(asyncio.run(cell()), small_tree())
 
 
-@pytest.mark.parametrize("name", ["with space", "zeile\nzwei", "ünïcödé", "x" * 200])
-def test_any_directory_name_will_do(tmp_path, name):
+@pytest.mark.parametrize("name", ["with space", "line\nbreak", "ünïcödé", "x" * 200])
+def test_unusual_directory_names_work(tmp_path, name):
     checkpoints.save(tmp_path / name, 1, small_tree(), {})
     (tmp_path / name).rename(tmp_path / "moved")
     assert same_bits(
@@ -175,31 +175,89 @@ def test_any_directory_name_will_do(tmp_path, name):
     )
 
 
-def test_a_copy_is_as_good_as_the_original(tmp_path):
+def test_a_copied_directory_can_be_restored(tmp_path):
     checkpoints.save(tmp_path / "a", 1, small_tree(), {})
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert checkpoints.latest(tmp_path / "b", small_tree(), pytest.fail)
 
 
-# What is refused
+def by_name(path: str) -> str:
+    """Map the positional paths of `small_tree` to named ones."""
+    return path.replace("params/0/", "params/rnn/")
+
+
+def named_tree(fill: float = 1.0) -> dict:
+    """Return `small_tree` with named instead of positional parameters."""
+    tree = small_tree(fill)
+    return tree | {"params": {"rnn": tree["params"][0]}}
+
+
+def test_stored_leaves_can_be_renamed(tmp_path):
+    for step in (1, 2):
+        checkpoints.save(tmp_path, step, small_tree(step), {"step": step})
+    restored, meta = checkpoints.restore(tmp_path, 1, named_tree(), rename=by_name)
+    assert meta == {"step": 1}
+    assert jax.tree.structure(restored) == jax.tree.structure(named_tree())
+    assert same_bits(restored, named_tree(1))
+    found = checkpoints.latest(tmp_path, named_tree(), pytest.fail, rename=by_name)
+    assert found[0] == 2
+    assert same_bits(found[1], named_tree(2))
+    with pytest.raises(CheckpointError, match="params/rnn/w_h: got no such leaf"):
+        checkpoints.restore(tmp_path, 1, named_tree())
+
+
+def test_empty_leaves_and_keys_can_be_renamed(tmp_path):
+    old = {"0": np.zeros((0, 2)), "1": jax.random.key(3)}
+    new = {"empty": np.ones((0, 2)), "key": jax.random.key(0)}
+    names = {"0": "empty", "1": "key"}
+    checkpoints.save(tmp_path, 1, old, {})
+    restored, _ = checkpoints.restore(tmp_path, 1, new, rename=names.__getitem__)
+    assert same_bits(restored["empty"], old["0"])
+    assert same_bits(restored["key"], old["1"])
+
+
+def test_differences_are_named_by_the_new_path_and_damage_by_the_stored_one(tmp_path):
+    directory = checkpoints.save(tmp_path, 1, small_tree(), {})
+    like = named_tree()
+    like["params"]["rnn"]["b"] = np.zeros((2, 3))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.restore(tmp_path, 1, like, rename=by_name)
+    assert str(caught.value) == (
+        "checkpoint 000001: params/rnn/b: got [4, 3], expected [2, 3] in this config"
+    )
+    (chunk,) = directory.glob("arrays/*w_h/0*")
+    data = bytearray(chunk.read_bytes())
+    data[0] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(DamagedCheckpoint, match=r"params/0/w_h is damaged"):
+        checkpoints.restore(tmp_path, 1, named_tree(), rename=by_name)
+
+
+def test_two_leaves_cannot_be_renamed_to_the_same_path(tmp_path):
+    checkpoints.save(tmp_path, 1, {"a": np.ones(2), "b": np.ones(2)}, {})
+    with pytest.raises(BadInput, match="rename: got the same path 'w' for 'a' and 'b'"):
+        checkpoints.restore(tmp_path, 1, {"w": np.ones(2)}, rename=lambda path: "w")
+
+
+# Refusing
 
 
 @pytest.mark.parametrize(
     "tree", [{"a": 1.0}, {"a": np.asarray("text")}, {"a": np.asarray([{}])}, {"a": abs}]
 )
-def test_only_arrays_of_numbers_are_saved(tmp_path, tree):
-    with pytest.raises(TypeError, match=r"^a is .*only arrays of numbers"):
+def test_only_numeric_arrays_can_be_saved(tmp_path, tree):
+    with pytest.raises(TypeError, match=r"^a: got .*expected an array of numbers"):
         checkpoints.save(tmp_path, 1, tree, {})
     assert checkpoints.steps(tmp_path) == []
 
 
-def test_two_leaves_of_one_path_are_refused(tmp_path):
+def test_two_leaves_with_the_same_path_are_refused(tmp_path):
     x = np.ones(1)
-    with pytest.raises(ValueError, match="one path"):
+    with pytest.raises(ValueError, match="two leaves with the same path"):
         checkpoints.save(tmp_path, 1, {"a/b": x, "a": {"b": x}}, {})
 
 
-def test_every_difference_is_named(tmp_path):
+def test_every_difference_between_trees_is_named(tmp_path):
     checkpoints.save(tmp_path, 500, small_tree(), {})
     like = small_tree()
     like["params"][0]["w_h"] = np.ones((2, 4, 2), np.float32)
@@ -210,23 +268,26 @@ def test_every_difference_is_named(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         checkpoints.restore(tmp_path, 500, like)
     assert sorted(str(caught.value).splitlines()) == [
-        "checkpoint 000500: key is key<fry> there and key<rbg> in this config",
-        "checkpoint 000500: params/0/b is float64 [4, 3] there and missing in this "
+        "checkpoint 000500: key: got key<fry>, expected key<rbg> in this config",
+        "checkpoint 000500: params/0/b: got float64 [4, 3], expected no such leaf in "
+        "this config",
+        "checkpoint 000500: params/0/w_h: got [3, 4, 3], expected [2, 4, 2] in this "
         "config",
-        "checkpoint 000500: params/0/w_h is [3, 4, 3] there and [2, 4, 2] in this "
+        "checkpoint 000500: params/1: got no such leaf, expected float32 [1] in this "
         "config",
-        "checkpoint 000500: params/1 is missing there and float32 [1] in this config",
-        "checkpoint 000500: step is int32 there and float32 in this config",
+        "checkpoint 000500: step: got int32, expected float32 in this config",
     ]
     with pytest.raises(CheckpointError, match="w_h"):
         checkpoints.latest(tmp_path, like, pytest.fail)
 
 
-def test_a_newer_format_asks_for_a_newer_version(tmp_path):
+def test_a_newer_format_names_the_version_it_needs(tmp_path):
     checkpoints.save(tmp_path, 1, small_tree(), {})
     newest = checkpoints.save(tmp_path, 2, small_tree(), {})
     forge(newest, lambda b: b.update(format_version=2, needs="3.1", odd=[1]))
-    with pytest.raises(CheckpointError, match=r"000002 needs jaxlstm >= 3\.1") as e:
+    with pytest.raises(
+        CheckpointError, match=r"000002: got format 2.*needs jaxlstm >= 3\.1"
+    ) as e:
         checkpoints.latest(tmp_path, small_tree(), pytest.fail)
     assert not isinstance(e.value, DamagedCheckpoint)
 
@@ -263,7 +324,7 @@ def test_a_forged_manifest_is_refused(tmp_path, change):
         {"order": "F"},
     ],
 )
-def test_a_forged_array_takes_no_memory(tmp_path, change):
+def test_a_forged_array_header_allocates_no_memory(tmp_path, change):
     directory = checkpoints.save(tmp_path, 1, small_tree(), {})
     (header,) = directory.glob("arrays/*w_h/.zarray")
     header.write_text(json.dumps(json.loads(header.read_text()) | change))
@@ -281,10 +342,10 @@ def test_a_forged_array_takes_no_memory(tmp_path, change):
     "text",
     ["", "[]", "null", "{}", '{"sha256": 1}', "[" * 10**5, "9" * 10**5, "\ud800"],
 )
-def test_a_manifest_that_is_something_else_is_refused(tmp_path, text):
+def test_a_manifest_with_other_content_is_refused(tmp_path, text):
     directory = checkpoints.save(tmp_path, 1, small_tree(), {})
     (directory / manifests.NAME).write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(DamagedCheckpoint, match=r"000001: manifest\.json is not what"):
+    with pytest.raises(DamagedCheckpoint, match=r"000001: manifest\.json has changed"):
         checkpoints.restore(tmp_path, 1, small_tree())
 
 
@@ -312,23 +373,23 @@ def test_links_are_not_followed(tmp_path):
     assert len(list(outside.rglob(".zarray"))) == 4
 
 
-# Which there are, and which stay
+# Listing and pruning
 
 
-def test_steps_are_numbers(tmp_path):
+def test_only_directories_named_by_a_number_are_checkpoints(tmp_path):
     for step in (1000000, 9, 100, 10):
         checkpoints.save(tmp_path, step, small_tree(), {})
     for name in ("1", "000x10", ".000011.abc.tmp", "٠٠٠٠٠١"):
         (tmp_path / name).mkdir()
     (tmp_path / "000012").touch()
     assert checkpoints.steps(tmp_path) == [9, 10, 100, 1000000]
-    with pytest.raises(ValueError, match="step is -1"):
+    with pytest.raises(ValueError, match="step: got -1"):
         checkpoints.save(tmp_path, -1, small_tree(), {})
     assert checkpoints.steps(tmp_path / "nowhere") == []
     assert checkpoints.latest(tmp_path / "nowhere", small_tree(), pytest.fail) is None
 
 
-def test_the_newest_is_newest_by_step_and_not_by_clock(tmp_path):
+def test_the_newest_checkpoint_has_the_largest_step(tmp_path):
     for step in (1, 2):
         checkpoints.save(tmp_path, step, small_tree(step), {"step": step})
     os.utime(tmp_path / "000001", (2**31, 2**31))
@@ -337,7 +398,7 @@ def test_the_newest_is_newest_by_step_and_not_by_clock(tmp_path):
     assert same_bits(tree, small_tree(2))
 
 
-def test_a_missing_step_is_told_with_those_there_are(tmp_path):
+def test_a_missing_step_lists_the_existing_ones(tmp_path):
     checkpoints.save(tmp_path, 5, small_tree(), {})
     with pytest.raises(CheckpointError, match="no checkpoint of step 6; it has 5"):
         checkpoints.restore(tmp_path, 6, small_tree())
@@ -357,27 +418,27 @@ def test_pruning_keeps_the_newest_the_best_and_the_protected(tmp_path):
         checkpoints.prune(tmp_path, 0)
 
 
-def test_pruning_never_lets_damage_push_out_the_last_good_one(tmp_path):
+def test_pruning_keeps_the_last_intact_checkpoint(tmp_path):
     for step in (1, 2, 3, 4):
         checkpoints.save(tmp_path, step, small_tree(), {})
     os.truncate(next((tmp_path / "000004").glob("arrays/*w_h/0*")), 3)
     (tmp_path / "000003" / manifests.NAME).unlink()
     checkpoints.prune(tmp_path, 1)
     assert checkpoints.steps(tmp_path) == [2, 3, 4]
-    told = []
-    assert checkpoints.latest(tmp_path, small_tree(), told.append)[0] == 2
-    assert "000004: params/0/w_h is damaged" in told[0]
-    assert "000003 is incomplete" in told[1]
+    reports = []
+    assert checkpoints.latest(tmp_path, small_tree(), reports.append)[0] == 2
+    assert "000004: params/0/w_h is damaged" in reports[0]
+    assert "000003: incomplete" in reports[1]
 
 
-def test_best_leads_nowhere_else(tmp_path):
+def test_best_must_point_to_a_checkpoint(tmp_path):
     checkpoints.save(tmp_path, 1, small_tree(), {})
     with pytest.raises(CheckpointError, match="has no checkpoint 000002"):
         checkpoints.mark_best(tmp_path, 2)
     for target in ("../outside", "/etc", "000001/arrays"):
         (tmp_path / "best").unlink(missing_ok=True)
         (tmp_path / "best").symlink_to(target)
-        with pytest.raises(CheckpointError, match="not to a checkpoint beside it"):
+        with pytest.raises(CheckpointError, match="expected a checkpoint in the same"):
             checkpoints.best(tmp_path)
     checkpoints.mark_best(tmp_path, 1)
     assert checkpoints.best(tmp_path) == 1
@@ -385,14 +446,14 @@ def test_best_leads_nowhere_else(tmp_path):
     assert checkpoints.best(tmp_path) is None
 
 
-def test_a_checkpoint_may_be_saved_again(tmp_path):
+def test_a_checkpoint_can_be_replaced(tmp_path):
     checkpoints.save(tmp_path, 1, small_tree(1), {})
     checkpoints.save(tmp_path, 1, small_tree(2), {})
     assert same_bits(checkpoints.restore(tmp_path, 1, small_tree())[0], small_tree(2))
     assert list(tmp_path.iterdir()) == [tmp_path / "000001"]
 
 
-def test_want_of_room_is_found_before_the_first_step(tmp_path):
+def test_missing_disk_space_is_found_before_the_first_step(tmp_path):
     checkpoints.require_room(tmp_path, small_tree(), copies=3)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CheckpointError, match="no room for 1000000000000 checkpoints"):

@@ -363,10 +363,26 @@ def test_every_difference_between_weights_and_model_is_named(tmp_path):
     with pytest.raises(BadInput) as caught:
         runs.load_weights(path, {"a": np.ones(3), "c": np.ones(1)})
     assert str(caught.value).splitlines() == [
-        f"{path}: a is [2] there and [3] in this model",
-        f"{path}: c is missing there and float64 [1] in this model",
-        f"{path}: b is float64 [2] there and missing in this model",
+        f"{path}: a: got [2], expected [3] in this model",
+        f"{path}: c: got no such leaf, expected float64 [1] in this model",
+        f"{path}: b: got float64 [2], expected no such leaf in this model",
     ]
+
+
+def test_weights_can_be_renamed_when_they_are_loaded(tmp_path):
+    path, like = tmp_path / "w.safetensors", {"embed": {"table": np.zeros(3)}}
+    runs.export_weights(path, [{"table": np.arange(3.0)}])
+    with pytest.raises(BadInput, match="embed/table: got no such leaf"):
+        runs.load_weights(path, like)
+    loaded = runs.load_weights(path, like, rename=lambda name: f"embed/{name[2:]}")
+    np.testing.assert_array_equal(loaded["embed"]["table"], np.arange(3.0))
+    with pytest.raises(BadInput, match="0/table: got no such leaf, expected float64"):
+        runs.load_weights(
+            path, [like["embed"]], rename=lambda name: f"embed/{name[2:]}"
+        )
+    runs.export_weights(path, [np.ones(1), np.ones(1)])
+    with pytest.raises(BadInput, match="rename: got the same path 'w' for '0' and '1'"):
+        runs.load_weights(path, {"w": np.ones(1)}, rename=lambda name: "w")
 
 
 def test_damaged_weights_are_refused(tmp_path):
@@ -384,9 +400,9 @@ def test_damaged_weights_are_refused(tmp_path):
         assert loaded.tobytes() == like["w"].tobytes()
     for harm in (whole[:-1], b"", b"{}", b"\xff" * 100):
         path.write_bytes(harm)
-        with pytest.raises(BadInput, match="cannot be read as weights"):
+        with pytest.raises(BadInput, match="cannot be read as safetensors"):
             runs.load_weights(path, like)
-    with pytest.raises(BadInput, match="cannot be read as weights"):
+    with pytest.raises(BadInput, match="cannot be read as safetensors"):
         runs.load_weights(tmp_path / "nowhere", like)
-    with pytest.raises(TypeError, match="w is float"):
+    with pytest.raises(TypeError, match="w: got float"):
         runs.export_weights(path, {"w": 1.0})

@@ -1,13 +1,13 @@
-"""What a checkpoint says about itself, and whether that is true.
+"""The manifest of a checkpoint: reading, writing and verifying it.
 
 `manifest.json` lists every leaf (path, shape, dtype, hash) and every file (size, hash),
-carries the run's `meta`, and ends in a hash of itself. The rule for that last hash
-never changes, so that a format from the future can be told from damage:
+holds the run's `meta`, and ends with a hash of itself. The rule for that hash never
+changes, so that an older version can distinguish a newer format from damage:
 
     manifest = render(body),   body["sha256"] = sha256(render(body without "sha256"))
 
-Nothing here follows a name found in a manifest: files are found by walking the
-directory, then looked up.
+File names in a manifest are never used as paths: files are found by walking the
+directory and then looked up in the manifest, so a forged name cannot escape it.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from jaxlstm.lab._util.errors import LabError
 
 FORMAT_VERSION = 1
 NEEDS = "0.1.0"
-"""The oldest jaxlstm that can read FORMAT_VERSION."""
+"""The oldest jaxlstm version that reads FORMAT_VERSION."""
 
 NAME = "manifest.json"
 _LARGEST = 1 << 26
@@ -33,11 +33,11 @@ _BLOCK = 1 << 20
 
 
 class CheckpointError(LabError):
-    """A checkpoint could not be written, or does not fit."""
+    """A checkpoint cannot be written, or differs from the expected tree."""
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint is not what its writer wrote."""
+    """The content of a checkpoint differs from what was written."""
 
 
 class _Record(BaseModel):
@@ -45,7 +45,7 @@ class _Record(BaseModel):
 
 
 class Leaf(_Record):
-    """One leaf of the saved tree. The dtype of a typed key names its generator."""
+    """One leaf of the saved tree. The dtype of a typed key names its PRNG."""
 
     path: str
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class File(_Record):
 
 
 class Manifest(_Record):
-    """A whole checkpoint, without its arrays."""
+    """Everything in a checkpoint except the arrays."""
 
     format_version: int
     needs: str
@@ -72,26 +72,26 @@ class Manifest(_Record):
 
 
 def write(directory: Path, manifest: Manifest) -> None:
-    """Write `manifest` into `directory`, with the hash of itself."""
+    """Write `manifest` into `directory` together with its hash."""
     body = manifest.model_dump(mode="json")
-    text = _render(body | {"sha256": _hash_of(body)})
+    text = render(body | {"sha256": digest(body)})
     (directory / NAME).write_text(text, encoding="utf-8")
 
 
 def read(directory: Path) -> Manifest:
-    """Read the manifest of one checkpoint and check it against its own hash.
+    """Read the manifest of one checkpoint and verify its hash.
 
     Raises:
-        DamagedCheckpoint: it is missing, cut short, or not what was written.
-        CheckpointError: it is sound and was written by a newer jaxlstm.
+        DamagedCheckpoint: it is missing, truncated or changed.
+        CheckpointError: it is intact and was written by a newer jaxlstm.
     """
     label = f"checkpoint {directory.name}"
     body = _read_body(directory / NAME, label)
     version = body.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{label} needs jaxlstm >= {body.get('needs')}: it is in format {version}, "
-            f"and this version reads up to format {FORMAT_VERSION}"
+            f"{label}: got format {version}, expected at most {FORMAT_VERSION}; it "
+            f"needs jaxlstm >= {body.get('needs')}"
         )
     try:
         manifest = Manifest.model_validate_json(json.dumps(body))
@@ -99,22 +99,24 @@ def read(directory: Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise DamagedCheckpoint(
-            f"{label}: {NAME} is malformed at {place}: {first['msg']}"
+            f"{label}: {NAME} is invalid at {place}: {first['msg']}"
         ) from error
     if f"{manifest.step:06d}" != directory.name:
         raise DamagedCheckpoint(
-            f"{label} holds step {manifest.step}; give the directory its name back, "
-            f"{manifest.step:06d}"
+            f"{label}: got the checkpoint of step {manifest.step}; rename the "
+            f"directory to {manifest.step:06d}"
         )
     return manifest
 
 
 def list_files(directory: Path) -> dict[str, int]:
-    """The sizes of all files below `directory` but the manifest, by relative name.
+    """Return the sizes of all files below `directory`, by relative name.
+
+    The manifest is left out.
 
     Raises:
-        DamagedCheckpoint: something in there is neither a file nor a directory. A
-            symbolic link could lead anywhere, so none is followed.
+        DamagedCheckpoint: an entry is neither a file nor a directory. Symbolic links
+            are refused because they can point outside the checkpoint.
     """
     sizes = {}
     for folder, subfolders, names in os.walk(directory):
@@ -127,56 +129,57 @@ def list_files(directory: Path) -> dict[str, int]:
             elif not stat.S_ISDIR(status.st_mode):
                 raise DamagedCheckpoint(
                     f"checkpoint {directory.name}: {relative} is a link or a device, "
-                    "and a checkpoint holds only files; it is not read"
+                    "expected a file or a directory; it was not read"
                 )
     sizes.pop(NAME, None)
     return sizes
 
 
 def check_sizes(directory: Path, manifest: Manifest) -> None:
-    """Compare the names and sizes of all files with the manifest, reading none.
+    """Compare the names and sizes of all files with the manifest.
 
     Raises:
-        DamagedCheckpoint: a file is missing, cut short, grown or not listed.
+        DamagedCheckpoint: a file is missing, not listed, or of another size.
     """
     found = list_files(directory)
     for name in sorted(manifest.files.keys() | found.keys()):
-        came = f"{found[name]} bytes" if name in found else "missing"
+        got = f"{found[name]} bytes" if name in found else "missing"
         listed = manifest.files.get(name)
-        wanted = f"{listed.size} bytes" if listed else "not part of it"
-        if came != wanted:
+        expected = f"{listed.size} bytes" if listed else "no such file"
+        if got != expected:
             raise DamagedCheckpoint(
                 f"checkpoint {directory.name}: {blame(manifest, name)} is damaged: "
-                f"{name} is {came} and the manifest says {wanted}"
+                f"{name}: got {got}, expected {expected}"
             )
 
 
 def check_hashes(directory: Path, manifest: Manifest) -> None:
-    """Compare every byte of every file with the manifest; sizes were checked.
+    """Compare the hash of every file with the manifest; call after `check_sizes`.
 
     Raises:
-        DamagedCheckpoint: one bit or more differs; the message names the leaf.
+        DamagedCheckpoint: at least one bit differs; the message names the leaf.
     """
     for name, listed in manifest.files.items():
         if hash_file(directory / name) != listed.sha256:
             raise DamagedCheckpoint(
                 f"checkpoint {directory.name}: {blame(manifest, name)} is damaged: "
-                f"{name} is not what was written"
+                f"the content of {name} has changed since it was written"
             )
 
 
 def storage_name(index: int, path: str) -> str:
-    """The directory of leaf number `index`: safe on any disk, readable by a person.
+    """Return the directory name of leaf number `index`, valid on any file system.
 
-    >>> storage_name(7, "params/0/w_h")
-    '0007.params.0.w_h'
+    Example:
+        >>> storage_name(7, "params/rnn/w_h")
+        '0007.params.rnn.w_h'
     """
     kept = re.sub(r"[^0-9A-Za-z_-]", ".", path)[:100]
     return f"{index:04d}.{kept}".rstrip(".")
 
 
 def blame(manifest: Manifest, name: str) -> str:
-    """The leaf that lives in file `name`, or the file itself if none does."""
+    """Return the path of the leaf stored in file `name`, or else `name`."""
     parts = name.split("/")
     for index, leaf in enumerate(manifest.leaves):
         if len(parts) > 1 and parts[1] == storage_name(index, leaf.path):
@@ -185,7 +188,7 @@ def blame(manifest: Manifest, name: str) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file, read block by block."""
+    """Return the sha256 of a file, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):
@@ -194,15 +197,15 @@ def hash_file(path: Path) -> str:
 
 
 def _read_body(path: Path, label: str) -> dict[str, Any]:
-    """The manifest as JSON, once its own hash holds."""
+    """Return the manifest as JSON after verifying its hash."""
     text = _read_text(path, label)
     try:
         body = json.loads(text)
         claimed = body.pop("sha256")
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
         body, claimed = {}, None
-    if claimed != _hash_of(body) or text != _render(body | {"sha256": claimed}):
-        raise DamagedCheckpoint(f"{label}: {NAME} is not what was written")
+    if claimed != digest(body) or text != render(body | {"sha256": claimed}):
+        raise DamagedCheckpoint(f"{label}: {NAME} has changed since it was written")
     return body
 
 
@@ -211,18 +214,22 @@ def _read_text(path: Path, label: str) -> str:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
             raise DamagedCheckpoint(
-                f"{label}: {NAME} is not a file of at most {_LARGEST >> 20} MiB"
+                f"{label}: {NAME}: expected a file of at most {_LARGEST >> 20} MiB"
             )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DamagedCheckpoint(f"{label} is incomplete: it has no {NAME}") from None
+        raise DamagedCheckpoint(f"{label}: incomplete, it has no {NAME}") from None
     except UnicodeDecodeError:
-        raise DamagedCheckpoint(f"{label}: {NAME} is not what was written") from None
+        raise DamagedCheckpoint(
+            f"{label}: {NAME} has changed since it was written"
+        ) from None
 
 
-def _render(body: Mapping[str, Any]) -> str:
+def render(body: Mapping[str, Any]) -> str:
+    """Return the text of a manifest."""
     return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
 
-def _hash_of(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_render(body).encode()).hexdigest()
+def digest(body: Mapping[str, Any]) -> str:
+    """Return the hash of a manifest without its entry "sha256"."""
+    return hashlib.sha256(render(body).encode()).hexdigest()

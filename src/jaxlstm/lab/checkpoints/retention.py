@@ -1,10 +1,10 @@
-"""Which checkpoints there are, which one is best, and which may go.
+"""Listing checkpoints, marking the best one, and deleting old ones.
 
     checkpoints/000400/  000500/  best -> 000400
 
-A checkpoint is a directory named by its step. It gets that name by one rename when
-everything in it is on the disk, and loses it by one rename before anything in it is
-deleted; names that begin with a dot are work in progress.
+A checkpoint is a directory named by its step. It gets this name by one rename after
+all its files are on the disk, and loses it by one rename before any file is deleted.
+Names that start with a dot are unfinished or being deleted.
 """
 
 import fcntl
@@ -24,24 +24,25 @@ _BEST = "best"
 
 
 def directory_of(root: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies.
+    """Return the directory of the checkpoint of `step`.
 
-    >>> directory_of(Path("checkpoints"), 500).as_posix()
-    'checkpoints/000500'
+    Example:
+        >>> directory_of(Path("checkpoints"), 500).as_posix()
+        'checkpoints/000500'
     """
     return root / f"{step:06d}"
 
 
 def steps(root: Path) -> list[int]:
-    """The steps of all finished checkpoints, ascending; links are not followed."""
+    """Return the steps of all complete checkpoints, ascending, ignoring links."""
     return sorted(int(path.name) for path in _entries(root) if _is_checkpoint(path))
 
 
 def best(root: Path) -> int | None:
-    """The step that `mark_best` named last, if its checkpoint is there.
+    """Return the step last passed to `mark_best`, or None if it has no checkpoint.
 
     Raises:
-        CheckpointError: the link was made to lead somewhere else.
+        CheckpointError: the link points to something other than a checkpoint.
     """
     link = root / _BEST
     if not link.is_symlink():
@@ -49,66 +50,70 @@ def best(root: Path) -> int | None:
     target = str(link.readlink())
     if not _STEP.fullmatch(target):
         raise CheckpointError(
-            f"{link} leads to {target!r}, not to a checkpoint beside it; delete it"
+            f"{link}: points to {target!r}, expected a checkpoint in the same "
+            "directory; delete it"
         )
     return int(target) if _is_checkpoint(root / target) else None
 
 
 def mark_best(root: Path, step: int) -> None:
-    """Make `best` point to the checkpoint of `step`, in one rename.
+    """Make the link `best` point to the checkpoint of `step`, by one rename.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or the disk refuses.
+        CheckpointError: there is no such checkpoint, or the link cannot be written.
     """
     target = directory_of(root, step)
     if not _is_checkpoint(target):
-        raise CheckpointError(f"{root} has no checkpoint {target.name} to call best")
-    beside = _hidden(root, _BEST, "tmp")
-    with _said(f"{root / _BEST} cannot be set"):
-        beside.symlink_to(target.name)
-        beside.replace(root / _BEST)
+        raise CheckpointError(
+            f"{root}: has no checkpoint {target.name} to mark as best"
+        )
+    temporary = _hidden(root, _BEST, "tmp")
+    with _translate_os_errors(f"{root / _BEST}: cannot be written"):
+        temporary.symlink_to(target.name)
+        temporary.replace(root / _BEST)
         sync(root)
 
 
 def forget_best(root: Path) -> None:
-    """Let `best` name nothing any more; the checkpoints stay."""
+    """Remove the link `best`; the checkpoints stay."""
     (root / _BEST).unlink(missing_ok=True)
 
 
 def prune(root: Path, keep: int, *, protect: Collection[int] = ()) -> list[int]:
-    """Delete what is older than the newest `keep` sound checkpoints.
+    """Delete all checkpoints older than the newest `keep` intact ones.
 
-    The best one and those in `protect` stay. One whose manifest or file sizes are
-    wrong does not count as sound, so that damage never pushes out the last good one.
+    The best checkpoint and those in `protect` stay. A checkpoint whose manifest or
+    file sizes are wrong does not count as intact, so that damaged checkpoints never
+    displace the last usable one.
 
     Returns:
-        The steps that were deleted.
+        The steps whose checkpoints were deleted.
 
     Raises:
-        CheckpointError: the disk refuses; nothing that should stay was touched.
+        CheckpointError: a file cannot be deleted; the checkpoints to keep are intact.
     """
     if keep < 1:
-        raise ValueError(f"keep is {keep}; keep at least 1 checkpoint")
-    with _said(f"{root} cannot be pruned"):
-        sound = [s for s in steps(root) if _looks_sound(directory_of(root, s))]
+        raise ValueError(f"keep: got {keep}, expected at least 1")
+    with _translate_os_errors(f"{root}: old checkpoints cannot be deleted"):
+        intact = [s for s in steps(root) if _looks_intact(directory_of(root, s))]
         kept = {*protect, best(root)}
-        oldest = min(sound[-keep:], default=0)
-        gone = [s for s in steps(root) if s < oldest and s not in kept]
-        for step in gone:
+        oldest = min(intact[-keep:], default=0)
+        deleted = [s for s in steps(root) if s < oldest and s not in kept]
+        for step in deleted:
             _delete(directory_of(root, step))
-    return gone
+    return deleted
 
 
 def clean(root: Path) -> None:
-    """Clear away what dead writers left; a live writer's work is not touched.
+    """Remove the unfinished files of dead writers, but not those of live ones.
 
-    A checkpoint that was being replaced when its writer died gets its name back, so
-    call this before `latest` when a run goes on.
+    A checkpoint whose replacement was interrupted gets its name back, so call this
+    before `latest` when a run is resumed.
 
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: a file cannot be renamed or deleted.
     """
-    with _said(f"{root} cannot be cleaned"):
+    with _translate_os_errors(f"{root}: unfinished files cannot be deleted"):
         for path in _entries(root):
             if path.name.startswith(".") and path.suffix == ".old":
                 original = root / path.name[1:].split(".")[0]
@@ -119,9 +124,10 @@ def clean(root: Path) -> None:
 
 @contextmanager
 def staged(root: Path, step: int) -> Iterator[Path]:
-    """A hidden directory that becomes the checkpoint of `step` if the block succeeds.
+    """Yield a hidden directory that becomes the checkpoint of `step`.
 
-    Until the last rename nothing is visible. If the block raises, nothing remains.
+    The directory becomes visible by one rename when the block ends. If the block
+    raises, the directory is deleted.
     """
     stage = _hidden(root, f"{step:06d}", "tmp")
     stage.mkdir()
@@ -139,16 +145,16 @@ def staged(root: Path, step: int) -> Iterator[Path]:
 
 
 @contextmanager
-def _said(what: str) -> Iterator[None]:
-    """Turn what the system refuses into a sentence that begins with `what`."""
+def _translate_os_errors(summary: str) -> Iterator[None]:
+    """Raise `CheckpointError` with `summary` and the reason for any `OSError`."""
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{what} ({reason(error)})") from error
+        raise CheckpointError(f"{summary} ({reason(error)})") from error
 
 
 def _publish(stage: Path, target: Path) -> None:
-    """Give `stage` its name; a checkpoint that has it already steps aside first."""
+    """Rename `stage` to `target`, moving an existing `target` out of the way first."""
     if not os.path.lexists(target):
         stage.rename(target)
         return
@@ -170,7 +176,7 @@ def _is_checkpoint(path: Path) -> bool:
     return bool(_STEP.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
-def _looks_sound(directory: Path) -> bool:
+def _looks_intact(directory: Path) -> bool:
     try:
         check_sizes(directory, read(directory))
     except (CheckpointError, OSError):
@@ -183,14 +189,14 @@ def _hidden(root: Path, name: str, suffix: str) -> Path:
 
 
 def _delete(path: Path) -> None:
-    """Hide, then remove, so that a crash leaves no half checkpoint in sight."""
+    """Hide a directory by one rename, then remove it: a crash leaves no partial one."""
     hidden = _hidden(path.parent, path.name.strip(".").split(".")[0], "tmp")
     path.rename(hidden)
     _clear(hidden)
 
 
 def _clear(path: Path) -> None:
-    """Remove a hidden directory or link unless a live writer holds it."""
+    """Remove a hidden directory or link unless a live writer has locked it."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return

@@ -1,13 +1,15 @@
-"""Checkpoints that are whole or invisible, and checked bit by bit when loaded.
+"""Saving and restoring checkpoints.
 
-    checkpoints/000500/manifest.json         what is in it, and the hash of everything
-                       arrays/0003.params.w/ one directory a leaf, written by Orbax
+    checkpoints/000500/manifest.json         content of the checkpoint and its hashes
+                       arrays/0003.params.w/ one directory per leaf, written by Orbax
 
-A checkpoint is saved into a hidden directory, forced to the disk, and renamed once.
-It is restored in this order: manifest against its own hash; tree, shapes and dtypes
-against what the caller expects; sizes; hashes of files; and, after Orbax has read
-them, hashes of arrays. Nothing is unpickled, no memory is taken before the sizes hold.
+A checkpoint is saved into a hidden directory, flushed to the disk, and renamed once.
+When it is restored, the following are checked in this order: the manifest's own hash;
+the tree, shapes and dtypes; the file sizes; the file hashes; and, after Orbax has read
+them, the array hashes. Nothing is unpickled, and no array is allocated before the sizes
+are checked.
 
+Example:
     >>> import tempfile, numpy as np
     >>> root = Path(tempfile.mkdtemp())
     >>> tree = {"w": np.arange(3.0)}
@@ -30,16 +32,15 @@ import numpy as np
 
 from jaxlstm.lab._util.files import reason, reserve
 from jaxlstm.lab.checkpoints import manifest as manifests
-from jaxlstm.lab.checkpoints.manifest import CheckpointError as CheckpointError
-from jaxlstm.lab.checkpoints.manifest import DamagedCheckpoint as DamagedCheckpoint
-from jaxlstm.lab.checkpoints.manifest import File, Leaf, Manifest, storage_name
-from jaxlstm.lab.checkpoints.retention import best as best
-from jaxlstm.lab.checkpoints.retention import clean as clean
-from jaxlstm.lab.checkpoints.retention import directory_of, staged
-from jaxlstm.lab.checkpoints.retention import forget_best as forget_best
-from jaxlstm.lab.checkpoints.retention import mark_best as mark_best
-from jaxlstm.lab.checkpoints.retention import prune as prune
-from jaxlstm.lab.checkpoints.retention import steps as steps
+from jaxlstm.lab.checkpoints.manifest import (
+    CheckpointError,
+    DamagedCheckpoint,
+    File,
+    Leaf,
+    Manifest,
+    storage_name,
+)
+from jaxlstm.lab.checkpoints.retention import clean, directory_of, staged, steps
 from jaxlstm.lab.checkpoints.trees import (
     PyTree,
     Spec,
@@ -47,84 +48,98 @@ from jaxlstm.lab.checkpoints.trees import (
     hash_array,
     named_leaves,
     place,
+    renamed_paths,
     spec,
     stored_spec,
     to_numpy,
 )
 
 _ARRAYS = "arrays"
-_OVERHEAD = 1 << 14
+_OVERHEAD = 1 << 14  # bytes per leaf for headers and directory entries
 
 
 def save(root: Path, step: int, tree: PyTree, meta: Mapping[str, Any]) -> Path:
-    """Write `tree` and `meta` as the checkpoint of `step`, replacing one that is there.
+    """Save `tree` and `meta` as the checkpoint of `step`, replacing an existing one.
 
     Args:
-        root: the directory of all checkpoints of a run; made if need be.
-        step: non-negative; names the directory, six digits or more.
-        tree: arrays (NumPy, JAX, typed keys) in any pytree.
-        meta: anything JSON can say without loss.
+        root: The directory of all checkpoints of a run; created if it is missing.
+        step: Non-negative step number, which names the directory.
+        tree: Any pytree of arrays (NumPy, JAX, typed keys).
+        meta: Values that JSON represents without loss.
 
     Returns:
         The directory of the checkpoint.
 
     Raises:
-        CheckpointError: it could not be written. Those before it are as they were.
-        TypeError: a leaf is no array, or `meta` is not JSON.
+        CheckpointError: it could not be written. Earlier checkpoints are unchanged.
+        TypeError: a leaf is not an array, or `meta` is not JSON.
         ValueError: `step` is negative.
     """
     if step < 0:
-        raise ValueError(f"step is {step}; checkpoints are numbered from 0")
+        raise ValueError(f"step: got {step}, expected 0 or more")
     leaves = [_describe(path, leaf) for path, leaf in named_leaves(tree).items()]
     meta = _as_json(meta)
     try:
         root.mkdir(parents=True, exist_ok=True)
         clean(root)
         with staged(root, step) as stage:
-            reserve(stage, _size(leaves))
+            reserve(stage, _disk_size(leaves))
             _write_arrays(stage / _ARRAYS, leaves)
             manifests.write(stage, _manifest(stage, step, leaves, meta))
     except OSError as error:
-        raise _not_saved(root, step, error) from error
+        raise CheckpointError(
+            f"checkpoint {step:06d}: could not be saved in {root} ({reason(error)}); "
+            "earlier checkpoints are unchanged"
+        ) from error
     return directory_of(root, step)
 
 
-def restore(root: Path, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """Read the checkpoint of `step` into the tree, places and dtypes of `like`.
+def restore(
+    root: Path,
+    step: int,
+    like: PyTree,
+    *,
+    rename: Callable[[str], str] | None = None,
+) -> tuple[PyTree, dict[str, Any]]:
+    """Restore the checkpoint of `step` with the structure and placement of `like`.
 
     Args:
-        root: the directory of all checkpoints of a run.
-        step: which one.
-        like: arrays or `jax.ShapeDtypeStruct`s. NumPy leaves come back as NumPy, the
-            others on the device or with the sharding that `like` has.
+        root: The directory of all checkpoints of a run.
+        step: The step of the checkpoint.
+        like: Arrays or `jax.ShapeDtypeStruct`s. NumPy leaves are returned as NumPy
+            arrays, the others on the devices and with the sharding of `like`.
+        rename: Maps the path of a stored leaf to its path in `like`, for example
+            "params/0/table" to "params/embed/table".
 
     Returns:
         The tree and its meta.
 
     Raises:
-        CheckpointError: it is not there, needs a newer jaxlstm, or does not fit `like`;
-            the message has one line for each difference.
-        BadInput: it holds 64-bit values for a device, and JAX is not in 64-bit mode.
-        DamagedCheckpoint: it is not what was saved; the message names the leaf.
+        CheckpointError: it is missing, needs a newer jaxlstm, or differs from `like`;
+            the message has one line per difference.
+        BadInput: it holds 64-bit values for a device and JAX is not in 64-bit mode,
+            or `rename` maps two leaves to the same path.
+        DamagedCheckpoint: its content has changed; the message names the leaf.
     """
     directory = _existing(root, step)
     expected = named_leaves(like)
     try:
         manifest = manifests.read(directory)
-        _compare(manifest, {path: spec(path, leaf) for path, leaf in expected.items()})
+        paths = renamed_paths((leaf.path for leaf in manifest.leaves), rename)
+        _require_equal_trees(manifest, paths, expected)
         manifests.check_sizes(directory, manifest)
         manifests.check_hashes(directory, manifest)
-        arrays = _read_arrays(directory, manifest, expected)
+        arrays = _read_arrays(directory, manifest, paths, expected)
     except OSError as error:
         raise DamagedCheckpoint(
-            f"checkpoint {directory.name} cannot be read ({reason(error)})"
+            f"checkpoint {directory.name}: cannot be read ({reason(error)})"
         ) from error
     placed = [place(path, arrays[path], leaf) for path, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(like), placed), dict(manifest.meta)
 
 
 def read_meta(root: Path, step: int) -> dict[str, Any]:
-    """The meta of one checkpoint, without its arrays.
+    """Return the meta of one checkpoint without reading its arrays.
 
     Raises:
         CheckpointError: as for `restore`.
@@ -133,51 +148,60 @@ def read_meta(root: Path, step: int) -> dict[str, Any]:
 
 
 def latest(
-    root: Path, like: PyTree, report: Callable[[str], object]
+    root: Path,
+    like: PyTree,
+    report: Callable[[str], object],
+    *,
+    rename: Callable[[str], str] | None = None,
 ) -> tuple[int, PyTree, dict[str, Any]] | None:
-    """The newest sound checkpoint as (step, tree, meta), or None if there is none.
+    """Restore the newest intact checkpoint, or return None if there are none.
 
     Args:
-        root: the directory of all checkpoints of a run.
-        like: as for `restore`.
-        report: is told, in a sentence, about each damaged checkpoint passed over.
+        root: The directory of all checkpoints of a run.
+        like: As for `restore`.
+        report: Receives a message about each damaged checkpoint that is skipped.
+        rename: As for `restore`.
+
+    Returns:
+        Step, tree and meta of the checkpoint.
 
     Raises:
-        CheckpointError: every checkpoint is damaged, or the newest sound one does not
-            fit `like` or needs a newer jaxlstm. An older one would be no remedy.
+        CheckpointError: every checkpoint is damaged, or the newest intact one differs
+            from `like` or needs a newer jaxlstm. Older ones are not tried then,
+            because they would fail for the same reason.
     """
     damaged = []
     for step in reversed(steps(root)):
         try:
-            return step, *restore(root, step, like)
+            return step, *restore(root, step, like, rename=rename)
         except DamagedCheckpoint as error:
             damaged.append(str(error))
-            report(f"{error}; trying the one before it")
+            report(f"{error}; trying the previous checkpoint")
     if damaged:
         raise DamagedCheckpoint(
-            f"every checkpoint in {root} is damaged, so nothing can be resumed:\n"
+            f"{root}: every checkpoint is damaged, so the run cannot be resumed:\n"
             + "\n".join(damaged)
         )
     return None
 
 
 def require_room(root: Path, tree: PyTree, *, copies: int) -> None:
-    """Find out before the first step that `copies` checkpoints will not fit the disk.
+    """Check before the first step that `copies` checkpoints fit on the disk.
 
     Raises:
-        CheckpointError: the directory is read-only, or how much would be needed.
+        CheckpointError: the directory is read-only or the disk too full; the message
+            says how much space is needed.
     """
     leaves = [_describe(path, leaf) for path, leaf in named_leaves(tree).items()]
-    needed = copies * _size(leaves)
+    needed = copies * _disk_size(leaves)
     try:
         root.mkdir(parents=True, exist_ok=True)
         clean(root)
         reserve(root, needed)
     except OSError as error:
         raise CheckpointError(
-            f"{root} has no room for {copies} checkpoints, {needed / 1e6:.1f} MB "
-            f"({reason(error)}); make room, or choose "
-            "another --run"
+            f"{root}: no room for {copies} checkpoints, which need {needed / 1e6:.1f} "
+            f"MB ({reason(error)}); free some space, or choose another --run"
         ) from error
 
 
@@ -188,8 +212,8 @@ def _describe(path: str, leaf: Any) -> tuple[Leaf, np.ndarray]:
     return Leaf(path=path, shape=shape, dtype=dtype, sha256=digest), values
 
 
-def _size(leaves: list[tuple[Leaf, np.ndarray]]) -> int:
-    """What the leaves take on a disk, roughly and rather too much."""
+def _disk_size(leaves: list[tuple[Leaf, np.ndarray]]) -> int:
+    """Return an upper estimate of the bytes that the leaves take on the disk."""
     return sum(values.nbytes + _OVERHEAD for _, values in leaves) + _OVERHEAD
 
 
@@ -197,7 +221,7 @@ def _as_json(meta: Mapping[str, Any]) -> dict[str, Any]:
     try:
         text = json.dumps(meta, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"meta cannot be written as JSON: {error}") from error
+        raise TypeError(f"meta: cannot be written as JSON: {error}") from error
     return json.loads(text)
 
 
@@ -220,10 +244,11 @@ def _manifest(
 
 @contextmanager
 def _orbax() -> Iterator[Any]:
-    """Orbax with one directory a leaf, so that a damaged file names its leaf.
+    """Yield an Orbax handler that writes one directory per leaf, uncompressed.
 
-    Its own commit protocol is not used: the rename in `staged` is the commit. Without
-    compression a file is as large as its array, so sizes can be checked.
+    With a directory per leaf, a damaged file identifies its leaf. Without compression,
+    the size of a file is known before it is read. Orbax's own commit protocol is not
+    used, because the rename in `staged` commits the whole checkpoint.
     """
     from orbax.checkpoint import PyTreeCheckpointHandler
 
@@ -234,7 +259,7 @@ def _orbax() -> Iterator[Any]:
 
 
 def _write_arrays(directory: Path, leaves: list[tuple[Leaf, np.ndarray]]) -> None:
-    """Hand over all arrays that have elements; Orbax cannot store empty ones."""
+    """Write all arrays that have elements; Orbax cannot store empty ones."""
     from orbax.checkpoint.args import PyTreeSave
 
     arrays = {
@@ -248,40 +273,56 @@ def _write_arrays(directory: Path, leaves: list[tuple[Leaf, np.ndarray]]) -> Non
     with _orbax() as handler:
         try:
             handler.save(directory, args=PyTreeSave(arrays))
-        except ValueError as error:  # TensorStore's tale, which ends in the system's
+        except ValueError as error:
+            # TensorStore reports a failed write as a ValueError with a long message
+            # that ends with the reason of the operating system.
             words = reason(error).split(" [")[0].rsplit(": ", maxsplit=1)[-1]
             raise OSError(None, words) from error
 
 
 def _read_arrays(
-    directory: Path, manifest: Manifest, expected: Mapping[str, Any]
+    directory: Path,
+    manifest: Manifest,
+    paths: Mapping[str, str],
+    expected: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """All arrays by leaf path, each with the bytes that the manifest promises."""
-    empty, stored = {}, {}
+    """Read all arrays and verify their hashes.
+
+    Args:
+        directory: The directory of the checkpoint.
+        manifest: Its manifest.
+        paths: The expected path of every stored path.
+        expected: The expected leaves by path.
+
+    Returns:
+        The arrays by expected path.
+    """
+    empty, names = {}, {}
     for index, leaf in enumerate(manifest.leaves):
-        spec = stored_spec(expected[leaf.path])
+        path = paths[leaf.path]
+        spec = stored_spec(expected[path])
         if math.prod(spec.shape) == 0:
-            empty[leaf.path] = np.zeros(spec.shape, jnp.dtype(spec.dtype))
+            empty[path] = np.zeros(spec.shape, jnp.dtype(spec.dtype))
         else:
-            stored[leaf.path] = storage_name(index, leaf.path)
-            _check_header(directory / _ARRAYS / stored[leaf.path], leaf.path, spec)
-    found = _load(directory / _ARRAYS, stored) if stored else {}
-    arrays = empty | {path: found[name] for path, name in stored.items()}
+            names[path] = storage_name(index, leaf.path)
+            _check_header(directory / _ARRAYS / names[path], leaf.path, spec)
+    loaded = _load(directory / _ARRAYS, names) if names else {}
+    arrays = empty | {path: loaded[name] for path, name in names.items()}
     for leaf in manifest.leaves:
-        if hash_array(arrays[leaf.path]) != leaf.sha256:
+        if hash_array(arrays[paths[leaf.path]]) != leaf.sha256:
             raise DamagedCheckpoint(
-                f"checkpoint {directory.name}: {leaf.path} is damaged: its values are "
-                "not what was saved"
+                f"checkpoint {directory.name}: {leaf.path} is damaged: its values "
+                "have changed since it was saved"
             )
     return arrays
 
 
-def _load(directory: Path, stored: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The arrays in `directory`, which must be exactly those of `stored`."""
+def _load(directory: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return the arrays in `directory`, which must be exactly those in `names`."""
     from orbax.checkpoint import RestoreArgs
     from orbax.checkpoint.args import PyTreeRestore
 
-    as_numpy = {name: RestoreArgs(restore_type=np.ndarray) for name in stored.values()}
+    as_numpy = {name: RestoreArgs(restore_type=np.ndarray) for name in names.values()}
     args = PyTreeRestore(item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy)
     with _orbax() as handler:
         try:
@@ -294,46 +335,47 @@ def _load(directory: Path, stored: Mapping[str, str]) -> dict[str, np.ndarray]:
 
 
 def _check_header(directory: Path, path: str, spec: Spec) -> None:
-    """Refuse an array that is not stored plainly: C order, one chunk, no filters.
+    """Require an array in C order, in one chunk, without compression or filters.
 
-    Its header could ask for more memory than the leaf is worth, or for code.
+    A forged header could otherwise allocate any amount of memory, or name a filter
+    that runs code.
     """
     dtype = jnp.dtype(spec.dtype)
     size = {"shape": list(spec.shape), "chunks": list(spec.shape)}
     kind = {"dtype": dtype.name if dtype.kind == "V" else dtype.str, "order": "C"}
-    wanted = size | kind | {"compressor": None, "filters": None, "zarr_format": 2}
+    expected = size | kind | {"compressor": None, "filters": None, "zarr_format": 2}
     try:
         header = json.loads((directory / ".zarray").read_bytes())
-        found = {name: header[name] for name in wanted}
+        found = {name: header[name] for name in expected}
     except (ValueError, LookupError, TypeError, RecursionError):
         found = None
-    if found != wanted:
+    if found != expected:
         raise DamagedCheckpoint(
-            f"checkpoint {directory.parents[1].name}: {path} is damaged: its header is "
-            f"not that of a plain {spec}"
+            f"checkpoint {directory.parents[1].name}: {path} is damaged: its header "
+            f"does not describe an uncompressed {spec}"
         )
 
 
-def _compare(manifest: Manifest, expected: Mapping[str, Spec]) -> None:
-    """Name every difference between the tree in a checkpoint and the one expected."""
-    there = {leaf.path: Spec(leaf.shape, leaf.dtype) for leaf in manifest.leaves}
+def _require_equal_trees(
+    manifest: Manifest, paths: Mapping[str, str], expected: Mapping[str, Any]
+) -> None:
+    """Raise with every difference between the stored tree and the expected one."""
+    stored = {
+        paths[leaf.path]: Spec(leaf.shape, leaf.dtype) for leaf in manifest.leaves
+    }
+    wanted = {path: spec(path, leaf) for path, leaf in expected.items()}
     lines = [
         f"checkpoint {manifest.step:06d}: {difference} in this config"
-        for difference in differences(there, expected)
+        for difference in differences(stored, wanted)
     ]
     if lines:
         raise CheckpointError("\n".join(lines))
 
 
-def _not_saved(root: Path, step: int, error: OSError) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {step:06d} could not be saved in {root} ({reason(error)}); those "
-        "before it are as they were"
-    )
-
-
 def _existing(root: Path, step: int) -> Path:
-    if step not in steps(root):
-        have = ", ".join(map(str, steps(root))) or "none"
-        raise CheckpointError(f"{root} has no checkpoint of step {step}; it has {have}")
+    """Return the directory of the checkpoint of `step`."""
+    known = steps(root)
+    if step not in known:
+        have = ", ".join(map(str, known)) or "no checkpoints"
+        raise CheckpointError(f"{root}: no checkpoint of step {step}; it has {have}")
     return directory_of(root, step)

@@ -1,7 +1,7 @@
-"""Trees of arrays by the names of their leaves."""
+"""Pytrees of arrays: leaf paths, shapes and dtypes, hashes, and device placement."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ PyTree = Any
 
 
 class Spec(NamedTuple):
-    """What a leaf is, without its values. A key's dtype names its generator."""
+    """Shape and dtype of a leaf. The dtype of a typed key names its PRNG."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -24,13 +24,14 @@ class Spec(NamedTuple):
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of `tree` by path, in the order of the tree.
+    """Return the leaves of `tree` by path, in the order of the tree.
 
     Raises:
-        ValueError: two leaves have one path, as in `{"a/b": x, "a": {"b": y}}`.
+        ValueError: two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`.
 
-    >>> named_leaves({"w": [1.0, 2.0]})
-    {'w/0': 1.0, 'w/1': 2.0}
+    Example:
+        >>> named_leaves({"w": [1.0, 2.0]})
+        {'w/0': 1.0, 'w/1': 2.0}
     """
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {
@@ -39,44 +40,72 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     }
     if len(named) < len(pairs):
         raise ValueError(
-            'two leaves of the tree have one path; keep "/" out of its dictionary keys'
+            'tree: got two leaves with the same path; do not use "/" in dictionary keys'
         )
     return named
 
 
-def spec(path: str, leaf: Any) -> Spec:
-    """Shape and dtype of an array, a typed key or a `jax.ShapeDtypeStruct`.
+def renamed_paths(
+    stored: Iterable[str], rename: Callable[[str], str] | None
+) -> dict[str, str]:
+    """Return the expected path of every stored path.
+
+    Args:
+        stored: Paths of the leaves in a file.
+        rename: Maps a stored path to the expected one; None keeps every path.
 
     Raises:
-        TypeError: the leaf is no array of numbers; the message names `path`.
+        BadInput: two stored paths are mapped to the same path.
+
+    Example:
+        >>> renamed_paths(["0/table"], lambda path: path.replace("0/", "embed/"))
+        {'0/table': 'embed/table'}
+    """
+    paths = {path: rename(path) if rename else path for path in stored}
+    sources: dict[str, str] = {}
+    for path, new in paths.items():
+        if new in sources:
+            raise BadInput(
+                f"rename: got the same path {new!r} for {sources[new]!r} and {path!r}, "
+                "expected a path of its own for each"
+            )
+        sources[new] = path
+    return paths
+
+
+def spec(path: str, leaf: Any) -> Spec:
+    """Return shape and dtype of an array, a typed key or a `jax.ShapeDtypeStruct`.
+
+    Raises:
+        TypeError: the leaf is not a numeric array; the message names `path`.
     """
     if not is_storable(leaf):
         raise TypeError(
-            f"{path} is {type(leaf).__name__} {leaf!r:.40}, and only arrays of numbers "
-            "can be stored; wrap it in numpy.asarray"
+            f"{path}: got {type(leaf).__name__} {leaf!r:.40}, expected an array of "
+            "numbers; convert it with numpy.asarray"
         )
     return Spec(tuple(leaf.shape), leaf.dtype.name)
 
 
 def stored_spec(leaf: Any) -> Spec:
-    """Shape and dtype of `to_numpy(leaf)`: keys are stored as their data."""
+    """Return shape and dtype of `to_numpy(leaf)`: keys are stored as key data."""
     data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     return Spec(tuple(data.shape), data.dtype.name)
 
 
-def differences(there: Mapping[str, Spec], here: Mapping[str, Spec]) -> list[str]:
-    """Every leaf on which two trees disagree, in words.
+def differences(stored: Mapping[str, Spec], expected: Mapping[str, Spec]) -> list[str]:
+    """Describe every leaf whose shape, dtype or presence differs between two trees.
 
-    >>> differences({"w": Spec((2, 3), "float32")}, {"w": Spec((2, 4), "float32")})
-    ['w is [2, 3] there and [2, 4]']
+    Example:
+        >>> differences({"w": Spec((2, 3), "float32")}, {"w": Spec((2, 4), "float32")})
+        ['w: got [2, 3], expected [2, 4]']
     """
-    pairs = {
-        path: _contrast(there.get(path), here.get(path)) for path in {**here, **there}
-    }
+    paths = {**expected, **stored}
+    pairs = {path: _contrast(stored.get(path), expected.get(path)) for path in paths}
     return [
-        f"{path} is {came} there and {wanted}"
-        for path, (came, wanted) in pairs.items()
-        if came != wanted
+        f"{path}: got {got}, expected {wanted}"
+        for path, (got, wanted) in pairs.items()
+        if got != wanted
     ]
 
 
@@ -86,7 +115,7 @@ def is_key(leaf: Any) -> bool:
 
 
 def is_storable(leaf: Any) -> bool:
-    """Whether a leaf has a shape and a dtype of numbers, truth values or keys."""
+    """Whether a leaf has a shape, and a dtype of numbers, booleans or keys."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not hasattr(leaf, "shape"):
         return False
@@ -95,7 +124,7 @@ def is_storable(leaf: Any) -> bool:
 
 
 def to_numpy(leaf: Any) -> np.ndarray:
-    """The values of a leaf on the host, C-contiguous and in the machine's byte order.
+    """Return a leaf as a C-contiguous NumPy array in native byte order.
 
     Keys become their key data. Values are copied from a device but never converted.
     """
@@ -104,12 +133,12 @@ def to_numpy(leaf: Any) -> np.ndarray:
 
 
 def place(path: str, values: np.ndarray, like: Any) -> Any:
-    """`values` where `like` lives: NumPy, a device, a sharding, or typed keys.
+    """Return `values` in the form of `like`: NumPy, on its devices, or as typed keys.
 
-    The result owns its memory, so that it may be donated.
+    The result owns its memory, so that it can be donated.
 
     Raises:
-        BadInput: JAX would narrow the values; the message names `path`.
+        BadInput: JAX would convert the values to 32 bits; the message names `path`.
     """
     if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return values
@@ -119,20 +148,21 @@ def place(path: str, values: np.ndarray, like: Any) -> Any:
     sharding = like.sharding if committed else None
     if jax.dtypes.canonicalize_dtype(values.dtype) != values.dtype:
         raise BadInput(
-            f"{path} is {values.dtype}, which JAX would narrow; set JAX_ENABLE_X64=1"
+            f"{path}: got {values.dtype}, which JAX converts to 32 bits by default; "
+            "set JAX_ENABLE_X64=1"
         )
     return jax.device_put(values, sharding, may_alias=False)
 
 
-def _contrast(there: Spec | None, here: Spec | None) -> tuple[str, str]:
-    """Two specs in words: the shapes alone if only those differ, or the dtypes."""
-    if there and here and there.dtype == here.dtype:
-        return str(list(there.shape)), str(list(here.shape))
-    if there and here and there.shape == here.shape:
-        return there.dtype, here.dtype
-    return str(there or "missing"), str(here or "missing")
+def _contrast(stored: Spec | None, expected: Spec | None) -> tuple[str, str]:
+    """Describe two specs by their shapes or dtypes only, if the other is equal."""
+    if stored and expected and stored.dtype == expected.dtype:
+        return str(list(stored.shape)), str(list(expected.shape))
+    if stored and expected and stored.shape == expected.shape:
+        return stored.dtype, expected.dtype
+    return str(stored or "no such leaf"), str(expected or "no such leaf")
 
 
 def hash_array(values: np.ndarray) -> str:
-    """The sha256 of the bytes of a C-contiguous array."""
+    """Return the sha256 of the bytes of a C-contiguous array."""
     return hashlib.sha256(values.reshape(-1).view(np.uint8).data).hexdigest()

@@ -1,11 +1,11 @@
-"""Trained parameters as one safetensors file that other programs can read.
+"""Parameters as a safetensors file, which other programs can read.
 
-The names of the tensors are the paths of the leaves. The file carries a hash of its
-content, because the format itself loads a flipped bit without a word.
+The tensors are named by the paths of the leaves. The file holds a hash of its content,
+because the safetensors format does not detect a flipped bit.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ def export_weights(path: Path, params: Any) -> None:
     """Write the leaves of `params` to a safetensors file.
 
     Raises:
-        LabError: the disk refuses.
-        TypeError: a leaf is no array.
+        LabError: the file cannot be written.
+        TypeError: a leaf is not an array.
     """
     from safetensors.numpy import save
 
@@ -34,26 +34,45 @@ def export_weights(path: Path, params: Any) -> None:
     try:
         write_atomic(path, save(arrays, metadata={"sha256": _hash(arrays)}))
     except OSError as error:
-        raise LabError(f"{path} cannot be written ({reason(error)})") from error
+        raise LabError(f"{path}: cannot be written ({reason(error)})") from error
 
 
-def load_weights(path: Path, like: Any) -> Any:
-    """Read what `export_weights` wrote into the tree and the places of `like`.
+def load_weights(
+    path: Path, like: Any, *, rename: Callable[[str], str] | None = None
+) -> Any:
+    """Read parameters written by `export_weights`, or by another program.
 
-    A file without our hash, from another program, is read without that check.
+    The hash is checked if the file has one; files of other programs have none.
+
+    Args:
+        path: The safetensors file.
+        like: Parameters of the expected shapes, dtypes, devices and shardings.
+        rename: Maps the name of a stored tensor to the path of the leaf in `like`.
+
+    Returns:
+        A tree with the structure of `like`.
 
     Raises:
-        BadInput: it is missing, damaged or does not fit; one line for each difference.
+        BadInput: the file is missing or damaged, differs from `like` (the message has
+            one line per difference), or `rename` maps two tensors to the same path.
     """
     import jax
 
-    from jaxlstm.lab.checkpoints.trees import differences, named_leaves, place, spec
+    from jaxlstm.lab.checkpoints.trees import (
+        differences,
+        named_leaves,
+        place,
+        renamed_paths,
+        spec,
+    )
 
-    arrays = _read(path)
+    tensors = _read(path)
+    paths = renamed_paths(tensors, rename)
+    arrays = {paths[name]: tensor for name, tensor in tensors.items()}
     leaves = named_leaves(like)
-    there = {name: spec(name, array) for name, array in arrays.items()}
-    here = {name: spec(name, leaf) for name, leaf in leaves.items()}
-    lines = [f"{path}: {line} in this model" for line in differences(there, here)]
+    stored = {name: spec(name, array) for name, array in arrays.items()}
+    expected = {name: spec(name, leaf) for name, leaf in leaves.items()}
+    lines = [f"{path}: {line} in this model" for line in differences(stored, expected)]
     if lines:
         raise BadInput("\n".join(lines))
     placed = [place(name, arrays[name], leaf) for name, leaf in leaves.items()]
@@ -68,9 +87,11 @@ def _read(path: Path) -> "dict[str, np.ndarray]":
             claimed = (file.metadata() or {}).get("sha256")
             arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (OSError, SafetensorError) as error:
-        raise BadInput(f"{path} cannot be read as weights ({reason(error)})") from error
+        raise BadInput(
+            f"{path}: cannot be read as safetensors ({reason(error)})"
+        ) from error
     if claimed not in (None, _hash(arrays)):
-        raise BadInput(f"{path} is damaged: its weights are not what was written")
+        raise BadInput(f"{path}: damaged, its content has changed since it was written")
     return arrays
 
 
