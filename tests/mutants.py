@@ -53,7 +53,7 @@ CELL = [
            "h=c, c=gates.o * output(c)"),
     Mutant("tanh of c forgotten", LSTM, "gates.o * output(c)", "gates.o * c"),
     Mutant("h of the old c", LSTM,
-           "    c = edited(edit, gates.f * c + gates.i * gates.g)\n",
+           "    c = apply_edit(edit, gates.f * c + gates.i * gates.g)\n",
            "    old, c = c, gates.f * c + gates.i * gates.g\n"
            "    return LSTMState(h=gates.o * output(old), c=c)\n"),
     Mutant("tanh of o, not of c", LSTM, "gates.o * output(c)", "output(gates.o) * c"),

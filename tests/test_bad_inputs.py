@@ -740,7 +740,8 @@ def test_b065_rates_that_cannot_be(rate):
         lambda: jl.recurrent_dropout(CELL, rate),
         lambda: jl.weight_drop(CELL, rate),
     ):
-        with pytest.raises(ValueError, match=rf"rate is {re.escape(repr(rate))}"):
+        message = rf"rate(:| is) (got )?{re.escape(repr(rate))}"
+        with pytest.raises(ValueError, match=message):
             build()
 
 
@@ -795,9 +796,9 @@ def test_b068_params_of_another_tree(name):
         "with w_q": params._asdict() | {"w_q": leaves[gone]},
         f"without {gone} with {gone}_0": {**rest, f"{gone}_0": leaves[gone]},
         rf"{gone} \[7,": params._replace(**{gone: grown}),
-        rf"these are .*{gone} None": params._replace(**{gone: None}),
-        rf"params\.{gone} has dtype <U1": params._replace(**{gone: "a"}),
-        "params is a tuple": tuple(params),
+        rf"got shapes .*{gone} None": params._replace(**{gone: None}),
+        rf"params\.{gone}: got dtype <U1": params._replace(**{gone: "a"}),
+        "params: got tuple": tuple(params),
     }
     for sentence, given in wrong.items():
         with pytest.raises(ValueError, match=rf"^unroll: .*{sentence}"):
@@ -860,5 +861,5 @@ def test_every_case_is_here():
 def test_a_list_for_a_step_is_told_to_be_made_an_array():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 5)
-    with pytest.raises(ValueError, match=r"x is a list; an array of 3 features"):
+    with pytest.raises(ValueError, match=r"x: got list, expected an array with 3"):
         cell.project(params, [1.0, 0.0, -1.0])

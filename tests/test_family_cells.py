@@ -332,9 +332,9 @@ def test_params_that_do_not_belong_together_are_refused(name):
         if leaf is None:
             continue
         wrong = params._replace(**{field: jnp.zeros((*leaf.shape[:-1], 9))})
-        with pytest.raises(ValueError, match=rf"belong together.*{field} \[.*9"):
+        with pytest.raises(ValueError, match=rf"params: got shapes .*{field} \[.*9"):
             cell.project(wrong, x)
-        with pytest.raises(ValueError, match="belong together"):
+        with pytest.raises(ValueError, match="params: got shapes"):
             cell.initial_state(wrong, (2,))
 
 
@@ -353,7 +353,7 @@ def test_wrong_features_and_sizes_are_refused(name):
     cell = FACTORIES[name]()
     params = cell.init(KEY, FEATURES, HIDDEN)
     space = (5, 4, 3)[: cell.spatial_axes]
-    with pytest.raises(ValueError, match=r"7 features.*made for 3"):
+    with pytest.raises(ValueError, match=r"got 7 features, expected 3"):
         jl.unroll(cell, params, jnp.ones((6, 2, *space, 7)))
     with pytest.raises(ValueError, match="int32"):
         cell.project(params, jnp.ones((2, *space, FEATURES), jnp.int32))
@@ -402,7 +402,7 @@ def test_params_of_the_other_convention_are_refused(one, other):
 
 def test_a_kernel_of_another_shape_is_refused():
     params = jl.conv_lstm((3, 3)).init(KEY, FEATURES, HIDDEN)
-    with pytest.raises(ValueError, match=r"kernel of shape \[3, 3\]"):
+    with pytest.raises(ValueError, match=r"kernel shape \[3, 3\]"):
         jl.unroll(jl.conv_lstm((3, 5)), params, jnp.ones((2, 4, 4, FEATURES)))
     with pytest.raises(ValueError, match="spatial"):
         jl.unroll(jl.conv_lstm((3, 3)), params, jnp.ones((2, 4, FEATURES)))

@@ -179,12 +179,13 @@ def check_refusals(jl) -> None:
         return jl.unroll(cell, cell.init(key, 3, 4) if params is None else params, xs)
 
     params = jl.peephole_lstm().init(key, 3, 4)._replace(p_i=jnp.ones(5))
-    refuses("belong together", lambda: run(jl.peephole_lstm(), params))
+    refuses("got shapes", lambda: run(jl.peephole_lstm(), params))
     for cell in (jl.simple_rnn(), jl.gru()):
-        refuses("no cell state", lambda cell=cell: run(jl.clip_cell(cell, 1.0)))
+        refuses("the cell state", lambda cell=cell: run(jl.clip_cell(cell, 1.0)))
     noisy = jl.recurrent_dropout(jl.simple_rnn(), 0.5)
     refuses(
-        "no candidate", lambda: jl.unroll(noisy, noisy.init(key, 3, 4), xs, key=key)
+        "edit of the candidate",
+        lambda: jl.unroll(noisy, noisy.init(key, 3, 4), xs, key=key),
     )
 
 
@@ -344,7 +345,7 @@ def check_silence(jl) -> None:
         lambda: jl.clip_cell(cell, 0.0),
         lambda: jl.clip_cell(cell, float("inf")),
     ):
-        refuses("is", call)
+        refuses("got", call)
     assert jl.zoneout(cell, h_rate=0.5) is jl.zoneout(cell, h_rate=0.5)
 
 

@@ -76,7 +76,7 @@ def test_a_type_is_enough_and_what_does_not_fit_is_refused():
     params = cell.init(jax.random.key(0), 3, 4)
     step, state = jl.stream(cell, params, jax.ShapeDtypeStruct((2, 3), jnp.float32))
     assert step(state, np.zeros((2, 3), np.float32))[1].shape == (2, 4)
-    with pytest.raises(ValueError, match="stream: xs has 5 features"):
+    with pytest.raises(ValueError, match="stream: xs: got 5 features"):
         jl.stream(cell, params, jnp.zeros((2, 5)))
     with pytest.raises(ValueError, match=r"stream: .*dtype int32"):
         jl.stream(cell, params, jnp.zeros((2, 3), int))

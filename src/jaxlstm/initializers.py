@@ -1,9 +1,9 @@
-"""Where a recurrent network begins: random matrices and biases, gate by gate.
+"""Initializers of recurrent cells, and presets of them.
 
-An initialiser is a function `(key, shape, dtype) -> array`, as in
+An initializer is a function `(key, shape, dtype) -> array`, as in
 `jax.nn.initializers`. Matrices have the shape `[fan_in, 4, H]` and biases `[4, H]`,
-with the gates in the order input, forget, candidate, output. A preset is the record
-of the three initialisers that a cell needs; the same preset is the same object.
+with the gates in the order input, forget, candidate, output. A preset is a record of
+the initializers of a cell. Equal options return the same preset object.
 """
 
 import functools
@@ -23,71 +23,77 @@ INPUT, FORGET, CANDIDATE, OUTPUT = range(4)
 
 
 class Initializer(Protocol):
-    """Draws an array: `(key, shape, dtype) -> array`."""
+    """A function `(key, shape, dtype) -> array`."""
 
     def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """The array."""
+        """Return the array."""
         ...
 
 
 class Preset(NamedTuple):
-    """The initialisers of one kind of cell: `w_x` input, `w_h` recurrent, `b` bias.
+    """Initializers of the parameters of a cell.
 
-    `b_alone` draws a bias that is not the sum of two where `b` is, as the two of a
-    GRU's candidate are not; None for as `b`.
+    Attributes:
+        w_x: initializer of the input matrix.
+        w_h: initializer of the recurrent matrix.
+        b: initializer of the bias.
+        b_single: initializer of a bias that is not the sum of two, such as the two of
+            a GRU's candidate; None to use `b`.
     """
 
     w_x: Initializer
     w_h: Initializer
     b: Initializer
-    b_alone: Initializer | None = None
+    b_single: Initializer | None = None
 
 
 def orthogonal_per_gate() -> Initializer:
-    """Each gate's matrix is orthogonal on its own: `W_kᵀ W_k = I`.
+    """Return an initializer of one orthogonal matrix per gate: `W_kᵀ W_k = I`.
 
-    An orthogonal matrix keeps the length of what it multiplies, so that neither the
-    state nor its gradient shrinks or grows at the first steps of training.
+    An orthogonal matrix preserves norms, so that neither the state nor its gradient
+    shrinks or grows at the start of training.
 
-    >>> import jax, jax.numpy as jnp
-    >>> w = orthogonal_per_gate()(jax.random.key(0), (3, 4, 3), jnp.float32)
-    >>> bool(jnp.allclose(w[:, 1].T @ w[:, 1], jnp.eye(3), atol=1e-6))
-    True
+    Reference:
+        Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep
+        linear neural networks", 2014, https://arxiv.org/abs/1312.6120
 
-    Reference: Saxe et al., "Exact solutions to the nonlinear dynamics of learning in
-    deep linear neural networks", 2014, https://arxiv.org/abs/1312.6120
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> w = orthogonal_per_gate()(jax.random.key(0), (3, 4, 3), jnp.float32)
+        >>> bool(jnp.allclose(w[:, 1].T @ w[:, 1], jnp.eye(3), atol=1e-6))
+        True
     """
 
     def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         rows, gates, units = shape
-        one = jax_initializers.orthogonal()
-        exact = accumulator_dtype(dtype)  # there is no 16-bit QR
+        orthogonal = jax_initializers.orthogonal()
+        wide = accumulator_dtype(dtype)  # XLA has no 16-bit QR decomposition
         keys = jax.random.split(key, gates)
-        each = jax.vmap(lambda key: one(key, (rows, units), exact))(keys)
-        return jnp.moveaxis(each, 0, 1).astype(dtype)
+        per_gate = jax.vmap(lambda key: orthogonal(key, (rows, units), wide))(keys)
+        return jnp.moveaxis(per_gate, 0, 1).astype(dtype)
 
     return draw
 
 
 def orthogonal_fused() -> Initializer:
-    """One orthogonal matrix over all gates, `[fan_in, 4H]`: what Keras draws."""
+    """Return an initializer of one orthogonal `[fan_in, 4H]` matrix, as in Keras."""
 
     def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         rows, gates, units = shape
-        exact = accumulator_dtype(dtype)
-        fused = jax_initializers.orthogonal()(key, (rows, gates * units), exact)
+        wide = accumulator_dtype(dtype)
+        fused = jax_initializers.orthogonal()(key, (rows, gates * units), wide)
         return fused.reshape(shape).astype(dtype)
 
     return draw
 
 
 def lecun_per_gate() -> Initializer:
-    """Truncated normal of variance `1 / fan_in`, the gates counted apart."""
+    """Return a truncated normal initializer with variance `1 / fan_in` per gate."""
     return jax_initializers.lecun_normal(in_axis=0, out_axis=2, batch_axis=1)
 
 
 def glorot_fused() -> Initializer:
-    """U(±√(6 / (fan_in + 4H))), the gates counted as outputs: what Keras draws."""
+    """Return an initializer U(±√(6 / (fan_in + 4H))), as in Keras."""
 
     def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         rows, gates, units = shape
@@ -98,9 +104,10 @@ def glorot_fused() -> Initializer:
 
 
 def uniform(*, draws: int = 1) -> Initializer:
-    """The sum of `draws` draws of U(±1/√H), H the last axis: what torch draws.
+    """Return an initializer of the sum of `draws` samples of U(±1/√H), as in torch.
 
-    torch keeps two biases that are only ever added; `draws=2` is their sum.
+    H is the size of the last axis. torch has two biases that are only ever added;
+    `draws=2` draws their sum.
     """
 
     def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
@@ -111,14 +118,16 @@ def uniform(*, draws: int = 1) -> Initializer:
 
 
 def forget_bias(value: float) -> Initializer:
-    """Zero for every gate but the forget gate, which gets `value`.
+    """Return an initializer of biases: `value` for the forget gate, 0 for the others.
 
-    At 1 a gate begins at σ(1) = 0.73: what a unit holds fades by a half in two steps
-    rather than in one, and its gradient likewise.
+    With 1 the initial forget gate is σ(1) = 0.73, so that the cell state and its
+    gradient halve in two steps; with 0 they halve in one.
 
-    Reference: Gers, Schmidhuber and Cummins, "Learning to forget", 2000; the value 1
-    from Jozefowicz et al., "An empirical exploration of recurrent network
-    architectures", 2015.
+    Reference:
+        Gers, Schmidhuber and Cummins, "Learning to forget", 2000.
+
+        Jozefowicz et al., "An empirical exploration of recurrent network
+        architectures" (the value 1), 2015.
     """
 
     def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
@@ -128,12 +137,13 @@ def forget_bias(value: float) -> Initializer:
 
 
 def chrono_bias(max_timescale: float) -> Initializer:
-    """Forget biases that spread the units' memories from 1 to `max_timescale` steps.
+    """Return an initializer of biases with time scales from 1 to `max_timescale` steps:
 
-    b_f = log u, u ~ U(1, T_max - 1)        b_i = -b_f        b_g = b_o = 0
+        b_f = log u, u ~ U(1, T_max - 1)        b_i = -b_f        b_g = b_o = 0
 
-    Reference: Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018,
-    https://arxiv.org/abs/1804.11188
+    Reference:
+        Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018,
+        https://arxiv.org/abs/1804.11188
     """
 
     def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
@@ -145,36 +155,39 @@ def chrono_bias(max_timescale: float) -> Initializer:
 
 
 def default(forget: float = 1.0) -> Preset:
-    """LeCun input matrix, orthogonal recurrent matrix per gate, forget bias.
+    """Return LeCun input matrix, orthogonal recurrent matrix per gate, forget bias.
 
-    >>> import jaxlstm as jl
-    >>> jl.lstm() is jl.lstm(init=jl.initializers.default(1))
-    True
+    Example:
+        >>> import jaxlstm as jl
+        >>> jl.lstm() is jl.lstm(init=jl.initializers.default(1))
+        True
     """
     return _cached("default", float(forget))
 
 
 def torch() -> Preset:
-    """U(±1/√H) throughout, the bias the sum of torch's two; no forget bias."""
+    """Return torch's defaults: U(±1/√H), the bias a sum of two; no forget bias."""
     return _cached("torch", 0.0)
 
 
 def keras(forget: float = 1.0) -> Preset:
-    """Glorot and orthogonal over the fused gates, forget bias: Keras's defaults."""
+    """Return Keras's defaults: Glorot, orthogonal over the fused gates, forget bias."""
     return _cached("keras", float(forget))
 
 
 def chrono(max_timescale: float = 1000.0) -> Preset:
-    """The default matrices with chrono biases for memories up to `max_timescale`.
+    """Return the default matrices with chrono biases up to `max_timescale`.
 
-    Errors: `ValueError` where `max_timescale` is not above 2.
+    Raises:
+        ValueError: `max_timescale` is not above 2.
 
-    >>> import jaxlstm as jl
-    >>> cell = jl.lstm(init=jl.initializers.chrono(784))
+    Example:
+        >>> import jaxlstm as jl
+        >>> cell = jl.lstm(init=jl.initializers.chrono(784))
     """
     if not max_timescale > 2:
         raise ValueError(
-            f"chrono: max_timescale is {max_timescale}; it must be above 2 steps."
+            f"chrono: max_timescale: got {max_timescale}, expected more than 2 steps."
         )
     return _cached("chrono", float(max_timescale))
 
@@ -184,7 +197,7 @@ TAKES_FORGET = {"default": default, "keras": keras}
 
 @functools.cache
 def _cached(kind: str, number: float) -> Preset:
-    """One object for each preset, however it was asked for."""
+    """Return the preset; one object for each kind and number."""
     if kind == "torch":
         return Preset(uniform(), uniform(), uniform(draws=2), uniform())
     if kind == "keras":
@@ -196,47 +209,51 @@ def _cached(kind: str, number: float) -> Preset:
 NO_FORGET_BIAS: Any = object()
 
 
-def chosen_preset(init: str | Preset, forget: float) -> Preset:
-    """The preset that a cell's options `init` and `forget_bias` choose.
+def resolve_preset(init: str | Preset, forget: float) -> Preset:
+    """Return the preset for a cell's options `init` and `forget_bias`.
 
-    `NO_FORGET_BIAS` is for a cell without one: zero where the preset asks for one.
+    Args:
+        init: a preset or its name.
+        forget: the forget bias, or `NO_FORGET_BIAS` for a cell without a forget gate,
+            whose bias is then zero.
 
-    Errors: `ValueError` for what is no preset, and for a forget bias that would have
-    no effect.
+    Raises:
+        ValueError: `init` is not a preset, or the forget bias would have no effect.
     """
     if forget is NO_FORGET_BIAS:
         forget = 0.0 if isinstance(init, str) and init in TAKES_FORGET else 1.0
     real = int | float | np.integer | np.floating
-    number = isinstance(forget, real) and not isinstance(forget, bool)
-    if not number or not math.isfinite(forget):
-        raise ValueError(f"forget_bias is {forget!r}; a finite number is needed.")
+    is_number = isinstance(forget, real) and not isinstance(forget, bool)
+    if not is_number or not math.isfinite(forget):
+        raise ValueError(f"forget_bias: got {forget!r}, expected a finite number.")
     if isinstance(init, str):
         return preset(init, float(forget))
     if not isinstance(init, Preset):
-        raise ValueError(f"init is {init!r}; a preset or its name is needed.")
+        raise ValueError(f"init: got {init!r}, expected a Preset or its name.")
     if forget != 1.0:
         raise ValueError(
-            f"init is a preset with biases of its own, so forget_bias={forget} would "
-            "have no effect; give it to the preset."
+            f"forget_bias: got {forget} together with a Preset, which draws its own "
+            "biases; pass the forget bias to the preset instead."
         )
     return init
 
 
 def preset(name: str, forget: float) -> Preset:
-    """The preset of that name; `forget` is the forget bias of those that have one.
+    """Return the preset of that name, with the given forget bias.
 
-    Errors: `ValueError` for an unknown name, and where a forget bias other than the
-    usual 1 is asked of a preset that draws its own.
+    Raises:
+        ValueError: the name is unknown, or the preset draws its own biases and
+            `forget` is not the default 1.
     """
-    brings_its_own = {"torch": torch, "chrono": chrono}
+    draws_its_own = {"torch": torch, "chrono": chrono}
     if name in TAKES_FORGET:
         return TAKES_FORGET[name](forget)
-    if name not in brings_its_own:
-        names = ", ".join(sorted(TAKES_FORGET | brings_its_own))
-        raise ValueError(f"init={name!r} is not a preset; the presets are {names}.")
+    if name not in draws_its_own:
+        names = ", ".join(sorted(TAKES_FORGET | draws_its_own))
+        raise ValueError(f"init: got {name!r}, expected one of {names}.")
     if forget != 1.0:
         raise ValueError(
-            f"init={name!r} draws its own biases, so forget_bias={forget} would have "
-            'no effect; leave it out, or use init="default".'
+            f"forget_bias: got {forget} with init={name!r}, which draws biases; leave "
+            'it out, or use init="default".'
         )
-    return brings_its_own[name]()
+    return draws_its_own[name]()

@@ -324,7 +324,7 @@ def test_refusals_are_sentences():
         model(XS[0, 0])
     with pytest.raises(ValueError, match=r"inputs have shape \[3\]; 2 axes are needed"):
         model.initialize_carry(XS[0, 0])
-    with pytest.raises(ValueError, match="xs has 2 features, but these params"):
+    with pytest.raises(ValueError, match="xs: got 2 features, expected"):
         model(XS[..., :2])
     with pytest.raises(ValueError, match="xs is a masked array"):
         model(np.ma.masked_invalid(BATCH.xs))

@@ -1,4 +1,4 @@
-"""What a cell is: four pure functions over one instant, and the records they pass."""
+"""The `Cell` record, its protocols, and the records that its functions exchange."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from jaxlstm.typing import Bias, Features, Hidden, InputMatrix, Key, RecurrentMatrix
 
-# Pytrees of arrays, each of a kind that only its cell knows.
+# Pytrees of arrays whose structure is defined by the cell.
 Params = Any
 State = Any
 Projection = Any
@@ -21,12 +21,13 @@ Activation = Callable[[Array], Array]
 
 
 class Gates(NamedTuple):
-    """One value for each gate of each unit, `[*b, H]`: pre-activations or gates.
+    """Pre-activations or activations of the gates, each `[*b, H]`.
 
-    i  input gate: how much of the candidate is written
-    f  forget gate: how much of the cell state is kept
-    g  candidate (input modulation): what would be written
-    o  output gate: how much of the cell state is shown
+    Attributes:
+        i: input gate, the factor of the candidate.
+        f: forget gate, the factor of the previous cell state.
+        g: candidate (input modulation), the value added to the cell state.
+        o: output gate, the factor of the squashed cell state in h.
     """
 
     i: Hidden
@@ -36,14 +37,14 @@ class Gates(NamedTuple):
 
 
 class LSTMState(NamedTuple):
-    """What the next step needs, `[*b, H]`: hidden state `h` and cell state `c`."""
+    """State of an LSTM: hidden state `h` and cell state `c`, each `[*b, H]`."""
 
     h: Hidden
     c: Hidden
 
 
 class HiddenState(NamedTuple):
-    """What the next step of a cell without a cell state needs: `h [*b, H]`."""
+    """State of a cell without a cell state: `h [*b, H]`."""
 
     h: Hidden
 
@@ -57,16 +58,16 @@ class LSTMParams(NamedTuple):
 
 
 class Recurrent(Protocol):
-    """Parameters of which `w_h [R, n, H]` multiplies the hidden state."""
+    """Parameters with a recurrent matrix `w_h [R, n, H]`."""
 
     @property
     def w_h(self) -> RecurrentMatrix:
-        """What multiplies the hidden state."""
+        """The matrix that multiplies the hidden state."""
         ...
 
 
 class Init(Protocol):
-    """Draws the parameters. Sizes are read from their shapes ever after."""
+    """Draw the parameters. All other functions read sizes from their shapes."""
 
     def __call__(
         self,
@@ -76,12 +77,12 @@ class Init(Protocol):
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> Params:
-        """Draw them from the key."""
+        """Return parameters drawn from the key."""
         ...
 
 
 class InitialState(Protocol):
-    """The state before the first step, in the dtypes that the state is carried in."""
+    """Return the state before the first step, in the dtypes of the carry."""
 
     def __call__(
         self,
@@ -90,30 +91,31 @@ class InitialState(Protocol):
         *,
         dtype: DTypeLike | None = None,
     ) -> State:
-        """The state of a batch of this shape, for inputs of this dtype."""
+        """Return the state for a batch of this shape and inputs of this dtype."""
         ...
 
 
 class Project(Protocol):
-    """All of a step that does not wait for the past: `x [..., D] -> z`.
+    """Compute the part of a step that depends on the input only: `x [..., D] -> z`.
 
-    The axes before the features are free, time among them, so that an engine may
-    project many steps in one product. The `project` of a cell that has a `prepare`
-    takes a third argument: what that brought for these steps, if anything.
+    The axes before the features are free and may include time, so that an engine can
+    project many steps in one product. The `project` of a cell with a `prepare` takes
+    a third argument, the per-step values that `prepare` returned, if any.
     """
 
     def __call__(self, params: Params, x: Array) -> Projection:
-        """The projection of x."""
+        """Return the projection of x."""
         ...
 
 
 class Edit(NamedTuple):
-    """Where a wrapper may reach into a step: functions `[*b, H] -> [*b, H]`, or None.
+    """Functions `[*b, H] -> [*b, H]` that a wrapper applies inside a step, or None.
 
-    hidden     on h_{t-1}, as the recurrent product reads it; what the state keeps of
-               h is not touched
-    candidate  on g, before it is written
-    cell       on c_t, before it is shown and carried
+    Attributes:
+        hidden: applied to h_{t-1} where the recurrent product reads it, and not to
+            the h in the state.
+        candidate: applied to g before it is added to the cell state.
+        cell: applied to c_t before it is read by the output gate and carried.
     """
 
     hidden: Activation | None = None
@@ -125,56 +127,60 @@ UNEDITED = Edit()
 
 
 class Step(Protocol):
-    """One instant: `step(params, state, z) -> (state, gates)`.
+    """Compute one time step: `step(params, state, z) -> (state, gates)`.
 
-    The state is what the next step needs, the gates are what there is to report. A
-    step that also takes `edit=UNEDITED` can be wrapped by what reaches into it; it
-    refuses with a `ValueError` the edit of something that it does not have.
+    The state is carried to the next step, the gates are reported only. Wrappers such
+    as `clip_cell` need a step that also takes `edit=UNEDITED`; it raises a
+    `ValueError` for an edit of a quantity that the cell does not have.
     """
 
     def __call__(
         self, params: Params, state: State, z: Projection
     ) -> tuple[State, Reported]:
-        """The next state, and the gates that led to it."""
+        """Return the next state and the gates that produced it."""
         ...
 
 
 class Prepare(Protocol):
-    """What one whole sequence brings: parameters for it, and something for each step.
+    """Compute, once per sequence, its parameters and the values of each step.
 
-    `unroll` calls it once, before the first step. The parameters that it gives back
-    are those that `initial_state`, `project` and `step` receive; of `each`, whose
-    leaves are `[T, *b, ...]`, `project` receives the steps that it projects. None
-    for `each` is nothing. Without a key, nothing may be random.
+    `unroll` calls it before the first step and passes the returned parameters to
+    `initial_state`, `project` and `step`. `project` also receives the slice of
+    `per_step`, whose leaves are `[T, *b, ...]`, for the steps that it projects.
+    `per_step` may be None. Without a key, nothing may be random.
     """
 
     def __call__(
         self, params: Params, xs: Features, *, key: Key | None = None
     ) -> tuple[Params, PerStep]:
-        """The parameters for the sequence xs, and what its steps get."""
+        """Return `(params, per_step)` for the sequence xs."""
         ...
 
 
 class Cell(NamedTuple):
-    """A recurrent cell: a record of pure functions that `unroll` carries through time.
+    """A recurrent cell: a record of pure single-step functions.
 
-    Whatever has the first four of these is a cell; its state is a NamedTuple whose
-    field h is what a layer gives to the next. `partial(cell.step, params)` is a
-    body for `lax.scan`:
+    The first four fields are required. The state is a NamedTuple whose field h is the
+    output of a layer. `partial(cell.step, params)` is a body for `lax.scan`.
 
-    >>> import functools, jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> z = cell.project(params, jnp.ones((7, 3)))
-    >>> state = cell.initial_state(params)
-    >>> state, gates = jax.lax.scan(functools.partial(cell.step, params), state, z)
-    >>> gates.f.shape
-    (7, 5)
+    Attributes:
+        init: see `Init`.
+        initial_state: see `InitialState`.
+        project: see `Project`.
+        step: see `Step`.
+        prepare: see `Prepare`; None if the cell needs none.
+        spatial_axes: number of spatial axes between the batch and the features, such
+            as 2 for images.
 
-    init, initial_state, project, step   see the protocols of these names
-    prepare        what a whole sequence brings, such as its noise; None for nothing
-    spatial_axes   how many of the axes before the features belong to one instant,
-                   such as the 2 of an image, and not to the batch
+    Example:
+        >>> import functools, jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.lstm()
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> z = cell.project(params, jnp.ones((7, 3)))
+        >>> state = cell.initial_state(params)
+        >>> state, gates = jax.lax.scan(functools.partial(cell.step, params), state, z)
+        >>> gates.f.shape
+        (7, 5)
     """
 
     init: Init
@@ -185,25 +191,27 @@ class Cell(NamedTuple):
     spatial_axes: int = 0
 
 
-def project(cell: Cell, params: Params, x: Array, each: PerStep) -> Projection:
-    """What the cell makes of x, and of what its `prepare` brought for these steps."""
-    takes_each: Callable[..., Projection] = cell.project
-    return cell.project(params, x) if each is None else takes_each(params, x, each)
+def project(cell: Cell, params: Params, x: Array, per_step: PerStep) -> Projection:
+    """Call the cell's `project`, with the values of `prepare` if there are any."""
+    if per_step is None:
+        return cell.project(params, x)
+    project_with_values: Callable[..., Projection] = cell.project
+    return project_with_values(params, x, per_step)
 
 
 def check_size(name: str, size: int) -> None:
-    """Errors: `ValueError` where size is no whole number from 1."""
+    """Raise a `ValueError` if size is not an integer >= 1."""
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-        raise ValueError(f"{name} is {size!r}; a whole number from 1 is needed.")
+        raise ValueError(f"{name}: got {size!r}, expected an integer >= 1.")
 
 
-def typed_like(state: State, after: State) -> State:
-    """`after`, in the dtypes in which the state is carried."""
+def cast_like(state: State, after: State) -> State:
+    """Return `after` in the dtypes of `state`."""
     return jax.tree.map(lambda old, new: new.astype(old.dtype), state, after)
 
 
-def edited(edit: Activation | None, value: Array) -> Array:
-    """The value, changed by the edit if there is one."""
+def apply_edit(edit: Activation | None, value: Array) -> Array:
+    """Return `edit(value)`, or the value if there is no edit."""
     return value if edit is None else edit(value)
 
 
@@ -221,20 +229,23 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(option: str, name: str | Activation) -> Activation:
-    """The function that the option names, or is; functions are told apart by identity.
+    """Return the function of that name; a function is returned unchanged.
 
-    Errors: `ValueError` that lists the names where there is no such function.
+    Raises:
+        ValueError: the name is unknown, or the value cannot be hashed.
     """
     try:
         hash(name)
     except TypeError:
         raise ValueError(
-            f"{option} is {name!r:.60}, which cannot be hashed; a name or a function "
-            "is needed."
+            f"{option}: got {name!r:.60}, which is not hashable; expected a name or a "
+            "hashable function."
         ) from None
     if callable(name):
         return name
     if name not in ACTIVATIONS:
         names = ", ".join(ACTIVATIONS)
-        raise ValueError(f"{option}={name!r} is unknown; choose one of {names}.")
+        raise ValueError(
+            f"{option}: got {name!r}, expected a function or one of {names}."
+        )
     return ACTIVATIONS[name]

@@ -1,14 +1,15 @@
-"""The LSTM of 1997: what is written stays. There is no forget gate.
+"""The LSTM of 1997, without a forget gate.
 
     z = W_x x_t + W_h h_{t-1} + b         i, o = σ(z_i), σ(z_o)       g = tanh(z_g)
     c_t = c_{t-1} + i ⊙ g                 h_t = o ⊙ tanh(c_t)
 
-The gradient flows back through c undiminished, whatever the gates do: the constant
-error carousel. Nothing is ever forgotten, so that on a stream without resets c grows
-until tanh saturates.
+The derivative of c_t by c_{t-1} is 1 for any gates (the constant error carousel).
+Nothing is ever removed from c, so on a long stream without resets it grows until tanh
+saturates.
 
-Reference: Hochreiter and Schmidhuber, "Long short-term memory", 1997,
-https://doi.org/10.1162/neco.1997.9.8.1735
+Reference:
+    Hochreiter and Schmidhuber, "Long short-term memory", 1997,
+    https://doi.org/10.1162/neco.1997.9.8.1735
 """
 
 import functools
@@ -27,10 +28,10 @@ from jaxlstm.cells.base import (
     Gates,
     LSTMState,
     activation,
-    edited,
-    typed_like,
+    apply_edit,
+    cast_like,
 )
-from jaxlstm.cells.lstm import activate, at_rest, transition
+from jaxlstm.cells.lstm import activate, transition, zero_state
 from jaxlstm.cells.products import recurrent
 from jaxlstm.initializers import (
     CANDIDATE,
@@ -38,7 +39,7 @@ from jaxlstm.initializers import (
     NO_FORGET_BIAS,
     OUTPUT,
     Preset,
-    chosen_preset,
+    resolve_preset,
 )
 from jaxlstm.typing import Key, Projected
 
@@ -58,24 +59,28 @@ def classic_lstm(
     gate_activation: str | Activation = "sigmoid",
     init: str | Preset = "default",
 ) -> Cell:
-    """The LSTM of 1997, without a forget gate; `gates.f` is reported as 1.
+    """Return the LSTM of 1997, without a forget gate:
 
-    The equations are at the head of `jaxlstm.cells.classic`; the options are those of
-    `lstm`. A preset's forget bias finds no gate here.
+        z = W_x x_t + W_h h_{t-1} + b         i, o = σ(z_i), σ(z_o)       g = tanh(z_g)
+        c_t = c_{t-1} + i ⊙ g                 h_t = o ⊙ tanh(c_t)
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.classic_lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> state, trace = jl.unroll(cell, params, jnp.ones((7, 2, 3)), emit=jl.emit.trace)
-    >>> written = (trace.gates.i * trace.gates.g).sum(0)
-    >>> bool(jnp.allclose(state.c, written))
-    True
+    `gates.f` is reported as 1. The options are those of `lstm`; the forget bias of a
+    preset is not used.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell, xs = jl.classic_lstm(), jnp.ones((7, 2, 3))
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> state, trace = jl.unroll(cell, params, xs, emit=jl.emit.trace)
+        >>> total = (trace.gates.i * trace.gates.g).sum(0)
+        >>> bool(jnp.allclose(state.c, total))
+        True
     """
     return _classic_lstm(
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
         activation("output_activation", output_activation),
-        chosen_preset(init, NO_FORGET_BIAS),
+        resolve_preset(init, NO_FORGET_BIAS),
     )
 
 
@@ -97,12 +102,12 @@ def _classic_lstm(
         *,
         edit: Edit = UNEDITED,
     ) -> tuple[LSTMState, Gates]:
-        i, g, o = recurrent(edited(edit.hidden, state.h), params.w_h, z)
+        i, g, o = recurrent(apply_edit(edit.hidden, state.h), params.w_h, z)
         gates = Gates(i=i, f=i, g=g, o=o)
         gates = activate(gates, gate=gate, candidate=candidate, edit=edit.candidate)
         gates = gates._replace(f=jnp.ones_like(gates.i))
         after = transition(gates, state.c, output=output, edit=edit.cell)
-        return typed_like(state, after), gates
+        return cast_like(state, after), gates
 
-    begin = at_rest(ClassicLSTMParams)
-    return Cell(draw, begin, parameters.projecting(ClassicLSTMParams), step)
+    initial_state = zero_state(ClassicLSTMParams)
+    return Cell(draw, initial_state, parameters.affine_project(ClassicLSTMParams), step)

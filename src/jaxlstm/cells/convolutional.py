@@ -1,15 +1,15 @@
-"""The LSTM over space: every matrix is a convolution.
+"""The convolutional LSTM: matrix products are replaced by convolutions.
 
     z = W_x ∗ x_t + W_h ∗ h_{t-1} + b     i, f, o = σ(z_i), σ(z_f), σ(z_o)
     g = tanh(z_g)
     c_t = f ⊙ c_{t-1} + i ⊙ g             h_t = o ⊙ tanh(c_t)
 
-x, h and c have 1 to 3 axes of space before their features: a line, an image, a
-volume. ∗ slides the kernel over all of them by steps of one, as if zeros stood
-outside, so that space keeps its size. As in every library, the kernel is not flipped.
+x, h and c have 1 to 3 spatial axes before their features. ∗ is a cross-correlation
+with stride 1 and zero padding that preserves the spatial shape.
 
-Reference: Shi et al., "Convolutional LSTM network", 2015, without its peepholes,
-https://arxiv.org/abs/1506.04214
+Reference:
+    Shi et al., "Convolutional LSTM network", 2015, here without peepholes,
+    https://arxiv.org/abs/1506.04214
 """
 
 import functools
@@ -33,27 +33,27 @@ from jaxlstm.cells.base import (
     Gates,
     LSTMState,
     activation,
+    apply_edit,
+    cast_like,
     check_size,
-    edited,
-    typed_like,
 )
-from jaxlstm.cells.lstm import activate, at_rest, transition
+from jaxlstm.cells.lstm import activate, transition, zero_state
 from jaxlstm.cells.products import (
+    broadcast_like,
     by_gate,
     check_features,
-    fold,
-    may_be_split,
-    spread,
-    unfold,
+    may_be_sharded,
+    merge_axes,
+    split_axis,
 )
-from jaxlstm.initializers import Preset, chosen_preset
+from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Input, Key, Projected, accumulator_dtype, is_explicit, show
 
 
 class ConvLSTMParams(NamedTuple):
     """`w_x [*k, D, 4, H]`, `w_h [*k, H, 4, H]`, `b [4, H]`, gates as in `Gates`.
 
-    *k is the shape of the kernel, D and H are the channels.
+    *k is the shape of the kernel, D and H are numbers of channels.
     """
 
     w_x: Float[Array, "*k D 4 H"]
@@ -70,57 +70,64 @@ def conv_lstm(
     gate_activation: str | Activation = "sigmoid",
     init: str | Preset = "default",
 ) -> Cell:
-    """The convolutional LSTM: xs is `[T, *b, *space, D]`, h and c `[*b, *space, H]`.
+    """Return the convolutional LSTM, for xs `[T, *b, *space, D]`:
 
-    The equations are at the head of `jaxlstm.cells.convolutional`.
+        z = W_x ∗ x_t + W_h ∗ h_{t-1} + b     i, f, o = σ(z_i), σ(z_f), σ(z_o)
+        g = tanh(z_g)
+        c_t = f ⊙ c_{t-1} + i ⊙ g             h_t = o ⊙ tanh(c_t)
 
-    Arguments:
-        kernel_shape: one size for each axis of space, 1 to 3 of them; a number is the
-            size on a single axis.
-        others: as in `lstm`. What a unit reads, kernel times channels, counts as the
-            inputs of its matrix.
+    h and c are `[*b, *space, H]`; `*space` is part of the `batch_shape` of
+    `cell.initial_state`. The other options are those of `lstm`; the fan-in of the
+    initializers is the kernel size times the number of channels.
 
-    Space is part of the `batch_shape` of `cell.initial_state`.
+    Args:
+        kernel_shape: one size for each of 1 to 3 spatial axes; an integer for one
+            spatial axis.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.conv_lstm((3, 3))
-    >>> params = cell.init(jax.random.key(0), input_size=1, hidden_size=4)
-    >>> films = jnp.ones((7, 2, 16, 12, 1))
-    >>> state, hs = jl.unroll(cell, params, films, lengths=jnp.array([7, 5]))
-    >>> hs.shape
-    (7, 2, 16, 12, 4)
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.conv_lstm((3, 3))
+        >>> params = cell.init(jax.random.key(0), input_size=1, hidden_size=4)
+        >>> videos = jnp.ones((7, 2, 16, 12, 1))
+        >>> state, hs = jl.unroll(cell, params, videos, lengths=jnp.array([7, 5]))
+        >>> hs.shape
+        (7, 2, 16, 12, 4)
     """
     return _conv_lstm(
-        _kernel(kernel_shape),
+        _check_kernel(kernel_shape),
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
         activation("output_activation", output_activation),
-        chosen_preset(init, forget_bias),
+        resolve_preset(init, forget_bias),
     )
 
 
 def convolution(x: Array, w: Array, dtype: DTypeLike) -> Array:
-    """`w ∗ x`, `[..., *space, 4, H]`, for x `[..., *space, K]`, w `[*k, K, 4, H]`.
+    """Compute `w ∗ x` for x `[..., *space, K]` and w `[*k, K, 4, H]`.
 
-    Operands are taken in the dtype of x, sums are kept in `dtype`. On an explicit mesh
-    with H split, every device gathers x and makes the four gates of its own units.
+    Operands are cast to the dtype of x, sums are kept in `dtype`. On an explicit mesh
+    with H sharded, every device gathers x and computes the four gates of its own units.
+
+    Returns:
+        An array `[..., *space, 4, H]`.
     """
     space, w = w.ndim - 3, w.astype(x.dtype)
     lead = x.ndim - 1 - space
-    rows = fold(x, lead)
-    if is_explicit(jax.typeof(w).sharding) and may_be_split(w):
+    rows = merge_axes(x, lead)
+    if is_explicit(jax.typeof(w).sharding) and may_be_sharded(w):
         rows = jax.sharding.reshard(rows, P(*jax.typeof(rows).sharding.spec[:-1], None))
-        gates = [_slide(rows, w[..., k, :], dtype) for k in range(w.shape[-2])]
-        return unfold(jnp.stack(gates, axis=-2), x, lead)
-    z = _slide(rows, w.reshape(*w.shape[:-2], -1), dtype)
-    return unfold(z.reshape(*z.shape[:-1], *w.shape[-2:]), x, lead)
+        gates = [_convolve(rows, w[..., k, :], dtype) for k in range(w.shape[-2])]
+        return split_axis(jnp.stack(gates, axis=-2), x, lead)
+    z = _convolve(rows, w.reshape(*w.shape[:-2], -1), dtype)
+    return split_axis(z.reshape(*z.shape[:-1], *w.shape[-2:]), x, lead)
 
 
-def _slide(x: Array, w: Array, dtype: DTypeLike) -> Array:
-    """x `[N, *space, K]`, w `[*k, K, L]`: `[N, *space, L]`."""
-    letters, placed = "DHW"[: x.ndim - 2], None
+def _convolve(x: Array, w: Array, dtype: DTypeLike) -> Array:
+    """Convolve x `[N, *space, K]` with w `[*k, K, L]` to `[N, *space, L]`."""
+    letters, sharding = "DHW"[: x.ndim - 2], None
     if is_explicit(jax.typeof(w).sharding):
-        placed = P(*jax.typeof(x).sharding.spec[:-1], jax.typeof(w).sharding.spec[-1])
+        rows, units = jax.typeof(x).sharding.spec, jax.typeof(w).sharding.spec
+        sharding = P(*rows[:-1], units[-1])
     return lax.conv_general_dilated(
         x,
         w,
@@ -128,7 +135,7 @@ def _slide(x: Array, w: Array, dtype: DTypeLike) -> Array:
         padding="SAME",
         dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
         preferred_element_type=dtype,
-        out_sharding=placed,
+        out_sharding=sharding,
     )
 
 
@@ -145,14 +152,14 @@ def _conv_lstm(
     ) -> ConvLSTMParams:
         check_size("input_size", input_size)
         check_size("hidden_size", hidden_size)
-        seen = math.prod(kernel)
+        kernel_size = math.prod(kernel)
         w_x, w_h, b = parameters.draw(
             init,
             key,
-            seen * input_size,
+            kernel_size * input_size,
             hidden_size,
             dtype,
-            recurrent_size=seen * hidden_size,
+            recurrent_size=kernel_size * hidden_size,
         )
         return ConvLSTMParams(
             w_x=w_x.reshape(*kernel, input_size, 4, hidden_size),
@@ -161,16 +168,16 @@ def _conv_lstm(
         )
 
     def project(params: ConvLSTMParams, x: Input) -> Projected:
-        """`W_x ∗ x_t + b`, `[..., *space, 4, H]`."""
+        """Compute `W_x ∗ x_t + b`, `[..., *space, 4, H]`."""
         size = parameters.sizes(ConvLSTMParams, params)
         if params.w_x.shape[:-3] != kernel:
             raise ValueError(
-                f"params have a kernel of shape {show(params.w_x.shape[:-3])}, but "
-                f"this is conv_lstm({kernel}); take the cell that drew them."
+                f"params: got kernel shape {show(params.w_x.shape[:-3])}, expected "
+                f"{show(kernel)}; use the cell that drew them."
             )
         check_features(x, params.w_x, size["D"])
         z = convolution(x, params.w_x, accumulator_dtype(x.dtype))
-        return z + spread(params.b, z)
+        return z + broadcast_like(z, params.b)
 
     def step(
         params: ConvLSTMParams,
@@ -179,21 +186,21 @@ def _conv_lstm(
         *,
         edit: Edit = UNEDITED,
     ) -> tuple[LSTMState, Gates]:
-        h = edited(edit.hidden, state.h)
+        h = apply_edit(edit.hidden, state.h)
         gates = Gates(*by_gate(z + convolution(h, params.w_h, z.dtype)))
         gates = activate(gates, gate=gate, candidate=candidate, edit=edit.candidate)
         after = transition(gates, state.c, output=output, edit=edit.cell)
-        return typed_like(state, after), gates
+        return cast_like(state, after), gates
 
-    begin = at_rest(ConvLSTMParams)
-    return Cell(draw, begin, project, step, spatial_axes=len(kernel))
+    initial_state = zero_state(ConvLSTMParams)
+    return Cell(draw, initial_state, project, step, spatial_axes=len(kernel))
 
 
-def _kernel(shape: int | Sequence[int]) -> tuple[int, ...]:
+def _check_kernel(shape: int | Sequence[int]) -> tuple[int, ...]:
     kernel = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     if not 1 <= len(kernel) <= 3 or isinstance(shape, str):
         raise ValueError(
-            f"kernel_shape is {shape!r}; one size for each of 1 to 3 axes is needed."
+            f"kernel_shape: got {shape!r}, expected one size for each of 1 to 3 axes."
         )
     for size in kernel:
         check_size("kernel_shape", size)

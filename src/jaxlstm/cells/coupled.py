@@ -1,13 +1,14 @@
-"""The LSTM that forgets exactly as much as it writes: i = 1 - f.
+"""The LSTM with coupled input and forget gates, i = 1 - f.
 
     z = W_x x_t + W_h h_{t-1} + b         f, o = σ(z_f), σ(z_o)       g = tanh(z_g)
     c_t = f ⊙ c_{t-1} + (1 - f) ⊙ g       h_t = o ⊙ tanh(c_t)
 
-c is an average of candidates and stays within their range. With peepholes, z_f gains
-p_f ⊙ c_{t-1} and z_o gains p_o ⊙ c_t.
+c is a weighted average of candidates and stays within their range. With peepholes,
+p_f ⊙ c_{t-1} is added to z_f and p_o ⊙ c_t to z_o.
 
-Reference: Greff et al., "LSTM: a search space odyssey", 2017 (CIFG),
-https://arxiv.org/abs/1503.04069
+Reference:
+    Greff et al., "LSTM: a search space odyssey", 2017 (CIFG),
+    https://arxiv.org/abs/1503.04069
 """
 
 import functools
@@ -26,20 +27,20 @@ from jaxlstm.cells.base import (
     Gates,
     LSTMState,
     activation,
-    edited,
-    typed_like,
+    apply_edit,
+    cast_like,
 )
-from jaxlstm.cells.lstm import at_rest
-from jaxlstm.cells.peephole import looked
+from jaxlstm.cells.lstm import zero_state
+from jaxlstm.cells.peephole import add_peephole
 from jaxlstm.cells.products import recurrent
-from jaxlstm.initializers import CANDIDATE, FORGET, OUTPUT, Preset, chosen_preset
+from jaxlstm.initializers import CANDIDATE, FORGET, OUTPUT, Preset, resolve_preset
 from jaxlstm.typing import Key, Projected
 
 
 class CoupledLSTMParams(NamedTuple):
     """`w_x [D, 3, H]`, `w_h [H, 3, H]`, `b [3, H]`, the gates in the order f, g, o.
 
-    The peepholes `p_f`, `p_o` are `[H]`, or None where there are none.
+    The peepholes `p_f`, `p_o` are `[H]`, or None without peepholes.
     """
 
     w_x: Float[Array, "D 3 H"]
@@ -58,29 +59,32 @@ def coupled_lstm(
     peepholes: bool = False,
     init: str | Preset = "default",
 ) -> Cell:
-    """The LSTM with coupled input and forget gates; `gates.i` is reported as 1 - f.
+    """Return the LSTM with coupled input and forget gates:
 
-    The equations are at the head of `jaxlstm.cells.coupled`.
+        z = W_x x_t + W_h h_{t-1} + b         f, o = σ(z_f), σ(z_o)       g = tanh(z_g)
+        c_t = f ⊙ c_{t-1} + (1 - f) ⊙ g       h_t = o ⊙ tanh(c_t)
 
-    Arguments:
-        peepholes: whether f and o look at the cell state. They begin at zero.
-        others: as in `lstm`.
+    `gates.i` is reported as 1 - f. The other options are those of `lstm`.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.coupled_lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> state, trace = jl.unroll(cell, params, jnp.ones((7, 2, 3)), emit=jl.emit.trace)
-    >>> bool((trace.gates.i == 1 - trace.gates.f).all())
-    True
+    Args:
+        peepholes: whether f and o read the cell state; the weights are zero initially.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell, xs = jl.coupled_lstm(), jnp.ones((7, 2, 3))
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> state, trace = jl.unroll(cell, params, xs, emit=jl.emit.trace)
+        >>> bool((trace.gates.i == 1 - trace.gates.f).all())
+        True
     """
     if not isinstance(peepholes, bool):
-        raise ValueError(f"peepholes is {peepholes!r}; True or False is needed.")
+        raise ValueError(f"peepholes: got {peepholes!r}, expected True or False.")
     return _coupled_lstm(
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
         activation("output_activation", output_activation),
         peepholes,
-        chosen_preset(init, forget_bias),
+        resolve_preset(init, forget_bias),
     )
 
 
@@ -97,8 +101,8 @@ def _coupled_lstm(
     ) -> CoupledLSTMParams:
         gates = (FORGET, CANDIDATE, OUTPUT)
         drawn = parameters.draw(init, key, input_size, hidden_size, dtype, gates=gates)
-        looks = jnp.zeros((2, hidden_size), dtype) if peepholes else ()
-        return CoupledLSTMParams(*drawn, *looks)
+        weights = jnp.zeros((2, hidden_size), dtype) if peepholes else ()
+        return CoupledLSTMParams(*drawn, *weights)
 
     def step(
         params: CoupledLSTMParams,
@@ -107,15 +111,15 @@ def _coupled_lstm(
         *,
         edit: Edit = UNEDITED,
     ) -> tuple[LSTMState, Gates]:
-        z_f, z_g, z_o = recurrent(edited(edit.hidden, state.h), params.w_h, z)
-        f = gate(looked(z_f, params.p_f, state.c))
-        g = edited(edit.candidate, candidate(z_g))
-        c = edited(edit.cell, f * state.c + (1 - f) * g)
-        o = gate(looked(z_o, params.p_o, c))
+        z_f, z_g, z_o = recurrent(apply_edit(edit.hidden, state.h), params.w_h, z)
+        f = gate(add_peephole(z_f, params.p_f, state.c))
+        g = apply_edit(edit.candidate, candidate(z_g))
+        c = apply_edit(edit.cell, f * state.c + (1 - f) * g)
+        o = gate(add_peephole(z_o, params.p_o, c))
         after = LSTMState(h=o * output(c), c=c)
-        return typed_like(state, after), Gates(i=1 - f, f=f, g=g, o=o)
+        return cast_like(state, after), Gates(i=1 - f, f=f, g=g, o=o)
 
     without = () if peepholes else ("p_f", "p_o")
-    begin = at_rest(CoupledLSTMParams, without=without)
-    project = parameters.projecting(CoupledLSTMParams, without=without)
-    return Cell(draw, begin, project, step)
+    initial_state = zero_state(CoupledLSTMParams, without=without)
+    project = parameters.affine_project(CoupledLSTMParams, without=without)
+    return Cell(draw, initial_state, project, step)

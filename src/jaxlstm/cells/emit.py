@@ -1,12 +1,12 @@
-"""What to stack over time: functions `(state, gates) -> pytree` for `unroll`.
+"""Functions `(state, gates) -> pytree` that select what `unroll` stacks over time.
 
-Any function will do, as long as its results keep the batch axes first:
+Any function whose results keep the batch axes first can be used:
 
 >>> import jax, jax.numpy as jnp, jaxlstm as jl
 >>> cell = jl.lstm()
 >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
->>> openness = lambda state, gates: gates.f.mean(-1)
->>> state, f = jl.unroll(cell, params, jnp.ones((7, 2, 3)), emit=openness)
+>>> mean_f = lambda state, gates: gates.f.mean(-1)
+>>> state, f = jl.unroll(cell, params, jnp.ones((7, 2, 3)), emit=mean_f)
 >>> f.shape
 (7, 2)
 """
@@ -21,10 +21,11 @@ Emit = Callable[[State, Reported], Any]
 
 
 class Trace(NamedTuple):
-    """Everything there is to see: each record stacked over time, `[T, *b, H]`.
+    """State and gates of every step, stacked over time: `[T, *b, H]`.
 
-    state   what the step left behind, h and c
-    gates   what led to it, i, f, g and o
+    Attributes:
+        state: the state after the step, h and c.
+        gates: the gates of the step, i, f, g and o.
     """
 
     state: State
@@ -32,33 +33,33 @@ class Trace(NamedTuple):
 
 
 def hidden(state: State, gates: Reported) -> Hidden:
-    """The hidden state h of each step: what a layer gives to the next.
+    """Return the hidden state h of each step, the output of a layer.
 
-    Errors: `ValueError` for a state without a field h.
+    Raises:
+        ValueError: the state has no field h.
     """
     if not hasattr(state, "h"):
         raise ValueError(
-            f"the state of this cell, a {type(state).__name__}, has no field h; give "
-            "it one, or say what to stack with emit=."
+            f"emit: got a state {type(state).__name__} without a field h, expected one "
+            "with h; add the field or pass another function as emit=."
         )
     return state.h
 
 
 def states(state: State, gates: Reported) -> State:
-    """The whole state of each step: h and c."""
+    """Return the whole state of each step, h and c."""
     return state
 
 
 def trace(state: State, gates: Reported) -> Trace:
-    """The state and the gates of each step.
+    """Return the state and the gates of each step.
 
-    The engines show what they compute anyway: h and c are those of `hidden` and
-    `states`, in the plain cells to the last bit, as long as a step has eight numbers or
-    more; `scan` may round the last bit otherwise. For several layers, see
-    `Layer.trace`.
+    For cells without wrappers, h and c have the bits of `hidden` and `states` if a
+    step has at least eight numbers; with fewer, `scan` may differ in the last bit. For
+    several layers, see `Layer.trace`.
     """
     return Trace(state, gates)
 
 
 def nothing(state: State, gates: Reported) -> None:
-    """No output: only the final state is wanted, and no memory is spent on more."""
+    """Return nothing, for a run of which only the final state is used."""

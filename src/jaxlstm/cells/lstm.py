@@ -1,15 +1,18 @@
-"""The LSTM at one instant. No time axis lives in this file.
+"""The LSTM with a forget gate.
 
     z = W_x x_t + W_h h_{t-1} + b         i, f, o = σ(z_i), σ(z_f), σ(z_o)
     g = tanh(z_g)
     c_t = f ⊙ c_{t-1} + i ⊙ g             h_t = o ⊙ tanh(c_t)
 
-The cell state c is changed by two gated terms only, so that what it holds, and the
-gradient that flows back through it, survives for as long as f stays near 1.
+The cell state c changes by two gated terms only, so that its value, and the gradient
+through it, are preserved as long as f stays near 1.
 
-References: Hochreiter and Schmidhuber, "Long short-term memory", 1997,
-https://doi.org/10.1162/neco.1997.9.8.1735; the forget gate: Gers, Schmidhuber and
-Cummins, "Learning to forget", 2000, https://doi.org/10.1162/089976600300015015
+Reference:
+    Hochreiter and Schmidhuber, "Long short-term memory", 1997,
+    https://doi.org/10.1162/neco.1997.9.8.1735
+
+    Gers, Schmidhuber and Cummins, "Learning to forget" (the forget gate), 2000,
+    https://doi.org/10.1162/089976600300015015
 """
 
 import functools
@@ -31,45 +34,47 @@ from jaxlstm.cells.base import (
     Params,
     Recurrent,
     activation,
-    edited,
-    typed_like,
+    apply_edit,
+    cast_like,
 )
 from jaxlstm.cells.products import affine, check_projected, product
-from jaxlstm.initializers import Preset, chosen_preset
+from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Hidden, Input, Key, Projected, accumulator_dtype
 
 
 def project(params: LSTMParams, x: Input) -> Projected:
-    """What the input adds to the pre-activations: `W_x x_t + b`, `[*b, 4, H]`.
+    """Compute the input's part of the pre-activations: `W_x x_t + b`, `[*b, 4, H]`.
 
-    It does not wait for the past, so a whole sequence can be projected in one product.
+    It does not depend on the state, so a sequence can be projected in one product.
 
-    Arguments:
+    Args:
         params: `LSTMParams` of any floating dtype.
-        x: `[*b, D]`. Products take operands in its dtype; sums are kept in float32 or
-            wider.
+        x: `[*b, D]`. Operands of the product are cast to its dtype; sums are kept in
+            float32 or wider.
 
-    Errors: `ValueError` where x has other features than the parameters were made for,
-    or no floating point numbers.
+    Raises:
+        ValueError: x does not have D floating point features.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> params = jl.lstm().init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> jl.cells.lstm.project(params, jnp.ones((7, 3))).shape
-    (7, 4, 5)
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> params = jl.lstm().init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> jl.cells.lstm.project(params, jnp.ones((7, 3))).shape
+        (7, 4, 5)
     """
     parameters.sizes(LSTMParams, params)
     return affine(x, params.w_x, params.b)
 
 
 def preactivations(params: Recurrent, h: Hidden, z: Projected) -> Gates:
-    """`z_t + W_h h_{t-1}`, gate by gate, each `[*b, H]`, in the dtype of z.
+    """Compute `z_t + W_h h_{t-1}` per gate, each `[*b, H]`, in the dtype of z.
 
-    Arguments:
-        params: a record, of which `w_h [H, 4, H]` is read, through a 2-D view.
+    Args:
+        params: a record with a field `w_h [H, 4, H]`.
         h: `[*b, H]`, the hidden state before the step.
-        z: `[*b, 4, H]`, what `project` made of the input.
+        z: `[*b, 4, H]`, the result of `project`.
 
-    Errors: `ValueError` for z of another shape, such as the input itself.
+    Raises:
+        ValueError: z has another shape.
     """
     check_projected(z, params.w_h)
     z = z + product(h, params.w_h, z.dtype)
@@ -83,21 +88,23 @@ def activate(
     candidate: Activation = jnp.tanh,
     edit: Activation | None = None,
 ) -> Gates:
-    """`i, f, o = σ(z_i), σ(z_f), σ(z_o)` and `g = tanh(z_g)`.
+    """Compute `i, f, o = σ(z_i), σ(z_f), σ(z_o)` and `g = tanh(z_g)`.
 
-    Arguments:
+    Args:
         gates: the pre-activations.
-        gate, candidate: other functions in place of σ and tanh.
-        edit: a change made to g before it is written.
+        gate: activation of i, f and o.
+        candidate: activation of g.
+        edit: function applied to g.
 
-    >>> import jax.numpy as jnp, jaxlstm as jl
-    >>> float(jl.cells.lstm.activate(jl.Gates(*jnp.zeros((4, 1)))).f[0])
-    0.5
+    Example:
+        >>> import jax.numpy as jnp, jaxlstm as jl
+        >>> float(jl.cells.lstm.activate(jl.Gates(*jnp.zeros((4, 1)))).f[0])
+        0.5
     """
     gates = Gates(
         i=gate(gates.i), f=gate(gates.f), g=candidate(gates.g), o=gate(gates.o)
     )
-    return gates._replace(g=edited(edit, gates.g))
+    return gates._replace(g=apply_edit(edit, gates.g))
 
 
 def transition(
@@ -107,36 +114,39 @@ def transition(
     output: Activation = jnp.tanh,
     edit: Activation | None = None,
 ) -> LSTMState:
-    """`c_t = f ⊙ c_{t-1} + i ⊙ g` and `h_t = o ⊙ tanh(c_t)`.
+    """Compute `c_t = f ⊙ c_{t-1} + i ⊙ g` and `h_t = o ⊙ tanh(c_t)`.
 
-    Arguments:
-        gates: the activated gates, `[*b, H]` each.
+    Args:
+        gates: the activated gates, each `[*b, H]`.
         c: `[*b, H]`, the cell state before the step.
-        output: another function in place of tanh.
-        edit: a change made to c_t before it is shown and carried.
+        output: activation of c_t in h_t.
+        edit: function applied to c_t before h_t is computed.
 
-    With f = 1 and i = 0 the cell keeps what it holds, bit for bit:
+    Example:
+        With f = 1 and i = 0 the cell state is unchanged, bit for bit:
 
-    >>> import jax.numpy as jnp, jaxlstm as jl
-    >>> keep = jl.Gates(i=jnp.zeros(1), f=jnp.ones(1), g=jnp.ones(1), o=jnp.ones(1))
-    >>> float(jl.cells.lstm.transition(keep, jnp.array([0.3])).c[0])
-    0.30000001192092896
+        >>> import jax.numpy as jnp, jaxlstm as jl
+        >>> one, zero = jnp.ones(1), jnp.zeros(1)
+        >>> gates = jl.Gates(i=zero, f=one, g=one, o=one)
+        >>> float(jl.cells.lstm.transition(gates, jnp.array([0.3])).c[0])
+        0.30000001192092896
     """
-    c = edited(edit, gates.f * c + gates.i * gates.g)
+    c = apply_edit(edit, gates.f * c + gates.i * gates.g)
     return LSTMState(h=gates.o * output(c), c=c)
 
 
-def at_rest(
-    record: type, *, shown: str = "H", without: tuple[str, ...] = ()
+def zero_state(
+    record: type, *, h_size: str = "H", without: tuple[str, ...] = ()
 ) -> InitialState:
-    """The `initial_state` of a cell with h and c: zeros, `[*batch_shape, H]`.
+    """Return the `initial_state` of a cell with h and c: zeros, `[*batch_shape, H]`.
 
-    h is in the dtype asked for (that of b), c in float32 or wider. A cell state in 16
-    bits could not count: in bfloat16, 256 + 1 is 256.
+    h has the requested dtype (default: that of b), c has float32 or wider. A 16-bit
+    cell state cannot accumulate: in bfloat16, 256 + 1 is 256.
 
-    Arguments:
-        record, without: what the parameters must be, as in `parameters.sizes`.
-        shown: the letter of the size of h.
+    Args:
+        record: type of the parameters, as in `parameters.sizes`.
+        h_size: the letter of the size of h in the annotations.
+        without: fields of the parameters that are None.
     """
 
     def initial_state(
@@ -148,14 +158,14 @@ def at_rest(
         size = parameters.sizes(record, params, without=without)
         dtype = jnp.dtype(params.b.dtype if dtype is None else dtype)
         return LSTMState(
-            h=jnp.zeros((*batch_shape, size[shown]), dtype),
+            h=jnp.zeros((*batch_shape, size[h_size]), dtype),
             c=jnp.zeros((*batch_shape, size["H"]), accumulator_dtype(dtype)),
         )
 
     return initial_state
 
 
-initial_state = at_rest(LSTMParams)
+initial_state = zero_state(LSTMParams)
 
 
 def lstm(
@@ -166,32 +176,39 @@ def lstm(
     gate_activation: str | Activation = "sigmoid",
     init: str | Preset = "default",
 ) -> Cell:
-    """The LSTM with a forget gate, as a record of four pure functions.
+    """Return the LSTM with a forget gate:
 
-    The equations are at the head of `jaxlstm.cells.lstm`. The same options give the
-    same object, so that `jit` does not trace again.
+        z = W_x x_t + W_h h_{t-1} + b         i, f, o = σ(z_i), σ(z_f), σ(z_o)
+        g = tanh(z_g)
+        c_t = f ⊙ c_{t-1} + i ⊙ g             h_t = o ⊙ tanh(c_t)
 
-    Arguments:
-        forget_bias: the forget gate's bias at initialisation. It is part of `b`.
-        candidate_activation, output_activation, gate_activation: names out of
-            `jaxlstm.cells.base.ACTIVATIONS`, or functions of one array.
-        init: `"default"`, `"torch"`, `"keras"` or `"chrono"` (T_max = 1000; for
-            another, `initializers.chrono(T_max)`), or a `Preset`.
+    The same options return the same object, so that `jit` does not retrace.
 
-    Errors: `ValueError` for an unknown activation or preset.
+    Args:
+        forget_bias: initial bias of the forget gate. It is part of `b`.
+        candidate_activation: activation of g, a name from
+            `jaxlstm.cells.base.ACTIVATIONS` or a function of one array.
+        output_activation: activation of c_t in h_t, likewise.
+        gate_activation: activation of i, f and o, likewise.
+        init: `"default"`, `"torch"`, `"keras"`, `"chrono"` (T_max = 1000; for another
+            value, `initializers.chrono(T_max)`), or a `Preset`.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> state, hs = jl.unroll(cell, params, jnp.ones((7, 2, 3)))
-    >>> hs.shape, state.c.shape
-    ((7, 2, 5), (2, 5))
+    Raises:
+        ValueError: an activation or preset is unknown.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.lstm()
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> state, hs = jl.unroll(cell, params, jnp.ones((7, 2, 3)))
+        >>> hs.shape, state.c.shape
+        ((7, 2, 5), (2, 5))
     """
     return _lstm(
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
         activation("output_activation", output_activation),
-        chosen_preset(init, forget_bias),
+        resolve_preset(init, forget_bias),
     )
 
 
@@ -211,9 +228,9 @@ def _lstm(
     def step(
         params: LSTMParams, state: LSTMState, z: Projected, *, edit: Edit = UNEDITED
     ) -> tuple[LSTMState, Gates]:
-        gates = preactivations(params, edited(edit.hidden, state.h), z)
+        gates = preactivations(params, apply_edit(edit.hidden, state.h), z)
         gates = activate(gates, gate=gate, candidate=candidate, edit=edit.candidate)
         after = transition(gates, state.c, output=output, edit=edit.cell)
-        return typed_like(state, after), gates
+        return cast_like(state, after), gates
 
     return Cell(draw, initial_state, project, step)

@@ -1,4 +1,4 @@
-"""The LSTM with layer normalisation.
+"""The LSTM with layer normalization.
 
     z = LN(W_x x_t; s_x) + LN(W_h h_{t-1}; s_h) + b
     i, f, o = σ(z_i), σ(z_f), σ(z_o)      g = tanh(z_g)
@@ -6,12 +6,13 @@
 
     LN(a; s) = s ⊙ (a - mean(a)) / √(var(a) + ε)                    ε = 10⁻⁵
 
-The mean and the variance of W_x x and of W_h h are taken over all 4H numbers of a
-row, those of c over its H; no row knows of another, nor of another step. The shifts
-that the paper gives to the first two are one with b.
+The mean and the variance of W_x x and W_h h are taken over all 4H numbers of a row,
+those of c over its H numbers; rows and steps are normalized independently. The shifts
+that the paper gives to the first two are merged into b.
 
-Reference: Ba, Kiros and Hinton, "Layer normalization", 2016, equations 20 to 22,
-https://arxiv.org/abs/1607.06450
+Reference:
+    Ba, Kiros and Hinton, "Layer normalization", 2016, equations 20 to 22,
+    https://arxiv.org/abs/1607.06450
 """
 
 import functools
@@ -31,20 +32,21 @@ from jaxlstm.cells.base import (
     Gates,
     LSTMState,
     activation,
-    edited,
-    typed_like,
+    apply_edit,
+    cast_like,
 )
-from jaxlstm.cells.lstm import activate, at_rest, transition
-from jaxlstm.cells.products import by_gate, linear, product, spread
-from jaxlstm.initializers import Preset, chosen_preset
+from jaxlstm.cells.lstm import activate, transition, zero_state
+from jaxlstm.cells.products import broadcast_like, by_gate, linear, product
+from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Hidden, Input, Key, Projected
 
 EPSILON = 1e-5
 
 
 class LayerNormLSTMParams(NamedTuple):
-    """`w_x [D, 4, H]`, `w_h [H, 4, H]`, `b [4, H]`, gates in the order of `Gates`;
-    the scales `s_x`, `s_h` `[4, H]` and `s_c [H]`, and the shift `b_c [H]`.
+    """`w_x [D, 4, H]`, `w_h [H, 4, H]`, `b [4, H]`, gates in the order of `Gates`.
+
+    The scales are `s_x [4, H]`, `s_h [4, H]` and `s_c [H]`, the shift is `b_c [H]`.
     """
 
     w_x: Float[Array, "D 4 H"]
@@ -64,43 +66,49 @@ def layer_norm_lstm(
     gate_activation: str | Activation = "sigmoid",
     init: str | Preset = "default",
 ) -> Cell:
-    """The LSTM with layer normalisation.
+    """Return the LSTM with layer normalization:
 
-    The equations are at the head of `jaxlstm.cells.normalized`; the options are those
-    of `lstm`. Scales begin at one, b_c at zero.
+        z = LN(W_x x_t; s_x) + LN(W_h h_{t-1}; s_h) + b
+        i, f, o = σ(z_i), σ(z_f), σ(z_o)      g = tanh(z_g)
+        c_t = f ⊙ c_{t-1} + i ⊙ g             h_t = o ⊙ tanh(LN(c_t; s_c) + b_c)
 
-    The length of an input is of no account, nor is that of a weight matrix:
+        LN(a; s) = s ⊙ (a - mean(a)) / √(var(a) + ε)                    ε = 10⁻⁵
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.layer_norm_lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> xs = jax.random.normal(jax.random.key(1), (7, 2, 3))
-    >>> state, hs = jl.unroll(cell, params, xs)
-    >>> _, tenfold = jl.unroll(cell, params, 10 * xs)
-    >>> bool(jnp.allclose(hs, tenfold, atol=1e-3))
-    True
+    The options are those of `lstm`. Scales are initialized to one, b_c to zero.
+
+    Example:
+        The output does not depend on the scale of the inputs:
+
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.layer_norm_lstm()
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> xs = jax.random.normal(jax.random.key(1), (7, 2, 3))
+        >>> state, hs = jl.unroll(cell, params, xs)
+        >>> _, scaled = jl.unroll(cell, params, 10 * xs)
+        >>> bool(jnp.allclose(hs, scaled, atol=1e-3))
+        True
     """
     return _layer_norm_lstm(
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
         activation("output_activation", output_activation),
-        chosen_preset(init, forget_bias),
+        resolve_preset(init, forget_bias),
     )
 
 
 def project(params: LayerNormLSTMParams, x: Input) -> Projected:
-    """`LN(W_x x_t; s_x) + b`, `[*b, 4, H]`."""
+    """Compute `LN(W_x x_t; s_x) + b`, `[*b, 4, H]`."""
     parameters.sizes(LayerNormLSTMParams, params)
     z = layer_norm(linear(x, params.w_x), params.s_x)
-    return z + spread(params.b, z)
+    return z + broadcast_like(z, params.b)
 
 
 def layer_norm(a: Array, s: Array) -> Array:
-    """`s ⊙ (a - mean(a)) / √(var(a) + ε)`, over the axes of a that s has too."""
+    """Compute `s ⊙ (a - mean(a)) / √(var(a) + ε)` over the axes of s."""
     axes = tuple(range(-s.ndim, 0))
     centred = a - a.mean(axes, keepdims=True)
     variance = (centred**2).mean(axes, keepdims=True)
-    return spread(s, a) * centred * jax.lax.rsqrt(variance + EPSILON)
+    return broadcast_like(a, s) * centred * jax.lax.rsqrt(variance + EPSILON)
 
 
 @functools.cache
@@ -121,13 +129,14 @@ def _layer_norm_lstm(
         *,
         edit: Edit = UNEDITED,
     ) -> tuple[LSTMState, Gates]:
-        def shown(c: Hidden) -> Hidden:
-            return output(layer_norm(c, params.s_c) + spread(params.b_c, c))
+        def normalized(c: Hidden) -> Hidden:
+            c = layer_norm(c, params.s_c) + broadcast_like(c, params.b_c)
+            return output(c)
 
-        read = product(edited(edit.hidden, state.h), params.w_h, z.dtype)
+        read = product(apply_edit(edit.hidden, state.h), params.w_h, z.dtype)
         gates = Gates(*by_gate(z + layer_norm(read, params.s_h)))
         gates = activate(gates, gate=gate, candidate=candidate, edit=edit.candidate)
-        after = transition(gates, state.c, output=shown, edit=edit.cell)
-        return typed_like(state, after), gates
+        after = transition(gates, state.c, output=normalized, edit=edit.cell)
+        return cast_like(state, after), gates
 
-    return Cell(draw, at_rest(LayerNormLSTMParams), project, step)
+    return Cell(draw, zero_state(LayerNormLSTMParams), project, step)

@@ -1,8 +1,7 @@
-"""Parameters with an explicit gate axis: how they are drawn, and if they fit.
+"""Drawing and checking of parameters with an explicit gate axis.
 
-The annotations of a record of parameters are the shapes that its leaves must have:
-equal letters are equal sizes, and a number is itself. What is written there is what
-is checked, and what the messages say.
+The annotations of a record of parameters define the shapes of its leaves: equal
+letters are equal sizes. Checks and error messages are derived from them.
 """
 
 import functools
@@ -26,7 +25,7 @@ from jaxlstm.typing import Key, as_key
 
 EVERY_GATE = (INPUT, FORGET, CANDIDATE, OUTPUT)
 
-EDITED = {"candidate": "candidate that is written", "cell": "cell state c"}
+EDITED = {"candidate": "candidate g", "cell": "cell state c"}
 
 Axes = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -42,18 +41,24 @@ def draw(
     gates: tuple[int, ...] = EVERY_GATE,
     recurrent_size: int | None = None,
 ) -> tuple[Array, Array, Array]:
-    """`w_x [D, n, H]`, `w_h [R, n, H]`, `b [n, H]` for n gates.
+    """Draw `w_x [D, n, H]`, `w_h [R, n, H]` and `b [n, H]` for n gates.
 
-    Arguments:
-        gates: which rows of the bias of an LSTM the gates get, and how many there are.
-        recurrent_size: R, what the recurrent product reads; None for H.
+    Args:
+        init: initializers of the three.
+        key: one random key.
+        input_size: D.
+        hidden_size: H.
+        dtype: a floating point dtype.
+        gates: for each gate, its row in the bias `[4, H]` of an LSTM.
+        recurrent_size: R, the size of h; None for H.
 
-    Errors: `ValueError` where a size is no whole number from 1, or the dtype is not
-    one of floating point numbers; `TypeError` for a key that is none.
+    Raises:
+        ValueError: a size is not an integer >= 1, or the dtype is not floating point.
+        TypeError: the key is not one random key.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
-            f"dtype is {jnp.dtype(dtype)}; parameters are floating point numbers."
+            f"dtype: got {jnp.dtype(dtype)}, expected a floating point dtype."
         )
     check_size("input_size", input_size)
     check_size("hidden_size", hidden_size)
@@ -68,53 +73,56 @@ def draw(
 
 
 def sizes(record: type, params: Params, *, without: Axes = ()) -> dict[str, int]:
-    """The size of each letter in the annotations of the record.
+    """Return the size of each letter in the annotations of the record.
 
-    Arguments:
-        record: a NamedTuple whose fields are annotated with their shapes.
-        params: one of them.
-        without: the fields that are None.
+    Args:
+        record: a NamedTuple type whose fields are annotated with their shapes.
+        params: an instance of it.
+        without: names of the fields that are None.
 
-    Errors: `ValueError` where params is of another kind, a leaf is not of floating
-    point numbers, or the shapes of the leaves do not belong together.
+    Raises:
+        ValueError: params is not such a record, a leaf is not floating point, or the
+            shapes of the leaves contradict each other.
     """
-    wanted = {
+    expected = {
         name: None if name in without else axes for name, axes in _axes(record).items()
     }
-    shown = ", ".join(f"{name} {_show(axes)}" for name, axes in wanted.items())
+    shown = ", ".join(f"{name} {_show(axes)}" for name, axes in expected.items())
     if not isinstance(params, record):
         raise ValueError(
-            f"params is a {type(params).__name__}{_contrast(params, wanted)}; "
-            f"{record.__name__}({shown}) is needed."
+            f"params: got {type(params).__name__}{_difference(params, expected)}, "
+            f"expected {record.__name__}({shown})."
         )
-    for name, leaf in zip(wanted, params, strict=True):
+    for name, leaf in zip(expected, params, strict=True):
         if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"params.{name} has dtype {jnp.result_type(leaf)}; real floating point "
-                "numbers are needed."
+                f"params.{name}: got dtype {jnp.result_type(leaf)}, expected a real "
+                "floating point dtype."
             )
     shapes = [None if leaf is None else tuple(jnp.shape(leaf)) for leaf in params]
     found: dict[str, int] = {}
-    fits = [_fits(*pair, found) for pair in zip(wanted.values(), shapes, strict=True)]
+    pairs = zip(expected.values(), shapes, strict=True)
+    fits = [_fits(axes, shape, found) for axes, shape in pairs]
     if not all(fits):
-        came = ", ".join(
-            f"{name} {_show(shape)}" for name, shape in zip(wanted, shapes, strict=True)
+        got = ", ".join(
+            f"{name} {_show(shape)}"
+            for name, shape in zip(expected, shapes, strict=True)
         )
         raise ValueError(
-            f"params do not belong together: {record.__name__} wants {shown}; "
-            f"these are {came}."
+            f"params: got shapes {got}, expected {record.__name__}({shown}) with one "
+            "size per letter."
         )
     return found
 
 
-def _contrast(params: Params, wanted: Collection[str]) -> str:
-    """Which leaves are missing, and which are not known: the end of a clause."""
-    named = isinstance(params, Mapping)
-    there = tuple(params) if named else getattr(params, "_fields", ())
-    missing = [str(name) for name in wanted if name not in there]
-    unknown = [str(name) for name in there if name not in wanted]
-    words = (" without " * bool(missing) + ", ".join(missing)) if there else ""
-    return words + (" with " * bool(unknown) + ", ".join(unknown))
+def _difference(params: Params, expected: Collection[str]) -> str:
+    """Return " without a, b with c": the missing and the unknown leaves of params."""
+    is_mapping = isinstance(params, Mapping)
+    names = tuple(params) if is_mapping else getattr(params, "_fields", ())
+    missing = [str(name) for name in expected if name not in names]
+    unknown = [str(name) for name in names if name not in expected]
+    text = (" without " * bool(missing) + ", ".join(missing)) if names else ""
+    return text + (" with " * bool(unknown) + ", ".join(unknown))
 
 
 def _show(axes: Axes | Shape | None) -> str:
@@ -122,10 +130,10 @@ def _show(axes: Axes | Shape | None) -> str:
 
 
 def _fits(axes: Axes | None, shape: Shape | None, found: dict[str, int]) -> bool:
-    """Whether the shape has these axes; letters seen first are noted in `found`."""
+    """Whether the shape has these axes; new letters are recorded in `found`."""
     if axes is None or shape is None:
         return axes is shape
-    if axes[0].startswith("*"):  # any number of axes
+    if axes[0].startswith("*"):
         rest = len(shape) - len(axes) + 1
         names = (f"{axes[0][1:]}{k}" for k in range(rest))
         axes = (*names, *axes[1:])
@@ -137,14 +145,14 @@ def _fits(axes: Axes | None, shape: Shape | None, found: dict[str, int]) -> bool
 
 @functools.cache
 def _axes(record: type) -> dict[str, Axes]:
-    """`{"w_x": ("D", "4", "H"), ...}`, read from the annotations."""
+    """Return `{"w_x": ("D", "4", "H"), ...}` from the annotations of the record."""
     hints = typing.get_type_hints(record)
     arrays = {name: (*typing.get_args(hint), hint)[0] for name, hint in hints.items()}
     return {name: tuple(array.dim_str.split()) for name, array in arrays.items()}
 
 
-def projecting(record: type, *, without: Axes = ()) -> Project:
-    """The `project` of most cells: `W_x x_t + b`, as `lstm.project` has it."""
+def affine_project(record: type, *, without: Axes = ()) -> Project:
+    """Return the `project` of most cells: `W_x x_t + b`, as `lstm.project`."""
 
     def project(params: Params, x: Array) -> Array:
         sizes(record, params, without=without)
@@ -153,11 +161,11 @@ def projecting(record: type, *, without: Axes = ()) -> Project:
     return project
 
 
-def refuse(cell: str, edit: Edit, *lacks: str) -> None:
-    """Errors: `ValueError` for the edit of something that the cell lacks."""
-    for name in lacks:
+def reject_edits(cell: str, edit: Edit, *names: str) -> None:
+    """Raise a `ValueError` if `edit` has one of the edits `names`."""
+    for name in names:
         if getattr(edit, name) is not None:
             raise ValueError(
-                f"{cell} has no {EDITED[name]}, so nothing can be done to it; use a "
-                "wrapper that leaves it alone, or a cell that has one."
+                f"{cell}: got an edit of the {EDITED[name]}, which this cell does not "
+                "have; use another wrapper or another cell."
             )

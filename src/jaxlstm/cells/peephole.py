@@ -1,15 +1,16 @@
-"""The LSTM whose gates look at the cell state.
+"""The LSTM with peepholes, whose gates read the cell state.
 
     z = W_x x_t + W_h h_{t-1} + b
     i, f = σ(z_i + p_i ⊙ c_{t-1}), σ(z_f + p_f ⊙ c_{t-1})         g = tanh(z_g)
     c_t = f ⊙ c_{t-1} + i ⊙ g
     o = σ(z_o + p_o ⊙ c_t)                                        h_t = o ⊙ tanh(c_t)
 
-While the output gate is shut, h says nothing of what the cell holds; through its
-peepholes the unit sees it all the same, and can learn to count and to time.
+When the output gate is closed, h does not depend on c. Peepholes let the gates read c
+all the same, so that a unit can learn to count and to measure intervals.
 
-Reference: Gers, Schraudolph and Schmidhuber, "Learning precise timing with LSTM
-recurrent networks", 2002, https://www.jmlr.org/papers/v3/gers02a.html
+Reference:
+    Gers, Schraudolph and Schmidhuber, "Learning precise timing with LSTM recurrent
+    networks", 2002, https://www.jmlr.org/papers/v3/gers02a.html
 """
 
 import functools
@@ -28,12 +29,12 @@ from jaxlstm.cells.base import (
     Gates,
     LSTMState,
     activation,
-    edited,
-    typed_like,
+    apply_edit,
+    cast_like,
 )
-from jaxlstm.cells.lstm import at_rest
-from jaxlstm.cells.products import recurrent, spread
-from jaxlstm.initializers import Preset, chosen_preset
+from jaxlstm.cells.lstm import zero_state
+from jaxlstm.cells.products import broadcast_like, recurrent
+from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Hidden, Key, Projected
 
 
@@ -56,31 +57,36 @@ def peephole_lstm(
     gate_activation: str | Activation = "sigmoid",
     init: str | Preset = "default",
 ) -> Cell:
-    """The LSTM with peepholes, each unit's from its own cell state only.
+    """Return the LSTM with peepholes, from each unit's own cell state:
 
-    The equations are at the head of `jaxlstm.cells.peephole`; the options are those
-    of `lstm`. The peepholes begin at zero: before training, this is the LSTM that the
-    same key draws.
+        z = W_x x_t + W_h h_{t-1} + b
+        i, f = σ(z_i + p_i ⊙ c_{t-1}), σ(z_f + p_f ⊙ c_{t-1})        g = tanh(z_g)
+        c_t = f ⊙ c_{t-1} + i ⊙ g
+        o = σ(z_o + p_o ⊙ c_t)                                       h_t = o ⊙ tanh(c_t)
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell, key, xs = jl.peephole_lstm(), jax.random.key(0), jnp.ones((7, 2, 3))
-    >>> params = cell.init(key, input_size=3, hidden_size=5)
-    >>> state, hs = jl.unroll(cell, params, xs)
-    >>> _, plain = jl.unroll(jl.lstm(), jl.lstm().init(key, 3, 5), xs)
-    >>> bool(jnp.allclose(hs, plain, atol=1e-6))
-    True
+    The options are those of `lstm`. The peepholes are initialized to zero, so that an
+    untrained cell equals the LSTM of the same key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell, key, xs = jl.peephole_lstm(), jax.random.key(0), jnp.ones((7, 2, 3))
+        >>> params = cell.init(key, input_size=3, hidden_size=5)
+        >>> state, hs = jl.unroll(cell, params, xs)
+        >>> _, plain = jl.unroll(jl.lstm(), jl.lstm().init(key, 3, 5), xs)
+        >>> bool(jnp.allclose(hs, plain, atol=1e-6))
+        True
     """
     return _peephole_lstm(
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
         activation("output_activation", output_activation),
-        chosen_preset(init, forget_bias),
+        resolve_preset(init, forget_bias),
     )
 
 
-def looked(z: Hidden, p: Hidden | None, c: Hidden) -> Hidden:
-    """`z + p ⊙ c`: a gate's pre-activation, with its look at c if it has one."""
-    return z if p is None else z + spread(p, c) * c
+def add_peephole(z: Hidden, p: Hidden | None, c: Hidden) -> Hidden:
+    """Return the pre-activation `z + p ⊙ c`, or z without a peephole."""
+    return z if p is None else z + broadcast_like(c, p) * c
 
 
 @functools.cache
@@ -100,14 +106,16 @@ def _peephole_lstm(
         *,
         edit: Edit = UNEDITED,
     ) -> tuple[LSTMState, Gates]:
-        z_i, z_f, z_g, z_o = recurrent(edited(edit.hidden, state.h), params.w_h, z)
-        i = gate(looked(z_i, params.p_i, state.c))
-        f = gate(looked(z_f, params.p_f, state.c))
-        g = edited(edit.candidate, candidate(z_g))
-        c = edited(edit.cell, f * state.c + i * g)
-        o = gate(looked(z_o, params.p_o, c))
+        z_i, z_f, z_g, z_o = recurrent(apply_edit(edit.hidden, state.h), params.w_h, z)
+        i = gate(add_peephole(z_i, params.p_i, state.c))
+        f = gate(add_peephole(z_f, params.p_f, state.c))
+        g = apply_edit(edit.candidate, candidate(z_g))
+        c = apply_edit(edit.cell, f * state.c + i * g)
+        o = gate(add_peephole(z_o, params.p_o, c))
         after = LSTMState(h=o * output(c), c=c)
-        return typed_like(state, after), Gates(i=i, f=f, g=g, o=o)
+        return cast_like(state, after), Gates(i=i, f=f, g=g, o=o)
 
-    begin = at_rest(PeepholeLSTMParams)
-    return Cell(draw, begin, parameters.projecting(PeepholeLSTMParams), step)
+    initial_state = zero_state(PeepholeLSTMParams)
+    return Cell(
+        draw, initial_state, parameters.affine_project(PeepholeLSTMParams), step
+    )

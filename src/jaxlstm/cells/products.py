@@ -1,7 +1,7 @@
 """Products of features with a matrix that has an explicit gate axis.
 
-The one place that knows how such a product is taken: through a 2-D view, with sums
-in float32 or wider, and with the units of the matrix split over a mesh or not.
+All cells multiply through these functions, which choose a 2-D view, accumulate in
+float32 or wider, and handle matrices whose units are sharded over a mesh.
 """
 
 import math
@@ -17,16 +17,16 @@ from jaxlstm.typing import accumulator_dtype, is_explicit, show
 
 
 def product(x: Array, w: Array, dtype: DTypeLike) -> Array:
-    """`x [*b, K]` times `w [K, *out]`: `[*b, *out]`, the sums in `dtype`.
+    """Return `x [*b, K]` times `w [K, *out]`, `[*b, *out]`, accumulated in `dtype`.
 
-    Operands are taken in the dtype of x. The same x gives the same bits, however many
-    others it is multiplied with in a loop: a sum of one term, which a compiler fuses
-    into whatever follows and rounds with it, is written as one of two.
+    Operands are cast to the dtype of x. For K = 1, XLA would fuse the product into the
+    operations that follow and round differently from step to step; padding K to 2 with
+    zeros prevents this, so that the same x always gives the same bits.
 
-    Where the units of w are split over a mesh, every device needs all of x, and
-    gathering it is the one collective of a step. A 2-D view would mix the split axis
-    with that of the gates, so that every device would compute every gate; it is taken
-    where the units cannot be split, because one device multiplies it faster.
+    If the units of w are sharded, every device gathers all of x, the only collective
+    of a step. A 2-D view of w would mix the sharded axis with the gate axis, and every
+    device would compute every gate; without sharding the view is used, because a
+    single device multiplies it faster.
     """
     w = w.astype(x.dtype)
     if len(w) == 1:
@@ -37,7 +37,7 @@ def product(x: Array, w: Array, dtype: DTypeLike) -> Array:
         units = jax.typeof(w).sharding.spec[1:]
         x = jax.sharding.reshard(x, P(*rows, None))
         w = jax.sharding.reshard(w, P(None, *units))
-    if may_be_split(w):
+    if may_be_sharded(w):
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
         return lax.dot_general(x, w, contracted, preferred_element_type=dtype)
     flat_w = w.reshape(len(w), math.prod(w.shape[1:]))  # -1 fails where w is empty
@@ -45,10 +45,11 @@ def product(x: Array, w: Array, dtype: DTypeLike) -> Array:
     return flat.reshape(*x.shape[:-1], *w.shape[1:])
 
 
-def may_be_split(w: Array) -> bool:
-    """Whether an axis of w is split over a mesh, as far as its type tells.
+def may_be_sharded(w: Array) -> bool:
+    """Whether an axis of w may be sharded, according to its type.
 
-    An explicit axis says what it splits. An automatic one does not, and may split any.
+    Explicit mesh axes appear in the type. Automatic ones do not, so any axis of w may
+    be sharded over them.
     """
     kind = jax.typeof(w).sharding
     automatic = (
@@ -59,91 +60,92 @@ def may_be_split(w: Array) -> bool:
 
 
 def affine(x: Array, w: Array, b: Array) -> Array:
-    """`x W + b`, with w `[D, *out]` and b `[*out]`: what inputs add to a step.
+    """Return `x W + b`, for w `[D, *out]` and b `[*out]`.
 
-    Errors: as in `linear`.
+    Raises:
+        ValueError: as `linear`.
     """
     z = linear(x, w)
-    return z + spread(b, z)
+    return z + broadcast_like(z, b)
 
 
 def linear(x: Array, w: Array) -> Array:
-    """`x W`, with w `[D, *out]`, in float32 or wider.
+    """Return `x W`, for w `[D, *out]`, in float32 or wider.
 
-    Errors: `ValueError` where x has other features than w was made for, or is not of
-    floating point numbers.
+    Raises:
+        ValueError: x does not have D floating point features.
     """
     check_features(x, w, len(w))
     return product(x, w, accumulator_dtype(x.dtype))
 
 
 def check_features(x: Array, w: Array, size: int) -> None:
-    """Errors: `ValueError` where x has not `size` floating point features."""
+    """Raise a `ValueError` if x does not have `size` floating point features."""
     if not hasattr(x, "shape"):
         raise ValueError(
-            f"x is a {type(x).__name__}; an array of {size} features is needed, such "
-            "as jnp.array(x)."
+            f"x: got {type(x).__name__}, expected an array with {size} features; pass "
+            "jnp.array(x)."
         )
     if x.shape[-1] != size:
         raise ValueError(
-            f"xs has {x.shape[-1]} features, but these params were made for {size} "
-            f"(w_x is {show(w.shape)})."
+            f"xs: got {x.shape[-1]} features, expected {size} (w_x is {show(w.shape)})."
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"xs has dtype {x.dtype}; floating point features are needed.")
+        raise ValueError(f"xs: got dtype {x.dtype}, expected floating point features.")
 
 
 def check_projected(z: Array, w: Array) -> None:
-    """Errors: `ValueError` where z is not what a step adds `h W` to, w `[R, *out]`."""
+    """Raise a `ValueError` if z is not `[*b, *out]`, for w `[R, *out]`."""
     out = w.shape[1:]
     if z.shape[z.ndim - len(out) :] != out:
         raise ValueError(
-            f"z has the shape {show(z.shape)}; what cell.project(params, x) makes of "
-            f"the input is needed, {show(('*b', *out))}."
+            f"z: got shape {show(z.shape)}, expected {show(('*b', *out))}; pass "
+            "cell.project(params, x), not the input x."
         )
 
 
-def spread(b: Array, z: Array) -> Array:
-    """b `[*out]`, in the shape `[*b, *out]` and the dtype of z.
+def broadcast_like(z: Array, b: Array) -> Array:
+    """Broadcast b `[*out]` to the shape `[*b, *out]` and the dtype of z.
 
-    On an explicit mesh its rows are split as those of z: each device then has the
-    rows that it needs, and in the gradient of b sums its own before any travel.
+    On an explicit mesh its rows are sharded like those of z, so that in the gradient
+    of b every device sums its own rows before they are communicated.
     """
-    rows, placed = z.ndim - b.ndim, None
+    rows, sharding = z.ndim - b.ndim, None
     if is_explicit(jax.typeof(z).sharding):
-        placed = P(*jax.typeof(z).sharding.spec[:rows], *jax.typeof(b).sharding.spec)
-    return jnp.broadcast_to(b.astype(z.dtype), z.shape, out_sharding=placed)
+        sharding = P(*jax.typeof(z).sharding.spec[:rows], *jax.typeof(b).sharding.spec)
+    return jnp.broadcast_to(b.astype(z.dtype), z.shape, out_sharding=sharding)
 
 
 def recurrent(h: Array, w: Array, z: Array) -> tuple[Array, ...]:
-    """`z + h W`, gate by gate, each `[*b, H]`, for w `[R, n, H]` and z `[*b, n, H]`.
+    """Return `z + h W` per gate, each `[*b, H]`, for w `[R, n, H]`, z `[*b, n, H]`.
 
-    Errors: `ValueError` for z of another shape, such as the input itself.
+    Raises:
+        ValueError: z has another shape.
     """
     check_projected(z, w)
     return by_gate(z + product(h, w, z.dtype))
 
 
 def by_gate(z: Array) -> tuple[Array, ...]:
-    """The n gates of z `[*b, n, H]`, each `[*b, H]`."""
+    """Return the n gates of z `[*b, n, H]`, each `[*b, H]`."""
     return tuple(z[..., k, :] for k in range(z.shape[-2]))
 
 
-def fold(x: Array, count: int) -> Array:
-    """x, its first `count` axes as one, split over an explicit mesh as they are."""
-    shape, placed = (math.prod(x.shape[:count]), *x.shape[count:]), None
+def merge_axes(x: Array, count: int) -> Array:
+    """Merge the first `count` axes of x into one, with their explicit sharding."""
+    shape, sharding = (math.prod(x.shape[:count]), *x.shape[count:]), None
     if is_explicit(jax.typeof(x).sharding):
         spec = jax.typeof(x).sharding.spec
         split = (axis if isinstance(axis, tuple) else (axis,) for axis in spec[:count])
         names = tuple(name for axes in split for name in axes if name is not None)
-        placed = P(names or None, *spec[count:])
-    return lax.reshape(x, shape, out_sharding=placed)
+        sharding = P(names or None, *spec[count:])
+    return lax.reshape(x, shape, out_sharding=sharding)
 
 
-def unfold(z: Array, like: Array, count: int) -> Array:
-    """z, its first axis as the first `count` axes of `like`; `fold` undone."""
-    shape, placed = (*like.shape[:count], *z.shape[1:]), None
+def split_axis(z: Array, like: Array, count: int) -> Array:
+    """Undo `merge_axes`: split the first axis of z into `count` axes as of `like`."""
+    shape, sharding = (*like.shape[:count], *z.shape[1:]), None
     if is_explicit(jax.typeof(z).sharding):
         rows = jax.typeof(like).sharding.spec[:count]
-        placed = P(*rows, *jax.typeof(z).sharding.spec[1:])
-    return lax.reshape(z, shape, out_sharding=placed)
+        sharding = P(*rows, *jax.typeof(z).sharding.spec[1:])
+    return lax.reshape(z, shape, out_sharding=sharding)

@@ -1,15 +1,16 @@
-"""The LSTM that shows a projection of what it holds.
+"""The LSTM with a projected hidden state.
 
     z = W_x x_t + W_h h_{t-1} + b         i, f, o = σ(z_i), σ(z_f), σ(z_o)
     g = tanh(z_g)
     c_t = f ⊙ c_{t-1} + i ⊙ g             h_t = W_p (o ⊙ tanh(c_t))
 
-h has P numbers, fewer than the H of c, so that W_h, the larger part of the
-parameters, has P rows and not H: much memory for few parameters.
+h has P < H units, so that W_h, the largest parameter, has P rows instead of H: a large
+cell state for few parameters.
 
-Reference: Sak, Senior and Beaufays, "Long short-term memory based recurrent neural
-network architectures for large vocabulary speech recognition", 2014,
-https://arxiv.org/abs/1402.1128
+Reference:
+    Sak, Senior and Beaufays, "Long short-term memory based recurrent neural network
+    architectures for large vocabulary speech recognition", 2014,
+    https://arxiv.org/abs/1402.1128
 """
 
 import functools
@@ -29,13 +30,13 @@ from jaxlstm.cells.base import (
     Gates,
     LSTMState,
     activation,
+    apply_edit,
+    cast_like,
     check_size,
-    edited,
-    typed_like,
 )
-from jaxlstm.cells.lstm import activate, at_rest, preactivations, transition
+from jaxlstm.cells.lstm import activate, preactivations, transition, zero_state
 from jaxlstm.cells.products import product
-from jaxlstm.initializers import Preset, chosen_preset
+from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Key, Projected, as_key
 
 
@@ -57,21 +58,25 @@ def projected_lstm(
     gate_activation: str | Activation = "sigmoid",
     init: str | Preset = "default",
 ) -> Cell:
-    """The LSTM with a projected hidden state: h is `[*b, P]`, c is `[*b, H]`.
+    """Return the LSTM with a projected hidden state, h `[*b, P]` and c `[*b, H]`:
 
-    The equations are at the head of `jaxlstm.cells.projected`.
+        z = W_x x_t + W_h h_{t-1} + b         i, f, o = σ(z_i), σ(z_f), σ(z_o)
+        g = tanh(z_g)
+        c_t = f ⊙ c_{t-1} + i ⊙ g             h_t = W_p (o ⊙ tanh(c_t))
 
-    Arguments:
-        projection_size: P, how many numbers are shown.
-        others: as in `lstm`. W_p is drawn by the preset's recurrent initialiser,
-            from H to P.
+    The other options are those of `lstm`. W_p is drawn by the recurrent initializer of
+    the preset.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.projected_lstm(2)
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> state, hs = jl.unroll(cell, params, jnp.ones((7, 4, 3)))
-    >>> hs.shape, state.c.shape
-    ((7, 4, 2), (4, 5))
+    Args:
+        projection_size: P, the size of h.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.projected_lstm(2)
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> state, hs = jl.unroll(cell, params, jnp.ones((7, 4, 3)))
+        >>> hs.shape, state.c.shape
+        ((7, 4, 2), (4, 5))
     """
     check_size("projection_size", projection_size)
     return _projected_lstm(
@@ -79,7 +84,7 @@ def projected_lstm(
         activation("gate_activation", gate_activation),
         activation("candidate_activation", candidate_activation),
         activation("output_activation", output_activation),
-        chosen_preset(init, forget_bias),
+        resolve_preset(init, forget_bias),
     )
 
 
@@ -94,11 +99,11 @@ def _projected_lstm(
     def draw(
         key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32
     ) -> ProjectedLSTMParams:
-        gates, shown = jax.random.split(as_key("init", key))
+        gate_key, projection_key = jax.random.split(as_key("init", key))
         w_x, w_h, b = parameters.draw(
-            init, gates, input_size, hidden_size, dtype, recurrent_size=size
+            init, gate_key, input_size, hidden_size, dtype, recurrent_size=size
         )
-        w_p = init.w_h(shown, (size, 1, hidden_size), dtype)
+        w_p = init.w_h(projection_key, (size, 1, hidden_size), dtype)
         return ProjectedLSTMParams(w_x, w_h, b, w_p[:, 0].T)
 
     def step(
@@ -108,11 +113,13 @@ def _projected_lstm(
         *,
         edit: Edit = UNEDITED,
     ) -> tuple[LSTMState, Gates]:
-        gates = preactivations(params, edited(edit.hidden, state.h), z)
+        gates = preactivations(params, apply_edit(edit.hidden, state.h), z)
         gates = activate(gates, gate=gate, candidate=candidate, edit=edit.candidate)
         m, c = transition(gates, state.c, output=output, edit=edit.cell)
         h = product(m.astype(state.h.dtype), params.w_p, z.dtype)
-        return typed_like(state, LSTMState(h, c)), gates
+        return cast_like(state, LSTMState(h, c)), gates
 
-    begin = at_rest(ProjectedLSTMParams, shown="P")
-    return Cell(draw, begin, parameters.projecting(ProjectedLSTMParams), step)
+    initial_state = zero_state(ProjectedLSTMParams, h_size="P")
+    return Cell(
+        draw, initial_state, parameters.affine_project(ProjectedLSTMParams), step
+    )

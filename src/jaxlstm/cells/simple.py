@@ -1,12 +1,13 @@
-"""The simple recurrent network, for comparison: no gate and no cell state.
+"""The simple recurrent network of Elman, without gates or cell state.
 
     h_t = tanh(W_x x_t + W_h h_{t-1} + b)
 
-All that it remembers passes through W_h and tanh at every step, so that gradients
-vanish or explode with the number of steps: what the LSTM was made for.
+The state passes through W_h and tanh at every step, so that gradients vanish or explode
+with the number of steps. It serves as a baseline for the LSTM.
 
-Reference: Elman, "Finding structure in time", 1990,
-https://doi.org/10.1207/s15516709cog1402_1
+Reference:
+    Elman, "Finding structure in time", 1990,
+    https://doi.org/10.1207/s15516709cog1402_1
 """
 
 import functools
@@ -25,13 +26,13 @@ from jaxlstm.cells.base import (
     HiddenState,
     InitialState,
     Params,
-    edited,
-    typed_like,
+    apply_edit,
+    cast_like,
 )
 from jaxlstm.cells.base import activation as chosen_activation
-from jaxlstm.cells.lstm import at_rest
+from jaxlstm.cells.lstm import zero_state
 from jaxlstm.cells.products import check_projected, product
-from jaxlstm.initializers import CANDIDATE, NO_FORGET_BIAS, Preset, chosen_preset
+from jaxlstm.initializers import CANDIDATE, NO_FORGET_BIAS, Preset, resolve_preset
 from jaxlstm.typing import Hidden, Key
 
 
@@ -44,7 +45,7 @@ class RNNParams(NamedTuple):
 
 
 class RNNGates(NamedTuple):
-    """g, the candidate `[*b, H]`: here it is the new h itself."""
+    """The candidate g `[*b, H]`, which equals the new h."""
 
     g: Hidden
 
@@ -52,24 +53,27 @@ class RNNGates(NamedTuple):
 def simple_rnn(
     *, activation: str | Activation = "tanh", init: str | Preset = "default"
 ) -> Cell:
-    """The simple recurrent network of Elman.
+    """Return the simple recurrent network of Elman:
 
-    The equation is at the head of `jaxlstm.cells.simple`. It has nothing to write
-    before h, so that edits of a candidate or of a cell state are refused.
+        h_t = tanh(W_x x_t + W_h h_{t-1} + b)
 
-    Arguments:
-        activation: in place of tanh; a name as in `lstm`, or a function.
-        init: as in `lstm`. Presets that differ in the biases of gates only are one.
+    Wrappers that edit a candidate or a cell state do not apply to it.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.simple_rnn()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> state, hs = jl.unroll(cell, params, jnp.ones((7, 2, 3)))
-    >>> hs.shape, bool((state.h == hs[-1]).all())
-    ((7, 2, 5), True)
+    Args:
+        activation: a name as in `lstm`, or a function.
+        init: as in `lstm`; biases are initialized to zero.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.simple_rnn()
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> state, hs = jl.unroll(cell, params, jnp.ones((7, 2, 3)))
+        >>> hs.shape, bool((state.h == hs[-1]).all())
+        ((7, 2, 5), True)
     """
     return _simple_rnn(
-        chosen_activation("activation", activation), chosen_preset(init, NO_FORGET_BIAS)
+        chosen_activation("activation", activation),
+        resolve_preset(init, NO_FORGET_BIAS),
     )
 
 
@@ -86,19 +90,19 @@ def _simple_rnn(activation: Activation, init: Preset) -> Cell:
     def step(
         params: RNNParams, state: HiddenState, z: Hidden, *, edit: Edit = UNEDITED
     ) -> tuple[HiddenState, RNNGates]:
-        parameters.refuse("simple_rnn", edit, "candidate", "cell")
+        parameters.reject_edits("simple_rnn", edit, "candidate", "cell")
         check_projected(z, params.w_h)
-        h = edited(edit.hidden, state.h)
+        h = apply_edit(edit.hidden, state.h)
         g = activation(z + product(h, params.w_h, z.dtype))
-        return typed_like(state, HiddenState(g)), RNNGates(g)
+        return cast_like(state, HiddenState(g)), RNNGates(g)
 
-    begin = hidden_at_rest(RNNParams)
-    return Cell(draw, begin, parameters.projecting(RNNParams), step)
+    initial_state = zero_hidden_state(RNNParams)
+    return Cell(draw, initial_state, parameters.affine_project(RNNParams), step)
 
 
-def hidden_at_rest(record: type, *, without: tuple[str, ...] = ()) -> InitialState:
-    """The `initial_state` of a cell without c: the h of `lstm.at_rest`."""
-    begin = at_rest(record, without=without)
+def zero_hidden_state(record: type, *, without: tuple[str, ...] = ()) -> InitialState:
+    """Return the `initial_state` of a cell without c: the h of `lstm.zero_state`."""
+    zeros = zero_state(record, without=without)
 
     def initial_state(
         params: Params,
@@ -106,6 +110,6 @@ def hidden_at_rest(record: type, *, without: tuple[str, ...] = ()) -> InitialSta
         *,
         dtype: DTypeLike | None = None,
     ) -> HiddenState:
-        return HiddenState(begin(params, batch_shape, dtype=dtype).h)
+        return HiddenState(zeros(params, batch_shape, dtype=dtype).h)
 
     return initial_state
