@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxlstm import masking, validation
-from jaxlstm.cells.base import Cell, Params, State, project, typed_like
+from jaxlstm.cells.base import Cell, Params, State, cast_like, project
 from jaxlstm.diagnostics.gradients import check_differentiable, check_rows_apart
 from jaxlstm.engines.loops import any_moment, begun, ended
 from jaxlstm.engines.loops import typed_like as carried_like
@@ -230,7 +230,7 @@ def _path(
     def push(state: State, moment: tuple[Features, Any, Any, Any]) -> State:
         x, each, _, _ = moment
         after, _ = cell.step(params, state, project(cell, params, x, each))
-        return typed_like(state, after)
+        return cast_like(state, after)
 
     def whole(moments: Any) -> State:
         moment = any_moment(moments)
