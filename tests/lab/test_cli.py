@@ -123,7 +123,7 @@ def test_an_unknown_optimizer_is_named_with_a_suggestion(written, capsys):
 def test_a_missing_gpu_names_the_package_to_install(written, capsys):
     code, message = failure(capsys, "train", written, "device=gpu")
     assert code == 2
-    assert "JAX sees only cpu, and no gpu: jaxlib has" in message
+    assert "device: got gpu, but JAX sees only cpu: jaxlib has" in message
     assert 'pip install "jaxlstm[cuda13]"' in message
 
 
@@ -245,7 +245,7 @@ def test_schema_prints_the_committed_file(capsys):
 def test_doctor_lists_versions_and_explains_a_missing_gpu(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
-    assert "none; JAX sees only cpu, and no gpu: jaxlib has" in out
+    assert "none: JAX sees only cpu: jaxlib has" in out
     assert re.search(r"^optax +\d", out, re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""What is installed, what JAX sees, and why it does not see more."""
+"""Report what is installed, which devices JAX sees, and why others are missing."""
 
 import importlib.metadata
 import importlib.util
@@ -11,19 +11,21 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.parallel import devices
 
 EXTRAS = {"plot": "matplotlib", "tensorboard": "tensorboardX", "notebook": "jupyterlab"}
+"""The extras of the package, each with a module that it installs."""
 
 
 def examine() -> dict[str, str]:
-    """One row for each thing that can be missing; nothing is changed.
+    """Return versions, installed extras and devices by name.
 
-    >>> examine()["python"].split(".")[0]
-    '3'
+    Example:
+        >>> examine()["python"].split(".")[0]
+        '3'
     """
     rows = {
         "jaxlstm": importlib.metadata.version("jaxlstm"),
         "python": f"{platform.python_version()} ({sys.executable})",
         "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
-        "cores": f"{devices.cores()} for this process, and as many shards of a batch",
+        "cores": f"{devices.cores()} available to this process",
     }
     rows |= {name: importlib.metadata.version(name) for name in _dependencies()}
     rows |= {f"extra {extra}": _extra(extra, name) for extra, name in EXTRAS.items()}
@@ -31,9 +33,10 @@ def examine() -> dict[str, str]:
 
 
 def _dependencies() -> list[str]:
-    """The packages that every installation needs, by the names in our metadata."""
-    wanted = importlib.metadata.requires("jaxlstm") or []
-    return [re.split(r"[^\w.-]", line)[0] for line in wanted if "extra ==" not in line]
+    """Return the packages that every installation requires, from our metadata."""
+    requirements = importlib.metadata.requires("jaxlstm") or []
+    required = [line for line in requirements if "extra ==" not in line]
+    return [re.split(r"[^\w.-]", line)[0] for line in required]
 
 
 def _extra(extra: str, name: str) -> str:
@@ -43,12 +46,11 @@ def _extra(extra: str, name: str) -> str:
 
 
 def _device(device: str) -> str:
-    hardware = (
-        ""
-        if device != "gpu" or not Path("/dev/nvidia0").exists()
-        else (" (an NVIDIA device is there: /dev/nvidia0)")
-    )
+    """Return the kind of a device, or why there is none."""
+    nvidia = device == "gpu" and Path("/dev/nvidia0").exists()
+    hardware = " (an NVIDIA GPU is present: /dev/nvidia0)" if nvidia else ""
     try:
         return f"{devices.find(device).device_kind}{hardware}"
     except BadInput as error:
-        return f"none; {str(error).removeprefix('device: ')}{hardware}"
+        why = str(error).removeprefix(f"device: got {device}, but ")
+        return f"none: {why}{hardware}"

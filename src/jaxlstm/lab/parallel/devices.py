@@ -1,4 +1,4 @@
-"""Where to compute, and why not elsewhere."""
+"""Choosing the device to compute on, and explaining why one is not available."""
 
 import contextlib
 import os
@@ -9,61 +9,74 @@ import jax
 
 from jaxlstm.lab._util.errors import BadInput
 
-Device = Any  # `jax.Device`, which type checkers do not know as a type
+Device = Any  # `jax.Device`, which type checkers do not accept as a type
 
 _REMEDY = {
-    "gpu": 'jaxlib has no working CUDA plugin. pip install "jaxlstm[cuda13]"',
-    "tpu": 'jaxlib has no working TPU plugin. pip install "jaxlstm[tpu]"',
+    "gpu": 'jaxlib has no working CUDA plugin; pip install "jaxlstm[cuda13]"',
+    "tpu": 'jaxlib has no working TPU plugin; pip install "jaxlstm[tpu]"',
 }
 
 
 def find(device: str) -> Device:
-    """The first device of a kind, `auto` being the kind that JAX prefers.
+    """Return the first device of a kind.
 
-    Errors: `BadInput` that says what JAX sees, and what to install.
+    Args:
+        device: "cpu", "gpu" or "tpu", or "auto" for the kind that JAX prefers.
+
+    Raises:
+        BadInput: there is none. The message lists the devices that JAX sees and the
+            package to install.
     """
     try:
         return jax.devices(None if device == "auto" else device)[0]
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device: {_why_not(device, error)}") from None
+        raise BadInput(f"device: {_why_unavailable(device, error)}") from None
 
 
 def cores() -> int:
-    """The processor's cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def provide(count: int) -> None:
-    """Let the processor stand for so many devices, unless JAX has begun already.
+    """Make JAX present the CPU as at least `count` devices, if it can still do so.
 
-    They are virtual: there may be more of them than cores. What the user asked for,
-    through `JAX_NUM_CPU_DEVICES`, is never made less.
+    The number is fixed once JAX has been initialised. It may exceed the number of
+    cores. A larger number requested through `JAX_NUM_CPU_DEVICES` is kept.
     """
     if jax.config.values["jax_num_cpu_devices"] < count > 1:
-        with contextlib.suppress(RuntimeError):  # JAX has begun
+        with contextlib.suppress(RuntimeError):  # JAX is already initialised
             jax.config.update("jax_num_cpu_devices", count)
 
 
 def siblings(device: Device, count: int) -> list[Device]:
-    """So many devices of one kind, from `device` on; each serves again if need be."""
+    """Return `count` devices of one kind starting with `device`, cyclically."""
     others = jax.local_devices(backend=device.platform)
-    there = [device, *(other for other in others if other != device)]
-    return [there[index % len(there)] for index in range(count)]
+    distinct = [device, *(other for other in others if other != device)]
+    return [distinct[index % len(distinct)] for index in range(count)]
 
 
 def side_by_side(device: Device) -> int:
-    """How many of its kind compute at the same time; on a processor, each on a core."""
-    there = len(jax.local_devices(backend=device.platform))
-    return min(there, cores()) if device.platform == "cpu" else there
+    """Return how many devices of this kind compute in parallel.
+
+    Virtual CPU devices share the cores, so at most one per core counts.
+    """
+    present = len(jax.local_devices(backend=device.platform))
+    return min(present, cores()) if device.platform == "cpu" else present
 
 
 @contextlib.contextmanager
 def using(device: str, *, hosts: int = 1) -> Iterator[Device]:
-    """Compute there until the block ends; the processor stands for `hosts` devices.
+    """Make a device the default for the duration of the block.
 
-    Errors: `BadInput`, as for `find`.
+    Args:
+        device: As for `find`.
+        hosts: The number of devices that the CPU is presented as.
+
+    Raises:
+        BadInput: as for `find`.
     """
     provide(hosts)
     found = find(device)
@@ -71,16 +84,16 @@ def using(device: str, *, hosts: int = 1) -> Iterator[Device]:
         yield found
 
 
-def _why_not(device: str, error: Exception) -> str:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    asked = os.environ.get("JAX_PLATFORMS")
+def _why_unavailable(device: str, error: Exception) -> str:
+    first_line = (str(error).splitlines() or [type(error).__name__])[0]
+    platforms = os.environ.get("JAX_PLATFORMS")
     if device == "auto":
-        named = f"JAX_PLATFORMS={asked}" if asked else first
-        return f"JAX has none to compute on ({named}); unset JAX_PLATFORMS"
+        cause = f"JAX_PLATFORMS={platforms}" if platforms else first_line
+        return f"JAX found no device ({cause}); unset JAX_PLATFORMS"
     try:
         seen = sorted({found.platform for found in jax.devices()})
     except (RuntimeError, AssertionError):
         seen = []
-    sees = f"JAX sees only {', '.join(seen)}" if seen else f"JAX sees none ({first})"
+    sees = f"sees only {', '.join(seen)}" if seen else f"found no device ({first_line})"
     remedy = _REMEDY.get(device, "unset JAX_PLATFORMS, or set it to cpu")
-    return f"{sees}, and no {device}: {remedy}"
+    return f"got {device}, but JAX {sees}: {remedy}"
