@@ -1,4 +1,4 @@
-"""What the laboratory's tests share."""
+"""Fixtures shared by the tests of `jaxlstm.lab`."""
 
 import pytest
 import tiny
@@ -6,7 +6,7 @@ import tiny
 
 @pytest.fixture
 def book(tmp_path):
-    """A text file to learn."""
+    """Write a text file to train on."""
     path = tmp_path / "book.txt"
     path.write_text(tiny.text())
     return path

@@ -1,4 +1,4 @@
-"""A run so small that a test can afford several: its text, config and command line."""
+"""A run that takes seconds: its text, its config, and the command line."""
 
 import random
 import subprocess
@@ -10,13 +10,13 @@ SENTENCE = "the cell keeps what its gates let in and forgets what they let go"
 
 
 def text(seed: int = 0, words: int = 1500) -> str:
-    """Some thousand characters with something to learn in them."""
+    """Return several thousand characters with regularities that can be learned."""
     drawn, known = random.Random(seed), SENTENCE.split()
     return " ".join(drawn.choice(known) for _ in range(words)) + "\n"
 
 
 def config(path: Path, **training: Any) -> dict[str, Any]:
-    """Forty steps of a dozen units, with dropout, on the text in `path`."""
+    """Return the config of 40 steps with 12 units and dropout on the text in `path`."""
     return {
         "name": "tiny",
         "data": {"source": "text", "path": str(path)},
@@ -41,7 +41,7 @@ def config(path: Path, **training: Any) -> dict[str, Any]:
 
 
 def jaxlstm(*words: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
+    """Start the command line in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "jaxlstm", *map(str, words)],
         stdout=subprocess.PIPE,
@@ -52,22 +52,22 @@ def jaxlstm(*words: str | Path, **options: Any) -> subprocess.Popen[str]:
 
 
 class Silence:
-    """A sink that keeps what it is told."""
+    """A sink that records everything and prints nothing."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
         self.messages: list[str] = []
 
     def start(self, total: int, *, step: int = 0, title: str = "") -> None:
-        """Nothing to show."""
+        """Do nothing."""
 
     def log(self, record: Any) -> None:
-        """Keep it."""
+        """Record it."""
         self.records.append(dict(record))
 
     def message(self, text: str) -> None:
-        """Keep it."""
+        """Record it."""
         self.messages.append(text)
 
     def finish(self) -> None:
-        """Nothing to put away."""
+        """Do nothing."""

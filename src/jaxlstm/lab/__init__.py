@@ -1,8 +1,9 @@
-"""The laboratory: files, clocks, processes. What the command line does, as functions.
+"""Training runs: the verbs of the command line as Python functions.
 
->>> import jaxlstm as jl
->>> jl.lab.config.load(overrides=["model.layers=2"]).model.layers
-2
+Example:
+    >>> import jaxlstm as jl
+    >>> jl.lab.config.load(overrides=["model.layers=2"]).model.layers
+    2
 """
 
 import lazy_loader
