@@ -1,4 +1,4 @@
-"""Configs: what is read, what is refused, and in which words."""
+"""Tests of loading, validating and writing configs, and of the error messages."""
 
 import json
 import subprocess
@@ -14,7 +14,14 @@ from ruamel.yaml import YAML
 
 from jaxlstm.cells.base import ACTIVATIONS
 from jaxlstm.lab import config
-from jaxlstm.lab.config import Config, ConfigError, cells, optax_names, schema
+from jaxlstm.lab.config import (
+    Config,
+    ConfigError,
+    cells,
+    loading,
+    optax_names,
+    schema,
+)
 from jaxlstm.lab.config.yaml_source import LARGEST_FILE, Node
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +30,7 @@ TEMPLATE = Path(config.__file__).parent / "templates" / "language_modelling.yaml
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A directory to stand in, so that messages hold short paths."""
+    """Change to an empty directory, so that messages contain short paths."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -41,39 +48,39 @@ def problems_of(text: str) -> tuple[str, ...]:
     return problems("a.yaml")
 
 
-# -- what is read -------------------------------------------------------------
+# -- valid configs ------------------------------------------------------------
 
 
-def test_nothing_gives_the_quickstart():
+def test_default_is_the_quickstart():
     assert config.load() == Config() == config.load({}) == config.load(Config())
     assert config.load().name == "quickstart"
 
 
-def test_the_default_optimizer_passes_the_check_it_is_spared():
+def test_default_optimizer_is_valid():
     assert config.load({"optimizer": list(Config().optimizer)}) == Config()
 
 
-def test_a_file_without_a_name_takes_its_own(here):
+def test_name_defaults_to_the_file_name(here):
     Path("my run (2).yaml").write_text("seed: 1")
     assert config.load("my run (2).yaml").name == "my-run-2-"
     Path("b.yaml").write_text("name: c")
     assert config.load(Path("b.yaml")).name == "c"
 
 
-def test_numbers_are_read_as_people_write_them():
+def test_scientific_and_hexadecimal_numbers():
     given = ["training.steps=1e3", "optimizer.1.adamw.learning_rate=1e-3", "seed=0x10"]
     read = config.load(overrides=given)
     assert (read.training.steps, read.seed) == (1000, 16)
     assert read.optimizer[1]["adamw"]["learning_rate"] == 0.001
 
 
-def test_an_override_takes_text_as_it_stands():
+def test_override_with_special_characters_is_text():
     for text in ("if x: ", "# note", "a=b", "*x", "yes", "C:\\x", "[", " "):
         quoted = json.dumps(text) if text == "[" else text
         assert config.load(overrides=["sample.prompt=" + quoted]).sample.prompt == text
 
 
-def test_overrides_reach_every_depth():
+def test_overrides_of_nested_keys():
     read = config.load(
         {"training": {"early_stopping": None}},
         overrides=[
@@ -111,31 +118,31 @@ def test_extends_merges_sections_and_replaces_lists_and_other_kinds(here):
     assert read.optimizer == ({"sgd": {"learning_rate": 1}},)
 
 
-def test_paths_stay_as_written_and_path_objects_are_text():
+def test_path_objects_become_text_unchanged():
     read = config.load({"data": {"source": "text", "path": Path("a/../b.txt")}})
     assert read.data == schema.TextData(path="a/../b.txt")
 
 
-def test_a_config_is_frozen():
+def test_config_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_older_files_are_brought_up(here, monkeypatch):
+def test_older_versions_are_migrated(here, monkeypatch):
     def rename(node: Node) -> Node:
         value = dict(node.value)
         value["seed"] = value.pop("random_seed")
         return Node(value, node.place)
 
-    monkeypatch.setitem(config.MIGRATIONS, 0, rename)
+    monkeypatch.setitem(loading.MIGRATIONS, 0, rename)
     Path("old.yaml").write_text("config_version: 0\nrandom_seed: 5\n")
     assert config.load("old.yaml").seed == 5
     Path("old.yaml").write_text("config_version: 0\nrandom_seed: -5\n")
-    assert problems("old.yaml") == ("old.yaml:2: seed: -5 came; at least 0 is wanted",)
+    assert problems("old.yaml") == ("old.yaml:2: seed: got -5, expected at least 0",)
 
 
 @pytest.mark.parametrize("rest", ["training: {steps: 7}\n", "seed: 1\n"])
-def test_what_version_1_trained_in_one_shard_stays_so(here, rest):
+def test_version_1_has_one_shard(here, rest):
     Path("old.yaml").write_text("config_version: 1\n" + rest)
     assert config.load("old.yaml").training.shards == 1
     Path("new.yaml").write_text(rest)
@@ -144,27 +151,27 @@ def test_what_version_1_trained_in_one_shard_stays_so(here, rest):
     assert config.load("child.yaml").training.shards == 1
 
 
-# -- what is refused, and how -------------------------------------------------
+# -- errors -------------------------------------------------------------------
 
 MISTAKES = (Path(__file__).parent / "config_mistakes.txt").read_text().split("\n\n")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES[1:])
-def test_a_mistake_is_a_sentence_with_its_line(here, mistake):
+def test_message_of_an_invalid_file(here, mistake):
     text, _, answer = mistake.rpartition("\n-> ")
     assert problems_of(text) == (answer.strip(),)
 
 
-def test_what_an_editor_hides_is_named(here):
+def test_invisible_characters_are_reported(here):
     assert problems_of("model:\n\tlayers: 1") == (
-        "a.yaml:2: a tab indents this line; YAML wants spaces",
+        "a.yaml:2: indented with a tab; use spaces",
     )
     assert problems_of("seed: \0") == (
-        "a.yaml:1: the character U+0000 may not stand in YAML",
+        "a.yaml:1: invalid YAML: the character U+0000 is not allowed",
     )
 
 
-def test_all_mistakes_are_told_at_once(here):
+def test_all_errors_are_reported_at_once(here):
     wrong = ["seed: -1", "model: {layers: 0, hiden_size: 1}", "optimizer:", "- adm:"]
     found = problems_of("\n".join([*wrong, "- sgd: {a: 1}", "seed: 3"]))
     assert [line.split(": ")[0] for line in found] == [
@@ -177,7 +184,7 @@ def test_all_mistakes_are_told_at_once(here):
     ]
 
 
-def test_files_that_cannot_be_read(here):
+def test_unreadable_files(here):
     Path("configs").mkdir()
     Path("configs/quickstart.yaml").write_text("seed: 1")
     Path("empty.yaml").write_text("# only a comment\n")
@@ -185,85 +192,86 @@ def test_files_that_cannot_be_read(here):
     Path("big.yaml").write_text("#" * LARGEST_FILE)
     meant = 'did you mean "configs/quickstart.yaml"?'
     said = {
-        "quikstart.yaml": f"there is no such file; {meant}",
-        "quickstart": f"there is no such file; {meant}",
-        "no/a.yaml": "there is no such file, nor a directory no",
+        "quikstart.yaml": f"file not found; {meant}",
+        "quickstart": f"file not found; {meant}",
+        "no/a.yaml": "file not found; there is no directory no",
         "configs": f"this is a directory; {meant}",
         "latin.yaml": "byte 6 is not UTF-8; save the file as UTF-8",
-        "big.yaml": "the file is larger than 256 kB; no config is",
-        "empty.yaml": "the file holds no keys; a config has sections such as "
-        "model: and training:, and {} alone stands for all defaults",
+        "big.yaml": "the file is larger than 256 kB, the limit",
+        "empty.yaml": "the file has no keys; expected sections such as model: and "
+        "training:, or {} for all defaults",
         "x" * 300: "File name too long",
     }
     for name, sentence in said.items():
         assert problems(name) == (f"{name}: {sentence}",)
     assert problems("a\0b") == ("a\\x00b: embedded null byte",)
-    assert problems("new\nline.yaml")[0].startswith("new\\nline.yaml: there is no")
+    assert problems("new\nline.yaml")[0].startswith("new\\nline.yaml: file not found")
 
 
-def test_problems_in_extends_name_the_right_file(here):
+def test_errors_in_an_extended_file_name_that_file(here):
     Path("base.yaml").write_text("seed: 1\nmodel: {layers: 0}\n")
     Path("a.yaml").write_text("extends: base.yaml\nseed: -1\n")
     assert problems("a.yaml") == (
-        "a.yaml:2: seed: -1 came; at least 0 is wanted",
-        "base.yaml:2: model.layers: 0 came; at least 1 is wanted",
+        "a.yaml:2: seed: got -1, expected at least 0",
+        "base.yaml:2: model.layers: got 0, expected at least 1",
     )
     Path("a.yaml").write_text("seed: 1\nextends: bas.yaml\n")
     [line] = problems("a.yaml")
-    assert line.startswith(
-        "a.yaml:2: extends: bas.yaml: there is no such file; did you"
-    )
+    assert line.startswith("a.yaml:2: extends: bas.yaml: file not found; did you mean")
     Path("a.yaml").write_text("extends: [base.yaml]\n")
-    assert "the path of a YAML file is wanted" in problems("a.yaml")[0]
+    assert (
+        "got a list of 1 entry, expected the path of a YAML file"
+        in problems("a.yaml")[0]
+    )
     Path("base.yaml").write_text("extends: a.yaml\n")
     Path("a.yaml").write_text("extends: base.yaml\n")
-    assert problems("a.yaml")[0].startswith("base.yaml:1: extends: a.yaml extends this")
+    assert problems("a.yaml")[0].startswith("base.yaml:1: extends: a.yaml already")
     Path("a.yaml").write_text("extends: a.yaml\n")
-    assert "one level is all there is" in problems("a.yaml")[0]
+    assert "only one level is supported" in problems("a.yaml")[0]
 
 
 OVERRIDES = {
     "model.hiden_size=256": 'unknown key; did you mean "hidden_size"?',
     "modle.hidden_size=256": 'modle: unknown key; did you mean "model"?',
-    "model.hidden_size=abc": '"abc" came; a whole number is wanted',
-    "model.hidden_size=": "null came; a whole number is wanted",
-    "model.hidden_size": "write key=value, as in model.hidden_size=256",
-    "=3": "write key=value, as in model.hidden_size=256",
-    "optimizer.1.adamw.b3=1": "unknown argument; its arguments are ",
-    "optimizer.7.adamw.b1=1": '"7" numbers no entry of the list there; its ',
-    "optimizer.adamw.b1=1": '"adamw" numbers no entry of the list there; its ',
-    "model.layers.x=1": "model.layers: a mapping of 1 entry came; a whole ",
-    "sample.prompt=[a": "value:1: not YAML: ",
-    "optimizer=[]": "an empty list came; at least one transformation is wanted",
+    "model.hidden_size=abc": 'got "abc", expected a whole number',
+    "model.hidden_size=": "got null, expected a whole number",
+    "model.hidden_size": "expected key=value, such as model.hidden_size=256",
+    "=3": "expected key=value, such as model.hidden_size=256",
+    "optimizer.1.adamw.b3=1": "unknown argument; expected ",
+    "optimizer.7.adamw.b1=1": 'optimizer is a list; got "7", expected an index ',
+    "optimizer.adamw.b1=1": "optimizer is a list; write optimizer.1.adamw",
+    "model.layers.x=1": "model.layers: got a mapping of 1 entry, expected a whole ",
+    "sample.prompt=[a": "value:1: invalid YAML: ",
+    "optimizer=[]": "got an empty list, expected at least one transformation",
 }
 
 
 @pytest.mark.parametrize("text", OVERRIDES)
-def test_a_bad_override_is_named(text):
+def test_message_of_an_invalid_override(text):
     [line] = problems(None, text)
     assert line.startswith(f'override "{text}": {OVERRIDES[text]}')
 
 
-def test_an_override_does_not_enter_a_scalar(here):
+def test_override_below_a_scalar_is_refused(here):
     Path("a.yaml").write_text("seed: 1")
     [line] = problems("a.yaml", "seed.x=1")
-    assert line == 'override "seed.x=1": 1 stands where "x" is sought'
+    assert line == 'override "seed.x=1": seed is 1 and has no key "x"'
 
 
 @pytest.mark.parametrize("source", [3, [], b"a.yaml", object()])
-def test_other_sources_are_refused(source):
-    assert problems(source)[0].endswith("came; a path, a mapping or a Config is wanted")
+def test_sources_of_other_types_are_refused(source):
+    assert problems(source)[0].endswith(", expected a path, a mapping or a Config")
 
 
 @pytest.mark.parametrize("depth", [20, 300, 3000])
 @pytest.mark.parametrize("key", ["seed", "optimizer"])
-def test_no_depth_is_too_deep_for_a_sentence(here, key, depth):
+def test_deep_nesting_is_refused(here, key, depth):
     assert problems_of(f"{key}: " + "[" * depth + "]" * depth)
     assert problems_of(f"{key}: " + "{sgd: " * depth + "}" * depth)
     assert problems(None, f"{key}.0=" + "[" * depth + "]" * depth)
 
 
-def test_mappings_are_held_to_the_same(here):
+def test_invalid_mappings_are_refused(here):
     assert problems({"model": {"hiden_size": 1}}) == (
         'model.hiden_size: unknown key; did you mean "hidden_size"?',
     )
@@ -271,23 +279,26 @@ def test_mappings_are_held_to_the_same(here):
         [line] = problems(
             {"optimizer": [{"sgd": {"learning_rate": 1, "momentum": value}}]}
         )
-        assert line.startswith("optimizer[0].sgd.momentum: a ")
+        assert line.startswith("optimizer[0].sgd.momentum: got a ")
     for number in (10**60, 10**400, 10**5000, -(10**400)):
         sgd = [{"sgd": {"learning_rate": number}}]
         given = {"seed": number, "model": {"dropout": number}, "optimizer": sgd}
         assert len(problems(given)) == (3 if abs(number) > 10**60 else 2)
     scales = {"init_value": 1, "boundaries_and_scales": {1.5: 1}}
     sgd = [{"sgd": {"learning_rate": {"piecewise_constant_schedule": scales}}}]
-    assert "the key 1.5 came" in problems({"optimizer": sgd})[0]
+    assert (
+        "got the key 1.5, expected a whole number or text"
+        in problems({"optimizer": sgd})[0]
+    )
     endless: dict[str, Any] = {}
     endless["model"] = endless
     assert problems(endless) == ("the config is nested too deeply",)
     assert problems({1: 2})[0].startswith("[1]: unknown key")
-    with pytest.raises(ConfigError, match="a list such as"):
+    with pytest.raises(ConfigError, match="expected a list such as"):
         config.load(overrides="seed=1")
 
 
-# -- round trips and garbage --------------------------------------------------
+# -- round trips and random input ---------------------------------------------
 
 quiet = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -341,7 +352,7 @@ mappings = st.fixed_dictionaries(
 
 @quiet
 @given(mappings)
-def test_dump_and_load_are_inverse(tmp_path_factory, given):
+def test_load_inverts_dump(tmp_path_factory, given):
     read = config.load(given)
     file = tmp_path_factory.mktemp("round") / "other.yaml"
     file.write_text(config.dump(read), encoding="utf-8")
@@ -352,8 +363,8 @@ def test_dump_and_load_are_inverse(tmp_path_factory, given):
     assert config.load(read.model_dump()) == read
 
 
-def read_or_refused(source: Any, *overrides: str) -> Config | None:
-    """The config; None if it was refused in lines that can be printed."""
+def load_or_none(source: Any, *overrides: str) -> Config | None:
+    """Return the config, or None if loading raised errors with printable lines."""
     lines = ["none"]
     try:
         read = config.load(source, overrides=overrides)
@@ -365,9 +376,9 @@ def read_or_refused(source: Any, *overrides: str) -> Config | None:
 
 
 def load_or_refuse(file: Path, raw: bytes) -> None:
-    """Whatever the bytes: a Config, or a ConfigError of printable lines."""
+    """Check that any bytes give a Config or a ConfigError with printable lines."""
     file.write_bytes(raw)
-    read_or_refused(file)
+    load_or_none(file)
 
 
 @quiet
@@ -380,13 +391,13 @@ def load_or_refuse(file: Path, raw: bytes) -> None:
 @example(b"!!int ''")
 @example(b"!!set {a}")
 @example(b"--- {}\n--- {}")
-def test_garbage_is_refused_in_words(tmp_path_factory, raw):
+def test_random_bytes_load_or_raise_config_error(tmp_path_factory, raw):
     load_or_refuse(tmp_path_factory.getbasetemp() / "garbage.yaml", raw)
 
 
 @quiet
 @given(st.data())
-def test_a_damaged_config_is_read_or_refused(tmp_path_factory, data):
+def test_edited_configs_load_or_raise_config_error(tmp_path_factory, data):
     text = config.dump(Config())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(text)))
@@ -417,8 +428,8 @@ anything = st.recursive(
 
 @quiet
 @given(st.dictionaries(keys, anything, max_size=5))
-def test_mappings_of_anything_are_read_or_refused(given):
-    read = read_or_refused(given)
+def test_random_mappings_load_or_raise_config_error(given):
+    read = load_or_none(given)
     if read is not None:
         assert config.load(read.model_dump()) == read
         assert len(config.digest(read)) == 64
@@ -428,19 +439,19 @@ def test_mappings_of_anything_are_read_or_refused(given):
 @given(
     st.text(max_size=30), st.sampled_from(["", "model.", "optimizer.1.adamw.", "seed="])
 )
-def test_overrides_of_anything_are_read_or_refused(text, start):
-    read_or_refused(None, start + text)
+def test_random_overrides_load_or_raise_config_error(text, start):
+    load_or_none(None, start + text)
 
 
-# -- the files that go with it ------------------------------------------------
+# -- schema, templates and shipped configs ------------------------------------
 
 
-def test_the_committed_schema_is_the_schema():
+def test_committed_schema_is_current():
     committed = json.loads((ROOT / "configs" / "schema.json").read_text("utf-8"))
     assert committed == config.json_schema()
 
 
-def test_the_schema_accepts_and_refuses_as_load_does():
+def test_schema_agrees_with_load():
     validator = jsonschema.Draft202012Validator(config.json_schema())
     assert validator.is_valid(json.loads(Config().model_dump_json()))
     assert validator.is_valid({"extends": "a.yaml"})
@@ -448,7 +459,7 @@ def test_the_schema_accepts_and_refuses_as_load_does():
         assert not validator.is_valid(wrong)
 
 
-def test_the_template_holds_every_key_and_every_default():
+def test_template_has_every_key_with_its_default():
     text = TEMPLATE.read_text("utf-8")
     assert config.load(TEMPLATE, overrides=["name=quickstart"]) == Config()
     given = YAML(typ="safe", pure=True).load(text)
@@ -459,7 +470,7 @@ def test_the_template_holds_every_key_and_every_default():
 
 
 @pytest.mark.parametrize("kind", ["text", "tokens"])
-def test_the_other_sources_in_the_template_are_right(kind):
+def test_commented_sources_in_the_template_are_valid(kind):
     lines = TEMPLATE.read_text("utf-8").splitlines()
     first = lines.index(f"#   source: {kind}")
     block = ["data:"]
@@ -473,15 +484,15 @@ def test_the_other_sources_in_the_template_are_right(kind):
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=str)
-def test_shipped_configs_are_sound(file):
+def test_shipped_configs_are_valid(file):
     assert config.load(file).name == file.stem
 
 
-def test_the_activations_are_those_of_the_cells():
+def test_activations_are_those_of_the_cells():
     assert set(cells.Activation.__args__) == set(ACTIVATIONS)
 
 
-def test_reading_a_config_imports_no_jax():
+def test_loading_a_config_does_not_import_jax():
     code = (
         "import sys; from jaxlstm.lab import config; config.load(sys.argv[1]);"
         "print({'jax', 'jaxlib', 'numpy', 'optax', 'orbax'} & set(sys.modules))"
@@ -491,7 +502,7 @@ def test_reading_a_config_imports_no_jax():
     assert answer.stdout == "set()\n"
 
 
-def test_optax_is_read_rightly():
+def test_optax_names_from_source():
     assert optax_names.factory("adamw") is not None
     assert {"adam", "sgd", "lion", "lamb", "clip"} <= set(
         optax_names.names("transformation")

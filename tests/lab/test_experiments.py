@@ -302,7 +302,7 @@ def test_no_steps_is_a_run_that_can_be_loaded(book, tmp_path):
 def test_an_engine_nobody_knows_is_found_before_a_directory_is_made(book, tmp_path):
     config = tiny.config(book)
     config["model"]["engine"] = "scann"
-    with pytest.raises(BadInput, match=r'model\.engine: "scann" came'):
+    with pytest.raises(BadInput, match=r'model\.engine: got "scann"'):
         jl.lab.train(config, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -176,8 +176,8 @@ def test_a_check_says_what_is_around_the_cell(tmp_path):
     assert row.startswith("gru, recurrent_dropout 0.2, variational_dropout_x 0.2")
     assert row.endswith("zoneout_h 0.1, learned_initial_state True")
     fields = list(type(Config().model).model_fields)
-    first = fields.index(schema.AROUND[0])
-    assert fields[first : first + len(schema.AROUND)] == list(schema.AROUND)
+    first = fields.index(schema.WRAPPERS[0])
+    assert fields[first : first + len(schema.WRAPPERS)] == list(schema.WRAPPERS)
 
 
 def test_weight_decay_reaches_every_parameter_as_in_optax():

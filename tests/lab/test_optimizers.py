@@ -1,4 +1,4 @@
-"""Optimizers: what a config writes is what Optax computes."""
+"""Tests that optimizers built from a config compute what Optax computes."""
 
 import inspect
 
@@ -32,7 +32,7 @@ def assert_same(chain, expected: optax.GradientTransformation) -> None:
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_a_chain_is_what_it_reads_like():
+def test_chain_equals_optax_chain():
     arguments = {
         "init_value": 0.0,
         "peak_value": 4e-3,
@@ -88,7 +88,7 @@ def test_schedules_and_transformations_nest():
     )
 
 
-def test_arguments_of_other_kinds_arrive():
+def test_list_dtype_and_null_arguments():
     chain = [
         {"adaptive_grad_clip": {"clipping": 0.01, "axis": [0]}},
         {"adamw": {"learning_rate": 1, "mu_dtype": "bfloat16", "mask": None}},
@@ -103,8 +103,8 @@ def test_arguments_of_other_kinds_arrive():
 REFUSED = {
     "an unknown name": (
         [{"adm": {"learning_rate": 1}}],
-        "optimizer[0].adm: optax has no transformation of this name for a config; did "
-        'you mean "adam"?',
+        "optimizer[0].adm: optax has no transformation with this name that a config "
+        'can use; did you mean "adam"?',
     ),
     "an unknown argument": (
         [{"clip": {"max_delta": 1}}, {"adamw": {"learning_rte": 1}}],
@@ -113,9 +113,9 @@ REFUSED = {
     ),
     "a missing argument": (
         [{"clip": {}}],
-        'optimizer[0].clip: "max_delta" must be given',
+        'optimizer[0].clip: required argument is missing: "max_delta"',
     ),
-    "a decay over no steps": (
+    "a decay over zero steps": (
         [
             {
                 "sgd": {
@@ -140,33 +140,33 @@ REFUSED = {
         [{"tree_utils.tree_sum": {}}],
         "optimizer[0].tree_utils.tree_sum: optax has no transformation",
     ),
-    "what wants the loss at each update": (
+    "a transformation that needs the loss": (
         [{"polyak_sgd": {}}],
         "optimizer[0].polyak_sgd: no update can be made from gradients and parameters "
         "alone: ",
     ),
-    "no chain": ({}, "optimizer: an empty mapping came; a list is wanted"),
+    "a mapping": ({}, "optimizer: got an empty mapping, expected a list"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_optax_would_not_take_is_a_sentence(case):
-    chain, sentence = REFUSED[case]
+def test_message_of_an_invalid_optimizer(case):
+    chain, message = REFUSED[case]
     with pytest.raises(ConfigError) as caught:
         optimizers.build(chain)
     [line] = caught.value.problems
-    assert line.startswith(sentence)
+    assert line.startswith(message)
 
 
-def test_all_refusals_are_told_at_once():
+def test_all_errors_are_reported_at_once():
     decay = {"cosine_decay_schedule": {"init_value": 1, "decay_steps": 0}}
     with pytest.raises(ConfigError) as caught:
         optimizers.build([{"sgd": {"learning_rate": decay}}, {"polyak_sgd": {}}])
     assert len(caught.value.problems) == 2
 
 
-def test_what_is_read_of_optax_is_what_optax_says():
-    """The signatures read from source text, against the functions themselves."""
+def test_signatures_equal_those_of_optax():
+    """Compare the signatures read from source with those of the functions."""
     listed = optax_names.names("transformation") + optax_names.names("schedule")
     assert len(listed) > 60
     for name in listed:
@@ -181,7 +181,7 @@ def test_what_is_read_of_optax_is_what_optax_says():
 
 
 def usable() -> list[str]:
-    """The transformations that need a learning rate at most."""
+    """Return the transformations that require at most a learning rate."""
     found = [(n, optax_names.factory(n)) for n in optax_names.names("transformation")]
     return [n for n, made in found if made and made.required <= {"learning_rate"}]
 
@@ -196,7 +196,7 @@ NEED_MORE = {
 
 
 @pytest.mark.parametrize("name", usable())
-def test_every_plain_transformation_of_optax_can_be_built(name):
+def test_every_plain_transformation_can_be_built(name):
     made = optax_names.factory(name)
     arguments = {"learning_rate": 0.1} if made and made.required else {}
     if name in NEED_MORE:
@@ -206,7 +206,7 @@ def test_every_plain_transformation_of_optax_can_be_built(name):
         after(optimizers.build([{name: arguments}]), steps=1)
 
 
-def test_the_learning_rate_can_be_shown():
+def test_learning_rate_of_a_schedule():
     falling = {"init_value": 1.0, "end_value": 0.5, "transition_steps": 2}
     chain = [{"sgd": {"learning_rate": {"linear_schedule": falling}}}]
     rate = optimizers.learning_rate(chain)
@@ -216,7 +216,7 @@ def test_the_learning_rate_can_be_shown():
     assert optimizers.learning_rate(config.load().optimizer) is not None
 
 
-def test_the_last_learning_rate_counts_and_none_is_none():
+def test_last_learning_rate_is_reported():
     linear = {"init_value": 0.0, "end_value": 1.0, "transition_steps": 4}
     rising = {"linear_schedule": linear}
     chain = [

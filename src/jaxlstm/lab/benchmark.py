@@ -215,7 +215,7 @@ def _torch(bench: Workbench, device: Any) -> tuple[Row, Run | None]:
 
 def _torch_lacks(model: schema.Model, device: Any) -> str:
     """What keeps `torch.nn.LSTM` from being compared, or nothing."""
-    around = [key for key in schema.AROUND if getattr(model, key)]
+    around = [key for key in schema.WRAPPERS if getattr(model, key)]
     usual = LSTM(init=model.cell.init, forget_bias=1.0).model_dump()
     asked = model.cell.model_dump() | {"forget_bias": 1.0}
     if importlib.util.find_spec("torch") is None:

@@ -35,7 +35,7 @@ def check(config: Config) -> dict[str, str]:
 
 def _cell(model: schema.Model) -> str:
     """The cell's name, and what the config puts around it."""
-    around = [key for key in schema.AROUND if getattr(model, key)]
+    around = [key for key in schema.WRAPPERS if getattr(model, key)]
     return ", ".join(
         [model.cell.name, *(f"{key} {getattr(model, key)}" for key in around)]
     )

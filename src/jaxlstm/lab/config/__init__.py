@@ -1,4 +1,4 @@
-"""Configs: YAML in, a frozen `Config` out, every mistake reported with its place."""
+"""Configs: read YAML into a frozen `Config`, and report errors with file and line."""
 
 from jaxlstm.lab.config.loading import Config as Config
 from jaxlstm.lab.config.loading import ConfigError as ConfigError

@@ -1,7 +1,7 @@
-"""The cells that a config may name, each with the options of its factory.
+"""Config sections of the cells, with the options of the functions that make them.
 
-The names of the sections are those of the library: `{name: gru, reset_after: false}`
-is `jl.gru(reset_after=False)`.
+The names are those of the library: `{name: gru, reset_after: false}` is
+`jl.gru(reset_after=False)`.
 """
 
 from typing import Annotated, Literal
@@ -22,33 +22,33 @@ Activation = Literal[
     "tanh",
 ]
 ForgetBias = Annotated[
-    float, Field(ge=-100, le=100, description="The forget gate's bias at the start.")
+    float, Field(ge=-100, le=100, description="Initial bias of the forget gate.")
 ]
-Candidate = Annotated[Activation, Field(description="Of the candidate.")]
-Output = Annotated[Activation, Field(description="Of c, in h = o f(c).")]
-Gate = Annotated[Activation, Field(description="Of the gates.")]
+Candidate = Annotated[Activation, Field(description="Activation of the candidate.")]
+Output = Annotated[Activation, Field(description="Activation f in h = o f(c).")]
+Gate = Annotated[Activation, Field(description="Activation of the gates.")]
 Init = Annotated[
     Literal["default", "torch", "keras", "chrono"],
-    Field(description="How the parameters are drawn."),
+    Field(description="Initialization scheme."),
 ]
 
 
-def _leaves_the_bias(init: str, info: ValidationInfo) -> str:
+def _uses_the_bias(init: str, info: ValidationInfo) -> str:
     bias = info.data.get("forget_bias", 1.0)
     if init in ("torch", "chrono") and bias != 1.0:
         raise ValueError(
-            f'"{init}" draws its own biases, so forget_bias {bias} would have no '
-            'effect; leave forget_bias out, or use "default" or "keras"'
+            f'"{init}" sets its own biases, so forget_bias {bias} would have no '
+            'effect; remove forget_bias, or use "default" or "keras"'
         )
     return init
 
 
-# An init beside a forget bias.
-BiasedInit = Annotated[Init, AfterValidator(_leaves_the_bias)]
+# Initialization of cells that also have a forget bias.
+BiasedInit = Annotated[Init, AfterValidator(_uses_the_bias)]
 
 
 class LSTM(Section):
-    """The LSTM with a forget gate."""
+    """LSTM with a forget gate."""
 
     name: Literal["lstm"] = "lstm"
     forget_bias: ForgetBias = 1.0
@@ -59,7 +59,7 @@ class LSTM(Section):
 
 
 class ClassicLSTM(Section):
-    """The LSTM of 1997, without a forget gate."""
+    """LSTM of 1997, without a forget gate."""
 
     name: Literal["classic_lstm"] = "classic_lstm"
     candidate_activation: Candidate = "tanh"
@@ -69,7 +69,7 @@ class ClassicLSTM(Section):
 
 
 class PeepholeLSTM(Section):
-    """The LSTM whose gates look at the cell state."""
+    """LSTM whose gates read the cell state."""
 
     name: Literal["peephole_lstm"] = "peephole_lstm"
     forget_bias: ForgetBias = 1.0
@@ -80,7 +80,7 @@ class PeepholeLSTM(Section):
 
 
 class CoupledLSTM(Section):
-    """The LSTM that forgets what it overwrites, i = 1 - f."""
+    """LSTM with coupled gates, i = 1 - f."""
 
     name: Literal["coupled_lstm"] = "coupled_lstm"
     forget_bias: ForgetBias = 1.0
@@ -89,12 +89,12 @@ class CoupledLSTM(Section):
     gate_activation: Gate = "sigmoid"
     init: BiasedInit = "default"
     peepholes: bool = Field(
-        default=False, description="Whether the gates look at the cell state."
+        default=False, description="Whether the gates read the cell state."
     )
 
 
 class ProjectedLSTM(Section):
-    """The LSTM whose output is a projection of its units."""
+    """LSTM whose output is a linear projection of its units."""
 
     name: Literal["projected_lstm"] = "projected_lstm"
     projection_size: Size = Field(description="Features of h; c has hidden_size units.")
@@ -106,7 +106,7 @@ class ProjectedLSTM(Section):
 
 
 class LayerNormLSTM(Section):
-    """The LSTM with layer-normalised pre-activations."""
+    """LSTM with layer-normalized pre-activations."""
 
     name: Literal["layer_norm_lstm"] = "layer_norm_lstm"
     forget_bias: ForgetBias = 1.0
@@ -117,19 +117,21 @@ class LayerNormLSTM(Section):
 
 
 class SimpleRNN(Section):
-    """The network of Elman, for comparison."""
+    """Elman network."""
 
     name: Literal["simple_rnn"] = "simple_rnn"
-    activation: Activation = Field(default="tanh", description="Of the hidden state.")
+    activation: Activation = Field(
+        default="tanh", description="Activation of the hidden state."
+    )
     init: Init = "default"
 
 
 class GRU(Section):
-    """The gated recurrent unit, for comparison."""
+    """Gated recurrent unit."""
 
     name: Literal["gru"] = "gru"
     reset_after: bool = Field(
-        default=True, description="Reset after the recurrent product, as cuDNN does."
+        default=True, description="Apply the reset gate after the recurrent product."
     )
     candidate_activation: Candidate = "tanh"
     gate_activation: Gate = "sigmoid"

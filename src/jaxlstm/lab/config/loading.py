@@ -1,14 +1,12 @@
-"""Configs: YAML in, a frozen `Config` out, and every mistake said with its place.
+"""Load a config from YAML, a mapping and overrides, and write it back.
 
-    one file it extends  <-  the file  <-  overrides "model.hidden_size=256"
-                                |
-                     load(...) -> Config            dump(config) -> YAML again
+    extended file  <-  file  <-  overrides such as "model.hidden_size=256"
 
-A mistake is a line, and all are found at once:
+All errors are reported at once, one line each:
 
     configs/a.yaml:7: model.hiden_size: unknown key; did you mean "hidden_size"?
 
-Nothing here imports JAX. What a config may hold stands in `schema`.
+This module does not import JAX.
 """
 
 import hashlib
@@ -23,7 +21,7 @@ from ruamel.yaml import YAML
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import described
-from jaxlstm.lab.config.messages import sentences
+from jaxlstm.lab.config.messages import format_errors
 from jaxlstm.lab.config.schema import NAME_LENGTH, TAGS, Config
 from jaxlstm.lab.config.yaml_source import (
     Node,
@@ -31,9 +29,9 @@ from jaxlstm.lab.config.yaml_source import (
     merged,
     overridden,
     plain,
-    planted,
     read_file,
     stem,
+    with_place,
 )
 
 __all__ = ["Config", "ConfigError", "digest", "dump", "json_schema", "load"]
@@ -41,8 +39,8 @@ __all__ = ["Config", "ConfigError", "digest", "dump", "json_schema", "load"]
 VERSION = 2
 
 
-def _in_one_shard(node: Node) -> Node:
-    """Version 1 knew no `training.shards`: the whole batch was computed in one."""
+def _without_shards(node: Node) -> Node:
+    """Set `training.shards` to 1, since version 1 had no such key and no shards."""
     training = node.value.get("training", Node({}, ""))
     if not isinstance(training.value, dict):
         return node
@@ -51,13 +49,13 @@ def _in_one_shard(node: Node) -> Node:
     return Node({**node.value, "training": training}, node.place)
 
 
-# A file of version v becomes one of version v + 1 by MIGRATIONS[v]. One that does not
-# say which it is, is of the newest.
-MIGRATIONS: dict[int, Callable[[Node], Node]] = {1: _in_one_shard}
+# MIGRATIONS[v] converts a file of version v to version v + 1. A file without a version
+# has the newest.
+MIGRATIONS: dict[int, Callable[[Node], Node]] = {1: _without_shards}
 
 
 class ConfigError(BadInput):
-    """Everything that is wrong with a config; `problems` holds a line for each."""
+    """An invalid config; `problems` has one line per error."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -69,27 +67,29 @@ def load(
     *,
     overrides: Sequence[str] = (),
 ) -> Config:
-    """A checked config from a file, a mapping or nothing at all.
+    """Load and validate a config.
 
-    Arguments:
-        source: the path of a YAML file, a mapping of the same form, a config, or
-            None for the quickstart. A file may say `extends: other.yaml`, a path
-            beside it; what it says itself goes before what the other says.
-        overrides: `"model.hidden_size=256"`, `"optimizer.1.adamw.weight_decay=0.1"`:
-            a key path and a YAML value, set last and checked like the rest.
+    Args:
+        source: Path of a YAML file, a mapping with the same keys, a config, or None
+            for the quickstart. A file may contain `extends: other.yaml`, relative to
+            its own directory; its own keys take precedence.
+        overrides: Key paths and YAML values such as `"model.hidden_size=256"` or
+            `"optimizer.1.adamw.weight_decay=0.1"`. They take precedence over `source`.
 
-    Errors: `ConfigError` with a line for every problem.
+    Raises:
+        ConfigError: The config is invalid; the message has one line per error.
 
-    >>> load(overrides=["model.hidden_size=512"]).model.hidden_size
-    512
-    >>> load({"model": {"hiden_size": 512}})
-    Traceback (most recent call last):
-    jaxlstm.lab.config.ConfigError: model.hiden_size: unknown key; did you mean \
-"hidden_size"?
+    Example:
+        >>> load(overrides=["model.hidden_size=512"]).model.hidden_size
+        512
+        >>> load({"model": {"hiden_size": 512}})
+        Traceback (most recent call last):
+        jaxlstm.lab.config.loading.ConfigError: model.hiden_size: unknown key; did you \
+mean "hidden_size"?
     """
     try:
         node, problems = _read(source)
-        return _validated(_set(node, overrides, problems), problems)
+        return _validated(_override(node, overrides, problems), problems)
     except SourceError as error:
         raise ConfigError([str(error)]) from None
     except RecursionError:
@@ -97,57 +97,56 @@ def load(
 
 
 def dump(config: Config) -> str:
-    """The whole config as YAML, defaults written out; `load` reads an equal one.
+    """Return the config as YAML, including defaults; `load` reads an equal config.
 
-    >>> dump(load()).splitlines()[:2]
-    ['config_version: 2', 'task: language_modelling']
+    Example:
+        >>> dump(load()).splitlines()[:2]
+        ['config_version: 2', 'task: language_modelling']
     """
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # pyright: ignore
     writer.width = 10_000
-    writer.allow_unicode = False  # what YAML takes for a line end comes back too
+    writer.allow_unicode = False  # YAML normalizes some Unicode line ends
     text = io.StringIO()
     writer.dump(config.model_dump(), text)
     return text.getvalue()
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a config file, for editors and for `jaxlstm schema`."""
+    """Return the JSON schema of a config file."""
     schema = Config.model_json_schema()
-    extends = {
-        "description": "Another file, whose keys stand where this one is silent."
-    }
+    extends = {"description": "Config file that provides the keys missing here."}
     schema["properties"]["extends"] = extends | {"type": "string"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def digest(config: Config) -> str:
-    """The sha256 of everything the config says, in hexadecimal digits."""
+    """Return the SHA-256 of the config in hexadecimal."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# -- the steps of `load` ------------------------------------------------------
+# -- steps of `load` ----------------------------------------------------------
 
 
 def _read(source: Any) -> tuple[Node, list[str]]:
-    """The source as a node, migrated and merged, and what was wrong with its text."""
+    """Return the migrated and merged source, and the errors in its text."""
     if isinstance(source, str | Path):
         return _read_with_parent(Path(source))
     if source is None:
-        return planted({}, ""), []
+        return with_place({}, ""), []
     if isinstance(source, Config):
-        return planted(source.model_dump(), ""), []
+        return with_place(source.model_dump(), ""), []
     if isinstance(source, Mapping):
-        return _migrated(planted(source, "")), []
+        return _migrated(with_place(source, "")), []
     raise ConfigError(
-        [f"{described(source)} came; a path, a mapping or a Config is wanted"]
+        [f"got {described(source)}, expected a path, a mapping or a Config"]
     )
 
 
 def _read_with_parent(path: Path) -> tuple[Node, list[str]]:
-    """The file, on top of the one file that it extends."""
+    """Read a file and merge it into the file that it extends."""
     child, problems = read_file(path)
     child = _migrated(child)
     child.value.setdefault("name", Node(stem(path, NAME_LENGTH), child.place))
@@ -156,7 +155,8 @@ def _read_with_parent(path: Path) -> tuple[Node, list[str]]:
         return child, problems
     if not isinstance(extends.value, str):
         raise SourceError(
-            f"{extends.place}: extends: the path of a YAML file is wanted"
+            f"{extends.place}: extends: got {described(extends.value)}, expected the "
+            "path of a YAML file"
         )
     try:
         parent, more = read_file(path.parent / extends.value)
@@ -165,25 +165,25 @@ def _read_with_parent(path: Path) -> tuple[Node, list[str]]:
     if "extends" in parent.value:
         further = parent.value["extends"].place
         raise SourceError(
-            f"{further}: extends: {path} extends this file already, and one level is "
-            "all there is; write the keys out"
+            f"{further}: extends: {path} already extends this file, and only one level "
+            "is supported; write the keys out"
         )
     return merged(_migrated(parent), child, TAGS), problems + more
 
 
 def _migrated(node: Node) -> Node:
-    """The node in the form of `VERSION`, whatever older form it came in."""
+    """Convert a config of an older version to `VERSION`."""
     while (version := _version(node)) in MIGRATIONS:
-        moved = MIGRATIONS[version](node)
-        place = moved.value.get("config_version", moved).place
+        migrated = MIGRATIONS[version](node)
+        place = migrated.value.get("config_version", migrated).place
         node = Node(
-            {**moved.value, "config_version": Node(version + 1, place)}, node.place
+            {**migrated.value, "config_version": Node(version + 1, place)}, node.place
         )
     if version is not None and version > VERSION:
         place = node.value["config_version"].place
         raise SourceError(
-            f"{place + ': ' if place else ''}config_version: {version} needs a newer "
-            f"jaxlstm; this one reads up to {VERSION}"
+            f"{place + ': ' if place else ''}config_version: got {version}, expected "
+            f"at most {VERSION}; upgrade jaxlstm"
         )
     return node
 
@@ -193,10 +193,10 @@ def _version(node: Node) -> int | None:
     return version if type(version) is int else None
 
 
-def _set(node: Node, overrides: Sequence[str], problems: list[str]) -> Node:
-    """The node with every override that can be read; the others become problems."""
+def _override(node: Node, overrides: Sequence[str], problems: list[str]) -> Node:
+    """Apply the overrides; those that cannot be read are added to `problems`."""
     if isinstance(overrides, str):
-        raise ConfigError(['overrides is text; a list such as ["seed=1"] is wanted'])
+        raise ConfigError(['overrides: got text, expected a list such as ["seed=1"]'])
     for text in overrides:
         try:
             node = overridden(node, text, defaults=Config().model_dump())
@@ -209,7 +209,7 @@ def _validated(node: Node, problems: list[str]) -> Config:
     try:
         config = Config.model_validate(plain(node))
     except ValidationError as error:
-        raise ConfigError(problems + sentences(error, node)) from None
+        raise ConfigError(problems + format_errors(error, node)) from None
     if problems:
         raise ConfigError(problems)
     return config

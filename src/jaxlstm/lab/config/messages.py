@@ -1,9 +1,7 @@
-"""What pydantic found wrong with a config, as sentences that name the place.
+"""Turn pydantic's validation errors into messages with file and line.
 
-Pydantic's record of a problem, and the line that is made of it:
-
-    {"type": "greater_than_equal", "loc": ("model", "layers"), "input": 0, ...}
-    configs/a.yaml:7: model.layers: 0 came; at least 1 is wanted
+{"type": "greater_than_equal", "loc": ("model", "layers"), "input": 0, ...}
+configs/a.yaml:7: model.layers: got 0, expected at least 1
 """
 
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from jaxlstm.lab._util.wording import described, dotted, guess, listed
-from jaxlstm.lab.config.optimizer import MisusedError
+from jaxlstm.lab.config.optimizer import OptimizerError
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.config.yaml_source import KeyPath, Node, place_of
 
@@ -29,7 +27,7 @@ _KINDS = {
     "model_type": "a mapping of keys",
     "model_attributes_type": "a mapping of keys",
     "string_pattern_mismatch": 'a size such as "2 GB"',
-    "string_too_short": "text that is not empty",
+    "string_too_short": "non-empty text",
     "string_too_long": "text of at most {max_length} characters",
     "greater_than": "more than {gt:.10g}",
     "greater_than_equal": "at least {ge:.10g}",
@@ -38,16 +36,16 @@ _KINDS = {
 }
 
 
-def sentences(error: ValidationError, node: Node) -> list[str]:
-    """A line for each problem, in the order of the config's fields.
+def format_errors(error: ValidationError, node: Node) -> list[str]:
+    """Return one line per error, in the order of the config's fields.
 
-    Arguments:
-        error: what `Config.model_validate` raised.
-        node: what was validated; it knows the places.
+    Args:
+        error: The exception that `Config.model_validate` raised.
+        node: The validated config with its places in the source.
     """
     found: dict[KeyPath, list[Any]] = {}
     for item in error.errors(include_url=False):
-        found.setdefault(_spot(item["loc"]).path, []).append(item)
+        found.setdefault(_locate(item["loc"]).path, []).append(item)
     return [
         _line(node, at, text)
         for path, items in found.items()
@@ -58,34 +56,34 @@ def sentences(error: ValidationError, node: Node) -> list[str]:
 def _line(node: Node, path: KeyPath, text: str) -> str:
     place = place_of(node, path)
     key = ".".join(str(part) for part in path)
-    says_it_already = place.startswith(f'override "{key}=')
-    parts = (place, "" if says_it_already else dotted(path), text)
+    in_override = place.startswith(f'override "{key}=')
+    parts = (place, "" if in_override else dotted(path), text)
     return ": ".join(part for part in parts if part)
 
 
-# -- sentences ----------------------------------------------------------------
+# -- messages -----------------------------------------------------------------
 
 
 def _explained(path: KeyPath, items: list[Any]) -> Iterator[tuple[KeyPath, str]]:
-    """The sentences for one place; the members of a union speak with one voice."""
+    """Yield the messages for one place; errors of a union's members become one."""
     item = items[0]
-    spot = _spot(item["loc"])
+    location = _locate(item["loc"])
     cause = item.get("ctx", {}).get("error")
-    if isinstance(cause, MisusedError):
+    if isinstance(cause, OptimizerError):
         yield from (((*path, *at), text) for at, text in cause.problems)
     elif cause is not None:
         yield path, str(cause)
     elif item["type"] in ("extra_forbidden", "invalid_key"):
-        yield path, _unknown_key(spot)
+        yield path, _unknown_key(location)
     elif item["type"] == "missing":
-        yield path, f"this key is missing{_meaning(spot.field)}"
+        yield path, f"required key is missing{_meaning(location.field)}"
     elif item["type"] == "union_tag_invalid":
         yield (
             (*path, _discriminator(item)),
-            _wrong_value(items, spot),
+            _wrong_value(items, location),
         )
     else:
-        yield path, _wrong_value(items, spot)
+        yield path, _wrong_value(items, location)
 
 
 def _discriminator(item: Any) -> str:
@@ -93,33 +91,32 @@ def _discriminator(item: Any) -> str:
 
 
 def _meaning(field: FieldInfo | None) -> str:
-    """A field's description, as the end of a sentence."""
+    """Return a field's description as a suffix of a message."""
     text = field.description if field else None
-    return f"; it says: {text[0].lower()}{text[1:].rstrip('.')}" if text else ""
+    return f" ({text[0].lower()}{text[1:].rstrip('.')})" if text else ""
 
 
-def _wrong_value(items: list[Any], spot: "_Spot") -> str:
+def _wrong_value(items: list[Any], location: "_Location") -> str:
     value = items[0]["input"]
     if items[0]["type"] == "union_tag_invalid":
         value = value[_discriminator(items[0])]
-    choices = _choices(spot.field)
+    choices = _choices(location.field)
     kinds = [_KINDS[item["type"]] for item in items if item["type"] in _KINDS]
     limits = items[0].get("ctx", {})
-    wanted = [kind.format(**limits) for kind in kinds]
+    expected = [kind.format(**limits) for kind in kinds]
     if any(item["type"] in ("literal_error", "union_tag_invalid") for item in items):
-        wanted.append(listed(choices))
+        expected.append(listed(choices))
     names = [choice for choice in choices if isinstance(choice, str)]
     meant = guess(value, names) if isinstance(value, str) else ""
-    if value in names and spot.field is not None:
-        meant = f", such as {{{spot.field.discriminator}: {value}}}"
-    wish = " or ".join(wanted)
-    return (
-        f"{described(value)} came; {wish} is wanted{meant}" if wish else items[0]["msg"]
-    )
+    if value in names and location.field is not None:
+        meant = f", such as {{{location.field.discriminator}: {value}}}"
+    if not expected:
+        return items[0]["msg"]
+    return f"got {described(value)}, expected {' or '.join(expected)}{meant}"
 
 
 def _choices(field: FieldInfo | None) -> list[Any]:
-    """The tags of a union of sections, or the values of a `Literal`."""
+    """Return the tags of a union of sections, or the values of a `Literal`."""
     if field is None:
         return []
     tags = [tag for tag in _kinds(field) if tag]
@@ -127,25 +124,26 @@ def _choices(field: FieldInfo | None) -> list[Any]:
 
 
 def _values(annotation: Any) -> list[Any]:
-    """The values in a `Literal`, however deep in unions it lies."""
+    """Return the values of all `Literal`s in an annotation."""
     args = get_args(annotation)
     if get_origin(annotation) is Literal:
         return list(args)
     return [value for arg in args for value in _values(arg)]
 
 
-def _unknown_key(spot: "_Spot") -> str:
-    """`unknown key`, with the key, or the section, that was probably meant."""
-    key = spot.path[-1]
-    knowing = [tag for tag, kind in spot.kinds.items() if key in kind.model_fields]
+def _unknown_key(location: "_Location") -> str:
+    """Return the message for an unknown key, with the key probably meant."""
+    key = location.path[-1]
+    knowing = [tag for tag, kind in location.kinds.items() if key in kind.model_fields]
     if knowing:
-        return f"unknown key for {described(spot.tag)}; it belongs to {listed(knowing)}"
-    fields = spot.owner.model_fields
+        tag = described(location.tag)
+        return f"unknown key for {tag}; it belongs to {listed(knowing)}"
+    fields = location.owner.model_fields
     elsewhere = [dotted(path) for path in _paths(Config) if path[-1] == key]
     meant = guess(key, fields)
     if elsewhere and not meant:
         meant = f"; did you mean {described(elsewhere[0])}?"
-    return f"unknown key{meant or '; the keys here are ' + listed(fields, last='and')}"
+    return f"unknown key{meant or '; expected ' + listed(fields)}"
 
 
 def _paths(section: Section) -> Iterator[KeyPath]:
@@ -155,15 +153,18 @@ def _paths(section: Section) -> Iterator[KeyPath]:
             yield from ((name, *path) for path in _paths(kind))
 
 
-# -- from pydantic's locations to fields --------------------------------------
+# -- pydantic's locations -----------------------------------------------------
 
 
-class _Spot(NamedTuple):
-    """Where a pydantic location leads.
+class _Location(NamedTuple):
+    """The field at a pydantic location.
 
-    `path` is the location less the tags and types that pydantic puts into it;
-    `owner` the section that holds its last key, one of `kinds`, chosen by `tag`;
-    `field` that key's field, None for an unknown key.
+    Attributes:
+        path: The location without the tags and types that pydantic inserts.
+        owner: The section that contains the last key.
+        kinds: The sections that are possible in place of `owner`, by tag.
+        tag: The tag of `owner`.
+        field: The field of the last key, None for an unknown key.
     """
 
     path: KeyPath
@@ -173,8 +174,8 @@ class _Spot(NamedTuple):
     field: FieldInfo | None
 
 
-def _spot(loc: KeyPath) -> _Spot:
-    spot = _Spot((), Config, {}, "", None)
+def _locate(loc: KeyPath) -> _Location:
+    location = _Location((), Config, {}, "", None)
     section: Section | None = Config
     kinds: dict[str, Section] = {}
     tag = ""
@@ -182,15 +183,15 @@ def _spot(loc: KeyPath) -> _Spot:
     while rest and section is not None:
         key = rest.pop(0)
         field = section.model_fields.get(str(key))
-        spot = _Spot((*spot.path, key), section, kinds, tag, field)
+        location = _Location((*location.path, key), section, kinds, tag, field)
         kinds = _kinds(field)
         tag = str(rest.pop(0)) if rest and len(kinds) > 1 else next(iter(kinds), "")
         section = kinds.get(tag)
-    return spot
+    return location
 
 
 def _kinds(field: FieldInfo | None) -> dict[str, Section]:
-    """The sections a field may hold: by tag, or one under the name ""."""
+    """Return the sections of a field by tag, or a single one under the key ""."""
     if field is None:
         return {}
     tag = field.discriminator if isinstance(field.discriminator, str) else None

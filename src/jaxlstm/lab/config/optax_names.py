@@ -1,12 +1,12 @@
-"""What Optax offers by name, read from its source text and not imported.
+"""Names and signatures of Optax's functions, read from its source code.
 
-Importing Optax imports JAX, which takes a second or more; a config must be checked
-in less. So the public names of `optax` and `optax.schedules` are followed through
-their `import` statements to the `def` that makes them, and its annotations say what
-it is: a transformation, a schedule, or none of our business.
+Importing Optax imports JAX, which takes a second or more, and checking a config must
+be fast. The public names of `optax` and `optax.schedules` are therefore followed
+through their imports to a `def`, whose return annotation tells whether the function
+makes a transformation or a schedule.
 
     - adamw: {learning_rate: {linear_schedule: {init_value: 1.0, ...}}}
-      ^ a transformation      ^ a schedule, as the value of an argument
+      ^ transformation        ^ schedule, as the value of an argument
 """
 
 import ast
@@ -22,8 +22,10 @@ Kind = Literal["transformation", "schedule"]
 class Factory(NamedTuple):
     """A function that makes a transformation or a schedule.
 
-    `arguments` holds the text of each argument's annotation; `required` names those
-    without a default.
+    Attributes:
+        kind: Type of the result.
+        arguments: Source text of each argument's annotation.
+        required: Names of the arguments without a default.
     """
 
     kind: Kind
@@ -33,10 +35,11 @@ class Factory(NamedTuple):
 
 @functools.cache
 def factory(name: str) -> Factory | None:
-    """The public factory of that name, None if there is none for a config to call.
+    """Return the public factory with this name, None if a config cannot call it.
 
-    >>> sorted(factory("clip_by_global_norm").arguments)
-    ['max_norm']
+    Example:
+        >>> sorted(factory("clip_by_global_norm").arguments)
+        ['max_norm']
     """
     if name.startswith("_"):
         return None
@@ -45,10 +48,11 @@ def factory(name: str) -> Factory | None:
 
 
 def names(kind: Kind) -> list[str]:
-    """The names of all factories of a kind.
+    """Return the names of all factories of a kind.
 
-    >>> "cosine_decay_schedule" in names("schedule")
-    True
+    Example:
+        >>> "cosine_decay_schedule" in names("schedule")
+        True
     """
     public = sorted(_bindings("optax") | _bindings("optax.schedules"))
     found = ((name, factory(name)) for name in public)
@@ -57,7 +61,7 @@ def names(kind: Kind) -> list[str]:
 
 @functools.cache
 def _bindings(module: str) -> dict[str, ast.stmt | tuple[str, str]]:
-    """What a module's names stand for: a statement, or a name in another module."""
+    """Map a module's names to their statement, or to a name in another module."""
     path = _file(module)
     bound: dict[str, ast.stmt | tuple[str, str]] = {}
     for statement in ast.parse(path.read_text("utf-8")).body if path else ():
@@ -74,7 +78,7 @@ def _bindings(module: str) -> dict[str, ast.stmt | tuple[str, str]]:
 
 
 def _file(module: str) -> Path | None:
-    """The file of a module of Optax."""
+    """Return the source file of a module of Optax."""
     package, *inner = module.split(".")
     spec = importlib.util.find_spec(package) if package == "optax" else None
     if spec is None or spec.origin is None:
@@ -85,7 +89,7 @@ def _file(module: str) -> Path | None:
 
 
 def _definition(module: str, name: str) -> ast.FunctionDef | None:
-    """The `def` that a name leads to, through imports, `a = b.c` and `partial(f)`."""
+    """Follow imports, `a = b.c` and `partial(f)` from a name to its `def`."""
     bound = _bindings(module).get(name)
     if isinstance(bound, tuple):
         return _definition(*bound) if bound != (module, name) else None
@@ -105,25 +109,34 @@ def _definition(module: str, name: str) -> ast.FunctionDef | None:
 
 
 def _signature(made: ast.FunctionDef) -> Factory | None:
-    """What the signature says; None for a function that a config cannot call."""
+    """Read a signature; None for a function that a config cannot call."""
     returned = ast.unparse(made.returns) if made.returns else ""
-    made_is = re.fullmatch(r"(?:base\.)?(Schedule|GradientTransformation\w*)", returned)
-    given = made.args
-    if made_is is None or given.vararg or given.kwarg or given.posonlyargs:
+    result = re.fullmatch(r"(?:base\.)?(Schedule|GradientTransformation\w*)", returned)
+    parameters = made.args
+    if (
+        result is None
+        or parameters.vararg
+        or parameters.kwarg
+        or parameters.posonlyargs
+    ):
         return None
     notes = {
-        each.arg: ast.unparse(each.annotation) if each.annotation else "Any"
-        for each in given.args + given.kwonlyargs
+        item.arg: ast.unparse(item.annotation) if item.annotation else "Any"
+        for item in parameters.args + parameters.kwonlyargs
     }
-    defaults = [None] * (len(given.args) - len(given.defaults)) + given.defaults
+    defaults = [None] * (
+        len(parameters.args) - len(parameters.defaults)
+    ) + parameters.defaults
     required = {
-        each.arg
-        for each, default in zip(
-            given.args + given.kwonlyargs, defaults + given.kw_defaults, strict=True
+        item.arg
+        for item, default in zip(
+            parameters.args + parameters.kwonlyargs,
+            defaults + parameters.kw_defaults,
+            strict=True,
         )
         if default is None
     }
     if any(re.search(r"Callable|Fn|PyTree|Hashable", notes[name]) for name in required):
         return None
-    kind = "schedule" if made_is[1] == "Schedule" else "transformation"
+    kind = "schedule" if result[1] == "Schedule" else "transformation"
     return Factory(kind, notes, frozenset(required))

@@ -1,11 +1,11 @@
-"""What is wrong with an optimizer, as far as the text of a config can tell.
+"""Check the optimizer section of a config without importing Optax.
 
     - adamw: {learning_rte: 1e-3}
     -> [1].adamw.learning_rte: unknown argument; did you mean "learning_rate"?
 
-Names and arguments are checked against Optax's signatures (`optax_names`), values
-against the words of their annotations. What only Optax itself can tell, such as a
-decay over no steps, `optimizers.build` finds out.
+Names and arguments are checked against Optax's signatures, values against the type
+names in their annotations. Errors that only Optax detects, such as a decay over zero
+steps, are reported when the optimizer is built.
 """
 
 import re
@@ -19,8 +19,8 @@ KeyPath = tuple[str | int, ...]
 Problem = tuple[KeyPath, str]
 
 
-class MisusedError(ValueError):
-    """An optimizer with problems: pairs of a path below it and a sentence."""
+class OptimizerError(ValueError):
+    """An invalid optimizer; `problems` has pairs of a path in it and a message."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("; ".join(f"{dotted(p)}: {text}" for p, text in problems))
@@ -28,22 +28,23 @@ class MisusedError(ValueError):
 
 
 def check(chain: Any) -> list[Problem]:
-    """Everything wrong with an optimizer: paths below it, and sentences.
+    """Return the errors of an optimizer as pairs of a path in it and a message.
 
-    >>> check([{"adm": {"learning_rate": 0.1}}])[0][0]
-    (0, 'adm')
+    Example:
+        >>> check([{"adm": {"learning_rate": 0.1}}])[0][0]
+        (0, 'adm')
     """
     if not isinstance(chain, list | tuple):
-        form = "a list is wanted, such as [{adamw: {learning_rate: 1e-3}}]"
-        return [((), f"{described(chain)} came; {form}")]
+        form = "a list such as [{adamw: {learning_rate: 1e-3}}]"
+        return [((), f"got {described(chain)}, expected {form}")]
     if not chain:
-        return [((), "an empty list came; at least one transformation is wanted")]
+        return [((), "got an empty list, expected at least one transformation")]
     links = enumerate(chain)
     return [found for i, link in links for found in _call(link, "transformation", (i,))]
 
 
 def is_call(value: Any) -> bool:
-    """Whether a value is `{name: {arguments}}` of a factory, and no plain mapping."""
+    """Whether a value is a call `{name: {arguments}}` and not a plain mapping."""
     if not (isinstance(value, dict) and len(value) == 1):
         return False
     [name] = value
@@ -54,7 +55,7 @@ def is_call(value: Any) -> bool:
 
 
 def _call(value: Any, kind: Kind, path: KeyPath) -> Iterator[Problem]:
-    """Checks `{name: {arguments}}`."""
+    """Check a call `{name: {arguments}}`."""
     if not (isinstance(value, dict) and len(value) == 1):
         yield path, _not_a_call(value, kind)
         return
@@ -64,22 +65,22 @@ def _call(value: Any, kind: Kind, path: KeyPath) -> Iterator[Problem]:
     if made is None or made.kind != kind:
         yield path, _unknown(name, kind, made)
     elif arguments is not None and not isinstance(arguments, dict):
-        yield path, f"{described(arguments)} came; {_signature(name)} is the form"
+        yield path, f"got {described(arguments)}, expected {_signature(name)}"
     else:
         yield from _arguments(made, arguments or {}, path)
 
 
 def _not_a_call(value: Any, kind: Kind) -> str:
     if isinstance(value, str) and factory(value):
-        return f"{described(value)} came; {_signature(value)} is the form"
+        return f"got {described(value)}, expected {_signature(value)}"
     if isinstance(value, dict) and value:
-        both = listed(value, last="and")
-        return f"{both} stand together; one {kind} is wanted, its arguments inside it"
-    return f"{described(value)} came; one {kind} is wanted, as {{name: {{arguments}}}}"
+        keys = listed(value, last="and")
+        return f"got the keys {keys}, expected one {kind} with its arguments inside it"
+    return f"got {described(value)}, expected one {kind} as {{name: {{arguments}}}}"
 
 
 def _signature(name: str) -> str:
-    """How a factory is called with no more than it must have."""
+    """Return a call of a factory with its required arguments."""
     made = factory(name)
     needs = [f"{arg}: ..." for arg in sorted(made.required)] if made else []
     return f"{name}: {{{', '.join(needs)}}}"
@@ -87,8 +88,11 @@ def _signature(name: str) -> str:
 
 def _unknown(name: Any, kind: Kind, other: Factory | None) -> str:
     if other is not None:
-        return f"this is a {other.kind} of optax; a {kind} is wanted here"
-    return f"optax has no {kind} of this name for a config{guess(name, names(kind))}"
+        return f"got a {other.kind} of optax, expected a {kind}"
+    return (
+        f"optax has no {kind} with this name that a config can use"
+        f"{guess(name, names(kind))}"
+    )
 
 
 # -- arguments ----------------------------------------------------------------
@@ -104,18 +108,21 @@ def _arguments(
             yield (*path, name), _unknown_argument(name, made)
     missing = [name for name in made.required if name not in given]
     if missing and given.keys() <= made.arguments.keys():
-        yield path, f"{listed(sorted(missing), last='and')} must be given"
+        yield (
+            path,
+            f"required argument is missing: {listed(sorted(missing), last='and')}",
+        )
 
 
 def _unknown_argument(name: Any, made: Factory) -> str:
     if not made.arguments:
-        return "unknown argument; it takes none"
-    known = f"; its arguments are {listed(made.arguments, last='and')}"
+        return "unknown argument; this function takes no arguments"
+    known = f"; expected {listed(made.arguments)}"
     return f"unknown argument{guess(name, made.arguments) or known}"
 
 
 def _value(value: Any, annotation: str, path: KeyPath) -> Iterator[Problem]:
-    """Checks a value against the words of an annotation."""
+    """Check a value against the type names in an annotation."""
     words = set(re.findall(r"\w+", annotation))
     if isinstance(value, list | tuple):
         for i, item in enumerate(value):
@@ -127,21 +134,21 @@ def _value(value: Any, annotation: str, path: KeyPath) -> Iterator[Problem]:
             if type(key) not in (str, int):
                 yield (
                     path,
-                    f"the key {described(key)} came; a number or a name is wanted",
+                    f"got the key {described(key)}, expected a whole number or text",
                 )
             yield from _value(item, annotation, (*path, key))
     elif not _fits(value, words):
-        yield path, f"{described(value)} came; {_wish(words)} is wanted"
+        yield path, f"got {described(value)}, expected {_expected(words)}"
 
 
 def _nested(value: Any, words: set[str], path: KeyPath) -> Iterator[Problem]:
-    """Checks a mapping in an argument's place: an inner transformation, a schedule."""
+    """Check a mapping given for a transformation or a schedule."""
     if any(word.startswith("GradientTransformation") for word in words):
         yield from _call(value, "transformation", path)
     elif words & {"Schedule", "ScalarOrSchedule"}:
         yield from _call(value, "schedule", path)
     else:
-        yield path, f"{described(value)} came; {_wish(words)} is wanted"
+        yield path, f"got {described(value)}, expected {_expected(words)}"
 
 
 _NUMBERS = {"float", "int", "ArrayLike", "ScalarOrSchedule"}
@@ -150,7 +157,7 @@ _OPEN = {"Any", "dict", "PyTree", "MaskOrFn"}
 
 
 def _fits(value: Any, words: set[str]) -> bool:
-    """Whether a value, no list, may stand where an annotation has these words."""
+    """Whether a scalar is of one of the types named in an annotation."""
     if isinstance(value, bool):
         return bool(words & (_OPEN | {"bool"}))
     if isinstance(value, int | float):
@@ -163,18 +170,18 @@ def _fits(value: Any, words: set[str]) -> bool:
     return value is None
 
 
-def _wish(words: set[str]) -> str:
-    """The words of an annotation as a wish."""
-    wishes = []
+def _expected(words: set[str]) -> str:
+    """Describe the types named in an annotation."""
+    kinds = []
     if words & _NUMBERS:
         whole = words & _NUMBERS == {"int"}
-        wishes.append("a whole number" if whole else "a finite number")
+        kinds.append("a whole number" if whole else "a finite number")
     if words & _TEXTS:
-        wishes.append("text")
+        kinds.append("text")
     if "bool" in words:
-        wishes.append("true or false")
+        kinds.append("true or false")
     if words & {"Schedule", "ScalarOrSchedule"}:
-        wishes.append("a schedule")
+        kinds.append("a schedule")
     if any(word.startswith("GradientTransformation") for word in words):
-        wishes.append("a transformation")
-    return " or ".join(wishes or ["something else"])
+        kinds.append("a transformation")
+    return " or ".join(kinds or ["another type"])

@@ -1,4 +1,4 @@
-"""What the sections of a config are made of: one kind of model, and kinds of value."""
+"""Base model of all config sections, and the types of their values."""
 
 import os
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def whole(value: Any) -> Any:
-    """`1e3` is a float to YAML and a whole number to everybody else."""
+    """Convert a float such as 1e3, which YAML does not read as an integer."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
 
 
 def path_text(value: Any) -> Any:
-    """A `pathlib.Path` is as good as its text."""
+    """Convert a `pathlib.Path` to text."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def tagged(key: str, default: str) -> BeforeValidator:
-    """Fills in the tag of a union where the section leaves it out."""
+    """Return a validator that fills in the tag of a union if it is missing."""
 
     def fill(value: Any) -> Any:
         missing = isinstance(value, Mapping) and key not in value
@@ -51,7 +51,7 @@ Engine = Literal[
 
 
 class Section(BaseModel):
-    """A part of the config: frozen, closed to unknown keys, strict about types."""
+    """Base of all sections: frozen, strict about types, no unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False

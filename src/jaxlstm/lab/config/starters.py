@@ -1,26 +1,27 @@
-"""Commented configs to start from, one for each task."""
+"""Commented starter configs, one per task."""
 
 from importlib import resources
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab._util.wording import guess
+from jaxlstm.lab._util.wording import described, guess, listed
 
 TASKS = ("language_modelling",)
 
 
 def starter(task: str) -> str:
-    """The YAML text of a task's commented config.
+    """Return the YAML text of a task's commented config.
 
-    Errors: `BadInput` for a task that is not known.
+    Raises:
+        BadInput: `task` is not a known task.
 
-    >>> starter("language_modelling").startswith("# A language model")
-    True
+    Example:
+        >>> starter("language_modelling").startswith("# A language model")
+        True
     """
     name = task.replace("-", "_")
     if name not in TASKS:
-        tasks = ", ".join(TASKS)
         raise BadInput(
-            f'no task is called "{task}"{guess(name, TASKS) or "."} There is {tasks}.'
+            f"task: got {described(task)}, expected {listed(TASKS)}{guess(name, TASKS)}"
         )
     return (
         resources.files("jaxlstm.lab.config") / "templates" / f"{name}.yaml"

@@ -1,13 +1,12 @@
-"""YAML read into values that remember where they stand.
+"""Read YAML into values that keep their place in the source.
 
     text  --read-->  Node(value, place)       place: "configs/a.yaml:7", or ""
 
-A `Node` holds a scalar, a list of nodes or a dict of nodes. Because the place
-travels with the value, files can be merged and values overridden, and a message
-still names the line, or the override, that is to blame.
+A `Node` holds a scalar, a list of nodes or a dict of nodes. After files are merged and
+values overridden, each message can still name the line or override that it concerns.
 
-Only plain data is read: YAML 1.2 through ruamel.yaml (`1e-3` is a number), one
-document, no aliases, no tags, every key once.
+The reader accepts plain data only: YAML 1.2 through ruamel.yaml (`1e-3` is a number),
+one document, no aliases, no tags, no duplicate keys.
 """
 
 import numbers
@@ -33,21 +32,21 @@ _SCALARS = {_TAG + kind for kind in ("str", "null", "bool", "int", "float")}
 
 
 class Node(NamedTuple):
-    """A value and the place it was read from; `value` may hold further nodes."""
+    """A value, possibly of further nodes, and the place that it was read from."""
 
     value: Any
     place: str
 
 
 class SourceError(ValueError):
-    """What keeps a text from being read: one line, its place included."""
+    """A text that cannot be read; the message is one line with its place."""
 
 
 # -- nodes --------------------------------------------------------------------
 
 
 def plain(node: Node) -> Any:
-    """The value without its places: dicts, lists and scalars."""
+    """Return the value as dicts, lists and scalars, without places."""
     if isinstance(node.value, dict):
         return {key: plain(item) for key, item in node.value.items()}
     if isinstance(node.value, list):
@@ -55,19 +54,21 @@ def plain(node: Node) -> Any:
     return node.value
 
 
-def planted(value: Any, place: str) -> Node:
-    """The opposite of `plain`: every part of `value` is said to stand at `place`."""
+def with_place(value: Any, place: str) -> Node:
+    """Convert dicts, lists and scalars to nodes that all have the same place."""
     if isinstance(value, Mapping):
-        return Node({key: planted(item, place) for key, item in value.items()}, place)
+        return Node(
+            {key: with_place(item, place) for key, item in value.items()}, place
+        )
     if isinstance(value, list | tuple):
-        return Node([planted(item, place) for item in value], place)
+        return Node([with_place(item, place) for item in value], place)
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = int(value) if isinstance(value, numbers.Integral) else float(value)
     return Node(value, place)
 
 
 def place_of(node: Node, path: KeyPath) -> str:
-    """Where `path` stands; the nearest enclosing place if it stands nowhere."""
+    """Return the place of `path`, or of the innermost existing node on it."""
     for key in path:
         try:
             node = node.value[key]
@@ -79,10 +80,14 @@ def place_of(node: Node, path: KeyPath) -> str:
 def merged(
     below: Node, above: Node, tags: Mapping[KeyPath, str], *, path: KeyPath = ()
 ) -> Node:
-    """`above` on top of `below`: mappings key by key, all else replaced whole.
+    """Merge two nodes: mappings key by key, other values replaced by `above`.
 
-    `tags` names, for the mappings that are one of several kinds, the key that says
-    which kind: a mapping of another kind replaces the one below.
+    Args:
+        below: The node with lower precedence.
+        above: The node with higher precedence.
+        tags: For mappings of one of several kinds, the key that selects the kind. A
+            mapping of another kind replaces the one below.
+        path: The path of both nodes.
     """
     if not (isinstance(below.value, dict) and isinstance(above.value, dict)):
         return above
@@ -104,64 +109,73 @@ def merged(
 
 
 def overridden(node: Node, text: str, *, defaults: Mapping[str, Any]) -> Node:
-    """The node with one `key.path=value` set.
+    """Apply one override `key.path=value`.
 
-    A list that is not there yet begins as the one in `defaults`, so that
-    `optimizer.1.adamw.b1=0.8` changes the default chain.
+    A missing list is taken from `defaults`, so that `optimizer.1.adamw.b1=0.8` changes
+    the default optimizer.
 
-    Errors: `SourceError` where the text is no override, or its path leads nowhere.
+    Raises:
+        SourceError: The text is not an override, or its path does not exist.
     """
     place = f"override {described(text)}"
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise SourceError(f"{place}: write key=value, as in model.hidden_size=256")
+        raise SourceError(f"{place}: expected key=value, such as model.hidden_size=256")
     keys = path.strip().split(".")
     try:
-        return _set(node, keys, _override_value(value, place), defaults)
+        return _set(node, keys, _override_value(value, place), defaults, path=())
     except SourceError as error:
         raise SourceError(f"{place}: {error}") from None
 
 
-def _set(node: Node, keys: list[str], value: Node, defaults: Any) -> Node:
-    """The node with `value` at the end of the key path."""
+def _set(
+    node: Node, keys: list[str], value: Node, defaults: Any, *, path: KeyPath
+) -> Node:
+    """Set `value` at `keys` below `node`, whose own path is `path`."""
     if not keys:
         return value
     key, *rest = keys
     inside, below = node.value, None
     if inside is None:
         listlike = isinstance(defaults, list | tuple)
-        inside = planted(defaults if listlike else {}, node.place).value
+        inside = with_place(defaults if listlike else {}, node.place).value
     if isinstance(inside, list):
-        at = _index(key, inside)
-        changed = _set(inside[at], rest, value, None)
+        at = _index(key, inside, path)
+        changed = _set(inside[at], rest, value, None, path=(*path, at))
         return Node([*inside[:at], changed, *inside[at + 1 :]], node.place)
     if not isinstance(inside, dict):
         raise SourceError(
-            f"{described(inside)} stands where {described(key)} is sought"
+            f"{dotted(path)} is {described(inside)} and has no key {described(key)}"
         )
     if isinstance(defaults, Mapping):
         below = defaults.get(key)
     name = {str(known): known for known in inside}.get(key, key)
     begin = inside.get(name, Node(None, value.place))
-    return Node({**inside, name: _set(begin, rest, value, below)}, node.place)
+    changed = _set(begin, rest, value, below, path=(*path, name))
+    return Node({**inside, name: changed}, node.place)
 
 
-def _index(key: str, items: list[Node]) -> int:
-    if key not in map(str, range(len(items))):
-        raise SourceError(
-            f"{described(key)} numbers no entry of the list there; its entries are "
-            f"0 to {len(items) - 1}"
-        )
-    return int(key)
+def _index(key: str, items: list[Node], path: KeyPath) -> int:
+    if key in map(str, range(len(items))):
+        return int(key)
+    here = ".".join(map(str, path))
+    mappings = ((i, item.value) for i, item in enumerate(items))
+    named = [i for i, value in mappings if isinstance(value, dict) and key in value]
+    if named:
+        raise SourceError(f"{here} is a list; write {here}.{named[0]}.{shown(key)}")
+    indices = (
+        f"expected an index from 0 to {len(items) - 1}" if items else "it is empty"
+    )
+    raise SourceError(f"{here} is a list; got {described(key)}, {indices}")
 
 
 def _override_value(text: str, place: str) -> Node:
-    """A number, true, false or null; a flow list or mapping; all else is text."""
+    """Read a number, true, false, null, or flow list or mapping; else use the text."""
     if text.lstrip()[:1] in ("[", "{", '"', "'"):
         node, problems = read(text, "value")
         if problems:
             raise SourceError(problems[0])
-        return planted(plain(node), place)
+        return with_place(plain(node), place)
     try:
         node, problems = read(text, "value")
     except SourceError:
@@ -175,12 +189,14 @@ def _override_value(text: str, place: str) -> Node:
 
 
 def read(text: str, name: str) -> tuple[Node, list[str]]:
-    """Reads one YAML document.
+    """Read one YAML document.
 
-    Returns: the node, and a line for each part that is not plain data and was left
-    out. An empty document is `Node(None, name)`.
+    Returns:
+        The node, and one message for each part that is not plain data and was left
+        out. An empty document is `Node(None, name)`.
 
-    Errors: `SourceError` where the text is not YAML at all.
+    Raises:
+        SourceError: The text is not YAML.
     """
     parser = YAML(typ="safe", pure=True)
     reading = _Reading(name, parser.constructor, [], set())
@@ -190,38 +206,40 @@ def read(text: str, name: str) -> tuple[Node, list[str]]:
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = f"U+{ord(text[error.position]):04X}"
-        message = f"{name}:{line}: the character {code} may not stand in YAML"
+        message = f"{name}:{line}: invalid YAML: the character {code} is not allowed"
         raise SourceError(message) from None
     except MarkedYAMLError as error:
-        raise SourceError(_not_yaml(text, name, error)) from None
+        raise SourceError(_invalid_yaml(text, name, error)) from None
     except RecursionError:
         raise SourceError(f"{name}: the file is nested too deeply") from None
     except YAMLError as error:
-        raise SourceError(f"{name}: not YAML: {shown(str(error))}") from None
+        raise SourceError(f"{name}: invalid YAML: {shown(str(error))}") from None
     return node or Node(None, name), reading.problems
 
 
 class _Reading(NamedTuple):
-    """What is needed all the way down a document, and what was wrong so far."""
+    """State of reading one document, with the problems found so far."""
 
     name: str
     constructor: SafeConstructor
     problems: list[str]
     seen: set[int]
 
-    def refuse(self, parsed: Parsed, path: KeyPath, sentence: str) -> None:
+    def refuse(self, parsed: Parsed, path: KeyPath, message: str) -> None:
         where = f"{dotted(path)}: " if path else ""
-        self.problems.append(f"{self.place(parsed)}: {where}{sentence}")
+        self.problems.append(f"{self.place(parsed)}: {where}{message}")
 
     def place(self, parsed: Parsed) -> str:
         return f"{self.name}:{parsed.start_mark.line + 1}"
 
 
 def _built(parsed: Parsed, path: KeyPath, reading: _Reading) -> Node | None:
-    """The node; None, and a problem, for what is not plain data."""
+    """Build a node; return None and record a problem if it is not plain data."""
     place = reading.place(parsed)
     if id(parsed) in reading.seen:
-        return reading.refuse(parsed, path, "an alias is used; write the value out")
+        return reading.refuse(
+            parsed, path, "aliases are not supported; write the value out"
+        )
     reading.seen.add(id(parsed))
     if isinstance(parsed, ScalarNode):
         return _scalar(parsed, path, reading)
@@ -233,19 +251,19 @@ def _built(parsed: Parsed, path: KeyPath, reading: _Reading) -> Node | None:
         ]
         return Node([item for item in items if item is not None], place)
     return reading.refuse(
-        parsed, path, f"the tag {_short(parsed.tag)} is not read here"
+        parsed, path, f"the tag {_short(parsed.tag)} is not supported"
     )
 
 
 def _entries(parsed: MappingNode, path: KeyPath, reading: _Reading) -> dict[Key, Node]:
-    """The entries of a mapping, each with the place of its key."""
+    """Build the entries of a mapping, each with the place of its key."""
     entries: dict[Key, Node] = {}
     for parsed_key, parsed_value in parsed.value:
         key = _key(parsed_key, path, reading)
         if key in entries:
             first = entries[key].place.rpartition(":")[2]
-            sentence = f"the key stands here again, after line {first}; keep one"
-            reading.refuse(parsed_key, (*path, key), sentence)
+            message = f"duplicate key, first used on line {first}; keep one"
+            reading.refuse(parsed_key, (*path, key), message)
         elif key is not None:
             value = _built(parsed_value, (*path, key), reading)
             if value is not None:
@@ -255,26 +273,30 @@ def _entries(parsed: MappingNode, path: KeyPath, reading: _Reading) -> dict[Key,
 
 def _key(parsed: Parsed, path: KeyPath, reading: _Reading) -> Key | None:
     if parsed.tag == _TAG + "merge":
-        return reading.refuse(parsed, path, "<< is not read; write the keys out")
+        return reading.refuse(
+            parsed, path, "merge keys (<<) are not supported; write the keys out"
+        )
     node = _scalar(parsed, path, reading) if isinstance(parsed, ScalarNode) else None
     if node is not None and type(node.value) in (str, int):
         return node.value
-    return reading.refuse(parsed, path, "a key must be a name; put it in quotes")
+    return reading.refuse(
+        parsed, path, "keys must be text or whole numbers; quote this key"
+    )
 
 
 def _scalar(parsed: ScalarNode, path: KeyPath, reading: _Reading) -> Node | None:
     if parsed.tag == _TAG + "timestamp":
-        sentence = f"{shown(parsed.value)} is a date to YAML; put it in quotes"
-        return reading.refuse(parsed, path, sentence)
+        message = f"{shown(parsed.value)} is a date in YAML; quote it"
+        return reading.refuse(parsed, path, message)
     if parsed.tag not in _SCALARS:
-        sentence = f"the tag {_short(parsed.tag)} is not read here"
-        return reading.refuse(parsed, path, sentence)
+        message = f"the tag {_short(parsed.tag)} is not supported"
+        return reading.refuse(parsed, path, message)
     try:
         value = reading.constructor.construct_object(parsed)
     except (ValueError, LookupError):
         kind = _short(parsed.tag).strip("!")
-        sentence = f"{described(parsed.value)} cannot be read as {kind}"
-        return reading.refuse(parsed, path, sentence)
+        message = f"got {described(parsed.value)}, expected a value of type {kind}"
+        return reading.refuse(parsed, path, message)
     return Node(value, reading.place(parsed))
 
 
@@ -285,62 +307,63 @@ def _short(tag: Any) -> str:
 _HINTS = {
     "mapping values are not allowed": 'text with ": " in it needs quotes',
     "could not find expected ':'": "a line is key: value, with a space after the colon",
-    "cannot start any token": "put the value in quotes",
-    "another document": "one document is wanted, without a second ---",
+    "cannot start any token": "quote the value",
+    "another document": "a config is one document, without a second ---",
     "expected <block end>": "check the indentation",
     "unexpected end of stream": "a quote is not closed",
     "<stream end>": "a bracket is not closed",
 }
 
 
-def _not_yaml(text: str, name: str, error: MarkedYAMLError) -> str:
-    """The parser's complaint as a line, with what usually is the matter."""
+def _invalid_yaml(text: str, name: str, error: MarkedYAMLError) -> str:
+    """Return the parser's message in one line, with a hint at the usual cause."""
     mark = error.problem_mark or error.context_mark
     number = mark.line if mark else 0
     if re.match(r"[ -]*\t", "".join(text.split("\n")[number : number + 1])):
-        return f"{name}:{number + 1}: a tab indents this line; YAML wants spaces"
+        return f"{name}:{number + 1}: indented with a tab; use spaces"
     problem = shown(str(error.problem or error.context))
     hints = (f"; {hint}" for part, hint in _HINTS.items() if part in problem)
-    return f"{name}:{number + 1}: not YAML: {problem}{next(hints, '')}"
+    return f"{name}:{number + 1}: invalid YAML: {problem}{next(hints, '')}"
 
 
 # -- files --------------------------------------------------------------------
 
 
 def read_file(path: Path) -> tuple[Node, list[str]]:
-    """Reads a config file, which must hold a mapping of keys.
+    """Read a config file.
 
-    Errors: `SourceError` where there is no such file, or no YAML in it, or no mapping.
+    Raises:
+        SourceError: The file cannot be read, is not YAML or is not a mapping.
     """
     name = shown(str(path))
     node, problems = read(_text(path, name), name)
     if node.value is None:
         raise SourceError(
-            f"{name}: the file holds no keys; a config has sections such as model: "
-            "and training:, and {} alone stands for all defaults"
+            f"{name}: the file has no keys; expected sections such as model: and "
+            "training:, or {} for all defaults"
         )
     if not isinstance(node.value, dict):
         raise SourceError(
-            f"{node.place}: {described(node.value)} came; a config is a mapping, with "
-            "keys such as model: and training:"
+            f"{node.place}: got {described(node.value)}, expected a mapping with keys "
+            "such as model: and training:"
         )
     return node, problems
 
 
 def stem(path: Path, length: int) -> str:
-    """The file's name without its ending, fit for a directory's name."""
+    """Return the file name without its suffix, valid as a directory name."""
     return re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-")[:length] or "run"
 
 
 def _text(path: Path, name: str) -> str:
-    """The file's text, or the sentence why not."""
+    """Return the text of a file; raise `SourceError` if it cannot be read."""
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST_FILE + 1).decode("utf-8-sig")
     except IsADirectoryError:
         raise SourceError(f"{name}: this is a directory{_files_in(path)}") from None
     except FileNotFoundError:
-        raise SourceError(f"{name}: there is no such file{_nearby(path)}") from None
+        raise SourceError(f"{name}: file not found{_nearby(path)}") from None
     except UnicodeDecodeError as error:
         raise SourceError(
             f"{name}: byte {error.start} is not UTF-8; save the file as UTF-8"
@@ -350,21 +373,19 @@ def _text(path: Path, name: str) -> str:
         raise SourceError(f"{name}: {reason}") from None
     if len(text) >= LARGEST_FILE:
         size = LARGEST_FILE // 1000
-        raise SourceError(f"{name}: the file is larger than {size} kB; no config is")
+        raise SourceError(f"{name}: the file is larger than {size} kB, the limit")
     return text
 
 
 def _files_in(folder: Path) -> str:
     names = sorted(str(path) for path in folder.glob("*.y*ml"))
-    return (
-        f"; did you mean {listed(names[:5])}?" if names else "; a YAML file is wanted"
-    )
+    return f"; did you mean {listed(names[:5])}?" if names else "; expected a YAML file"
 
 
 def _nearby(path: Path) -> str:
-    """The YAML file that may have been meant, there or in configs/."""
+    """Suggest a YAML file with a similar name, in the same directory or configs/."""
     if not path.parent.is_dir():
-        return f", nor a directory {shown(str(path.parent))}"
+        return f"; there is no directory {shown(str(path.parent))}"
     files = [*path.parent.glob("*.y*ml"), *Path("configs").glob("*.y*ml")]
     same = [str(file) for file in files if file.stem == path.stem]
     return guess(path, same or [str(file) for file in files])
