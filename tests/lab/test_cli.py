@@ -233,7 +233,7 @@ def test_new_writes_a_valid_config_and_never_overwrites(tmp_path, monkeypatch, c
     assert code == 2
     assert 'did you mean "language_modelling"? There is' in message
     _, message = failure(capsys, "new", "vision")
-    assert 'no task is called "vision". There is language_modelling.' in message
+    assert 'task: got "vision", expected "language_modelling"' in message
 
 
 def test_schema_prints_the_committed_file(capsys):

@@ -1,4 +1,4 @@
-"""Laws of the streams: what is seen, how often, in what order, and where it resets."""
+"""Tests of training streams and validation windows: coverage, order and resets."""
 
 import timeit
 
@@ -16,7 +16,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @st.composite
 def streams_of_positions(draw) -> Streams:
-    """Streams over tokens that are their own positions, so that all can be read off."""
+    """Streams over tokens whose ids are their positions."""
     batch_size, window = draw(small), draw(small)
     count = draw(st.integers(batch_size * window + 1, 400))
     token = draw(st.none() | st.integers(0, count - 1))
@@ -30,14 +30,14 @@ def streams_of_positions(draw) -> Streams:
 
 
 def epoch_of(streams: Streams, epoch: int) -> Batch:
-    """A whole epoch as one long window, `[W T, B]`."""
+    """Return an epoch as one window, `[steps T, B]`."""
     count = streams.steps_per_epoch
     batches = streams.batches(epoch * count, count)
     return Batch(*(np.concatenate(field) for field in batches))
 
 
 @given(streams_of_positions(), st.integers(0, 10**6))
-def test_an_epoch_holds_every_target_once_but_for_the_remainder(streams, epoch):
+def test_epoch_has_every_target_once_except_the_remainder(streams, epoch):
     targets = epoch_of(streams, epoch).targets.ravel()
     assert len(set(targets.tolist())) == targets.size
     assert targets.size == streams.pairs - streams.remainder
@@ -47,14 +47,14 @@ def test_an_epoch_holds_every_target_once_but_for_the_remainder(streams, epoch):
 
 
 @given(streams_of_positions(), st.integers(0, 10**6))
-def test_a_target_is_the_token_after_its_input(streams, step):
+def test_target_is_the_token_after_its_input(streams, step):
     inputs, targets, _ = streams.batch(step)
     assert inputs.shape == (streams.window, streams.batch_size)
     assert (targets == inputs + 1).all()
 
 
 @given(streams_of_positions(), st.integers(0, 1000))
-def test_every_row_reads_on_where_it_stopped(streams, epoch):
+def test_streams_are_contiguous_across_windows(streams, epoch):
     inputs, targets, _ = epoch_of(streams, epoch)
     follows = inputs[1:] == targets[:-1]
     closes = (inputs[1:] == 0) & (targets[:-1] == streams.pairs)
@@ -62,13 +62,13 @@ def test_every_row_reads_on_where_it_stopped(streams, epoch):
 
 
 @given(streams_of_positions(), st.integers(0, 1000))
-def test_every_row_begins_where_the_row_before_it_ends(streams, epoch):
+def test_each_stream_begins_where_the_previous_one_ends(streams, epoch):
     inputs = epoch_of(streams, epoch).inputs.T.ravel().astype(int)
     assert ((inputs - inputs[0]) % streams.pairs == np.arange(inputs.size)).all()
 
 
 @given(streams_of_positions(), st.integers(0, 1000))
-def test_resets_are_exactly_where_the_past_is_another_text(streams, epoch):
+def test_resets_at_epochs_documents_and_the_end_of_the_text(streams, epoch):
     inputs, _, resets = epoch_of(streams, epoch)
     expected = inputs == 0
     expected |= inputs == streams.document_token
@@ -77,7 +77,7 @@ def test_resets_are_exactly_where_the_past_is_another_text(streams, epoch):
 
 
 @given(streams_of_positions(), st.lists(st.integers(0, 500), max_size=5))
-def test_a_batch_is_a_pure_function_of_its_step(streams, steps):
+def test_batch_is_a_pure_function_of_the_step(streams, steps):
     again = Streams(
         streams.tokens.copy(),
         batch_size=streams.batch_size,
@@ -92,20 +92,20 @@ def test_a_batch_is_a_pure_function_of_its_step(streams, steps):
 
 
 @given(streams_of_positions(), st.integers(0, 500), st.integers(1, 12))
-def test_batches_are_the_batches_stacked(streams, first, count):
+def test_batches_equal_stacked_single_batches(streams, first, count):
     stacked = streams.batches(first, count)
     for k in range(count):
         one = streams.batch(first + k)
         assert all(np.array_equal(a[k], b) for a, b in zip(stacked, one, strict=True))
 
 
-def test_fields_are_int32_and_bool():
+def test_dtypes_of_a_batch():
     streams = Streams(np.arange(99, dtype=np.uint8), batch_size=3, window=4)
     dtypes = [field.dtype for field in streams.batches(0, 2)]
     assert dtypes == [np.int32, np.int32, np.bool_]
 
 
-def test_epochs_and_seeds_begin_in_different_places():
+def test_epochs_and_seeds_begin_at_different_positions():
     def begins(seed: int) -> list[int]:
         streams = Streams(np.arange(10_001), batch_size=1, window=100, seed=seed)
         return [int(streams.batch(100 * epoch).inputs[0, 0]) for epoch in range(50)]
@@ -115,19 +115,19 @@ def test_epochs_and_seeds_begin_in_different_places():
     assert 3000 < np.mean(zero) < 7000
 
 
-def test_the_beginnings_are_the_same_in_every_release():
+def test_epoch_positions_are_stable_across_releases():
     streams = Streams(np.arange(1_000_001), batch_size=1, window=1000, seed=7)
     begins = [int(streams.batch(1000 * epoch).inputs[0, 0]) for epoch in range(3)]
     assert begins == [661272, 577688, 952437]
 
 
-def test_a_text_that_just_fills_one_window_is_enough():
+def test_smallest_text_has_one_step_per_epoch():
     streams = Streams(np.arange(13), batch_size=3, window=4, seed=5)
     assert streams.steps_per_epoch == 1
     assert sorted(streams.batch(9).targets.ravel()) == list(range(1, 13))
 
 
-def test_a_memmap_gives_what_an_array_gives(tmp_path):
+def test_memmap_equals_array(tmp_path):
     tokens = np.arange(5000, dtype="<u2") * 7 % 311
     tokens.tofile(tmp_path / "a.bin")
     mapped = np.memmap(tmp_path / "a.bin", "<u2", mode="r")
@@ -140,25 +140,25 @@ def test_a_memmap_gives_what_an_array_gives(tmp_path):
 @pytest.mark.parametrize(
     ("count", "options", "words"),
     [
-        (12, {}, ["12 tokens", "training.batch_size 3", "training.window 4", "13"]),
-        (0, {}, ["0 tokens", "more text"]),
-        (99, {"window": 0}, ["window is 0"]),
-        (99, {"batch_size": -1}, ["batch_size is -1"]),
-        (99, {"seed": -1}, ["seed is -1"]),
+        (12, {}, ["got 12 ", "training.batch_size 3", "training.window 4", "least 13"]),
+        (0, {}, ["got 0 training tokens", "more text"]),
+        (99, {"window": 0}, ["window: got 0"]),
+        (99, {"batch_size": -1}, ["batch_size: got -1"]),
+        (99, {"seed": -1}, ["seed: got -1"]),
     ],
 )
-def test_what_cannot_be_streamed_is_a_sentence(count, options, words):
+def test_invalid_streams_are_refused(count, options, words):
     with pytest.raises(BadInput) as caught:
         Streams(np.arange(count), **{"batch_size": 3, "window": 4} | options)
     assert all(word in str(caught.value) for word in words)
 
 
-def test_steps_count_from_zero():
-    with pytest.raises(BadInput, match="step -1"):
+def test_negative_step_is_refused():
+    with pytest.raises(BadInput, match="step: got -1"):
         Streams(np.arange(50), batch_size=3, window=4).batch(-1)
 
 
-def test_a_batch_costs_less_than_a_fifth_of_a_millisecond():
+def test_batch_takes_less_than_200_microseconds():
     tokens = np.arange(4_000_000, dtype=np.uint16)
     streams = Streams(tokens, batch_size=32, window=128, document_token=1)
     assert min(timeit.repeat(lambda: streams.batch(77), number=1, repeat=200)) < 2e-4
@@ -183,16 +183,16 @@ def validation_cases(draw):
 
 
 @given(validation_cases())
-def test_validation_holds_every_target_exactly_once(case):
+def test_validation_has_every_target_once(case):
     count, streams, window, limit, _, windows = case
     targets = np.concatenate([part.targets[part.weights] for part in windows])
-    wanted = count if limit is None else min(count, limit + 1)
-    assert sorted(targets.tolist()) == list(range(1, wanted))
+    end = count if limit is None else min(count, limit + 1)
+    assert sorted(targets.tolist()) == list(range(1, end))
     assert {part.inputs.shape for part in windows} == {(window, streams)}
 
 
 @given(validation_cases())
-def test_validation_rows_can_carry_their_state(case):
+def test_validation_streams_are_contiguous(case):
     windows = case[-1]
     inputs, targets, resets, weights = (
         np.concatenate(f) for f in zip(*windows, strict=True)
@@ -208,17 +208,17 @@ def test_validation_rows_can_carry_their_state(case):
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_an_empty_validation_part_is_a_sentence_at_once(count):
+def test_empty_validation_part_is_refused_before_iteration(count):
     with pytest.raises(BadInput, match=f"{count} validation tokens"):
         validation_windows(np.arange(count), streams=2, window=3)
 
 
-def test_a_limit_of_nothing_is_a_sentence():
+def test_limit_of_zero_is_refused():
     with pytest.raises(BadInput, match="a limit of 0"):
         validation_windows(np.arange(9), streams=2, window=3, limit=0)
 
 
-def test_no_training_batch_holds_a_validation_token():
+def test_training_batches_have_no_validation_token():
     tokens = np.arange(1000)
     streams = Streams(tokens[:900], batch_size=4, window=10, seed=1)
     seen = streams.batches(0, 5 * streams.steps_per_epoch)

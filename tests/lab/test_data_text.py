@@ -1,4 +1,4 @@
-"""Text readers: what a part holds, that the parts share nothing, what goes wrong."""
+"""Tests of the text readers: contents and disjointness of the parts, and errors."""
 
 import hashlib
 import subprocess
@@ -25,7 +25,7 @@ def book(tmp_path) -> Path:
 
 
 def library(folder: Path, monkeypatch, **files: str | bytes) -> None:
-    """A standard library of these files."""
+    """Replace the standard library with these files."""
     for name, content in files.items():
         content = content.encode() if isinstance(content, str) else content
         (folder / f"{name}.py").write_bytes(content)
@@ -36,14 +36,14 @@ def library(folder: Path, monkeypatch, **files: str | bytes) -> None:
 
 
 @given(st.lists(st.text("ab", max_size=3)), st.floats(0.01, 0.99))
-def test_a_split_loses_no_document_and_shares_none(documents, fraction):
+def test_split_partitions_the_documents(documents, fraction):
     train, validation = split_documents(documents, fraction)
     assert sorted([*train, *validation]) == sorted(documents)
     assert not set(train) & set(validation)
 
 
 @given(st.integers(1, 300), st.floats(0.01, 0.99))
-def test_about_the_fraction_is_held_out_evenly(count, fraction):
+def test_held_out_documents_are_evenly_spaced(count, fraction):
     documents = [str(n) for n in range(count)]
     held_out = split_documents(documents, fraction).validation
     assert abs(len(held_out) - fraction * count) <= 0.5 + 1e-9
@@ -51,12 +51,12 @@ def test_about_the_fraction_is_held_out_evenly(count, fraction):
     assert all(abs(gap - 1 / fraction) < 1 + 1e-6 for gap in gaps)
 
 
-def test_a_tenth_is_the_fifth_document_of_every_ten():
+def test_a_tenth_holds_out_the_fifth_of_every_ten():
     held_out = split_documents([str(n) for n in range(40)], 0.1).validation
     assert held_out == ["4", "14", "24", "34"]
 
 
-def test_long_and_short_documents_are_held_out_alike():
+def test_held_out_documents_have_all_lengths():
     documents = ["x" * n + f"{n:03}" for n in reversed(range(200))]
     train, validation = split_documents(documents, 0.1)
     assert [*map(len, validation)] == [*range(197, 6, -10)]
@@ -67,7 +67,7 @@ def test_long_and_short_documents_are_held_out_alike():
 # -- the standard library ---------------------------------------------------------
 
 
-def test_the_standard_library_is_a_corpus_of_documents():
+def test_standard_library_is_a_corpus_of_documents():
     corpus = read(PythonData())
     again = read(PythonData())
     assert all(map(np.array_equal, corpus[:2], again[:2]))
@@ -82,7 +82,7 @@ def test_the_standard_library_is_a_corpus_of_documents():
         assert starts == corpus.description[part]["documents"]
 
 
-def test_no_file_of_the_standard_library_is_on_both_sides():
+def test_no_file_of_the_standard_library_is_in_both_parts():
     corpus = read(PythonData(unit="byte"))
     parts = []
     for tokens in (corpus.train, corpus.validation):
@@ -93,7 +93,7 @@ def test_no_file_of_the_standard_library_is_on_both_sides():
     assert all(parts)
 
 
-def test_each_file_is_read_in_its_own_coding(tmp_path, monkeypatch):
+def test_encoding_declarations_are_respected(tmp_path, monkeypatch):
     library(
         tmp_path,
         monkeypatch,
@@ -109,23 +109,23 @@ def test_each_file_is_read_in_its_own_coding(tmp_path, monkeypatch):
     assert decode(corpus.train) == "# coding: latin-1\n# é\n# bom\nprint()\n"
 
 
-def test_the_hash_tells_one_library_from_another(tmp_path, monkeypatch):
+def test_hash_depends_on_the_contents(tmp_path, monkeypatch):
     library(tmp_path, monkeypatch, a="one = 1\n", b="two = 2\n")
     first = read(PythonData(validation_fraction=0.5)).description["sha256"]
     library(tmp_path, monkeypatch, b="two = 3\n")
     assert read(PythonData(validation_fraction=0.5)).description["sha256"] != first
 
 
-def test_a_python_without_source_is_a_sentence(tmp_path, monkeypatch):
+def test_python_without_source_files_is_refused(tmp_path, monkeypatch):
     library(tmp_path, monkeypatch)
-    with pytest.raises(BadInput, match="keeps no source files"):
+    with pytest.raises(BadInput, match="has no source files"):
         read(PythonData())
 
 
 @pytest.mark.parametrize(
     "content", [b"\xff\n", b"# coding: nonsense\n", b"# coding: hex\n0"]
 )
-def test_a_source_file_that_is_no_source_is_a_sentence(content, tmp_path, monkeypatch):
+def test_undecodable_source_file_is_refused(content, tmp_path, monkeypatch):
     library(tmp_path, monkeypatch, good="x = 1\n", strange=content)
     with pytest.raises(BadInput, match=r'strange\.py" cannot be decoded'):
         read(PythonData())
@@ -134,7 +134,7 @@ def test_a_source_file_that_is_no_source_is_a_sentence(content, tmp_path, monkey
 # -- a text file ------------------------------------------------------------------
 
 
-def test_one_text_is_cut_once_and_has_no_document_token(book):
+def test_text_without_documents_is_cut_once(book):
     corpus = read(TextData(path=str(book)))
     whole = book.read_text("utf-8")
     decode = corpus.vocabulary.decode
@@ -151,14 +151,14 @@ def test_one_text_is_cut_once_and_has_no_document_token(book):
     }
 
 
-def test_the_usual_split_of_tiny_shakespeare(tmp_path):
+def test_split_sizes_of_tiny_shakespeare(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("to be " * 185_899, "utf-8")
     corpus = read(TextData(path=str(path)))
     assert (len(corpus.train), len(corpus.validation)) == (1_003_854, 111_540)
 
 
-def test_the_vocabulary_comes_from_the_training_part_alone(tmp_path):
+def test_vocabulary_is_that_of_the_training_part(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("ab" * 9 + "cd", "utf-8")
     corpus = read(TextData(path=str(path)))
@@ -167,7 +167,7 @@ def test_the_vocabulary_comes_from_the_training_part_alone(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["character", "byte"])
-def test_documents_are_whole_and_marked(unit, tmp_path):
+def test_documents_are_whole_and_begin_with_a_token(unit, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("ä;bc;cc;;dbä;ee;cb;gg;ä;", "utf-8", newline="")
     corpus = read(
@@ -188,7 +188,7 @@ def test_documents_are_whole_and_marked(unit, tmp_path):
     }
 
 
-def test_a_validation_file_of_its_own(book, tmp_path):
+def test_separate_validation_file(book, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("tacky", "utf-8")
     corpus = read(TextData(path=str(book), validation_path=str(other)))
@@ -198,7 +198,7 @@ def test_a_validation_file_of_its_own(book, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "latin-1", "utf-8-sig"])
-def test_encodings_line_ends_and_byte_order_marks(encoding, tmp_path):
+def test_encodings_and_line_ends(encoding, tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("é\r\nb\rc\n\n".encode(encoding))
     corpus = read(
@@ -210,67 +210,67 @@ def test_encodings_line_ends_and_byte_order_marks(encoding, tmp_path):
     assert corpus.vocabulary.decode(ids) == "é\nb\nc\n\n"
 
 
-def test_a_mark_of_byte_order_is_no_character(tmp_path):
+def test_byte_order_mark_is_removed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + b"ab" * 20)
     assert read(TextData(path=str(path))).vocabulary.symbols == "ab"
 
 
-# -- what goes wrong --------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------
 
 
-def refusal(**fields) -> str:
-    """The sentence that a config gets."""
+def error_message(**fields) -> str:
+    """Return the message of the error."""
     with pytest.raises(BadInput) as caught:
         read(TextData(**fields))
-    sentence = str(caught.value)
-    assert sentence.isprintable()
-    return sentence
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path):
+def test_invalid_bytes_are_refused(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"abc\xe9def")
-    sentence = refusal(path=str(path))
-    assert "not utf-8 at byte 3 (0xe9)" in sentence
-    assert "data.encoding" in sentence
-    assert "data.validation_path" in refusal(
+    message = error_message(path=str(path))
+    assert "not utf-8 at byte 3 (0xe9)" in message
+    assert "data.encoding" in message
+    assert "data.validation_path" in error_message(
         path=str(path), encoding="latin-1", validation_path=str(path)
     )
 
 
-def test_a_validation_text_that_is_the_training_text_is_refused(book, tmp_path):
+def test_identical_training_and_validation_texts_are_refused(book, tmp_path):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(book.read_bytes())
-    assert "the training text itself" in refusal(
+    assert "has the same content as the training text" in error_message(
         path=str(book), validation_path=str(copy)
     )
 
 
-def test_a_separator_that_never_comes_is_refused(book):
-    sentence = refusal(path=str(book), document_separator="\n\n")
-    assert r'"\n\n" is nowhere' in sentence
+def test_missing_separator_is_refused(book):
+    message = error_message(path=str(book), document_separator="\n\n")
+    assert r'"\n\n" does not occur' in message
 
 
 @pytest.mark.parametrize("content", ["ab", "abcdefghij", "a;b;c;d"])
-def test_a_part_with_nothing_to_predict_is_refused(content, tmp_path):
+def test_part_without_a_target_is_refused(content, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text(content, "utf-8")
     separator = ";" if ";" in content else None
-    sentence = refusal(path=str(path), document_separator=separator)
-    assert "too few to predict one" in sentence
-    assert "data.validation_fraction" in sentence
+    message = error_message(path=str(path), document_separator=separator)
+    assert "expected at least 2" in message
+    assert "data.validation_fraction" in message
 
 
-def test_a_text_too_large_to_read_whole_is_refused_before_it_is_read(tmp_path):
+def test_too_large_text_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "a.txt"
     with path.open("wb") as file:
         file.truncate(text.LARGEST_TEXT + 1)
-    assert "source: tokens" in refusal(path=str(path))
+    assert "source: tokens" in error_message(path=str(path))
 
 
 @given(content=st.binary(max_size=60), data=st.data())
-def test_any_bytes_are_a_corpus_or_a_sentence(content, data, tmp_path_factory):
+def test_random_bytes_give_a_corpus_or_bad_input(content, data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "garbage.txt"
     path.write_bytes(content)
     config = TextData(
@@ -283,13 +283,13 @@ def test_any_bytes_are_a_corpus_or_a_sentence(content, data, tmp_path_factory):
     try:
         corpus = read(config)
     except BadInput as refused:
-        sentence = str(refused)
-        assert sentence.isprintable()
+        message = str(refused)
+        assert message.isprintable()
     else:
         assert min(map(len, corpus[:2])) >= 2
         assert max(map(np.max, corpus[:2])) < corpus.vocabulary.size
 
 
-def test_reading_data_needs_no_jax():
+def test_data_does_not_import_jax():
     program = "import sys, jaxlstm.lab.data; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,4 @@
-"""Token files: mapped, not loaded; every id looked at; whole documents held out."""
+"""Tests of token files: memory mapping, checks of the ids, splits and errors."""
 
 import hashlib
 import os
@@ -17,23 +17,23 @@ from jaxlstm.lab.config.schema import TokenData
 from jaxlstm.lab.data import read, tokens
 
 
-def written(path: Path, ids, dtype: str = "uint16") -> str:
+def write_tokens(path: Path, ids, dtype: str = "uint16") -> str:
     np.asarray(ids, np.dtype(dtype).newbyteorder("<")).tofile(path)
     return str(path)
 
 
-def refusal(**fields) -> str:
-    """The sentence that a config gets."""
+def error_message(**fields) -> str:
+    """Return the message of the error."""
     with pytest.raises(BadInput) as caught:
         read(TokenData(**{"vocabulary_size": 100} | fields))
-    sentence = str(caught.value)
-    assert sentence.isprintable()
-    return sentence
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int32"])
-def test_the_last_part_is_held_out(dtype, tmp_path):
-    path = written(tmp_path / "a.bin", np.arange(100), dtype)
+def test_last_part_is_held_out(dtype, tmp_path):
+    path = write_tokens(tmp_path / "a.bin", np.arange(100), dtype)
     corpus = read(TokenData(path=path, dtype=dtype, vocabulary_size=100))
     assert corpus.train.tolist() == list(range(90))
     assert corpus.validation.tolist() == list(range(90, 100))
@@ -53,19 +53,19 @@ def test_the_last_part_is_held_out(dtype, tmp_path):
     ("starts", "cut"), [([0, 50, 93, 97], 93), ([0, 90], 90), ([0, 40, 60], 60)]
 )
 @pytest.mark.parametrize("chunk", [2, 14, 1 << 22])
-def test_no_document_lies_on_both_sides(starts, cut, chunk, tmp_path, monkeypatch):
+def test_no_document_is_in_both_parts(starts, cut, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "_CHUNK", chunk)
     ids = np.ones(100, int)
     ids[starts] = 7
-    path = written(tmp_path / "a.bin", ids)
+    path = write_tokens(tmp_path / "a.bin", ids)
     corpus = read(TokenData(path=path, vocabulary_size=8, document_token=7))
     assert (len(corpus.train), len(corpus.validation)) == (cut, 100 - cut)
     assert corpus.document_token == 7
 
 
-def test_a_validation_file_of_its_own(tmp_path):
-    train = written(tmp_path / "train.bin", np.arange(50))
-    held_out = written(tmp_path / "validation.bin", np.arange(9))
+def test_separate_validation_file(tmp_path):
+    train = write_tokens(tmp_path / "train.bin", np.arange(50))
+    held_out = write_tokens(tmp_path / "validation.bin", np.arange(9))
     corpus = read(TokenData(path=train, validation_path=held_out, vocabulary_size=50))
     assert (len(corpus.train), len(corpus.validation)) == (50, 9)
 
@@ -74,39 +74,43 @@ def test_a_validation_file_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "wrong"), [("uint16", 100), ("int32", -1), ("uint32", 2**32 - 1)]
 )
-def test_an_id_outside_the_vocabulary_is_named(
+def test_id_outside_the_vocabulary_is_refused(
     dtype, wrong, chunk, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(tokens, "_CHUNK", chunk)
     ids = np.arange(60, dtype=np.int64)
     ids[[41, 50]] = wrong
-    sentence = refusal(path=written(tmp_path / "a.bin", ids, dtype), dtype=dtype)
-    assert f"the id {wrong} at position 41" in sentence
-    assert "data.vocabulary_size 100" in sentence
+    message = error_message(
+        path=write_tokens(tmp_path / "a.bin", ids, dtype), dtype=dtype
+    )
+    assert f"the id {wrong} at position 41" in message
+    assert "data.vocabulary_size 100" in message
 
 
-def test_a_file_of_another_dtype_is_noticed(tmp_path):
+def test_size_that_does_not_fit_the_dtype_is_refused(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"abc")
-    assert "data.dtype uint16" in refusal(path=str(tmp_path / "a.bin"))
+    assert "data.dtype uint16" in error_message(path=str(tmp_path / "a.bin"))
 
 
-def test_a_document_token_that_never_comes_is_refused(tmp_path):
-    path = written(tmp_path / "a.bin", np.arange(60))
-    assert "data.document_token 99" in refusal(path=path, document_token=99)
+def test_missing_document_token_is_refused(tmp_path):
+    path = write_tokens(tmp_path / "a.bin", np.arange(60))
+    assert "data.document_token 99" in error_message(path=path, document_token=99)
 
 
-def test_one_single_document_cannot_be_split(tmp_path):
-    path = written(tmp_path / "a.bin", [7, 1, 2, 3, 4, 5, 6, 8, 9, 1, 2, 3])
-    assert "training part" in refusal(path=path, document_token=7)
+def test_single_document_is_refused(tmp_path):
+    path = write_tokens(tmp_path / "a.bin", [7, 1, 2, 3, 4, 5, 6, 8, 9, 1, 2, 3])
+    assert "0 training tokens" in error_message(path=path, document_token=7)
 
 
-def test_a_validation_file_that_is_the_training_file_is_refused(tmp_path):
-    path = written(tmp_path / "a.bin", np.arange(60))
-    assert "training text itself" in refusal(path=path, validation_path=path)
+def test_identical_training_and_validation_files_are_refused(tmp_path):
+    path = write_tokens(tmp_path / "a.bin", np.arange(60))
+    assert "same content as the training text" in error_message(
+        path=path, validation_path=path
+    )
 
 
 @given(content=st.binary(max_size=60), data=st.data())
-def test_any_bytes_are_a_corpus_or_a_sentence(content, data, tmp_path_factory):
+def test_random_bytes_give_a_corpus_or_bad_input(content, data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "garbage.bin"
     path.write_bytes(content)
     size = data.draw(st.sampled_from([2, 256, 60_000, 2**31 - 1]))
@@ -120,8 +124,8 @@ def test_any_bytes_are_a_corpus_or_a_sentence(content, data, tmp_path_factory):
     try:
         corpus = read(config)
     except BadInput as refused:
-        sentence = str(refused)
-        assert sentence.isprintable()
+        message = str(refused)
+        assert message.isprintable()
     else:
         assert min(map(len, corpus[:2])) >= 2
         assert min(map(np.min, corpus[:2])) >= 0
@@ -144,7 +148,7 @@ print(len(corpus.train), peak() - before)
 """
 
 
-def test_two_hundred_megabytes_take_little_memory(tmp_path):
+def test_large_file_takes_little_memory(tmp_path):
     path = tmp_path / "large.bin"
     with path.open("wb") as file:
         file.truncate(200_000_000)
@@ -155,76 +159,85 @@ def test_two_hundred_megabytes_take_little_memory(tmp_path):
     assert kibibytes < 48 * 1024
 
 
-# -- files, whatever is in them ------------------------------------------------------
+# -- unreadable files ----------------------------------------------------------------
 
 
-def test_a_missing_file_and_its_near_namesake(tmp_path, monkeypatch):
+def test_missing_file_suggests_a_similar_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
-    written(tmp_path / "data" / "train.bin", [1])
-    assert 'no "data/trian.bin"; did you mean "data/train.bin"?' in refusal(
-        path="data/trian.bin"
+    write_tokens(tmp_path / "data" / "train.bin", [1])
+    assert (
+        '"data/trian.bin" does not exist; did you mean "data/train.bin"?'
+        in error_message(path="data/trian.bin")
     )
-    assert 'no "dat"; did you mean "data"?' in refusal(path="dat/train.bin")
-    assert f'current directory, "{Path.cwd()}".' in refusal(path="something/else.bin")
-    assert refusal(path="/something/else.bin").endswith('there is no "/something".')
+    assert '"dat" does not exist; did you mean "data"?' in error_message(
+        path="dat/train.bin"
+    )
+    assert f'current directory, "{Path.cwd()}".' in error_message(
+        path="something/else.bin"
+    )
+    assert error_message(path="/something/else.bin").endswith(
+        '"/something" does not exist.'
+    )
 
 
-def test_a_directory_and_an_empty_file(tmp_path):
-    assert "is a directory" in refusal(path=str(tmp_path))
+def test_directory_and_empty_file_are_refused(tmp_path):
+    assert "is a directory" in error_message(path=str(tmp_path))
     (tmp_path / "a.bin").touch()
-    assert "is empty" in refusal(path=str(tmp_path / "a.bin"))
+    assert "is an empty file" in error_message(path=str(tmp_path / "a.bin"))
 
 
-def test_a_pipe_is_refused_without_waiting(tmp_path):
+def test_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    thread = threading.Thread(target=refusal, kwargs={"path": str(tmp_path / "pipe")})
+    thread = threading.Thread(
+        target=error_message, kwargs={"path": str(tmp_path / "pipe")}
+    )
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
-    assert "a pipe or a device" in refusal(path="/dev/zero")
+    assert "a pipe or a device" in error_message(path="/dev/zero")
 
 
 @pytest.mark.parametrize(
     "path",
     ["a\0b", "x" * 300, "~nobody-at-all/a", "new\nline", "\udc80.bin", "\x1b[2J"],
 )
-def test_a_strange_path_is_a_sentence(path):
-    assert refusal(path=path).startswith("data.path: ")
+def test_invalid_paths_are_refused(path):
+    assert error_message(path=path).startswith("data.path: ")
 
 
-def test_links_to_nothing_and_in_a_ring(tmp_path):
+def test_broken_links_are_refused(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     (tmp_path / "ring").symlink_to(tmp_path / "ring")
-    assert "there is no" in refusal(path=str(tmp_path / "dangling"))
-    assert "cannot be read" in refusal(path=str(tmp_path / "ring"))
-    assert "cannot be read" in refusal(
-        path=str(Path(written(tmp_path / "a", [1])) / "b")
+    assert "does not exist" in error_message(path=str(tmp_path / "dangling"))
+    assert "cannot be read" in error_message(path=str(tmp_path / "ring"))
+    assert "cannot be read" in error_message(
+        path=str(Path(write_tokens(tmp_path / "a", [1])) / "b")
     )
 
 
 @pytest.mark.parametrize("method", ["open", "stat"])
-def test_a_file_that_may_not_be_read(method, tmp_path, monkeypatch):
-    path = written(tmp_path / "a.bin", np.arange(9))
+def test_permission_error_is_reported(method, tmp_path, monkeypatch):
+    path = write_tokens(tmp_path / "a.bin", np.arange(9))
 
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(Path, method, denied)
-    assert "cannot be read: Permission denied" in refusal(path=path)
+    assert "cannot be read: Permission denied" in error_message(path=path)
 
 
-def test_a_disk_that_fails_while_reading(tmp_path, monkeypatch):
-    path = written(tmp_path / "a.bin", np.arange(9))
+def test_read_error_is_reported(tmp_path, monkeypatch):
+    path = write_tokens(tmp_path / "a.bin", np.arange(9))
 
     def fails(*_):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(tokens, "_scan", fails)
-    assert "cannot be read: Input/output error" in refusal(path=path)
+    assert "cannot be read: Input/output error" in error_message(path=path)
 
 
-def test_a_path_may_begin_at_home_and_hold_anything(tmp_path, monkeypatch):
+def test_home_directory_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    written(tmp_path / "ä b\n.bin", np.arange(60))
+    write_tokens(tmp_path / "ä b\n.bin", np.arange(60))
     read(TokenData(path="~/ä b\n.bin", vocabulary_size=60))

@@ -1,4 +1,4 @@
-"""Text in, integer arrays out: readers, vocabularies, streams. No JAX in this room."""
+"""Read text into NumPy batches of token ids. This package does not import JAX."""
 
 from jaxlstm.lab.data.corpus import Corpus as Corpus
 from jaxlstm.lab.data.sources import read as read

@@ -1,4 +1,4 @@
-"""What every reader gives: two parts of one text, as ids, and how they came about."""
+"""Result of every reader: token ids for training and validation."""
 
 from typing import Any, NamedTuple
 
@@ -9,12 +9,15 @@ from jaxlstm.lab.data.vocabulary import Vocabulary
 
 
 class Corpus(NamedTuple):
-    """A text to learn and a text to be judged by, which share no document.
+    """Token ids for training and validation; no document is in both.
 
-    `train` and `validation` are `[N]` of the smallest dtype that holds the ids, or
-    memmaps of the file they came from. `document_token` is the id that begins every
-    document, None where the text is one stream. `description` is plain JSON: the
-    source, the paths as they were written, the sha256 of each, and the sizes.
+    Attributes:
+        train: Training ids `[N]` in the smallest dtype that holds them, or a memmap.
+        validation: Validation ids in the same form.
+        vocabulary: Mapping between text and ids.
+        document_token: Id that begins every document, None if there are no documents.
+        description: JSON values: source, paths as written in the config, SHA-256 of
+            each file, and sizes.
     """
 
     train: NDArray[np.integer]

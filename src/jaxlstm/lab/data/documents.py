@@ -1,4 +1,4 @@
-"""From documents to a corpus: the split, the vocabulary, the document tokens."""
+"""Build a corpus from documents: split, vocabulary and document tokens."""
 
 from collections.abc import Sequence
 from math import floor
@@ -20,24 +20,24 @@ from jaxlstm.lab.data.vocabulary import (
 
 
 class Split(NamedTuple):
-    """The documents to learn, and those to be judged by."""
+    """Documents for training and validation."""
 
     train: Sequence[str]
     validation: Sequence[str]
 
 
 def split_documents(documents: Sequence[str], fraction: float) -> Split:
-    """Whole documents, every k-th of them by length held out, k = 1 / fraction.
+    """Hold out every k-th document by length, k = 1 / fraction.
 
-    Of the documents from short to long, number n is held out where n f + 1/2 passes a
-    whole number: for f = 1/10 the 5th, the 15th, the 25th. So the choice needs no
-    seed, both parts have long and short documents alike, and about `fraction` of the
-    characters is held out. A document that comes again goes where it went the first
-    time, so that none is on both sides. Both parts keep the order they came in.
+    The documents are sorted by length, and the n-th is held out if n f + 1/2 passes a
+    whole number: the 5th, 15th, 25th for f = 1/10. The split is deterministic, both
+    parts have long and short documents, and about `fraction` of the characters is
+    held out. Duplicates of a document are in the same part. Both parts keep the
+    original order.
 
     Example:
-      >>> split_documents(["a", "bbb", "cc", "dddd", "a", "eeeee"], 0.25)
-      Split(train=['a', 'bbb', 'cc', 'dddd', 'a'], validation=['eeeee'])
+        >>> split_documents(["a", "bbb", "cc", "dddd", "a", "eeeee"], 0.25)
+        Split(train=['a', 'bbb', 'cc', 'dddd', 'a'], validation=['eeeee'])
     """
     by_length = sorted(documents, key=len)
     passes = [floor(n * fraction + 0.5) for n in range(len(documents) + 1)]
@@ -51,7 +51,7 @@ def split_documents(documents: Sequence[str], fraction: float) -> Split:
 
 
 def split_text(text: str, fraction: float) -> Split:
-    """One text without documents: its last `fraction` is held out."""
+    """Hold out the last `fraction` of a text that has no documents."""
     cut = int(len(text) * (1 - fraction))
     return Split([text[:cut]], [text[cut:]])
 
@@ -59,13 +59,13 @@ def split_text(text: str, fraction: float) -> Split:
 def assemble(
     split: Split, *, unit: Kind, marked: bool, description: dict[str, Any]
 ) -> Corpus:
-    """The corpus of a split, its vocabulary made from the training part alone.
+    """Encode a split with a vocabulary of the training part.
 
     Args:
-      split: the documents of both parts.
-      unit: "character" or "byte".
-      marked: whether a document token goes before every document.
-      description: what is known of the source; the sizes of the parts are added.
+        split: Documents of both parts.
+        unit: "character" or "byte".
+        marked: Whether every document begins with a document token.
+        description: Description of the source; the sizes of the parts are added.
     """
     vocabulary = characters("".join(split.train)) if unit == "character" else byte()
     token = DOCUMENT_TOKEN[unit] if marked else None
@@ -82,7 +82,7 @@ def assemble(
 def _encode(
     documents: Sequence[str], vocabulary: Vocabulary, token: int | None
 ) -> NDArray[np.integer]:
-    """All documents in one array, each after its token if there is one."""
+    """Encode all documents into one array, with `token` before each of them."""
     ids = encode_long(vocabulary, "".join(documents))
     if token is None:
         return ids

@@ -1,4 +1,4 @@
-"""Opening a file that a person named, with a sentence for each way it can fail."""
+"""Open data files, with a clear error message for each kind of failure."""
 
 import os
 import stat
@@ -13,27 +13,28 @@ from jaxlstm.lab._util.wording import shown
 
 
 def quoted(name: object) -> str:
-    """`name` between double quotes, on one line, with nothing unprintable in it.
+    """Quote `name` and escape its unprintable characters.
 
     Example:
-      >>> print(quoted("two\\nlines"))
-      "two\\nlines"
+        >>> print(quoted("two\\nlines"))
+        "two\\nlines"
     """
     return f'"{shown(str(name))}"'
 
 
 @contextmanager
 def open_data(path: str | Path, *, key: str) -> Iterator[BinaryIO]:
-    """A regular, non-empty file, open for reading.
+    """Open a regular, non-empty file for reading.
 
-    A pipe or a device is refused before it is opened, since reading might not end.
+    Pipes and devices are refused before they are opened, because reading one may not
+    end.
 
     Args:
-      path: as written in the config; relative to the current directory, `~` is home.
-      key: where in the config it stands, such as `data.path`, for the message.
+        path: Path from the config, relative to the current directory; `~` is expanded.
+        key: Key of the path in the config, such as `data.path`, for error messages.
 
     Raises:
-      BadInput: what came instead, and what to do; also for a fault while reading.
+        BadInput: The file cannot be opened, or an `OSError` occurs while it is read.
     """
     name = f"{key}: {quoted(path)}"
     try:
@@ -42,12 +43,12 @@ def open_data(path: str | Path, *, key: str) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         raise BadInput(f"{key}: {_missing(path)}") from None
     except OSError as error:
-        reason = error.strerror or "an unknown fault"
+        reason = error.strerror or "unknown error"
         raise BadInput(f"{name} cannot be read: {reason}.") from None
 
 
 def size_of(file: BinaryIO) -> int:
-    """The bytes of an open file."""
+    """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
@@ -55,30 +56,30 @@ def _regular(path: str | Path, name: str) -> Path:
     try:
         place = Path(path).expanduser()
         status = place.stat()
-    except (ValueError, RuntimeError) as error:  # a null byte, nobody's home
-        raise BadInput(f"{name} cannot be a path: {error}.") from None
+    except (ValueError, RuntimeError) as error:  # a null byte, an unknown user
+        raise BadInput(f"{name} is not a valid path: {error}.") from None
     if stat.S_ISDIR(status.st_mode):
-        raise BadInput(f"{name} is a directory; name one file inside it.")
+        raise BadInput(f"{name} is a directory, expected a file.")
     if not stat.S_ISREG(status.st_mode):
-        raise BadInput(f"{name} is a pipe or a device; name a regular file.")
+        raise BadInput(f"{name} is a pipe or a device, expected a regular file.")
     if status.st_size == 0:
-        raise BadInput(f"{name} is empty; there is nothing to learn.")
+        raise BadInput(f"{name} is an empty file, expected data.")
     return place
 
 
 def _missing(path: str | Path) -> str:
-    """Which part of `path` is missing, and what lies there under a similar name."""
+    """Name the missing part of `path` and a file with a similar name, if any."""
     place = Path(path).expanduser()
     chain = (place, *place.parents)
-    lost = next((part for part in chain if part.parent.is_dir()), place)
-    near = get_close_matches(lost.name, _names_beside(lost), n=1)
+    missing = next((part for part in chain if part.parent.is_dir()), place)
+    near = get_close_matches(missing.name, _names_beside(missing), n=1)
     if near:
-        hint = f"; did you mean {quoted(lost.with_name(near[0]))}?"
+        hint = f"; did you mean {quoted(missing.with_name(near[0]))}?"
     elif place.is_absolute():
         hint = "."
     else:
         hint = f"; paths are relative to the current directory, {quoted(Path.cwd())}."
-    return f"there is no {quoted(lost)}{hint}"
+    return f"{quoted(missing)} does not exist{hint}"
 
 
 def _names_beside(place: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The front door of the data: one name in `data.source`, one reader."""
+"""Select the reader of `data.source`."""
 
 from typing import TYPE_CHECKING
 
@@ -13,20 +13,17 @@ if TYPE_CHECKING:
 
 
 def read(data: "Data") -> Corpus:
-    """The corpus that the `data` section of a config describes.
-
-    Args:
-      data: `config.data`; its `source` chooses the reader.
+    """Read the corpus described by the `data` section of a config.
 
     Raises:
-      BadInput: one sentence, if a file is not what the config says, or a part holds
-        nothing to predict, or both parts are the same text.
+        BadInput: A file does not match the config, a part has no token to predict, or
+            both parts are the same text.
 
     Example:
-      >>> from jaxlstm.lab import config
-      >>> corpus = read(config.load().data)
-      >>> corpus.vocabulary.kind, corpus.document_token
-      ('character', 1)
+        >>> from jaxlstm.lab import config
+        >>> corpus = read(config.load().data)
+        >>> corpus.vocabulary.kind, corpus.document_token
+        ('character', 1)
     """
     if data.source == "python":
         corpus = read_python(data)
@@ -42,14 +39,15 @@ def _check_parts(corpus: Corpus) -> None:
     paths, hashes = corpus.description["paths"], corpus.description["sha256"]
     if len(set(hashes)) < len(hashes):
         raise BadInput(
-            f"data.validation_path: {quoted(paths[1])} is the training text itself; "
-            "name another, or leave it out to hold out data.validation_fraction."
+            f"data.validation_path: {quoted(paths[1])} has the same content as the "
+            "training text; use another file, or remove the key to hold out "
+            "data.validation_fraction."
         )
     parts = {"training": len(corpus.train), "validation": len(corpus.validation)}
     for part, size in parts.items():
         if size < 2:
             raise BadInput(
-                f"data: the {part} part of {quoted(paths[0])} has {size} tokens, "
-                "too few to predict one; change data.validation_fraction, give more "
-                "text, or name another data.validation_path."
+                f"data: got {size} {part} tokens from {quoted(paths[0])}, expected at "
+                "least 2; change data.validation_fraction, provide more text, or use "
+                "another data.validation_path."
             )

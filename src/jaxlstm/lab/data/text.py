@@ -1,4 +1,4 @@
-"""Text to learn: a file that the user has, or the source of this very Python."""
+"""Readers of text: a text file, or the source code of the standard library."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ LARGEST_TEXT = 2**31  # bytes
 
 
 class Text(NamedTuple):
-    """A text and where it came from."""
+    """A text with the path and SHA-256 of its file."""
 
     path: str
     sha256: str
@@ -27,22 +27,22 @@ class Text(NamedTuple):
 
 
 def read_python(data: "PythonData") -> Corpus:
-    """The top folder of this interpreter's standard library, a file a document.
+    """Read the top folder of the running Python's standard library.
 
-    The files are taken in the order of their names, each decoded as its own coding
-    line says, and `data.validation_fraction` of them held out. The sha256 is that of
-    all names and contents.
+    Each file is a document, decoded by its own encoding declaration. The files are
+    ordered by name, and `data.validation_fraction` of them is held out. The SHA-256
+    covers all names and contents.
 
     Raises:
-      BadInput: if this interpreter carries no source.
+        BadInput: This Python installation has no source files.
     """
     folder = Path(sysconfig.get_path("stdlib"))
     files = (path for path in folder.glob("*.py") if path.is_file())
     sources = sorted(path for path in files if path.stat().st_size)
     if not sources:
         raise BadInput(
-            f"data.source: this Python keeps no source files in {quoted(folder)}, so "
-            "there is nothing to learn; use source: text and name a file."
+            f"data.source: this Python has no source files in {quoted(folder)}; use "
+            "source: text with a data.path."
         )
     digest, documents = hashlib.sha256(), []
     for path in sources:
@@ -60,14 +60,14 @@ def read_python(data: "PythonData") -> Corpus:
 
 
 def read_text(data: "TextData") -> Corpus:
-    """A text file, or two: `data.path` to learn and `data.validation_path` to judge.
+    """Read `data.path` for training and, if given, `data.validation_path`.
 
-    Line ends become `\\n`, as Python's `open` does. With `data.document_separator`
-    the text between two separators is a document, and whole documents are held out;
-    without it the last `data.validation_fraction` of the characters is.
+    Line ends are converted to `\\n`. With `data.document_separator`, the text between
+    two separators is a document and whole documents are held out; otherwise the last
+    `data.validation_fraction` of the characters is held out.
 
     Raises:
-      BadInput: if a file cannot be read or decoded, or a part would be empty.
+        BadInput: A file cannot be read or decoded, or does not have the separator.
     """
     texts = [_read(data.path, data.encoding, key="data.path")]
     if data.validation_path is not None:
@@ -87,9 +87,9 @@ def _split_files(texts: list[Text], data: "TextData") -> Split:
     separator = data.document_separator
     if separator is not None and separator not in texts[0].text:
         raise BadInput(
-            f"data.document_separator: {quoted(separator)} is nowhere in "
-            f"{quoted(texts[0].path)}; correct it, or leave it out if the text is one "
-            "stream."
+            f"data.document_separator: {quoted(separator)} does not occur in "
+            f"{quoted(texts[0].path)}; correct it, or remove the key if the text has "
+            "no documents."
         )
     documents = [_documents(text, separator) for text in texts]
     if len(documents) == 2:
@@ -100,7 +100,7 @@ def _split_files(texts: list[Text], data: "TextData") -> Split:
 
 
 def _documents(text: Text, separator: str | None) -> list[str]:
-    """The documents of a text, without the separators and without empty ones."""
+    """Split a text into its non-empty documents."""
     if separator is None:
         return [text.text]
     return [document for document in text.text.split(separator) if document]
@@ -110,8 +110,9 @@ def _read(path: str | Path, encoding: str, *, key: str) -> Text:
     with open_data(path, key=key) as file:
         if (size := size_of(file)) > LARGEST_TEXT:
             raise BadInput(
-                f"{key}: {quoted(path)} has {size:,} bytes and text is read whole, up "
-                f"to {LARGEST_TEXT:,}; write its tokens to a file for source: tokens."
+                f"{key}: {quoted(path)} has {size:,} bytes, expected at most "
+                f"{LARGEST_TEXT:,} for source: text; convert it to token ids for "
+                "source: tokens."
             )
         content = file.read()
     text = _newlines(_decode(content, encoding, path, key).removeprefix("\ufeff"))
@@ -124,26 +125,26 @@ def _decode(content: bytes, encoding: str, path: str | Path, key: str) -> str:
     except UnicodeDecodeError as error:
         raise BadInput(
             f"{key}: {quoted(path)} is not {encoding} at byte {error.start:,} "
-            f"(0x{error.object[error.start]:02x}); name its encoding in "
-            "data.encoding, or learn its bytes as they are with source: tokens, "
+            f"(0x{error.object[error.start]:02x}); set "
+            "data.encoding, or train on its bytes with source: tokens, "
             "dtype: uint8, vocabulary_size: 256."
         ) from None
     except (LookupError, ValueError):
         raise BadInput(
-            f"data.encoding: {quoted(encoding)} is not a text encoding that Python "
-            "has; utf-8, utf-16 and latin-1 are common ones."
+            f"data.encoding: got {quoted(encoding)}, expected a text encoding such as "
+            "utf-8, utf-16 or latin-1."
         ) from None
 
 
 def _decode_python(content: bytes, path: Path) -> str:
-    """A source file as Python reads it (PEP 263)."""
+    """Decode a source file as Python does (PEP 263)."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         return _newlines(content.decode(encoding))
     except (SyntaxError, LookupError, ValueError) as error:
         raise BadInput(
-            f"data.source: {quoted(path)} cannot be decoded ({error}); it is not as "
-            "Python ships it, so use source: text."
+            f"data.source: {quoted(path)} cannot be decoded ({error}); the Python "
+            "installation is damaged, use source: text."
         ) from None
 
 

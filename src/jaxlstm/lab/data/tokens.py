@@ -1,7 +1,7 @@
-"""Tokens that somebody else made: a flat file of little-endian ids, never loaded whole.
+"""Reader of files of little-endian token ids, which are memory-mapped.
 
-One pass in chunks reads the hash, the largest id and the document boundaries. After
-that the file is mapped, and only the pages that a window touches come to memory.
+One pass in chunks computes the hash, checks the ids and counts the documents. After
+that only the pages that a batch needs are loaded.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _CHUNK = 1 << 22  # bytes
 
 
 class TokenFile(NamedTuple):
-    """A mapped file whose ids are all sound."""
+    """A memory-mapped file whose ids have been checked."""
 
     path: str
     tokens: NDArray[np.integer]
@@ -31,15 +31,15 @@ class TokenFile(NamedTuple):
 
 
 def read_tokens(data: "TokenData") -> Corpus:
-    """A `.bin` file of ids as nanoGPT and others write them, or one for each part.
+    """Read a binary file of token ids, or one for each part.
 
-    Without `data.validation_path` the last `data.validation_fraction` is held out,
-    and if `data.document_token` says where documents begin, from the next document
-    on, so that no document lies on both sides.
+    Without `data.validation_path`, the last `data.validation_fraction` is held out. If
+    there is a `data.document_token`, the cut is moved to the next beginning of a
+    document, so that no document is in both parts.
 
     Raises:
-      BadInput: if a file cannot be read, its size does not fit the dtype, an id is
-        not below `data.vocabulary_size`, or no document token is found.
+        BadInput: A file cannot be read, its size does not fit the dtype, an id is not
+            below `data.vocabulary_size`, or the document token does not occur.
     """
     files = [_read(data.path, data, key="data.path")]
     if data.validation_path is None:
@@ -68,15 +68,15 @@ def _read(path: str | Path, data: "TokenData", *, key: str) -> TokenFile:
         count, rest = divmod(size_of(file), dtype.itemsize)
         if rest:
             raise BadInput(
-                f"{name} ends {rest} bytes after its last whole id, at "
-                f"{dtype.itemsize} bytes each; is data.dtype {data.dtype} right?"
+                f"{name} has {size_of(file):,} bytes, expected a multiple of "
+                f"{dtype.itemsize}; correct data.dtype {data.dtype}."
             )
         sha256, documents = _scan(file, dtype, data, name)
         tokens = np.memmap(file, dtype, mode="r", shape=(count,))
     if data.document_token is not None and not documents:
         raise BadInput(
-            f"{name} never holds data.document_token {data.document_token}; correct "
-            "it, or leave it out if the text is one stream."
+            f"{name} has no data.document_token {data.document_token}; correct it, or "
+            "remove the key if the text has no documents."
         )
     return TokenFile(str(path), tokens, sha256)
 
@@ -84,7 +84,7 @@ def _read(path: str | Path, data: "TokenData", *, key: str) -> TokenFile:
 def _scan(
     file: BinaryIO, dtype: np.dtype, data: "TokenData", name: str
 ) -> tuple[str, int]:
-    """The hash of a file and its document tokens, once every id has been looked at."""
+    """Check every id; return the SHA-256 and the number of document tokens."""
     digest, offset, documents = hashlib.sha256(), 0, 0
     while chunk := file.read(_CHUNK):
         digest.update(chunk)
@@ -97,19 +97,19 @@ def _scan(
 
 
 def _cut(tokens: NDArray[np.integer], fraction: float, token: int | None) -> int:
-    """Where the held-out part begins: at the next document, or else the last one."""
-    wanted = int(len(tokens) * (1 - fraction))
+    """Return where validation begins: the next document, or else the last one."""
+    cut = int(len(tokens) * (1 - fraction))
     if token is None:
-        return wanted
-    after = _find(tokens[wanted:], token)
+        return cut
+    after = _find(tokens[cut:], token)
     if after is not None:
-        return wanted + after
-    before = _find(tokens[:wanted][::-1], token)
-    return wanted - 1 - (before or 0)
+        return cut + after
+    before = _find(tokens[:cut][::-1], token)
+    return cut - 1 - (before or 0)
 
 
 def _find(tokens: NDArray[np.integer], token: int) -> int | None:
-    """The first position of `token`, looked for a stretch at a time."""
+    """Return the first position of `token`, searched in chunks."""
     for begin in range(0, len(tokens), _CHUNK):
         found = np.flatnonzero(tokens[begin : begin + _CHUNK] == token)
         if found.size:
@@ -124,7 +124,7 @@ def _check_ids(
         return
     at = int(np.flatnonzero((ids < 0) | (ids >= vocabulary_size))[0])
     raise BadInput(
-        f"{name} holds the id {ids[at]} at position {offset + at:,}, but "
-        f"data.vocabulary_size {vocabulary_size} allows 0 to {vocabulary_size - 1}; "
-        "correct it, or data.dtype."
+        f"{name}: got the id {ids[at]} at position {offset + at:,}, expected 0 to "
+        f"{vocabulary_size - 1} (data.vocabulary_size {vocabulary_size}); correct the "
+        "size or data.dtype."
     )

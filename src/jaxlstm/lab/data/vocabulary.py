@@ -1,11 +1,11 @@
-"""From text to ids and back.
+"""Mappings between text and token ids.
 
-A character vocabulary is made from the training part alone: what only the
-validation part knows is the unknown symbol, as it will be for any later text.
+A character vocabulary contains the characters of the training part; all others are the
+unknown symbol.
 
-    character   0 unknown    1 document   2.. the characters, in code point order
-    byte        0..255 the bytes of UTF-8                     256 document
-    tokens      ids that somebody else made; there is no text
+    character   0 unknown    1 document   2.. characters in code point order
+    byte        0..255 bytes of UTF-8     256 document
+    tokens      ids from another tokenizer, without text
 """
 
 import json
@@ -23,24 +23,23 @@ UNKNOWN, FIRST_CHARACTER = 0, 2
 DOCUMENT_TOKEN: dict[Kind, int] = {"character": 1, "byte": 256}
 LARGEST_SIZE = 2**31 - 1  # ids are int32
 _CHUNK = 1 << 20
-_DAMAGED = (
-    "vocabulary: this is not what Vocabulary.to_json writes; it is damaged, or belongs "
-    "to something else."
-)
+_DAMAGED = "vocabulary: the file is damaged; expected the output of Vocabulary.to_json."
 
 
 class Vocabulary(NamedTuple):
-    """The ids of a model: how many, of which kind, and what they stand for.
+    """The token ids of a model and their text.
 
-    `symbols` holds the characters of a character vocabulary in order, and is empty
-    for the other kinds.
+    Attributes:
+        kind: "character", "byte" or "tokens".
+        size: Number of ids.
+        symbols: Characters in order of their ids; empty for the other kinds.
 
     Example:
-      >>> vocabulary = characters("hello")
-      >>> vocabulary.encode("hole").tolist(), vocabulary.size
-      ([3, 5, 4, 2], 6)
-      >>> vocabulary.decode([3, 2, 0])
-      'he\ufffd'
+        >>> vocabulary = characters("hello")
+        >>> vocabulary.encode("hole").tolist(), vocabulary.size
+        ([3, 5, 4, 2], 6)
+        >>> vocabulary.decode([3, 2, 0])
+        'he\ufffd'
     """
 
     kind: Kind
@@ -49,20 +48,20 @@ class Vocabulary(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype[np.integer]:
-        """The smallest dtype that holds these ids."""
+        """Smallest dtype that holds all ids."""
         return np.min_scalar_type(self.size - 1)
 
     @property
     def without_text(self) -> tuple[int, ...]:
-        """The ids that stand for no text: never to be written."""
+        """Ids without text, which must not be sampled."""
         document = (DOCUMENT_TOKEN[self.kind],) if self.kind in DOCUMENT_TOKEN else ()
         return (UNKNOWN, *document) if self.kind == "character" else document
 
     def encode(self, text: str) -> NDArray[np.int32]:
-        """The ids of a text, `[N]`; a character it does not know is id 0.
+        """Return the ids `[N]` of a text; unknown characters have id 0.
 
         Raises:
-          BadInput: if these ids are opaque tokens, and the text is not a row of ids.
+            BadInput: The kind is "tokens", and the text is not a sequence of ids.
         """
         if self.kind == "character":
             return _lookup(self.symbols)[_code_points(text)]
@@ -74,34 +73,35 @@ class Vocabulary(NamedTuple):
             if all(number < self.size for number in ids):
                 return np.array(ids, np.int32)
         raise BadInput(
-            "vocabulary: this model was trained on token ids made elsewhere, so text "
-            f"cannot be encoded here; give the ids themselves, all below {self.size}, "
-            'as in "7 42".'
+            "vocabulary: this model was trained on token ids, so it cannot encode text; "
+            f'expected ids below {self.size}, such as "7 42".'
         )
 
     def unknown(self, text: str) -> str:
-        """The characters of a text that `encode` makes the unknown symbol, each once.
+        """Return the unknown characters of a text, sorted, each once.
 
         Example:
-          >>> characters("hello").unknown("a hole")
-          ' a'
+            >>> characters("hello").unknown("a hole")
+            ' a'
         """
         if self.kind != "character":
             return ""
         return "".join(sorted(set(text) - set(self.symbols)))
 
     def decode(self, ids: ArrayLike) -> str:
-        """The text of `[N]` ids. A document token has no text; opaque ids are written
-        as numbers, broken UTF-8 as U+FFFD.
+        """Return the text of ids `[N]`.
+
+        Document tokens are omitted, invalid UTF-8 becomes U+FFFD, and ids of the kind
+        "tokens" are written as numbers.
 
         Raises:
-          BadInput: if an id is outside 0 to size - 1.
+            BadInput: An id is not in 0 to size - 1.
         """
         numbers = np.asarray(ids, np.int64).ravel()
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < self.size:
             wrong = numbers[(numbers < 0) | (numbers >= self.size)][0]
             raise BadInput(
-                f"vocabulary: id {wrong} is not one of 0 to {self.size - 1}."
+                f"vocabulary: got the id {wrong}, expected 0 to {self.size - 1}."
             )
         if self.kind == "character":
             glyphs = ("\ufffd", "", *self.symbols)
@@ -111,33 +111,33 @@ class Vocabulary(NamedTuple):
         return " ".join(map(str, numbers.tolist()))
 
     def to_json(self) -> str:
-        """One line of JSON that `from_json` reads back to the same vocabulary."""
+        """Return one line of JSON for `from_json`."""
         return json.dumps(
             {"kind": self.kind, "size": self.size, "symbols": list(self.symbols)}
         )
 
 
 def characters(text: str) -> Vocabulary:
-    """The characters that occur in `text`, in code point order."""
+    """Return the vocabulary of the characters in `text`, in code point order."""
     symbols = "".join(sorted(set(text)))
     return Vocabulary("character", len(symbols) + FIRST_CHARACTER, symbols)
 
 
 def byte() -> Vocabulary:
-    """The 256 bytes and the document token."""
+    """Return the vocabulary of the 256 bytes and the document token."""
     return Vocabulary("byte", 257)
 
 
 def opaque(size: int) -> Vocabulary:
-    """`size` ids without a text."""
+    """Return a vocabulary of `size` ids without text."""
     return Vocabulary("tokens", size)
 
 
 def from_json(written: str) -> Vocabulary:
-    """The vocabulary that `to_json` wrote.
+    """Read the output of `Vocabulary.to_json`.
 
     Raises:
-      BadInput: if `written` is not such a vocabulary.
+        BadInput: `written` is not a valid vocabulary.
     """
     try:
         fields = json.loads(written)
@@ -151,7 +151,7 @@ def from_json(written: str) -> Vocabulary:
 
 
 def _is_sound(vocabulary: Vocabulary) -> bool:
-    """Whether one of the three makers would have made it."""
+    """Whether the vocabulary equals one of the three kinds."""
     _, size, symbols = vocabulary
     if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
         return False
@@ -159,7 +159,7 @@ def _is_sound(vocabulary: Vocabulary) -> bool:
 
 
 def encode_long(vocabulary: Vocabulary, text: str) -> NDArray[np.integer]:
-    """`vocabulary.encode(text)` in its smallest dtype, a stretch at a time."""
+    """Encode a long text in the smallest dtype, in chunks."""
     starts = range(0, len(text), _CHUNK)
     return np.concatenate(
         [np.empty(0, vocabulary.dtype)]
@@ -171,7 +171,7 @@ def encode_long(vocabulary: Vocabulary, text: str) -> NDArray[np.integer]:
 
 
 def utf8(text: str) -> bytes:
-    """The bytes of `text`; a lone surrogate keeps its three."""
+    """Encode `text` as UTF-8; lone surrogates are encoded as three bytes."""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -181,7 +181,7 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 @lru_cache(maxsize=4)
 def _lookup(symbols: str) -> NDArray[np.int32]:
-    """code point -> id, for every code point there is."""
+    """Return a table from code points to ids."""
     table = np.full(0x110000, UNKNOWN, np.int32)
     table[_code_points(symbols)] = np.arange(len(symbols)) + FIRST_CHARACTER
     return table
