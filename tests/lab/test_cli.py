@@ -231,7 +231,7 @@ def test_new_writes_a_valid_config_and_never_overwrites(tmp_path, monkeypatch, c
     assert "my.yaml: already exists" in message
     code, message = failure(capsys, "new", "language_modeling")
     assert code == 2
-    assert 'did you mean "language_modelling"? There is' in message
+    assert 'did you mean "language_modelling"?' in message
     _, message = failure(capsys, "new", "vision")
     assert 'task: got "vision", expected "language_modelling"' in message
 

@@ -73,7 +73,7 @@ class Vocabulary(NamedTuple):
             if all(number < self.size for number in ids):
                 return np.array(ids, np.int32)
         raise BadInput(
-            "vocabulary: this model was trained on token ids, so it cannot encode text; "
+            "vocabulary: this model was trained on token ids and cannot encode text; "
             f'expected ids below {self.size}, such as "7 42".'
         )
 
