@@ -1,1 +1,1 @@
-"""Helpers that know no run: errors, files, wording, signals, timing."""
+"""Helpers that do not depend on runs: errors, files, messages, signals, timing."""

@@ -1,30 +1,29 @@
-"""What can go wrong in the laboratory, and the exit code each is worth.
+"""Exceptions of `jaxlstm.lab` and their exit codes.
 
-Every message is one sentence to a colleague: what came, what was wanted, what to
-do. The command line prints the message and leaves with `exit_code`; a caller in
-Python catches the class.
+A message says what was got, what was expected and what to do. The command line prints
+it and exits with `exit_code`.
 """
 
 
 class LabError(Exception):
-    """A run failed for a reason that can be said in a sentence."""
+    """Base class of the errors that a user can correct."""
 
     exit_code = 1
 
 
 class BadInput(LabError, ValueError):
-    """A config, a data file or an argument is not what it should be."""
+    """A config, a data file or an argument is invalid."""
 
     exit_code = 2
 
 
 class Diverged(LabError):
-    """A loss or a gradient is not finite; the last good state was kept."""
+    """A loss or gradient is not finite; the last finite state was saved."""
 
     exit_code = 3
 
 
 class Interrupted(LabError):
-    """The run was asked to stop, and saved itself first."""
+    """A signal stopped the run; its state was saved first."""
 
     exit_code = 130

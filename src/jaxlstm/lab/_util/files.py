@@ -1,8 +1,7 @@
-"""Writing so that a reader meets the old file or the new one, never half of it.
+"""Atomic and durable writing of files.
 
-The order is always the same: write beside the target, force the bytes to the disk,
-rename once, force the directory to the disk. A process that dies in between leaves a
-hidden file behind and the old one in its place.
+A file is written to a temporary file in the same directory, synced, renamed, and the
+directory is synced. A crash in between leaves a hidden temporary file and the old file.
 """
 
 import errno
@@ -14,26 +13,26 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step that a crash cannot split.
+    """Replace the contents of `path` atomically.
 
     Raises:
-        OSError: the disk is full, failing or read-only; `path` is as it was.
+        OSError: The file cannot be written; `path` is unchanged.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        beside.replace(path)
+        temporary.replace(path)
         sync(path.parent)
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Force one file, or the names in one directory, to the disk."""
+    """Sync one file, or the entries of one directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -42,30 +41,31 @@ def sync(path: Path) -> None:
 
 
 def reserve(directory: Path, size: int) -> None:
-    """Take `size` bytes of the disk below `directory` and give them back at once.
+    """Check that `size` bytes can be written in `directory` by allocating them.
 
     Raises:
-        OSError: the disk, the quota or the file size limit does not allow as much.
+        OSError: The disk, the quota or the file size limit does not allow it.
     """
     with tempfile.TemporaryFile(dir=directory) as stream:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(stream.fileno(), 0, size)
-        elif shutil.disk_usage(directory).free < size:  # macOS has only the estimate
+        elif shutil.disk_usage(directory).free < size:  # macOS has no posix_fallocate
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sync_tree(top: Path) -> None:
-    """Force every file and directory below `top`, and `top` itself, to the disk."""
+    """Sync `top` and every file and directory below it to the disk."""
     for folder, _, names in os.walk(top):
         for name in ["", *names]:
             sync(Path(folder, name))
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in the system's words and without its decoration.
+    """Return the first line of an error's message, without error number and path.
 
-    >>> reason(FileNotFoundError(2, "No such file or directory", "a.txt"))
-    'No such file or directory'
+    Example:
+        >>> reason(FileNotFoundError(2, "No such file or directory", "a.txt"))
+        'No such file or directory'
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

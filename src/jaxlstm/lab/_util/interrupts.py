@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks a run to save itself, the second ends it."""
+"""Handle SIGINT and SIGTERM: the first stops a run gracefully, the second exits."""
 
 import contextlib
 import os
@@ -14,13 +14,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def listening() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether the run was asked to stop.
+    """Yield a function that returns whether a signal requested a stop.
 
-    Whoever asks is answered on standard error without delay.
-
-    The second signal ends the process at once, with the same exit code; what is on
-    the disk by then is whole. Outside the main thread Python hands out no signals,
-    and the function always says False.
+    Each signal is confirmed on standard error. The second one exits the process
+    immediately with the same exit code; files are consistent, as they are written
+    atomically. Outside the main thread Python delivers no signals, and the function
+    always returns False.
     """
     asked = threading.Event()
 
@@ -44,19 +43,20 @@ def listening() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """A Ctrl-C ends the process, with a word and its exit code.
+    """Exit the process on SIGINT with a message and an exit code.
 
-    An exception would be lost where a library's import or the garbage collector happens
-    to run. What is on the disk is whole, as files are replaced in one step.
+    A KeyboardInterrupt would be lost if it occurred in a garbage collection or in an
+    import that catches all exceptions. Files are consistent, as they are written
+    atomically.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
         _say("interrupted")
         os._exit(Interrupted.exit_code)
 
-    elsewhere = threading.current_thread() is not threading.main_thread()
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # in a background
-    if elsewhere or ignored:
+    other_thread = threading.current_thread() is not threading.main_thread()
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # background job
+    if other_thread or ignored:
         yield
         return
     before = signal.signal(signal.SIGINT, handle)
@@ -67,6 +67,6 @@ def at_once() -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    """Write past Python's streams, which the signal may have found half way."""
+    """Write to the descriptor, since a signal may arrive while `sys.stderr` is locked."""
     with contextlib.suppress(OSError):
         os.write(2, f"\njaxlstm: {text}\n".encode())

@@ -1,7 +1,7 @@
-"""Times that can be compared: several runs in alternation, and the spread of each.
+"""Comparable timings: measure several functions in alternation.
 
-Whoever is compared takes turns, in an order drawn anew for each round, so that a
-machine that is busy for a second is busy for all of them.
+The functions take turns in a new random order each round, so that background load
+affects all of them alike.
 """
 
 import math
@@ -16,7 +16,7 @@ Name = TypeVar("Name")
 
 
 class Spread(NamedTuple):
-    """The median of several runs, the quartiles around it, and how many they were."""
+    """Median, quartiles and number of several measurements."""
 
     median: float
     low: float
@@ -25,10 +25,11 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """The spread of one value or more.
+        """Return the spread of one or more values.
 
-        >>> Spread.of([3.0, 1.0, 2.0, 5.0, 4.0])
-        Spread(median=3.0, low=2.0, high=4.0, runs=5)
+        Example:
+            >>> Spread.of([3.0, 1.0, 2.0, 5.0, 4.0])
+            Spread(median=3.0, low=2.0, high=4.0, runs=5)
         """
         if len(values) == 1:
             return cls(values[0], values[0], values[0], 1)
@@ -36,7 +37,7 @@ class Spread(NamedTuple):
         return cls(median, low, high, len(values))
 
     def divided(self, by: float) -> "Spread":
-        """Of each of several equal parts of what was measured."""
+        """Return the spread with median and quartiles divided by a number."""
         return self._replace(
             median=self.median / by, low=self.low / by, high=self.high / by
         )
@@ -53,21 +54,23 @@ def alternate(
     sleep: Callable[[float], object] = time.sleep,
     seed: int = 0,
 ) -> dict[Name, Spread]:
-    """The seconds that a run of each takes, all of them measured in alternation.
+    """Measure the seconds that each function takes, in alternation.
 
-    Arguments:
-        runs: each runs once and waits for its result.
-        seconds: for all of them together; at least so many rounds are made, though.
-        least: the least number of rounds.
-        turn: whose run is shorter than this runs several times in each of its turns,
-            and the mean counts as one.
-        rest: seconds between two turns, in which the threads of the last one settle.
-        clock, sleep: where the time comes from.
-        seed: draws the order of each round.
+    Args:
+        runs: Functions by name; each runs once and waits for its result.
+        seconds: Total time of the measurement.
+        least: Smallest number of rounds, even if they take longer than `seconds`.
+        turn: A function that takes less than this many seconds is called several times
+            per turn, and the mean counts as one measurement.
+        rest: Seconds between two turns, for the threads of the last one to finish.
+        clock: Function that returns the current time.
+        sleep: Function that waits for a number of seconds.
+        seed: Seed of the order of the turns.
 
-    >>> spreads = alternate({"a": lambda: sum(range(999))}, seconds=0.0, rest=0.0)
-    >>> spreads["a"].runs
-    3
+    Example:
+        >>> spreads = alternate({"a": lambda: sum(range(999))}, seconds=0.0, rest=0.0)
+        >>> spreads["a"].runs
+        3
     """
     times: dict[Name, list[float]] = {name: [] for name in runs}
     count = {name: _repetitions(run, turn, clock) for name, run in runs.items()}
@@ -83,7 +86,7 @@ def alternate(
 
 
 def _repetitions(run: Run, turn: float, clock: Callable[[], float]) -> int:
-    """How many runs fill a turn, by the second run, as the first one is slower."""
+    """Return how many runs fill a turn, by the second run: the first is slower."""
     once = _mean_time(run, 1, clock)
     if once > 50 * turn:
         return 1

@@ -1,4 +1,4 @@
-"""How values, names and guesses are put into the one sentence of a message."""
+"""Format values, names and suggestions in error messages."""
 
 import json
 from collections.abc import Iterable
@@ -7,20 +7,22 @@ from typing import Any
 
 
 def shown(text: str) -> str:
-    """`text` on one line that any terminal can print.
+    """Escape the unprintable characters of `text`.
 
-    >>> shown("two\\nlines")
-    'two\\\\nlines'
+    Example:
+        >>> shown("two\\nlines")
+        'two\\\\nlines'
     """
     safe = (c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return "".join(safe)
 
 
-def described(value: Any) -> str:
-    """What came, in the words of the one who wrote it.
+def describe(value: Any) -> str:
+    """Format a value as in YAML, shortened, or describe a list or mapping.
 
-    >>> described("adm"), described(True), described([1, 2]), described({})
-    ('"adm"', 'true', 'a list of 2 entries', 'an empty mapping')
+    Example:
+        >>> describe("adm"), describe(True), describe([1, 2]), describe({})
+        ('"adm"', 'true', 'a list of 2 entries', 'an empty mapping')
     """
     if value is None:
         return "null"
@@ -36,31 +38,33 @@ def described(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def listed(names: Iterable[Any], *, last: str = "or") -> str:
-    """`"a", "b" or "c"`."""
-    words = [described(name) for name in names]
+def join_names(names: Iterable[Any], *, last: str = "or") -> str:
+    """Join names as in `"a", "b" or "c"`."""
+    words = [describe(name) for name in names]
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """A key path as people write it.
+    """Format a key path.
 
-    >>> dotted(("optimizer", 1, "adamw"))
-    'optimizer[1].adamw'
+    Example:
+        >>> dotted(("optimizer", 1, "adamw"))
+        'optimizer[1].adamw'
     """
     parts = (f"[{key}]" if isinstance(key, int) else f".{shown(key)}" for key in path)
     return "".join(parts).removeprefix(".")
 
 
-def guess(name: Any, names: Iterable[str]) -> str:
-    """`; did you mean "hidden_size"?` where a name comes close, otherwise nothing.
+def did_you_mean(name: Any, names: Iterable[str]) -> str:
+    """Return a suffix that suggests a similar name, or "" if there is none.
 
-    >>> guess("hiden_size", ["hidden_size", "layers"])
-    '; did you mean "hidden_size"?'
+    Example:
+        >>> did_you_mean("hiden_size", ["hidden_size", "layers"])
+        '; did you mean "hidden_size"?'
     """
     folded = {known.casefold(): known for known in names}
     close = get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
-    return f"; did you mean {described(folded[close[0]])}?" if close else ""
+    return f"; did you mean {describe(folded[close[0]])}?" if close else ""
 
 
 def _shortened(text: str, limit: int = 60) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from jaxlstm.lab._util.wording import described
+from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config.cells import GRU, LSTM, Cell, SimpleRNN
 from jaxlstm.lab.config.sections import (
     LARGEST_SIZE,
@@ -60,7 +60,7 @@ class TextData(Section):
             "".encode(encoding)
         except (LookupError, ValueError):
             raise ValueError(
-                f"got {described(encoding)}, expected a text encoding such as "
+                f"got {describe(encoding)}, expected a text encoding such as "
                 '"utf-8" or "latin-1"'
             ) from None
         return encoding
@@ -199,7 +199,7 @@ class Model(Section):
         lacking = (SimpleRNN,) if target == "candidate" else (SimpleRNN, GRU)
         if value and isinstance(cell, lacking):
             raise ValueError(
-                f"got {described(value)}, but the cell {described(cell.name)} has no "
+                f"got {describe(value)}, but the cell {describe(cell.name)} has no "
                 f"{target}; remove {key} or choose another cell"
             )
         return value

@@ -20,14 +20,14 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab._util.wording import described
+from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config.messages import format_errors
 from jaxlstm.lab.config.schema import NAME_LENGTH, TAGS, Config
 from jaxlstm.lab.config.yaml_source import (
     Node,
     SourceError,
-    merged,
-    overridden,
+    apply_override,
+    merge,
     plain,
     read_file,
     stem,
@@ -141,7 +141,7 @@ def _read(source: Any) -> tuple[Node, list[str]]:
     if isinstance(source, Mapping):
         return _migrated(with_place(source, "")), []
     raise ConfigError(
-        [f"got {described(source)}, expected a path, a mapping or a Config"]
+        [f"got {describe(source)}, expected a path, a mapping or a Config"]
     )
 
 
@@ -155,7 +155,7 @@ def _read_with_parent(path: Path) -> tuple[Node, list[str]]:
         return child, problems
     if not isinstance(extends.value, str):
         raise SourceError(
-            f"{extends.place}: extends: got {described(extends.value)}, expected the "
+            f"{extends.place}: extends: got {describe(extends.value)}, expected the "
             "path of a YAML file"
         )
     try:
@@ -168,7 +168,7 @@ def _read_with_parent(path: Path) -> tuple[Node, list[str]]:
             f"{further}: extends: {path} already extends this file, and only one level "
             "is supported; write the keys out"
         )
-    return merged(_migrated(parent), child, TAGS), problems + more
+    return merge(_migrated(parent), child, TAGS), problems + more
 
 
 def _migrated(node: Node) -> Node:
@@ -199,7 +199,7 @@ def _override(node: Node, overrides: Sequence[str], problems: list[str]) -> Node
         raise ConfigError(['overrides: got text, expected a list such as ["seed=1"]'])
     for text in overrides:
         try:
-            node = overridden(node, text, defaults=Config().model_dump())
+            node = apply_override(node, text, defaults=Config().model_dump())
         except SourceError as error:
             problems.append(str(error))
     return node

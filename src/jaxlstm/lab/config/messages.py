@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from jaxlstm.lab._util.wording import described, dotted, guess, listed
+from jaxlstm.lab._util.wording import describe, did_you_mean, dotted, join_names
 from jaxlstm.lab.config.optimizer import OptimizerError
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.config.yaml_source import KeyPath, Node, place_of
@@ -105,14 +105,14 @@ def _wrong_value(items: list[Any], location: "_Location") -> str:
     limits = items[0].get("ctx", {})
     expected = [kind.format(**limits) for kind in kinds]
     if any(item["type"] in ("literal_error", "union_tag_invalid") for item in items):
-        expected.append(listed(choices))
+        expected.append(join_names(choices))
     names = [choice for choice in choices if isinstance(choice, str)]
-    meant = guess(value, names) if isinstance(value, str) else ""
+    meant = did_you_mean(value, names) if isinstance(value, str) else ""
     if value in names and location.field is not None:
         meant = f", such as {{{location.field.discriminator}: {value}}}"
     if not expected:
         return items[0]["msg"]
-    return f"got {described(value)}, expected {' or '.join(expected)}{meant}"
+    return f"got {describe(value)}, expected {' or '.join(expected)}{meant}"
 
 
 def _choices(field: FieldInfo | None) -> list[Any]:
@@ -136,14 +136,14 @@ def _unknown_key(location: "_Location") -> str:
     key = location.path[-1]
     knowing = [tag for tag, kind in location.kinds.items() if key in kind.model_fields]
     if knowing:
-        tag = described(location.tag)
-        return f"unknown key for {tag}; it belongs to {listed(knowing)}"
+        tag = describe(location.tag)
+        return f"unknown key for {tag}; it belongs to {join_names(knowing)}"
     fields = location.owner.model_fields
     elsewhere = [dotted(path) for path in _paths(Config) if path[-1] == key]
-    meant = guess(key, fields)
+    meant = did_you_mean(key, fields)
     if elsewhere and not meant:
-        meant = f"; did you mean {described(elsewhere[0])}?"
-    return f"unknown key{meant or '; expected ' + listed(fields)}"
+        meant = f"; did you mean {describe(elsewhere[0])}?"
+    return f"unknown key{meant or '; expected ' + join_names(fields)}"
 
 
 def _paths(section: Section) -> Iterator[KeyPath]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from jaxlstm.lab._util.wording import described, dotted, guess, listed
+from jaxlstm.lab._util.wording import describe, did_you_mean, dotted, join_names
 from jaxlstm.lab.config.optax_names import Factory, Kind, factory, names
 
 KeyPath = tuple[str | int, ...]
@@ -36,7 +36,7 @@ def check(chain: Any) -> list[Problem]:
     """
     if not isinstance(chain, list | tuple):
         form = "a list such as [{adamw: {learning_rate: 1e-3}}]"
-        return [((), f"got {described(chain)}, expected {form}")]
+        return [((), f"got {describe(chain)}, expected {form}")]
     if not chain:
         return [((), "got an empty list, expected at least one transformation")]
     links = enumerate(chain)
@@ -65,18 +65,18 @@ def _call(value: Any, kind: Kind, path: KeyPath) -> Iterator[Problem]:
     if made is None or made.kind != kind:
         yield path, _unknown(name, kind, made)
     elif arguments is not None and not isinstance(arguments, dict):
-        yield path, f"got {described(arguments)}, expected {_signature(name)}"
+        yield path, f"got {describe(arguments)}, expected {_signature(name)}"
     else:
         yield from _arguments(made, arguments or {}, path)
 
 
 def _not_a_call(value: Any, kind: Kind) -> str:
     if isinstance(value, str) and factory(value):
-        return f"got {described(value)}, expected {_signature(value)}"
+        return f"got {describe(value)}, expected {_signature(value)}"
     if isinstance(value, dict) and value:
-        keys = listed(value, last="and")
+        keys = join_names(value, last="and")
         return f"got the keys {keys}, expected one {kind} with its arguments inside it"
-    return f"got {described(value)}, expected one {kind} as {{name: {{arguments}}}}"
+    return f"got {describe(value)}, expected one {kind} as {{name: {{arguments}}}}"
 
 
 def _signature(name: str) -> str:
@@ -91,7 +91,7 @@ def _unknown(name: Any, kind: Kind, other: Factory | None) -> str:
         return f"got a {other.kind} of optax, expected a {kind}"
     return (
         f"optax has no {kind} with this name that a config can use"
-        f"{guess(name, names(kind))}"
+        f"{did_you_mean(name, names(kind))}"
     )
 
 
@@ -110,15 +110,15 @@ def _arguments(
     if missing and given.keys() <= made.arguments.keys():
         yield (
             path,
-            f"required argument is missing: {listed(sorted(missing), last='and')}",
+            f"required argument is missing: {join_names(sorted(missing), last='and')}",
         )
 
 
 def _unknown_argument(name: Any, made: Factory) -> str:
     if not made.arguments:
         return "unknown argument; this function takes no arguments"
-    known = f"; expected {listed(made.arguments)}"
-    return f"unknown argument{guess(name, made.arguments) or known}"
+    known = f"; expected {join_names(made.arguments)}"
+    return f"unknown argument{did_you_mean(name, made.arguments) or known}"
 
 
 def _value(value: Any, annotation: str, path: KeyPath) -> Iterator[Problem]:
@@ -134,11 +134,11 @@ def _value(value: Any, annotation: str, path: KeyPath) -> Iterator[Problem]:
             if type(key) not in (str, int):
                 yield (
                     path,
-                    f"got the key {described(key)}, expected a whole number or text",
+                    f"got the key {describe(key)}, expected a whole number or text",
                 )
             yield from _value(item, annotation, (*path, key))
     elif not _fits(value, words):
-        yield path, f"got {described(value)}, expected {_expected(words)}"
+        yield path, f"got {describe(value)}, expected {_expected(words)}"
 
 
 def _nested(value: Any, words: set[str], path: KeyPath) -> Iterator[Problem]:
@@ -148,7 +148,7 @@ def _nested(value: Any, words: set[str], path: KeyPath) -> Iterator[Problem]:
     elif words & {"Schedule", "ScalarOrSchedule"}:
         yield from _call(value, "schedule", path)
     else:
-        yield path, f"got {described(value)}, expected {_expected(words)}"
+        yield path, f"got {describe(value)}, expected {_expected(words)}"
 
 
 _NUMBERS = {"float", "int", "ArrayLike", "ScalarOrSchedule"}

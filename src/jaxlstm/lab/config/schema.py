@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from jaxlstm.lab._util.wording import described
+from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config import optimizer as optimizers
 from jaxlstm.lab.config.language_modelling import WRAPPERS as WRAPPERS
 from jaxlstm.lab.config.language_modelling import Data as Data
@@ -177,7 +177,7 @@ class Config(Section):
     def _is_a_directory_name(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(
-                f"got {described(name)}, expected letters, digits, _, - and ., "
+                f"got {describe(name)}, expected letters, digits, _, - and ., "
                 "beginning with a letter or a digit"
             )
         return name

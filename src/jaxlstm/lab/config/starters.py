@@ -3,7 +3,7 @@
 from importlib import resources
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab._util.wording import described, guess, listed
+from jaxlstm.lab._util.wording import describe, did_you_mean, join_names
 
 TASKS = ("language_modelling",)
 
@@ -20,9 +20,8 @@ def starter(task: str) -> str:
     """
     name = task.replace("-", "_")
     if name not in TASKS:
-        raise BadInput(
-            f"task: got {described(task)}, expected {listed(TASKS)}{guess(name, TASKS)}"
-        )
+        expected = join_names(TASKS) + did_you_mean(name, TASKS)
+        raise BadInput(f"task: got {describe(task)}, expected {expected}")
     return (
         resources.files("jaxlstm.lab.config") / "templates" / f"{name}.yaml"
     ).read_text()

@@ -22,7 +22,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.nodes import Node as Parsed
 from ruamel.yaml.reader import ReaderError
 
-from jaxlstm.lab._util.wording import described, dotted, guess, listed, shown
+from jaxlstm.lab._util.wording import describe, did_you_mean, dotted, join_names, shown
 
 Key = str | int
 KeyPath = tuple[Key, ...]
@@ -77,7 +77,7 @@ def place_of(node: Node, path: KeyPath) -> str:
     return node.place
 
 
-def merged(
+def merge(
     below: Node, above: Node, tags: Mapping[KeyPath, str], *, path: KeyPath = ()
 ) -> Node:
     """Merge two nodes: mappings key by key, other values replaced by `above`.
@@ -98,7 +98,7 @@ def merged(
     ):
         return above
     both = {
-        key: merged(below.value[key], item, tags, path=(*path, key))
+        key: merge(below.value[key], item, tags, path=(*path, key))
         for key, item in above.value.items()
         if key in below.value
     }
@@ -108,7 +108,7 @@ def merged(
 # -- overrides ----------------------------------------------------------------
 
 
-def overridden(node: Node, text: str, *, defaults: Mapping[str, Any]) -> Node:
+def apply_override(node: Node, text: str, *, defaults: Mapping[str, Any]) -> Node:
     """Apply one override `key.path=value`.
 
     A missing list is taken from `defaults`, so that `optimizer.1.adamw.b1=0.8` changes
@@ -117,7 +117,7 @@ def overridden(node: Node, text: str, *, defaults: Mapping[str, Any]) -> Node:
     Raises:
         SourceError: The text is not an override, or its path does not exist.
     """
-    place = f"override {described(text)}"
+    place = f"override {describe(text)}"
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
         raise SourceError(f"{place}: expected key=value, such as model.hidden_size=256")
@@ -145,7 +145,7 @@ def _set(
         return Node([*inside[:at], changed, *inside[at + 1 :]], node.place)
     if not isinstance(inside, dict):
         raise SourceError(
-            f"{dotted(path)} is {described(inside)} and has no key {described(key)}"
+            f"{dotted(path)} is {describe(inside)} and has no key {describe(key)}"
         )
     if isinstance(defaults, Mapping):
         below = defaults.get(key)
@@ -166,7 +166,7 @@ def _index(key: str, items: list[Node], path: KeyPath) -> int:
     indices = (
         f"expected an index from 0 to {len(items) - 1}" if items else "it is empty"
     )
-    raise SourceError(f"{here} is a list; got {described(key)}, {indices}")
+    raise SourceError(f"{here} is a list; got {describe(key)}, {indices}")
 
 
 def _override_value(text: str, place: str) -> Node:
@@ -295,7 +295,7 @@ def _scalar(parsed: ScalarNode, path: KeyPath, reading: _Reading) -> Node | None
         value = reading.constructor.construct_object(parsed)
     except (ValueError, LookupError):
         kind = _short(parsed.tag).strip("!")
-        message = f"got {described(parsed.value)}, expected a value of type {kind}"
+        message = f"got {describe(parsed.value)}, expected a value of type {kind}"
         return reading.refuse(parsed, path, message)
     return Node(value, reading.place(parsed))
 
@@ -344,7 +344,7 @@ def read_file(path: Path) -> tuple[Node, list[str]]:
         )
     if not isinstance(node.value, dict):
         raise SourceError(
-            f"{node.place}: got {described(node.value)}, expected a mapping with keys "
+            f"{node.place}: got {describe(node.value)}, expected a mapping with keys "
             "such as model: and training:"
         )
     return node, problems
@@ -379,7 +379,11 @@ def _text(path: Path, name: str) -> str:
 
 def _files_in(folder: Path) -> str:
     names = sorted(str(path) for path in folder.glob("*.y*ml"))
-    return f"; did you mean {listed(names[:5])}?" if names else "; expected a YAML file"
+    return (
+        f"; did you mean {join_names(names[:5])}?"
+        if names
+        else "; expected a YAML file"
+    )
 
 
 def _nearby(path: Path) -> str:
@@ -388,4 +392,4 @@ def _nearby(path: Path) -> str:
         return f"; there is no directory {shown(str(path.parent))}"
     files = [*path.parent.glob("*.y*ml"), *Path("configs").glob("*.y*ml")]
     same = [str(file) for file in files if file.stem == path.stem]
-    return guess(path, same or [str(file) for file in files])
+    return did_you_mean(path, same or [str(file) for file in files])

@@ -165,8 +165,8 @@ def validation_windows(
     if pairs < 1:
         raise BadInput(
             f"data: got {len(tokens)} validation tokens and a limit of {limit}, "
-            "expected at least 2 tokens and a limit of 1; raise data.validation_fraction or "
-            "training.validation_tokens."
+            "expected at least 2 tokens and a limit of 1; raise "
+            "data.validation_fraction or training.validation_tokens."
         )
     return _windows(tokens, pairs, streams, window, document_token)
 
