@@ -67,6 +67,6 @@ def at_once() -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    """Write to the descriptor, since a signal may arrive while `sys.stderr` is locked."""
+    """Write to the descriptor: a signal may arrive while `sys.stderr` is locked."""
     with contextlib.suppress(OSError):
         os.write(2, f"\njaxlstm: {text}\n".encode())
