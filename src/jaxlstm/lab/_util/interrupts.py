@@ -25,10 +25,10 @@ def listening() -> Iterator[Callable[[], bool]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
-            _say("stopped at once; the last checkpoint is whole")
+            _say("exited without saving; the last checkpoint is complete")
             os._exit(Interrupted.exit_code)
         asked.set()
-        _say("stopping and saving; once more to stop at once")
+        _say("stopping and saving; interrupt again to exit immediately")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

@@ -2,7 +2,7 @@
 
     extended file  <-  file  <-  overrides such as "model.hidden_size=256"
 
-All errors are reported at once, one line each:
+All errors are reported together, one line each:
 
     configs/a.yaml:7: model.hiden_size: unknown key; did you mean "hidden_size"?
 

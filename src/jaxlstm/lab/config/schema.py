@@ -100,7 +100,8 @@ class Training(Section):
         default=1400, description="Steps between two checkpoints."
     )
     keep_checkpoints: Annotated[int, Field(ge=1, le=10_000), Whole] = Field(
-        default=3, description="Number of newest checkpoints kept, besides the best."
+        default=3,
+        description="Number of newest checkpoints kept, in addition to the best.",
     )
     early_stopping: EarlyStopping | None = Field(
         default=None, description="Stop early if the validation loss stops improving."

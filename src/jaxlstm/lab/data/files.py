@@ -72,7 +72,7 @@ def _missing(path: str | Path) -> str:
     place = Path(path).expanduser()
     chain = (place, *place.parents)
     missing = next((part for part in chain if part.parent.is_dir()), place)
-    near = get_close_matches(missing.name, _names_beside(missing), n=1)
+    near = get_close_matches(missing.name, _sibling_names(missing), n=1)
     if near:
         hint = f"; did you mean {quoted(missing.with_name(near[0]))}?"
     elif place.is_absolute():
@@ -82,7 +82,7 @@ def _missing(path: str | Path) -> str:
     return f"{quoted(missing)} does not exist{hint}"
 
 
-def _names_beside(place: Path) -> list[str]:
+def _sibling_names(place: Path) -> list[str]:
     try:
         names = [other.name for other in place.parent.iterdir()]
     except OSError:
