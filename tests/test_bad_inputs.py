@@ -8,6 +8,7 @@ plain input would.
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,12 @@ from cases import assert_same, finite, same_bits
 from jaxlstm import masking, unrolling
 from jaxlstm.lab import config as configs
 from jaxlstm.lab.data import Batch
-from jaxlstm.lab.training import loop as training
+from jaxlstm.lab.tasks import get as get_task
+from jaxlstm.lab.training.diagnosis import diagnose
+from jaxlstm.lab.training.state import initial_state, train_step
 from problems import CELL, B, D, H, T, problem
+
+TASK = get_task("language_modelling")
 
 CELLS = {
     "lstm": jl.lstm(),
@@ -384,9 +389,10 @@ def test_b034_nan_in_a_valid_step():
     table = state.params[0].table.at[4].set(jnp.nan)
     embedding = state.params[0]._replace(table=table)
     state = state._replace(params=(embedding, *state.params[1:]))
-    said = training.diagnose(
-        model, state, batch._replace(inputs=4 * np.eye(3, 2, k=-1, dtype=np.int32))
-    )
+    batch = batch._replace(inputs=4 * np.eye(3, 2, k=-1, dtype=np.int32))
+    dataset = SimpleNamespace(batch=lambda step: batch, batch_axes=Batch(1, 1, 1))
+    job = SimpleNamespace(task=TASK, model=model, shards=1, dataset=dataset)
+    said = diagnose(job, state)
     assert "step 1: the loss is not finite" in said
     assert "batch rows 0, 1" in said
 
@@ -397,9 +403,10 @@ def small_training(*layers):
         jl.embed(5, 3), *(layers or [jl.recurrent(CELL, 4)]), jl.linear(5)
     )
     optimizer = optax.sgd(0.1)
-    state = training.initial_state(model, optimizer, batch_size=2, seed=0)
     tokens = np.random.default_rng(0).integers(0, 4, (2, 3, 2), np.int32)
-    return model, optimizer, state, Batch(*tokens, np.zeros((3, 2), bool))
+    batch = Batch(*tokens, np.zeros((3, 2), bool))
+    state = initial_state(TASK, model, optimizer, batch, seed=0)
+    return model, optimizer, state, batch
 
 
 def test_b035_infinite_inputs_saturate():
@@ -645,7 +652,7 @@ def test_b058_noise_goes_on_where_it_was():
     cell = jl.zoneout(CELL, h_rate=0.5)
     layers = jl.dropout(0.5), jl.recurrent(cell, 4)
     model, optimizer, state, batch = small_training(*layers)
-    step = jax.jit(lambda state: training.train_step(model, optimizer, state, batch)[0])
+    step = jax.jit(lambda s: train_step(TASK, model, optimizer, s, batch)[0])
     halfway = step(step(state))
     put_down = jax.device_get(halfway._replace(key=jax.random.key_data(halfway.key)))
     taken_up = put_down._replace(key=jax.random.wrap_key_data(put_down.key))

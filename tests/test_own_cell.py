@@ -5,6 +5,7 @@ gated unit for recurrent neural networks", 2016, https://arxiv.org/abs/1603.0942
 """
 
 import inspect
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -17,8 +18,10 @@ from jax.sharding import PartitionSpec as P
 import jaxlstm as jl
 from cases import assert_same, same_bits
 from jaxlstm.lab.config import schema
-from jaxlstm.lab.data import Streams
+from jaxlstm.lab.data import Batch, Streams
+from jaxlstm.lab.tasks import get as get_task
 from jaxlstm.lab.training import loop as training
+from jaxlstm.lab.training import state as training_state
 
 T, B, D, H = 6, 4, 3, 5
 
@@ -220,18 +223,24 @@ def test_the_trainer():
     cell = jl.zoneout(MGU._replace(init=tied), h_rate=0.05)
     model = jl.serial(jl.embed(8, 6), jl.recurrent(cell, 12), jl.linear(8))
     optimizer = optax.adam(0.03)
-    losses = {"train": [], "validation": []}
+    losses = []
 
-    def log(split, step, nats, numbers, pace):
-        losses[split].append(nats)
+    def log(step, loss, numbers, pace):
+        losses.append(loss)
 
-    hooks = training.Hooks(
-        log, lambda params: 0.0, lambda *kept: None, lambda s: None, lambda: False
+    task = get_task("language_modelling")
+    dataset = SimpleNamespace(
+        batch=streams.batch, batches=streams.batches, batch_axes=Batch(1, 1, 1)
     )
-    job = training.Job(model, optimizer, streams, options, None, hooks)
-    state = training.initial_state(model, optimizer, batch_size=4, seed=0)
-    assert training.fit(job, state, training.Ledger())
-    assert losses["train"][-1] < 0.1 < 0.5 < losses["train"][0]
+    listener = training.Listener(log, lambda seconds: None, lambda: False)
+    job = training.Job(
+        task, model, optimizer, dataset, options, None, listener, (), print
+    )
+    state = training_state.initial_state(
+        task, model, optimizer, streams.batch(0), seed=0
+    )
+    assert training.fit(job, state, training.LoopState())
+    assert losses[-1] < 0.1 < 0.5 < losses[0]
 
 
 # -- what is not quite right, in words ---------------------------------------------

@@ -17,7 +17,7 @@ input never matters, and what it puts there is zero. No key, no noise.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -201,22 +201,41 @@ def recurrent(
     return _layer(init, run)
 
 
-def serial(*layers: Layer) -> Layer:
-    """One layer after another; parameters and state are tuples, one entry a layer.
+def serial(*layers: Layer, **named: Layer) -> Layer:
+    """Return the composition of layers, the first one applied first.
 
-    A key is split, so that no two layers draw the same noise. Lengths, mask and resets
-    go to every layer.
+        y = layer_n(... layer_2(layer_1(x)))
 
-    Errors: `ValueError` for no layers, and for params or a state of another number.
+    Layers that are given by position have params and state in tuples. Layers that are
+    given by name have them in dicts, and their traces and weights are called by name,
+    as in `rnn/0/w_x`. JAX flattens a dict in alphabetical order; layers are applied,
+    and random keys are split, in the order in which they are given.
 
-    >>> import jax, jaxlstm as jl
-    >>> deep = jl.serial(jl.recurrent(jl.lstm(), 5), jl.linear(2))
-    >>> params, size = deep.init(jax.random.key(0), 3)
-    >>> type(params[0]).__name__, type(params[1]).__name__, size
-    ('LSTMParams', 'LinearParams', 2)
+    Lengths, mask and resets go to every layer.
+
+    Args:
+        layers: the layers by position.
+        named: the layers by name, in place of positions.
+
+    Raises:
+        ValueError: no layers, or both positions and names; when applied, params or a
+            state with other entries than the layers.
+
+    Example:
+        >>> import jax, jaxlstm as jl
+        >>> model = jl.serial(rnn=jl.recurrent(jl.lstm(), 5), head=jl.linear(2))
+        >>> params, size = model.init(jax.random.key(0), 3)
+        >>> params["rnn"].w_h.shape, params["head"].w.shape, size
+        ((5, 4, 5), (5, 2), 2)
     """
+    if layers and named:
+        raise ValueError(
+            f"serial: got {len(layers)} layers by position and {', '.join(named)} by "
+            "name; expected either positions or names"
+        )
+    layers, names = (*layers, *named.values()), tuple(named)
     if not layers:
-        raise ValueError("serial: no layers were given; one at least is needed.")
+        raise ValueError("serial: got no layers, expected at least one")
     _check_layers("serial", *layers)
 
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
@@ -224,18 +243,50 @@ def serial(*layers: Layer) -> Layer:
         for layer, own in zip(layers, jax.random.split(key, len(layers)), strict=True):
             drawn, size = layer.init(own, size)
             params.append(drawn)
-        return tuple(params), _known("serial", size)
+        return _by_name(names, params), _known("serial", size)
 
     def run(params: Params, xs: Any, state: State, call: _Call) -> Result:
         after, tape = [], {}
+        params = _by_position("params", names, params)
+        state = None if state is None else _by_position("state", names, state)
         each = _each("serial", len(layers), params, state, call)
         for place, (layer, own) in enumerate(zip(layers, each, strict=True)):
             left, xs, seen = _through(layer, xs, *own)
             after.append(left)
-            tape |= _within(str(place), seen)
-        return tuple(after), xs, tape
+            tape |= _within(names[place] if names else str(place), seen)
+        return _by_name(names, after), xs, tape
 
     return _layer(init, run)
+
+
+def _by_name(names: tuple[str, ...], values: list[Any]) -> Any:
+    """Return the values of all layers as a dict, or as a tuple without names."""
+    return dict(zip(names, values, strict=True)) if names else tuple(values)
+
+
+def _by_position(what: str, names: tuple[str, ...], values: Any) -> Any:
+    """Return the values in the order of the layers.
+
+    Raises:
+        ValueError: they are no mapping of just these names.
+    """
+    if not names:
+        return values
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"serial: got {what} of type {type(values).__name__}, expected a dict with "
+            f"the keys {', '.join(names)}"
+        )
+    missing = [name for name in names if name not in values]
+    unknown = [str(name) for name in values if name not in names]
+    if missing or unknown:
+        wrong = [f"no {', '.join(missing)}"] * bool(missing)
+        wrong += [f"unknown {', '.join(unknown)}"] * bool(unknown)
+        raise ValueError(
+            f"serial: {what} has {' and '.join(wrong)}; expected the keys "
+            f"{', '.join(names)}"
+        )
+    return tuple(values[name] for name in names)
 
 
 def bidirectional(forward: Layer, backward: Layer) -> Layer:

@@ -11,10 +11,9 @@ from ruamel.yaml import YAML
 
 import jaxlstm as jl
 from jaxlstm import unrolling
-from jaxlstm.lab import benchmark
+from jaxlstm.lab import benchmark, cli
 from jaxlstm.lab._util.timing import Spread, alternate
 from jaxlstm.lab.benchmark import Row
-from jaxlstm.lab import cli
 from jaxlstm.lab.config import schema
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns about its own parts

@@ -13,15 +13,16 @@ import tiny
 import jaxlstm as jl
 from cases import finite, same_bits
 from jaxlstm.cells.wrappers import Learned
-from jaxlstm.lab import api as experiments
-from jaxlstm.lab import checkpoints
+from jaxlstm.lab import checkpoints, tasks, training_run
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import Interrupted, LabError
 from jaxlstm.lab.config import Config, cells, schema
 from jaxlstm.lab.data import Batch
 from jaxlstm.lab.tasks import language_modelling as task
 from jaxlstm.lab.training import optimizer as optimizers
-from jaxlstm.lab.training import loop as training
+from jaxlstm.lab.training.state import initial_state, train_step
+
+TASK = tasks.get("language_modelling")
 
 SECTIONS = get_args(get_args(cells.Cell)[0])
 NAMES = [section.model_fields["name"].default for section in SECTIONS]
@@ -57,6 +58,10 @@ def model_of(model: dict[str, Any]):
 def batch(rows: int = 2) -> Batch:
     tokens = np.random.default_rng(0).integers(0, 7, (2, 6, rows), np.int32)
     return Batch(*tokens, np.eye(6, rows, dtype=bool))
+
+
+def loss(model, state) -> jax.Array:
+    return TASK.loss(model, state.params, state.carry, batch())[0].mean()
 
 
 def test_the_default_is_the_plain_lstm():
@@ -105,10 +110,10 @@ def test_a_step_of_training_evaluation_and_sampling(name):
     """Noise is in training, follows from the step, and is nowhere else."""
     model = task.build(model_of(everything(name)), 7)
     optimizer = optimizers.build([{"adam": {"learning_rate": 0.01}}])
-    state = training.initial_state(model, optimizer, batch_size=2, seed=0)
-    assert isinstance(state.params[2][0], Learned)
+    state = initial_state(TASK, model, optimizer, batch(), seed=0)
+    assert isinstance(state.params["rnn"][0], Learned)
 
-    step = jax.jit(lambda state: training.train_step(model, optimizer, state, batch()))
+    step = jax.jit(lambda state: train_step(TASK, model, optimizer, state, batch()))
     (after, seen), (again, _) = step(state), step(state)
     assert bool(seen.healthy)
     assert finite(after.params)
@@ -116,9 +121,9 @@ def test_a_step_of_training_evaluation_and_sampling(name):
     other, noise = step(state._replace(step=state.step + 1))
     assert not same_bits(other.params, after.params)
 
-    quiet = task.loss(model, state.params, state.carry, batch())[0]
+    quiet = loss(model, state)
     assert float(quiet) not in (float(seen.loss), float(noise.loss))
-    assert same_bits(quiet, task.loss(model, state.params, state.carry, batch())[0])
+    assert same_bits(quiet, loss(model, state))
     drawn = [
         task.generate(
             model,
@@ -197,11 +202,11 @@ def test_memory_that_is_not_there_names_what_saves_it(word):
     """B062, in a run."""
     with (
         pytest.raises(LabError, match=r"model\.checkpoint_every to sqrt"),
-        experiments._memory_in_words(),
+        training_run._explained_memory(),
     ):
         raise jax.errors.JaxRuntimeError(word)
     with (
         pytest.raises(jax.errors.JaxRuntimeError),
-        experiments._memory_in_words(),
+        training_run._explained_memory(),
     ):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

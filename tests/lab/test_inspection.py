@@ -13,11 +13,11 @@ import pytest
 import tiny
 
 import jaxlstm as jl
+from jaxlstm.lab import cli
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.files import write_atomic
 from jaxlstm.lab.analysis import inspection, readings
-from jaxlstm.lab import cli
 from jaxlstm.lab.data import read
 from jaxlstm.lab.runs.trained import Trained
 from jaxlstm.lab.tasks import language_modelling as task

@@ -13,12 +13,13 @@ from jaxlstm.cells.gru import GRUGates
 from jaxlstm.cells.simple import RNNGates
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab.reports.report import (
-    Reading,
     summary,
     write_comparison,
     write_plots,
     write_report,
 )
+from jaxlstm.lab.tasks import Artifact
+from jaxlstm.lab.tasks.language_modelling import pictures
 
 RECORDS = [
     {
@@ -38,6 +39,14 @@ RECORDS = [
 ]
 
 
+SAMPLE = Artifact("Sample", "def f():\n    pass")
+
+
+def shown(symbols, trace):
+    """The artifacts of a trace over symbols."""
+    return [Artifact(pictures=pictures.pictures(symbols, trace))]
+
+
 @pytest.fixture
 def run(tmp_path):
     path = tmp_path / "quickstart-20261101-101500"
@@ -54,7 +63,7 @@ def reading():
     f = np.full((5, 3), 0.5)
     f[:, 1] = (1, 1, 0, 1, 1)
     gates = Gates(draw((5, 3)), f, draw((5, 3)), draw((5, 3)))
-    return Reading("ab\nde", Trace(LSTMState(draw((5, 3)), draw((5, 3))), gates))
+    return shown("ab\nde", Trace(LSTMState(draw((5, 3)), draw((5, 3))), gates))
 
 
 def write_metrics(path, records):
@@ -64,7 +73,7 @@ def write_metrics(path, records):
 
 def test_the_report_holds_all_there_is_to_read(run, reading):
     facts = {"speed": "98,212 tokens/s | 41.7 ms per step"}
-    path = write_report(run, facts=facts, sample="def f():\n    pass", reading=reading)
+    path = write_report(run, facts=facts, artifacts=[SAMPLE, *reading])
     text = path.read_text()
     for part in (
         "# quickstart-20261101-101500",
@@ -73,13 +82,13 @@ def test_the_report_holds_all_there_is_to_read(run, reading):
         "def f():\n    pass",
         "```yaml\nname: quickstart\n```",
         '```json\n{"jax": "0.10.2"}\n```',
-        "Unit 1: its gates",
+        "Unit 1: gates",
     ):
         assert part in text
 
 
 def test_every_picture_of_the_report_exists_and_shows_something(run, reading):
-    text = write_report(run, reading=reading).read_text()
+    text = write_report(run, artifacts=reading).read_text()
     names = sorted(path.name for path in (run / "plots").iterdir())
     assert names == [
         "forget_gate.png",
@@ -113,7 +122,7 @@ def test_every_picture_of_the_report_exists_and_shows_something(run, reading):
 )
 def test_other_cells_show_what_they_have(run, trace, wanted):
     f = np.random.default_rng(0).random((5, 3))
-    write_plots(run, reading=Reading("abcde", trace(f)))
+    write_plots(run, shown("abcde", trace(f)))
     names = {path.stem for path in (run / "plots").iterdir()}
     assert names == {"loss", "training_health"} | wanted
 
@@ -125,12 +134,13 @@ def test_without_a_model_the_training_pictures_remain(run):
 
 
 def test_a_report_written_again_is_the_same(run, reading):
-    first = write_report(run, reading=reading).read_bytes()
-    assert write_report(run, reading=reading).read_bytes() == first
+    first = write_report(run, artifacts=reading).read_bytes()
+    assert write_report(run, artifacts=reading).read_bytes() == first
 
 
 def test_a_sample_cannot_break_out_of_its_fence(run):
-    text = write_report(run, sample="```\n# not a heading\n````\x1b[2J").read_text()
+    made = Artifact("Sample", "```\n# not a heading\n````\x1b[2J")
+    text = write_report(run, artifacts=[made]).read_text()
     assert "`````text\n```\n# not a heading\n````\\x1b[2J\n`````" in text
 
 
@@ -174,7 +184,7 @@ def test_no_figure_is_left_open(run, reading):
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()
-    write_report(run, reading=reading)
+    write_report(run, artifacts=reading)
     assert pyplot.get_fignums() == before
 
 

@@ -23,8 +23,9 @@ from jaxlstm.lab._util.errors import BadInput, Diverged
 from jaxlstm.lab.parallel import devices, shards, splits
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.tasks import language_modelling as task
-from jaxlstm.lab.training.experiment import Workbench
-from jaxlstm.lab.training import loop as training
+from jaxlstm.lab.training import loop, programs
+from jaxlstm.lab.training import state as state_
+from jaxlstm.lab.training.experiment import Experiment
 
 N = 4
 
@@ -39,34 +40,35 @@ def config(book: Path, **changes) -> dict:
 def bench(tmp_path_factory):
     book = tmp_path_factory.mktemp("shards") / "book.txt"
     book.write_text(tiny.text())
-    return Workbench.of(configs.load(config(book)))
+    return Experiment.build(configs.load(config(book)))
 
 
 @pytest.fixture(scope="module")
 def sharded(bench):
     """The programs of the bench, for two devices with two shards each."""
-    return programs(bench, there=2)
+    return compiled(bench, there=2)
 
 
-def programs(bench: Workbench, *, there: int) -> shards._Sharded:
-    made = (bench.model, bench.optimizer, bench.start(), bench.streams.batches(0, 1))
+def compiled(bench: Experiment, *, there: int) -> shards._Sharded:
+    halves = programs.halves(bench.task, bench.model, bench.optimizer)
+    made = (halves, bench.initial_state(), bench.dataset.batches(0, 1))
     devices_ = jax.devices()[:there]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda backend: devices_)
-        found = shards._Sharded(*made, N)
+        found = shards._Sharded(*made, bench.dataset.batch_axes, N)
     assert len(found.gradients) == there
     return found
 
 
 def test_a_step_is_the_mean_of_the_gradients_of_its_shards(bench, sharded):
-    before, batch = bench.start(), bench.streams.batch(0)
+    before, batch = bench.initial_state(), bench.dataset.batch(0)
     key = jax.random.fold_in(before.key, 0)
 
     @jax.jit
     @jax.value_and_grad
     def loss(params, part, shard):
         noise = jax.random.fold_in(key, shard)
-        return task.loss(bench.model, params, None, part, key=noise)[0]
+        return bench.task.loss(bench.model, params, None, part, key=noise)[0].mean()
 
     parts = [
         jax.tree.map(lambda leaf, rows=slice(i, i + 2): leaf[:, rows], batch)
@@ -76,7 +78,9 @@ def test_a_step_is_the_mean_of_the_gradients_of_its_shards(bench, sharded):
     mean = jax.tree.map(lambda *each: sum(each) / N, *found)
     updates, _ = bench.optimizer.update(mean[1], before.opt_state, before.params)
     wanted = optax.apply_updates(before.params, updates)
-    after, metrics = sharded.dispatch(bench.start(), bench.streams.batches(0, 1))
+    after, metrics = sharded.dispatch(
+        bench.initial_state(), bench.dataset.batches(0, 1)
+    )
     assert metrics.loss[0] == pytest.approx(float(mean[0]), rel=1e-5)
     norm = float(optax.tree.norm(mean[1]))
     assert metrics.gradient_norm[0] == pytest.approx(norm, rel=1e-5)
@@ -90,12 +94,14 @@ def close(one, other):
 
 def test_without_noise_shards_are_the_whole_batch_but_for_rounding(bench):
     silent = bench.config.model.model_copy(update={"output_dropout": 0.0})
-    model = task.build(silent, bench.corpus.vocabulary.size)
+    model = task.build(silent, bench.dataset.spec.size)
     bench = bench._replace(model=model)
-    batches = bench.streams.batches(0, 7)
-    one = jax.jit(training.train_steps, static_argnums=(0, 1))
-    whole, metrics = one(model, bench.optimizer, bench.start(), batches)
-    split, rows = programs(bench, there=1).dispatch(bench.start(), batches)
+    batches = bench.dataset.batches(0, 7)
+    one = jax.jit(state_.train_steps, static_argnums=(0, 1, 2))
+    whole, metrics = one(
+        bench.task, model, bench.optimizer, bench.initial_state(), batches
+    )
+    split, rows = compiled(bench, there=1).dispatch(bench.initial_state(), batches)
     np.testing.assert_allclose(metrics.loss, jnp.stack(rows.loss), rtol=1e-4)
     assert int(split.step) == 7
     close(whole.params, split.params)
@@ -106,11 +112,11 @@ def test_without_noise_shards_are_the_whole_batch_but_for_rounding(bench):
     "there", [1, *(pytest.param(n, marks=pytest.mark.thorough) for n in (3, 4))]
 )
 def test_any_number_of_devices_gives_the_same_bits(bench, sharded, there):
-    other = programs(bench, there=there)
-    batches = bench.streams.batches(0, 6)
+    other = compiled(bench, there=there)
+    batches = bench.dataset.batches(0, 6)
     same(
-        jax.device_get(_plain(other.dispatch(bench.start(), batches))),
-        jax.device_get(_plain(sharded.dispatch(bench.start(), batches))),
+        jax.device_get(_plain(other.dispatch(bench.initial_state(), batches))),
+        jax.device_get(_plain(sharded.dispatch(bench.initial_state(), batches))),
     )
 
 
@@ -130,7 +136,7 @@ def collectives(compiled) -> list[str]:
 
 
 def test_no_program_holds_a_collective_or_knows_of_a_second_device(bench, sharded):
-    state, columns = sharded._spread(bench.start())
+    state, columns = sharded._spread(bench.initial_state())
     healthy, here = state.healthy, jax.device_put(tuple(columns), jax.devices()[0])
     join = sharded.join.lower(healthy, here).compile()
     for compiled in [*sharded.gradients.values(), sharded.update, join]:
@@ -153,13 +159,15 @@ def test_a_collective_would_be_seen():
     assert collectives(compiled) == ["all-reduce"]
 
 
-def poisoned(bench: Workbench, step: int, row: int):
+def poisoned(bench: Experiment, step: int, row: int):
     """Streams with a token that there is not: NaN, at one step of one row."""
 
     class Poisoned:
+        batch_axes = bench.dataset.batch_axes
+
         @staticmethod
         def batches(first, count):
-            batches = bench.streams.batches(first, count)
+            batches = bench.dataset.batches(first, count)
             if 0 <= step - first < count:
                 batches.inputs[step - first, 3, row] = 10_000
             return batches
@@ -173,8 +181,8 @@ def poisoned(bench: Workbench, step: int, row: int):
 
 def test_after_a_loss_that_is_not_finite_the_state_stands_still(bench, sharded):
     batches = poisoned(bench, 2, row=5).batches(0, 5)
-    stopped, metrics = sharded.dispatch(bench.start(), batches)
-    before, _ = sharded.dispatch(bench.start(), bench.streams.batches(0, 2))
+    stopped, metrics = sharded.dispatch(bench.initial_state(), batches)
+    before, _ = sharded.dispatch(bench.initial_state(), bench.dataset.batches(0, 2))
     assert [bool(row) for row in metrics.healthy] == [True, True, False, False, False]
     mended = stopped._replace(healthy=before.healthy)
     same(_plain((mended, ()))[0], _plain((before, ()))[0])
@@ -183,15 +191,15 @@ def test_after_a_loss_that_is_not_finite_the_state_stands_still(bench, sharded):
 @pytest.fixture
 def compiled_once(sharded, monkeypatch):
     """The loop takes the programs that are there."""
-    monkeypatch.setattr(shards, "program", lambda *made, shards: sharded.dispatch)
+    monkeypatch.setattr(shards, "program", lambda *made, **how: sharded.dispatch)
 
 
 @pytest.mark.usefixtures("compiled_once")
 def test_divergence_names_the_row_and_keeps_the_state_before(bench):
     world = World(bench)
-    job = world.job()._replace(streams=poisoned(bench, 12, row=5))
+    job = world.job()._replace(dataset=poisoned(bench, 12, row=5))
     with pytest.raises(Diverged, match=r"step 13: the loss is not finite.*rows 5\b"):
-        training.fit(job, bench.start(), training.Ledger())
+        loop.fit(job, bench.initial_state(), loop.LoopState())
     state, _ = world.saved[-1]
     assert int(state.step) == 12
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
@@ -200,10 +208,10 @@ def test_divergence_names_the_row_and_keeps_the_state_before(bench):
 @pytest.mark.usefixtures("compiled_once")
 def test_stopped_and_continued_is_the_run_that_never_stopped(bench):
     whole, before, after = World(bench), World(bench, stop=3), World(bench)
-    assert training.fit(whole.job(), bench.start(), training.Ledger())
-    assert not training.fit(before.job(), bench.start(), training.Ledger())
+    assert loop.fit(whole.job(), bench.initial_state(), loop.LoopState())
+    assert not loop.fit(before.job(), bench.initial_state(), loop.LoopState())
     state, ledger = before.saved[-1]
-    assert training.fit(after.job(), _live(state), ledger)
+    assert loop.fit(after.job(), _live(state), ledger)
     same(after.saved[-1][0], whole.saved[-1][0])
     assert before.lines + after.lines == whole.lines
 
@@ -275,8 +283,8 @@ def test_one_shard_is_told_with_its_reason(book, asked, told, monkeypatch):
 
 
 def test_the_copies_of_shards_are_counted_with_the_memory(bench):
-    params = jax.tree.leaves(bench.start().params)
-    assert bench.copies() == 2 * N * sum(leaf.nbytes for leaf in params)
+    params = jax.tree.leaves(bench.initial_state().params)
+    assert bench.shard_bytes() == 2 * N * sum(leaf.nbytes for leaf in params)
 
 
 def test_a_number_that_does_not_divide_the_batch(book):

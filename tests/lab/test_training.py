@@ -12,33 +12,57 @@ import tiny
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import Diverged
 from jaxlstm.lab.config.schema import EarlyStopping
-from jaxlstm.lab.tasks import language_modelling as task
-from jaxlstm.lab.training.experiment import Workbench
-from jaxlstm.lab.training import loop as training
+from jaxlstm.lab.training import loop, policies
+from jaxlstm.lab.training import state as state_
+from jaxlstm.lab.training.experiment import Experiment
 
 
 class World:
-    """The hooks of a loop, written down; it asks the loop to stop at `stop`."""
+    """Callbacks and listener of a loop that record their calls.
 
-    def __init__(self, bench: Workbench, *, stop: int | None = None) -> None:
+    The loop is asked to stop at dispatch number `stop`.
+    """
+
+    def __init__(self, bench: Experiment, *, stop: int | None = None) -> None:
         self.bench, self.stop = bench, stop
         self.lines: list[tuple] = []
-        self.saved: list[tuple[training.TrainState, training.Ledger]] = []
+        self.saved: list[tuple[state_.TrainState, loop.LoopState]] = []
         self.losses = iter(())
 
-    def job(self) -> training.Job:
-        hooks = training.Hooks(
-            self.log, self.validate, self.save, lambda seconds: None, self.stopping
-        )
-        bench = self.bench
-        return training.Job(
+    def job(self) -> loop.Job:
+        def log(step, loss, numbers, pace):
+            self.log("train", step, loss, numbers, pace)
+
+        bench, training = self.bench, self.bench.config.training
+        return loop.Job(
+            bench.task,
             bench.model,
             bench.optimizer,
-            bench.streams,
-            bench.config.training,
+            bench.dataset,
+            training,
             None,
-            hooks,
+            loop.Listener(log, lambda seconds: None, self.stopping),
+            (
+                loop.Callback(self.validated, (training.validate_every,)),
+                loop.Callback(
+                    self.checkpoint,
+                    (training.validate_every, training.checkpoint_every),
+                    on_stop=True,
+                ),
+            ),
+            self.save,
         )
+
+    def validated(self, state, found):
+        loss, step = self.validate(state.params), int(state.step)
+        self.log("validation", step, loss, {}, {})
+        stopping = self.bench.config.training.early_stopping
+        metric = self.bench.task.primary
+        return policies.validated(found, metric, stopping, step=step, value=loss)
+
+    def checkpoint(self, state, found):
+        self.save(state, found)
+        return found
 
     def log(self, split, step, nats, numbers, pace):
         self.lines.append((split, step, nats, tuple(sorted(numbers.items()))))
@@ -70,18 +94,18 @@ def _live(state):
 
 @pytest.fixture
 def bench(book):
-    return Workbench.of(configs.load(tiny.config(book)))
+    return Experiment.build(configs.load(tiny.config(book)))
 
 
-def altered(bench: Workbench, **changes) -> Workbench:
+def altered(bench: Experiment, **changes) -> Experiment:
     config = bench.config
     changed = config.training.model_copy(update=changes)
     return bench._replace(config=config.model_copy(update={"training": changed}))
 
 
 def one_step(bench, state, batch):
-    step = jax.jit(training.train_step, static_argnums=(0, 1))
-    return step(bench.model, bench.optimizer, state, batch)
+    step = jax.jit(state_.train_step, static_argnums=(0, 1, 2))
+    return step(bench.task, bench.model, bench.optimizer, state, batch)
 
 
 def same(one, other):
@@ -90,8 +114,8 @@ def same(one, other):
 
 
 def test_one_step_is_the_gradient_of_the_mean_loss_handed_to_optax(bench):
-    state = bench.start()
-    batch = jax.tree.map(jnp.asarray, bench.streams.batch(0))
+    state = bench.initial_state()
+    batch = jax.tree.map(jnp.asarray, bench.dataset.batch(0))
 
     def loss(params):
         key = jax.random.fold_in(state.key, 0)
@@ -119,10 +143,10 @@ def test_one_step_is_the_gradient_of_the_mean_loss_handed_to_optax(bench):
 
 
 def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(bench):
-    batches = jax.tree.map(jnp.asarray, bench.streams.batches(0, 4))
-    state = single = bench.start()
-    state, metrics = jax.jit(training.train_steps, static_argnums=(0, 1))(
-        bench.model, bench.optimizer, state, batches
+    batches = jax.tree.map(jnp.asarray, bench.dataset.batches(0, 4))
+    state = single = bench.initial_state()
+    state, metrics = jax.jit(state_.train_steps, static_argnums=(0, 1, 2))(
+        bench.task, bench.model, bench.optimizer, state, batches
     )
     for k in range(4):
         batch = jax.tree.map(lambda leaf, k=k: leaf[k], batches)
@@ -135,19 +159,19 @@ def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(bench):
 
 
 def test_the_state_is_carried_and_reset_where_the_stream_says(bench):
-    first, second = bench.streams.batch(0), bench.streams.batch(1)
-    state, _ = one_step(bench, bench.start(), first)
+    first, second = bench.dataset.batch(0), bench.dataset.batch(1)
+    state, _ = one_step(bench, bench.initial_state(), first)
     assert first.resets[0].all()
     assert not second.resets.any()
-    carried = task.loss(bench.model, state.params, state.carry, second)[0]
-    forgotten = task.loss(bench.model, state.params, None, second)[0]
-    assert float(carried) != float(forgotten)
+    carried, _ = bench.task.loss(bench.model, state.params, state.carry, second)
+    forgotten, _ = bench.task.loss(bench.model, state.params, None, second)
+    assert float(carried.mean()) != float(forgotten.mean())
 
 
 @pytest.fixture
 def compiled_once(whole, monkeypatch):
     """The programs of the whole run, for all runs of the same bench."""
-    monkeypatch.setattr(training, "_Programs", lambda job: whole.programs)
+    monkeypatch.setattr(loop, "Programs", lambda job: whole.programs)
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +179,12 @@ def whole(tmp_path_factory):
     """A bench, and the world of a run on it that was never stopped."""
     path = tmp_path_factory.mktemp("whole") / "book.txt"
     path.write_text(tiny.text())
-    bench = Workbench.of(configs.load(tiny.config(path)))
+    bench = Experiment.build(configs.load(tiny.config(path)))
     world = World(bench)
-    world.programs = programs = training._Programs(world.job())
+    world.programs = programs = loop.Programs(world.job())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_Programs", lambda job: programs)
-        assert training.fit(world.job(), bench.start(), training.Ledger())
+        patch.setattr(loop, "Programs", lambda job: programs)
+        assert loop.fit(world.job(), bench.initial_state(), loop.LoopState())
     return world
 
 
@@ -169,12 +193,12 @@ def whole(tmp_path_factory):
 def test_stopped_anywhere_and_continued_is_the_run_that_never_stopped(whole, stop):
     bench = whole.bench
     before = World(bench, stop=stop)
-    assert not training.fit(before.job(), bench.start(), training.Ledger())
+    assert not loop.fit(before.job(), bench.initial_state(), loop.LoopState())
     state, ledger = before.saved[-1]
     assert int(state.step) == 5 * stop
     after = World(bench)
-    ledger = training.Ledger.from_json(ledger.to_json())
-    assert training.fit(after.job(), _live(state), ledger)
+    ledger = loop.LoopState.from_json(ledger.to_json())
+    assert loop.fit(after.job(), _live(state), ledger)
 
     same(after.saved[-1][0], whole.saved[-1][0])
     assert before.lines + after.lines == whole.lines
@@ -183,7 +207,7 @@ def test_stopped_anywhere_and_continued_is_the_run_that_never_stopped(whole, sto
 
 def test_what_is_logged_validated_and_saved_when(bench):
     world = World(altered(bench, steps=37))
-    assert training.fit(world.job(), bench.start(), training.Ledger())
+    assert loop.fit(world.job(), bench.initial_state(), loop.LoopState())
     assert [line[:2] for line in world.lines] == [
         ("train", 10),
         ("train", 20),
@@ -197,7 +221,7 @@ def test_what_is_logged_validated_and_saved_when(bench):
 
 def test_no_steps_is_no_training(bench):
     world = World(altered(bench, steps=0))
-    assert training.fit(world.job(), bench.start(), training.Ledger())
+    assert loop.fit(world.job(), bench.initial_state(), loop.LoopState())
     assert world.lines == world.saved == []
 
 
@@ -205,7 +229,7 @@ def test_early_stopping_waits_for_its_patience(bench):
     patient = EarlyStopping(patience=2, min_delta=0.1)
     world = World(altered(bench, validate_every=5, early_stopping=patient))
     world.losses = iter([3.0, 2.0, 1.95, 1.5, 1.45, 1.49, 0.1])
-    assert training.fit(world.job(), bench.start(), training.Ledger())
+    assert loop.fit(world.job(), bench.initial_state(), loop.LoopState())
     _, ledger = world.saved[-1]
     assert (ledger.best_step, ledger.best_loss, ledger.waited) == (20, 1.5, 2)
     assert world.at == 30
@@ -216,12 +240,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before(whol
     bench = whole.bench
 
     class Poisoned:
-        steps_per_epoch = bench.streams.steps_per_epoch
-        batch = bench.streams.batch
+        steps_per_epoch = bench.dataset.steps_per_epoch
+        batch_axes = bench.dataset.batch_axes
+        batch = bench.dataset.batch
 
         @staticmethod
         def batches(first, count):
-            batches = bench.streams.batches(first, count)
+            batches = bench.dataset.batches(first, count)
             for k in range(count):
                 if first + k == 12:
                     batches.inputs[k, 3, 1] = 10_000  # no such token: NaN, in row 1
@@ -231,9 +256,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before(whol
         lambda step: jax.tree.map(lambda leaf: leaf[0], Poisoned.batches(step, 1))
     )
     world = World(bench)
-    job = world.job()._replace(streams=Poisoned)
+    job = world.job()._replace(dataset=Poisoned)
     with pytest.raises(Diverged, match=r"step 13: the loss is not finite.*rows 1\b"):
-        training.fit(job, bench.start(), training.Ledger())
+        loop.fit(job, bench.initial_state(), loop.LoopState())
     state, ledger = world.saved[-1]
     assert int(state.step) == 12
     assert state.healthy
@@ -241,7 +266,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before(whol
     assert len(ledger.unlogged) == 2
 
     mended = World(bench)
-    assert training.fit(mended.job(), _live(state), ledger)
+    assert loop.fit(mended.job(), _live(state), ledger)
     for a, b in zip(
         jax.tree.leaves(mended.saved[-1][0].params),
         jax.tree.leaves(whole.saved[-1][0].params),
@@ -253,10 +278,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before(whol
 def test_evaluation_is_the_mean_over_every_target_with_one_long_memory(bench):
     from jaxlstm.lab.data import validation_windows
 
-    tokens = bench.corpus.validation
-    params = bench.start().params
+    tokens = bench.dataset.corpus.validation
+    params = bench.initial_state().params
     windows = validation_windows(tokens, streams=1, window=16)
-    found = training.evaluate(bench.model, params, windows)
+    found = loop.evaluate(bench.task, bench.model, params, windows)["loss"]
     _, logits = bench.model.apply(params, jnp.asarray(tokens[:-1], jnp.int32))
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     wanted = -log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()
@@ -264,6 +289,6 @@ def test_evaluation_is_the_mean_over_every_target_with_one_long_memory(bench):
 
 
 def test_the_ledger_survives_json():
-    ledger = training.Ledger(((0.1, math.pi), (2 / 3, 1e-30)), 20, 1.25, 3)
-    assert training.Ledger.from_json(ledger.to_json()) == ledger
-    assert training.Ledger.from_json(training.Ledger().to_json()) == training.Ledger()
+    ledger = loop.LoopState(((0.1, math.pi), (2 / 3, 1e-30)), 20, 1.25, 3)
+    assert loop.LoopState.from_json(ledger.to_json()) == ledger
+    assert loop.LoopState.from_json(loop.LoopState().to_json()) == loop.LoopState()

@@ -30,8 +30,8 @@ from jaxlstm.lab.config import Config, schema
 from jaxlstm.lab.config.cells import LSTM
 from jaxlstm.lab.data import Batch
 from jaxlstm.lab.parallel import devices, shards, splits
-from jaxlstm.lab.tasks import language_modelling as task
-from jaxlstm.lab.training.experiment import Workbench
+from jaxlstm.lab.training import programs
+from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import TrainState, train_steps
 
 STEPS = 5  # to a dispatch; a run has as many as `training.steps_per_dispatch`
@@ -90,7 +90,7 @@ def bench(
     with contextlib.suppress(BadInput):  # without a compiler, the engine says so
         native.load()
     with devices.using(wanted.device, hosts=hosts) as device:
-        built = Workbench.of(wanted)
+        built = Experiment.build(wanted)
         report(_work(built, device))
         prepared = [_engine(built, name, report) for name in engines()]
         prepared.append(_torch(built, device))
@@ -115,15 +115,15 @@ def _with_engine(config: Config, engine: str | None) -> Config:
 
 
 def _engine(
-    bench: Workbench, engine: str, report: Callable[[str], object]
+    bench: Experiment, engine: str, report: Callable[[str], object]
 ) -> tuple[Row, Run | None]:
     """The row of an engine as far as it is known, and a training step to be run."""
     config = _with_engine(bench.config, engine)
-    model = task.build(config.model, bench.corpus.vocabulary.size)
+    model = bench.task.model(config, bench.dataset.spec)
     bench = bench._replace(config=config, model=model)
-    batches = bench.streams.batches(0, STEPS)
+    batches = bench.dataset.batches(0, STEPS)
     try:
-        state = bench.start()
+        state = bench.initial_state()
         began = time.perf_counter()
         program, memory = _program(bench, state, batches)
     except NotImplementedError as refusal:
@@ -139,13 +139,15 @@ def _engine(
 
 
 def _program(
-    bench: Workbench, state: TrainState, batches: Batch
+    bench: Experiment, state: TrainState, batches: Batch
 ) -> tuple[shards.Dispatch, int | None]:
     """The program of a dispatch as a run compiles it, and its bytes where XLA tells."""
     count = splits.number(bench.config.training)
-    made = (bench.model, bench.optimizer)
+    made = (bench.task, bench.model, bench.optimizer)
     if count > 1:
-        return shards.program(*made, state, batches, shards=count), None
+        halves, axes = programs.halves(*made), bench.dataset.batch_axes
+        found = shards.program(halves, state, batches, batch_axes=axes, shards=count)
+        return found, None
     steps = jax.jit(functools.partial(train_steps, *made), donate_argnums=0)
     compiled = steps.lower(state, batches).compile()
     return compiled, _memory(compiled)
@@ -160,7 +162,7 @@ def _memory(program: jax.stages.Compiled) -> int | None:
     return size + found.temp_size_in_bytes - found.alias_size_in_bytes
 
 
-def _completed(bench: Workbench, row: Row, spread: Spread | None) -> Row:
+def _completed(bench: Experiment, row: Row, spread: Spread | None) -> Row:
     """The row with what the clock found."""
     if spread is None:
         return row
@@ -174,13 +176,13 @@ def _completed(bench: Workbench, row: Row, spread: Spread | None) -> Row:
     )
 
 
-def _tokens(bench: Workbench) -> int:
+def _tokens(bench: Experiment) -> int:
     return bench.config.training.batch_size * bench.config.training.window
 
 
-def _multiplied(bench: Workbench) -> int:
+def _multiplied(bench: Experiment) -> int:
     """Numbers in weight matrices, those of the embedding left out: it looks up."""
-    shapes = jax.eval_shape(bench.start).params[1:]
+    shapes = jax.eval_shape(bench.initial_state).params
     return sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
@@ -188,7 +190,7 @@ def _multiplied(bench: Workbench) -> int:
     )
 
 
-def _work(bench: Workbench, device: Any) -> str:
+def _work(bench: Experiment, device: Any) -> str:
     """What is measured, on what, in one line."""
     model, training = bench.config.model, bench.config.training
     split = splits.described(bench.config, device)
@@ -204,13 +206,15 @@ def _work(bench: Workbench, device: Any) -> str:
 # -- torch --------------------------------------------------------------------
 
 
-def _torch(bench: Workbench, device: Any) -> tuple[Row, Run | None]:
+def _torch(bench: Experiment, device: Any) -> tuple[Row, Run | None]:
     """The row of torch, and a training step of it where it has one."""
     reason = _torch_lacks(bench.config.model, device)
+    if not hasattr(bench.task, "sample"):
+        reason = "is compared for language models only"
     if reason:
         return Row("torch", reason=reason), None
-    size = bench.corpus.vocabulary.size
-    return Row("torch"), _torch_step(bench.config, size, bench.streams.batch(0))
+    size = bench.dataset.spec.size
+    return Row("torch"), _torch_step(bench.config, size, bench.dataset.batch(0))
 
 
 def _torch_lacks(model: schema.Model, device: Any) -> str:

@@ -85,6 +85,11 @@ def inspect(
     if input is not None and text is not None:
         raise BadInput("inspect: both --input and --text came; give one of them")
     model = load(run, report=report)
+    if not hasattr(model.task, "cell"):
+        raise BadInput(
+            f"inspect: got a run of the task {model.task.name}, expected a language "
+            "model: units are compared with the text they read"
+        )
     given = _given(model, input, text)
     searched = _to_search(model, given, report)
     place = _writable(model.run / "inspect" if out is None else Path(out))

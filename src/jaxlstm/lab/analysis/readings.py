@@ -20,7 +20,6 @@ from jaxlstm.lab.config.schema import Model
 from jaxlstm.lab.data.files import open_data, quoted
 from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN, UNKNOWN
 from jaxlstm.lab.runs.trained import Trained
-from jaxlstm.lab.tasks import language_modelling as task
 
 Floats = NDArray[np.floating]
 
@@ -179,9 +178,9 @@ def untrained(trained: Trained) -> Trained:
 def _bare(trained: Trained) -> jl.Layer:
     """The model on whatever engine shows its gates."""
     wanted = {"engine": None, "checkpoint_every": None}
-    return task.build(
-        trained.config.model.model_copy(update=wanted), trained.vocabulary.size
-    )
+    model = trained.config.model.model_copy(update=wanted)
+    config = trained.config.model_copy(update={"model": model})
+    return trained.task.model(config, trained.spec)
 
 
 def _tracing(model: jl.Layer) -> Callable[..., Any]:
@@ -245,7 +244,9 @@ def layer_facts(trained: Trained, watched: Watched) -> list[LayerFacts]:
     tokens = jnp.asarray(_recent(watched))
     facts = []
     for layer, trace in enumerate(watched.traces):
-        probe = jax.jit(functools.partial(_probed, trained.config.model, layer))
+        probe = jax.jit(
+            functools.partial(_probed, trained.task, trained.config.model, layer)
+        )
         norm, span = probe(trained.params, tokens, _resets(trained, tokens)[:-1])
         facts.append(_facts(trace, _shares(norm), int(np.median(span))))
     return facts
@@ -276,25 +277,32 @@ def _recent(watched: Watched) -> NDArray[np.int32]:
 
 
 def _probed(
-    model: Model, layer: int, params: Any, tokens: jax.Array, resets: jax.Array
+    task: Any,
+    model: Model,
+    layer: int,
+    params: Any,
+    tokens: jax.Array,
+    resets: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Of a layer: the gradient's norm, `[T - 1, rows]`, and the memory span, `[rows]`.
 
     The loss is that of the last token, which is predicted from those before it.
     """
-    embedding = jl.embed(*params[0].table.shape, dtype=model.dtype)
-    _, xs = embedding.apply(params[0], tokens[:-1])
+    embedding = jl.embed(*params["embed"].table.shape, dtype=model.dtype)
+    _, xs = embedding.apply(params["embed"], tokens[:-1])
     for below in range(layer):
-        xs = _after(model, params, below, xs, resets)
+        xs = _after(task, model, params, below, xs, resets)
 
     def loss(state: Any, hs: jax.Array) -> jax.Array:
         ys = xs + hs if model.residual and layer else hs
-        for above in range(layer + 1, len(params[2])):
-            ys = _after(model, params, above, ys, resets)
-        _, logits = jl.linear(len(params[0].table)).apply(params[-1], ys[-1:])
+        for above in range(layer + 1, len(params["rnn"])):
+            ys = _after(task, model, params, above, ys, resets)
+        _, logits = jl.linear(len(params["embed"].table)).apply(
+            params["unembed"], ys[-1:]
+        )
         return task.cross_entropy(logits[0], tokens[-1]).sum()
 
-    cell, own = task.cell(model), params[2][layer]
+    cell, own = task.cell(model), params["rnn"][layer]
     norm = diagnostics.gradient_flow(cell, own, xs, loss=loss, resets=resets).norm
     span = diagnostics.memory_span(
         cell, own, xs, output=_directions, share=SHARE, resets=resets
@@ -303,10 +311,10 @@ def _probed(
 
 
 def _after(
-    model: Model, params: Any, layer: int, xs: jax.Array, resets: jax.Array
+    task: Any, model: Model, params: Any, layer: int, xs: jax.Array, resets: jax.Array
 ) -> jax.Array:
     """What a recurrent layer makes of its inputs."""
-    _, hs = jl.unroll(task.cell(model), params[2][layer], xs, resets=resets)
+    _, hs = jl.unroll(task.cell(model), params["rnn"][layer], xs, resets=resets)
     return xs + hs if model.residual and layer else hs
 
 

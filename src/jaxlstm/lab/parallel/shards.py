@@ -1,16 +1,16 @@
-"""A batch in shards: a gradient of each on a device of its own, and one update.
+"""A batch split into shards: one gradient for each, then one update.
 
-    params ──┬──> gradient of columns 0 … b      device 0 ──┐
-             ├──> gradient of columns b … 2b     device 1 ──┼──> mean ──> update
+    params ──┬──> gradient of examples 0 … b     device 0 ──┐
+             ├──> gradient of examples b … 2b    device 1 ──┼──> mean ──> update
              └──> …                              …        ──┘           device 0
 
-On a CPU each core then runs a time loop of its own. Every program here is compiled for
-one device and runs on that device alone; what another device needs is copied between
-programs. So no program holds a collective, and none can wait for another half-way:
-whatever order they run in, each ends. That is why training in shards cannot deadlock.
+On a CPU each core then runs a time loop of its own. Every program is compiled for one
+device, and arrays are copied between programs, so no program contains a collective. A
+collective inside a step that is dispatched ahead can deadlock the few threads of
+XLA:CPU; without one, the programs end in whatever order they run.
 
-How many shards there are decides the bits of a run, as the seed does, and how many
-devices there are does not: shard i is the same program wherever it runs.
+The number of shards decides the bits of a run, as the seed does. The number of devices
+does not: shard i is the same program wherever it runs.
 """
 
 import functools
@@ -21,179 +21,188 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
-from jaxlstm.lab.data import Batch
 from jaxlstm.lab.parallel.devices import siblings
-from jaxlstm.lab.training import state as steps
-from jaxlstm.lab.training.state import StepMetrics, TrainState
-from jaxlstm.layers import Layer
 
-# Steps under way at a time: enough to keep the devices busy, and few enough that their
+# Steps in flight at a time: enough to keep the devices busy, few enough that their
 # gradients do not fill the memory.
-AHEAD = 2
+IN_FLIGHT = 2
 
-Dispatch = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+State = Any
+Batch = Any
+Metrics = Any
+Dispatch = Callable[[State, Batch], tuple[State, Metrics]]
 
 
-class Columns(NamedTuple):
-    """The state of one shard's columns, before its newest step and after it.
+class Halves(NamedTuple):
+    """The two halves of a training step.
 
-    Whether that step counts is known once the gradients of all shards are.
+    gradient   `(state, carry, batch, shard) -> (loss, carry, gradient)`; reads neither
+               `state.carry` nor `state.opt_state`
+    update     `(state, loss, carry, gradient) -> (state, metrics)`
+    """
+
+    gradient: Callable[[State, Any, Batch, Array], tuple[Array, Any, Any]]
+    update: Callable[[State, Array, Any, Any], tuple[State, Metrics]]
+
+
+class Carries(NamedTuple):
+    """The carry of one shard before its newest step and after it.
+
+    Which of the two holds is known once the losses of all shards are.
     """
 
     before: Any
     after: Any
 
 
-def of_shard(tree: Any, shard: int, shards: int, *, axis: int) -> Any:
-    """The columns of one shard, of arrays that hold the whole batch along `axis`."""
+def of_shard(tree: Any, shard: int, shards: int, *, axis: Any) -> Any:
+    """Return one shard of arrays that hold the whole batch.
 
-    def cut(leaf: Any) -> Any:
+    Args:
+        axis: the batch axis, an int for all arrays or a pytree prefix, as in
+            `jax.vmap(in_axes=...)`.
+    """
+
+    def cut(axis: int, leaf: Any) -> Any:
         size = leaf.shape[axis] // shards
         return leaf[(slice(None),) * axis + (slice(shard * size, (shard + 1) * size),)]
 
-    return jax.tree.map(cut, tree)
+    return jax.tree.map(
+        lambda axis, part: jax.tree.map(functools.partial(cut, axis), part), axis, tree
+    )
 
 
 def shard_gradient(
-    model: Layer, state: TrainState, columns: Columns, batch: Batch, shard: Array
-) -> tuple[Array, Columns, Any]:
-    """Loss, columns and gradient of one shard, whose batch is `[T, B / shards]`.
+    halves: Halves, state: State, carries: Carries, batch: Batch, shard: Array
+) -> tuple[Array, Carries, Any]:
+    """Return loss, carries and gradient of one shard.
 
-    Arguments:
-        state: with neither carry nor optimizer state, which no gradient depends on.
+    Args:
+        state: without carry and optimizer state, on which no gradient depends.
+        batch: the part of this shard.
     """
-    before = _chosen(state.healthy, columns)
-    key = steps.noise_key(state, shard)
-    nats, after, found = steps.gradient(model, state.params, before, batch, key)
-    return nats, Columns(before, after), found
+    before = _chosen(state.healthy, carries)
+    loss, after, found = halves.gradient(state, before, batch, shard)
+    return loss, Carries(before, after), found
 
 
 def merged_update(
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    nats: tuple[Array, ...],
-    gradients: tuple[Any, ...],
-) -> tuple[TrainState, StepMetrics]:
-    """The state after the mean of all gradients, which are added in their order."""
+    halves: Halves, state: State, losses: tuple[Array, ...], gradients: tuple[Any, ...]
+) -> tuple[State, Metrics]:
+    """Update the state by the mean of all gradients, added in the order of shards."""
     mean = functools.partial(
         jax.tree.map, lambda *each: sum(each[1:], each[0]) / len(each)
     )
-    return steps.updated(optimizer, state, mean(*nats), (), mean(*gradients))
+    return halves.update(state, mean(*losses), (), mean(*gradients))
 
 
-def joined(healthy: Array, columns: tuple[Columns, ...]) -> Any:
-    """The carry of the whole batch, from the columns of every shard."""
-    parts = [_chosen(healthy, each) for each in columns]
+def joined(healthy: Array, carries: tuple[Carries, ...]) -> Any:
+    """Return the carry of the whole batch."""
+    parts = [_chosen(healthy, each) for each in carries]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def _chosen(healthy: Array, columns: Columns) -> Any:
-    """The columns after their newest step, or before it if it does not count."""
+def _chosen(healthy: Array, carries: Carries) -> Any:
+    """Return the carry after the newest step, or before it if it does not count."""
     return jax.tree.map(
-        functools.partial(jnp.where, healthy), columns.after, columns.before
+        functools.partial(jnp.where, healthy), carries.after, carries.before
     )
 
 
 def program(
-    model: Layer,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    batches: Batch,
-    *,
-    shards: int,
+    halves: Halves, state: State, batches: Batch, *, batch_axes: Any, shards: int
 ) -> Dispatch:
-    """`train_steps` in shards, compiled: `(state, batches [K, T, B])` to both.
+    """Compile `(state, batches) -> (state, metrics)` in shards.
 
-    The state is given away, as to every program of the loop; its metrics are rows of K
-    scalars. Whatever K is, the programs behind it are these.
+    The state is donated. Batches are stacked along a leading axis of any length K, and
+    metrics are K rows.
+
+    Args:
+        batch_axes: the batch axis of each field of one batch.
+        shards: their number, a divisor of the batch size.
     """
-    return _Sharded(model, optimizer, state, batches, shards).dispatch
+    return _Sharded(halves, state, batches, batch_axes, shards).dispatch
 
 
 class _Sharded:
-    """One gradient program for each device and one update, and the order of calls."""
+    """One gradient program for each device, one update, and the order of calls."""
 
     def __init__(
-        self,
-        model: Layer,
-        optimizer: optax.GradientTransformation,
-        state: TrainState,
-        batches: Batch,
-        shards: int,
+        self, halves: Halves, state: State, batches: Batch, axes: Any, shards: int
     ) -> None:
+        self._axes = axes
         (self._home,) = state.step.devices()
         self._places = siblings(self._home, shards)
         self._index = [
             jax.device_put(np.int32(shard), place)
             for shard, place in enumerate(self._places)
         ]
-        lean, columns = self._spread(state)
-        gradient = jax.jit(functools.partial(shard_gradient, model))
-        calls = self._calls(lean, columns, jax.tree.map(lambda leaf: leaf[0], batches))
+        lean, carries = self._spread(state)
+        gradient = jax.jit(functools.partial(shard_gradient, halves))
+        calls = self._calls(lean, carries, jax.tree.map(lambda leaf: leaf[0], batches))
         each = dict(zip(self._places, calls, strict=True))
         lowered = {place: gradient.lower(*call) for place, call in each.items()}
         with ThreadPoolExecutor(len(lowered)) as pool:
             compiled = pool.map(jax.stages.Lowered.compile, lowered.values())
             self.gradients = dict(zip(lowered, compiled, strict=True))
-        nats, _, found = jax.eval_shape(gradient, *calls[0])
-        update = jax.jit(functools.partial(merged_update, optimizer), donate_argnums=0)
-        self.update = update.lower(lean, (nats,) * shards, (found,) * shards).compile()
+        losses, _, found = jax.eval_shape(gradient, *calls[0])
+        update = jax.jit(functools.partial(merged_update, halves), donate_argnums=0)
+        self.update = update.lower(
+            lean, (losses,) * shards, (found,) * shards
+        ).compile()
         self.join = jax.jit(joined)
 
-    def dispatch(
-        self, state: TrainState, batches: Batch
-    ) -> tuple[TrainState, StepMetrics]:
-        """As many steps as there are batches, none waited for but those long ago."""
-        state, columns = self._spread(state)
-        rows: list[StepMetrics] = []
-        for k in range(len(batches.inputs)):
-            if k >= AHEAD:
-                rows[k - AHEAD].healthy.block_until_ready()
+    def dispatch(self, state: State, batches: Batch) -> tuple[State, Metrics]:
+        """Dispatch a step for each batch, with at most `IN_FLIGHT` unfinished."""
+        state, carries = self._spread(state)
+        rows: list[Metrics] = []
+        for k in range(len(jax.tree.leaves(batches)[0])):
+            if k >= IN_FLIGHT:
+                rows[k - IN_FLIGHT].healthy.block_until_ready()
             batch = jax.tree.map(lambda leaf, k=k: leaf[k], batches)
-            state, columns, row = self._step(state, columns, batch)
+            state, carries, row = self._step(state, carries, batch)
             rows.append(row)
-        carry = self.join(state.healthy, jax.device_put(tuple(columns), self._home))
+        carry = self.join(state.healthy, jax.device_put(tuple(carries), self._home))
         return state._replace(carry=carry), jax.tree.map(lambda *row: row, *rows)
 
     def _step(
-        self, state: TrainState, columns: list[Columns], batch: Batch
-    ) -> tuple[TrainState, list[Columns], StepMetrics]:
-        calls = self._calls(state, columns, batch)
+        self, state: State, carries: list[Carries], batch: Batch
+    ) -> tuple[State, list[Carries], Metrics]:
+        calls = self._calls(state, carries, batch)
         done = [
             self.gradients[place](*call)
             for place, call in zip(self._places, calls, strict=True)
         ]
-        nats, columns, found = map(list, zip(*done, strict=True))
-        here = jax.device_put((tuple(nats), tuple(found)), self._home)
+        losses, carries, found = map(list, zip(*done, strict=True))
+        here = jax.device_put((tuple(losses), tuple(found)), self._home)
         state, metrics = self.update(state, *here)
-        return state, columns, metrics
+        return state, carries, metrics
 
-    def _spread(self, state: TrainState) -> tuple[TrainState, list[Columns]]:
-        """The state without its carry, and the carry in columns where they belong."""
+    def _spread(self, state: State) -> tuple[State, list[Carries]]:
+        """Return the state without its carry, and each shard's carry on its device."""
         state = jax.device_put(state, self._home)
         parts = [
             of_shard(state.carry, shard, len(self._places), axis=0)
             for shard in range(len(self._places))
         ]
-        columns = [
-            jax.device_put(Columns(part, part), place)
+        carries = [
+            jax.device_put(Carries(part, part), place)
             for part, place in zip(parts, self._places, strict=True)
         ]
-        return state._replace(carry=()), columns
+        return state._replace(carry=()), carries
 
     def _calls(
-        self, state: TrainState, columns: list[Columns], batch: Batch
+        self, state: State, carries: list[Carries], batch: Batch
     ) -> list[tuple[Any, ...]]:
-        """The arguments of every shard's gradient, on the device that it runs on."""
+        """Return the arguments of each shard's gradient, on its device."""
         seen = state._replace(opt_state=())
         return [
             (
                 jax.device_put(seen, place),
-                columns[shard],
-                of_shard(batch, shard, len(self._places), axis=1),
+                carries[shard],
+                of_shard(batch, shard, len(self._places), axis=self._axes),
                 self._index[shard],
             )
             for shard, place in enumerate(self._places)

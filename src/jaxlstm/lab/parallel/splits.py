@@ -37,6 +37,8 @@ def choose(config: Config, at_most: int) -> Split:
     size, model = config.training.batch_size, config.model
     if at_most < 2:
         return Split(1, "there is one device")
+    if not hasattr(model, "embedding_size"):
+        return Split(1, "auto knows the work of language models only")
     if model.engine == "native":
         return Split(1, "the native engine uses all cores by itself")
     if model.hidden_size > MOST_UNITS:

@@ -7,62 +7,45 @@ trained model can tell, a sample and a trace over a text, comes as arguments.
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab._util.files import reason, write_atomic
 from jaxlstm.lab.runs import Run, read_metrics
 from jaxlstm.lab.sinks.records import Record, printable
+from jaxlstm.lab.tasks.base import Artifact, Picture
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from jaxlstm.cells.emit import Trace
+    pass
 
 
-class Reading(NamedTuple):
-    """A trained layer reading a text: T symbols and the trace `[T, H]` over them."""
-
-    symbols: Sequence[str]
-    trace: "Trace"
-
-
-class Drawing(NamedTuple):
-    """A file name, what it shows, its size in inches, and how to draw it."""
-
-    name: str
-    caption: str
-    size: tuple[float, float]
-    draw: Callable[["Axes"], object]
+Drawing = Picture
 
 
 def write_report(
     run: Path,
     *,
     facts: Mapping[str, str] | None = None,
-    sample: str = "",
-    reading: Reading | None = None,
+    artifacts: Sequence[Artifact] = (),
 ) -> Path:
     """Draw the pictures of a run, write its `report.md`, and return its path.
 
-    `facts` are rows for the table at the top that the run directory does not know
-    (parameters, time, speed), `sample` is text the model wrote, and `reading` is
-    the model reading a text of at most a hundred symbols or so. A run of no steps
-    has no pictures.
+    Args:
+        run: a run directory. One without steps gets no pictures.
+        facts: rows for the table at the top: parameters, time.
+        artifacts: what the task made of the trained model.
     """
     records = read_metrics(Run(run))
-    pictures = write_plots(run, reading=reading) if records else []
+    pictures = write_plots(run, artifacts) if records else []
     rows = {**summary(records), **(facts or {})}
     place = Run(run)
     parts = [
         f"# {printable(run.resolve().name)}",
         _markdown_table(rows),
         *pictures,
-        _section("A sample", sample, "text"),
+        *(_section(made.title, made.text, "text") for made in artifacts),
         _section("Configuration", _text(place.config), "yaml"),
         _section("Overrides", _text(place.overrides), "text"),
         _section("Environment", _text(place.environment), "json"),
@@ -72,13 +55,14 @@ def write_report(
     return place.report
 
 
-def write_plots(run: Path, *, reading: Reading | None = None) -> list[str]:
+def write_plots(run: Path, artifacts: Sequence[Artifact] = ()) -> list[str]:
     """Write the run's pictures into `plots/`; return the Markdown that shows each.
 
     Raises `BadInput` where the run has no metrics, `LabError` where the disk refuses.
     """
     records = _metrics(run)
-    pictures = _of_training(records) + (_of_reading(reading) if reading else [])
+    pictures = [*_of_training(records)]
+    pictures += [picture for made in artifacts for picture in made.pictures]
     for picture in pictures:
         save(picture, Run(run).plots / picture.name)
     return [
@@ -166,71 +150,6 @@ def _of_training(records: Sequence[Record]) -> list[Drawing]:
         )
         pictures.append(health)
     return pictures
-
-
-def _of_reading(reading: Reading) -> list[Drawing]:
-    """What there is to see of a cell: the gate that keeps, one unit, its timescales."""
-    from jaxlstm import plots
-
-    symbols, trace = reading
-    width = min(16.0, max(8.0, 0.14 * len(symbols)))
-    pictures = []
-    if (keeper := _keeper(trace)) is not None:
-        name, letter, keeps = keeper
-        heatmap = Drawing(
-            f"{name}_gate.png",
-            f"The {name} gate while the model reads. Bright keeps, dark lets go.",
-            (width, 5),
-            lambda ax: plots.gate_heatmap(
-                symbols, keeps, f"{name} gate {letter}", ax=ax
-            ),
-        )
-        timescales = Drawing(
-            "timescales.png",
-            "How long the units remember.",
-            (8, 4),
-            lambda ax: plots.timescales(keeps, ax=ax),
-        )
-        pictures = [heatmap, timescales]
-    if _is_a_unit_each(trace):
-        unit = _telling_unit(trace)
-        picture = Drawing(
-            "unit.png",
-            f"Unit {unit}: its gates, its cell c and its output h while it reads.",
-            (width, 7),
-            lambda ax: plots.unit_trace(symbols, trace, unit, ax=ax),
-        )
-        pictures.insert(1, picture)
-    return pictures
-
-
-def _keeper(trace: "Trace") -> tuple[str, str, np.ndarray] | None:
-    """The gate that says how much is kept, by name and letter; None for no gate.
-
-    A gate that is 1 throughout, as the LSTM of 1997 reports it, is none.
-    """
-    for name, letter in ("forget", "f"), ("update", "z"):
-        gate = np.asarray(getattr(trace.gates, letter, 1.0), float)
-        if (gate != 1).any():
-            return name, letter, gate
-    return None
-
-
-def _is_a_unit_each(trace: "Trace") -> bool:
-    """Whether the units have a cell state and an h of their own to be drawn."""
-    c = getattr(trace.state, "c", None)
-    return c is not None and c.shape == trace.state.h.shape
-
-
-def _telling_unit(trace: "Trace") -> int:
-    """A unit that keeps for a while and then lets go: mean(f) std(f) std(tanh c).
-
-    Where all units keep everything, the one whose cell state moves most.
-    """
-    forget = np.asarray(trace.gates.f, float)
-    held = np.tanh(np.asarray(trace.state.c, float)).std(0)
-    telling = forget.mean(0) * forget.std(0) * held
-    return int(np.argmax(telling if telling.any() else held))
 
 
 def save(picture: Drawing, path: Path) -> None:

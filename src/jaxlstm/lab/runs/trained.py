@@ -1,48 +1,52 @@
-"""What a run has learnt: load it, sample from it, judge it."""
+"""The trained model of a run: load it, evaluate it, generate with it."""
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxlstm.lab import checkpoints, runs
-from jaxlstm.lab.parallel import devices
-from jaxlstm.lab.training import optimizer as optimizers
+from jaxlstm.lab import checkpoints, runs, tasks
 from jaxlstm.lab import config as configs
-from jaxlstm.lab.config import Config
-from jaxlstm.lab.data import Corpus, Vocabulary, read, validation_windows
-from jaxlstm.lab.data.vocabulary import from_json
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.tasks import language_modelling as task
-from jaxlstm.lab.training.loop import evaluate, initial_state
+from jaxlstm.lab.config import Config
+from jaxlstm.lab.parallel import devices
+from jaxlstm.lab.tasks.base import Dataset, Task
+from jaxlstm.lab.training import optimizer as optimizers
+from jaxlstm.lab.training.evaluation import evaluate
+from jaxlstm.lab.training.state import TrainState, current_names, initial_state
 from jaxlstm.layers import Layer
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model, as `train`, `resume` and `load` give it.
+    """A trained model, as `train`, `resume` and `load` return it.
 
-    run          its directory
-    config       what it was trained by
-    vocabulary   from text to tokens and back
-    model        the layer: `model.apply(params, tokens)` gives a state and logits
-    params       its parameters, those of the best validation
-    step         the step that they are of
-    data         what the text was: sizes, sha256
+    run       its directory
+    config    the config it was trained by
+    task      the task of the config
+    spec      what the model knows of the data; a vocabulary for language models
+    model     the layer; `model.apply(params, xs)` returns a state and outputs
+    params    its parameters, those of the best validation
+    step      the step they are from
+    data      description of the data: sizes, sha256
     """
 
     run: Path
     config: Config
-    vocabulary: Vocabulary
+    task: Task
+    spec: Any
     model: Layer
     params: Any
     step: int
     data: Mapping[str, Any]
+
+    @property
+    def vocabulary(self) -> Any:
+        """The vocabulary of a language model, which is its `spec`."""
+        return self.spec
 
     def sample(
         self,
@@ -54,126 +58,134 @@ class Trained:
         top_p: float | None = None,
         seed: int = 0,
     ) -> str:
-        """Text that continues the prompt; what is None is taken from the config.
+        """Return text that continues the prompt; None takes the config's value.
 
-        Errors: `BadInput` for a number out of range, and for an empty prompt where
-        the model knows no beginning of a document.
+        Raises:
+            BadInput: the task generates no text, a number is out of range, or the
+                prompt is empty and the training text had no documents.
         """
-        if not 0 <= seed < 2**32:
-            raise BadInput(f"seed: {seed} came; 0 to {2**32 - 1} is wanted")
-        asked = {
-            "prompt": prompt,
-            "length": length,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-        }
-        given = {key: value for key, value in asked.items() if value is not None}
-        how = configs.load({"sample": self.config.sample.model_dump() | given}).sample
-        tokens = task.generate(
-            self.model,
-            self.params,
-            jnp.asarray(task.prompt(how, self.config.data, self.vocabulary)),
-            jax.random.key(seed),
-            length=how.length,
-            temperature=how.temperature,
-            top_k=how.top_k,
-            top_p=how.top_p,
-            forbidden=jnp.asarray(self.vocabulary.without_text, jnp.int32),
+        generate = getattr(self.task, "sample", None)
+        if generate is None:
+            raise BadInput(
+                f"sample: {self.run} was trained for the task {self.task.name}, which "
+                "generates no text"
+            )
+        return generate(
+            self,
+            prompt=prompt,
+            length=length,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
         )
-        return self.vocabulary.decode(tokens)
 
-    def corpus(self) -> Corpus:
-        """The text that it was trained on, read again.
+    def dataset(self) -> Dataset:
+        """Read the data that the model was trained on.
 
-        Errors: `BadInput` where it is no longer there, or no longer the same.
+        Raises:
+            BadInput: it is missing, or not the same any more.
         """
-        corpus = read(self.config.data)
-        refuse_other_data(self.data, corpus.description)
-        return corpus
+        dataset = self.task.data(self.config)
+        refuse_other_data(self.data, dataset.description)
+        return dataset
+
+    def corpus(self) -> Any:
+        """Read the text that a language model was trained on; see `dataset`."""
+        return getattr(self.dataset(), "corpus")  # noqa: B009
 
     def evaluate(self) -> dict[str, float]:
-        """Loss on the whole validation part in nats per token, state carried along.
+        """Return the metrics of the whole validation part, the state carried.
 
-        Errors: `BadInput` where the text is no longer there, or no longer the same.
+        Raises:
+            BadInput: as `dataset`.
         """
-        corpus = self.corpus()
-        windows = validation_windows(
-            corpus.validation,
-            streams=self.config.training.validation_streams,
-            window=self.config.training.window,
-            document_token=corpus.document_token,
-        )
-        nats = evaluate(self.model, self.params, windows)
-        return task.measures(nats, self.vocabulary)
+        batches = self.dataset().eval_batches()
+        means = evaluate(self.task, self.model, self.params, batches)
+        return self.task.metrics(self.spec, means)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`."""
+        """Return the records of `metrics.jsonl`."""
         return runs.read_metrics(runs.open(self.run))
 
 
 def load(
     run: str | Path, *, report: Callable[[str], object] = warnings.warn
 ) -> Trained:
-    """The model of a run: its best checkpoint, or its newest before any validation.
+    """Load the model of a run: its best checkpoint, or its newest without validation.
 
-    Arguments:
+    Args:
         run: a run directory.
-        report: is told where the best is damaged and the newest sound one stands in.
+        report: is called with a sentence where the best checkpoint is damaged and the
+            newest sound one is loaded instead.
 
-    Errors: `BadInput` where there is no run or no checkpoint yet, `LabError` where
-    every checkpoint is damaged.
+    Raises:
+        BadInput: there is no run, or no checkpoint yet.
+        LabError: every checkpoint is damaged.
     """
     there = runs.open(Path(run))
     devices.find("auto")
     config = configs.load(there.config)
+    task = tasks.get(config.task)
     root = there.checkpoints
     step, meta = _best_or_newest(there, report)
-    vocabulary = from_json(json.dumps(meta["vocabulary"]))
-    model = task.build(config.model, vocabulary.size)
-    like = jax.eval_shape(
-        lambda: initial_state(
-            model,
-            optimizers.build(config.optimizer),
-            batch_size=config.training.batch_size,
-            seed=config.seed,
-        )
-    )
+    spec = read_spec(task, meta)
+    model = task.model(config, spec)
+    like = _state_like(config, task, spec, model)
+    rename = current_names(task, like)
     try:
-        state, _ = checkpoints.restore(root, step, like)
+        state, _ = checkpoints.restore(root, step, like, rename=rename)
     except checkpoints.DamagedCheckpoint as error:
-        report(f"{error}; the newest sound one stands in for it")
-        found = checkpoints.latest(root, like, report)
+        report(f"{error}; the newest sound checkpoint is loaded instead")
+        found = checkpoints.latest(root, like, report, rename=rename)
         if found is None:
             raise
         step, state, meta = found
     params, data = state.params, meta["data"]
-    return Trained(there.path, config, vocabulary, model, params, step, data)
+    return Trained(there.path, config, task, spec, model, params, step, data)
+
+
+def read_spec(task: Task, meta: Mapping[str, Any]) -> Any:
+    """Return the spec in the meta of a checkpoint.
+
+    Language models that were trained before there were tasks call it `vocabulary`.
+    """
+    written = meta["spec"] if "spec" in meta else meta["vocabulary"]
+    return task.spec_from_json(written)
 
 
 def refuse_other_data(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse a text that is not the one a run began with.
+    """Compare the data of a run with those read now.
 
-    Errors: `BadInput` with the hashes of both.
+    Raises:
+        BadInput: the hashes differ; the message has both.
     """
     if there["sha256"] != here["sha256"]:
         raise BadInput(
-            "data: the text is not the one that this run began with (sha256 "
-            f"{', '.join(here['sha256'])}, and {', '.join(there['sha256'])} in the "
-            "checkpoint); put that text back, or start a new run"
+            f"data: got sha256 {', '.join(here['sha256'])}, expected "
+            f"{', '.join(there['sha256'])} as in the checkpoint; restore the data that "
+            "the run began with, or start a new run"
         )
+
+
+def _state_like(config: Config, task: Task, spec: Any, model: Layer) -> TrainState:
+    optimizer = optimizers.build(config.optimizer)
+    batch = task.batch_like(config, spec)
+    return jax.eval_shape(
+        lambda: initial_state(task, model, optimizer, batch, seed=config.seed)
+    )
 
 
 def _best_or_newest(
     run: runs.Run, report: Callable[[str], object]
 ) -> tuple[int, dict[str, Any]]:
-    """The step of the checkpoint to load, and what it says of itself."""
+    """Return the step of the checkpoint to load, and its meta."""
     root = run.checkpoints
     best = checkpoints.best(root)
     steps = [*checkpoints.steps(root), *([] if best is None else [best])]
     if not steps:
         raise BadInput(
-            f"{run.path} has no checkpoint; train it first, or anew in another "
+            f"{run.path} has no checkpoint; train it first, or again in another "
             "directory if they were deleted"
         )
     for step in reversed(steps):

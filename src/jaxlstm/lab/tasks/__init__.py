@@ -1,1 +1,30 @@
-"""Tasks: what a model is built of, what it is asked, and how it is judged."""
+"""The tasks that a config may name with `task:`."""
+
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.wording import did_you_mean, join_names
+from jaxlstm.lab.tasks.base import Artifact as Artifact
+from jaxlstm.lab.tasks.base import Dataset as Dataset
+from jaxlstm.lab.tasks.base import Losses as Losses
+from jaxlstm.lab.tasks.base import Metric as Metric
+from jaxlstm.lab.tasks.base import Picture as Picture
+from jaxlstm.lab.tasks.base import Sums as Sums
+from jaxlstm.lab.tasks.base import Task as Task
+from jaxlstm.lab.tasks.language_modelling import LanguageModelling
+
+TASKS: dict[str, Task] = {task.name: task for task in (LanguageModelling(),)}
+
+
+def get(name: str) -> Task:
+    """Return the task of a name.
+
+    Raises:
+        BadInput: there is none.
+
+    Example:
+        >>> get("language_modelling").primary.name
+        'loss'
+    """
+    if name not in TASKS:
+        hint = did_you_mean(name, TASKS) or f"; expected {join_names(TASKS)}"
+        raise BadInput(f'task: got "{name}", which is no known task{hint}')
+    return TASKS[name]

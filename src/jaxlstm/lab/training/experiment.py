@@ -1,4 +1,4 @@
-"""What a config stands for, built and ready: data, model, optimizer."""
+"""The parts of a run, built from its config: task, data, model, optimizer."""
 
 import os
 from typing import Any, NamedTuple
@@ -6,84 +6,78 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxlstm.lab import native
+from jaxlstm.lab import native, tasks
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import Config
-from jaxlstm.lab.data import Corpus, Streams, read
 from jaxlstm.lab.parallel import splits
-from jaxlstm.lab.tasks import language_modelling as task
+from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers
-from jaxlstm.lab.training.loop import TrainState, initial_state
+from jaxlstm.lab.training.state import TrainState, initial_state
 from jaxlstm.layers import Layer
 
 
-class Workbench(NamedTuple):
-    """The parts of a run. Whatever is wrong with a config is found in building them."""
+class Experiment(NamedTuple):
+    """The parts of a run. Building them finds every mistake of a config."""
 
     config: Config
-    corpus: Corpus
-    streams: Streams
+    task: Task
+    dataset: Dataset
     model: Layer
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def of(cls, config: Config) -> "Workbench":
+    def build(cls, config: Config) -> "Experiment":
         """Read the data and build the model.
 
-        Errors: `BadInput` for data that cannot be used, an optimizer that Optax does
-        not take, and a model that does not fit the memory of this machine.
+        Raises:
+            BadInput: the data cannot be used, Optax refuses the optimizer, or the
+                model does not fit the memory of this machine.
         """
-        corpus = read(config.data)
-        streams = Streams(
-            corpus.train,
-            batch_size=config.training.batch_size,
-            window=config.training.window,
-            seed=config.seed,
-            document_token=corpus.document_token,
-        )
-        if config.sample.length:
-            task.prompt(config.sample, config.data, corpus.vocabulary)
+        task = tasks.get(config.task)
+        dataset = task.data(config)
+        task.check(config, dataset.spec)
         try:
-            if config.model.engine == "native":
+            if getattr(config.model, "engine", None) == "native":
                 native.load()
-            model = task.build(config.model, corpus.vocabulary.size)
+            model = task.model(config, dataset.spec)
             optimizer = optimizers.build(config.optimizer)
-            bench = cls(config, corpus, streams, model, optimizer)
-            bench.require_memory()
+            experiment = cls(config, task, dataset, model, optimizer)
+            experiment.require_memory()
         except (ValueError, NotImplementedError) as error:
             if isinstance(error, BadInput):
                 raise
             raise BadInput(f"model: {error}") from error
-        return bench
+        return experiment
 
-    def start(self) -> TrainState:
-        """The state before the first step."""
+    def initial_state(self) -> TrainState:
+        """Return the state before the first step."""
         return initial_state(
+            self.task,
             self.model,
             self.optimizer,
-            batch_size=self.config.training.batch_size,
+            self.task.batch_like(self.config, self.dataset.spec),
             seed=self.config.seed,
         )
 
     def parameters(self) -> int:
-        """How many numbers are learnt."""
-        params = jax.eval_shape(self.start).params
+        """Return the number of parameters."""
+        params = jax.eval_shape(self.initial_state).params
         return sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def epochs(self) -> float:
-        """How often the training text is read."""
-        return self.config.training.steps / self.streams.steps_per_epoch
+        """Return how often the training part is read."""
+        return self.config.training.steps / self.dataset.steps_per_epoch
 
-    def copies(self) -> int:
-        """The bytes that shards take besides: parameters and a gradient for each."""
+    def shard_bytes(self) -> int:
+        """Return the bytes that shards add: parameters and a gradient for each."""
         shards = splits.number(self.config.training)
-        params = jax.eval_shape(self.start).params
+        params = jax.eval_shape(self.initial_state).params
         return 2 * shards * _bytes(params) if shards > 1 else 0
 
     def require_memory(self) -> None:
-        """Refuse, before anything is drawn, a state that cannot fit this machine."""
-        state = jax.eval_shape(self.start)
-        needed = 2 * _bytes(state) + self.copies()  # before a step and after it
+        """Raise `BadInput` for a state that cannot fit the memory of this machine."""
+        state = jax.eval_shape(self.initial_state)
+        needed = 2 * _bytes(state) + self.shard_bytes()  # before and after a step
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > there:
             raise BadInput(

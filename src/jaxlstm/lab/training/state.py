@@ -1,12 +1,15 @@
-"""One update of the parameters: a gradient, then an optimizer, in two halves.
+"""The state of training, and one step of it.
 
-    batch, carry ──> gradient ──> updated ──> state
-                     per shard     once
+    batch, carry ──> gradient ──> update ──> state
+                     per shard    once
 
-Nothing here knows how many steps there are, or how many devices.
+A step is a pure function of one `TrainState` and one batch. `jax.vmap` of it over a
+leading axis of states trains a population: each member has its own parameters, data,
+noise and `healthy` flag, and one that diverges stands still while the others go on.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,28 +17,27 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxlstm.lab.data import Batch
-from jaxlstm.lab.tasks import language_modelling as task
+from jaxlstm.lab.tasks.base import Batch, Carry, Params, Task, carry_like
 from jaxlstm.layers import Layer
 
 
 class TrainState(NamedTuple):
-    """All that the next update depends on; the position in the data is `step`.
+    """All that the next step depends on; the position in the data is `step`.
 
-    `healthy` turns False at the first step whose loss or gradient is not finite. From
-    there on the state stands still, as it was before that step.
+    `healthy` becomes False at the first step whose loss or gradient is not finite.
+    From then on no field changes but this one: the state is that before the step.
     """
 
     step: Array
-    params: Any
+    params: Params
     opt_state: optax.OptState
-    carry: Any
+    carry: Carry
     key: Array
     healthy: Array
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports: loss in nats per token, gradient norm before clipping."""
+    """Loss, gradient norm before clipping, and whether both are finite."""
 
     loss: Array
     gradient_norm: Array
@@ -43,86 +45,123 @@ class StepMetrics(NamedTuple):
 
 
 def initial_state(
+    task: Task,
     model: Layer,
     optimizer: optax.GradientTransformation,
+    batch_like: Batch,
     *,
-    batch_size: int,
-    seed: int,
+    seed: int | Array,
 ) -> TrainState:
-    """The state before the first step, drawn from the seed."""
+    """Return the state before the first step.
+
+    Args:
+        batch_like: a training batch or its types; the carry has a row for each of its
+            examples.
+        seed: of the parameters and of all noise; traced under `vmap` for a population.
+    """
     key, init_key = jax.random.split(jax.random.key(seed))
     params, _ = model.init(init_key)
-    params = jax.tree.map(jnp.copy, params)  # to be donated, each leaf once
+    params = jax.tree.map(jnp.copy, params)  # Donated buffers must not be shared.
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
-        carry=zero_carry(model, params, batch_size),
+        carry=zero_carry(task, model, params, batch_like),
         key=key,
         healthy=jnp.ones((), bool),
     )
 
 
-def zero_carry(model: Layer, params: Any, batch_size: int) -> Any:
-    """A state of the model to be reset before it is used."""
-    tokens = jnp.zeros((1, batch_size), jnp.int32)
-    carry = jax.eval_shape(lambda params: model.apply(params, tokens)[0], params)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), carry)
+def zero_carry(task: Task, model: Layer, params: Params, batch: Batch) -> Carry:
+    """Return a carry of zeros, which the first batch of a stream resets."""
+    like = carry_like(task, model, params, batch)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
 
 
 def noise_key(state: TrainState, shard: Any = None) -> Array:
-    """What the noise of the next step follows from, and that of one shard of it."""
+    """Return the key of the next step's noise, or of one shard's part of it."""
     key = jax.random.fold_in(state.key, state.step)
     return key if shard is None else jax.random.fold_in(key, shard)
 
 
 def gradient(
-    model: Layer, params: Any, carry: Any, batch: Batch, key: Array
-) -> tuple[Array, Any, Any]:
-    """Mean loss in nats per token, the carry after the batch, and the gradient."""
+    task: Task, model: Layer, params: Params, carry: Carry, batch: Batch, key: Array
+) -> tuple[Array, Carry, Params]:
+    """Return the mean loss, the carry after the batch, and the gradient."""
 
-    def loss(params: Any) -> tuple[Array, Any]:
-        return task.loss(model, params, carry, batch, key=key)
+    def loss(params: Params) -> tuple[Array, Carry]:
+        losses, after = task.loss(model, params, carry, batch, key=key)
+        return losses.mean(), after
 
-    (nats, carry), found = jax.value_and_grad(loss, has_aux=True)(params)
-    return nats, carry, found
+    (mean, carry), found = jax.value_and_grad(loss, has_aux=True)(params)
+    return mean, carry, found
 
 
-def updated(
+def update(
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    nats: Array,
-    carry: Any,
-    gradient: Any,
+    loss: Array,
+    carry: Carry,
+    gradient: Params,
 ) -> tuple[TrainState, StepMetrics]:
-    """The state after a gradient, or as it was if loss or gradient is not finite."""
+    """Apply a gradient; keep the state where loss or gradient is not finite."""
     norm = optax.tree.norm(gradient)
-    healthy = state.healthy & jnp.isfinite(nats) & jnp.isfinite(norm)
+    healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     after = TrainState(state.step + 1, params, opt_state, carry, state.key, healthy)
     before = state._replace(healthy=healthy)
     state = jax.tree.map(functools.partial(jnp.where, healthy), after, before)
-    return state, StepMetrics(nats, norm, healthy)
+    return state, StepMetrics(loss, norm, healthy)
 
 
 def train_step(
+    task: Task,
     model: Layer,
     optimizer: optax.GradientTransformation,
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, StepMetrics]:
-    """One update of the parameters, or none if the loss or gradient is not finite."""
+    """Return the state after one update, and what the step reports."""
     key = noise_key(state)
-    nats, carry, found = gradient(model, state.params, state.carry, batch, key)
-    return updated(optimizer, state, nats, carry, found)
+    loss, carry, found = gradient(task, model, state.params, state.carry, batch, key)
+    return update(optimizer, state, loss, carry, found)
 
 
 def train_steps(
+    task: Task,
     model: Layer,
     optimizer: optax.GradientTransformation,
     state: TrainState,
     batches: Batch,
 ) -> tuple[TrainState, StepMetrics]:
-    """As many steps as there are batches `[K, T, B]`, in one dispatch."""
-    return jax.lax.scan(functools.partial(train_step, model, optimizer), state, batches)
+    """Scan `train_step` over batches stacked along a leading axis."""
+    step = functools.partial(train_step, task, model, optimizer)
+    return jax.lax.scan(step, state, batches)
+
+
+def current_names(task: Task, state: TrainState) -> Callable[[str], str]:
+    """Return a function from stored paths of leaves to those of `state`.
+
+    Checkpoints of runs that were made before layers had names say `2/0/w_x` for
+    `rnn/0/w_x`. Other paths come back as they are.
+
+    Args:
+        state: a state of the task, or its types.
+    """
+    names = {}
+    for tree in (state.params, state.carry):
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            layer, _, rest = name.partition("/")
+            if layer in task.positions:
+                names[f"{list(task.positions).index(layer)}/{rest}"] = name
+
+    def current(path: str) -> str:
+        parts = path.split("/")
+        for k in range(len(parts)):
+            if (old := "/".join(parts[k:])) in names:
+                return "/".join([*parts[:k], names[old]])
+        return path
+
+    return current

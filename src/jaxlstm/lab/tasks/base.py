@@ -1,0 +1,250 @@
+"""The interface between a task and the rest of `lab`.
+
+    Config ──> Task.data ──> Dataset ──> Batch ──> Task.loss ──> Losses ──> one update
+               Task.model ─> Layer                 Task.metrics ──> metrics.jsonl
+               Task.conclude ──> Artifacts ──> report.md
+
+Everything that differs between two tasks is a method of `Task`; `lab` calls these
+methods and knows no task by name. A new task is one package beside this file, one
+config model, and one line in `jaxlstm.lab.tasks`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxlstm.layers import Layer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Params = Any
+Carry = Any
+Batch = Any
+"""A NamedTuple of arrays; `Dataset.batch_axes` names the batch axis of each field."""
+
+Spec = Any
+"""What the model must know of the data: a vocabulary, a number of features."""
+
+
+class Metric(NamedTuple):
+    """A key of the metrics, and whether less or more of it is better."""
+
+    name: str
+    mode: Literal["min", "max"] = "min"
+
+    def better(self, value: float, than: float, *, margin: float = 0.0) -> bool:
+        """Return whether `value` improves on `than` by more than `margin`.
+
+        Example:
+            >>> Metric("loss").better(1.0, 1.2), Metric("accuracy", "max").better(1, 2)
+            (True, False)
+        """
+        return value < than - margin if self.mode == "min" else value > than + margin
+
+    @property
+    def worst(self) -> float:
+        """The value that every finite one improves on."""
+        return float("inf") if self.mode == "min" else float("-inf")
+
+
+class Sums(NamedTuple):
+    """Weighted sums over examples: of the losses, the weights, and extra numbers."""
+
+    loss: Array
+    weight: Array
+    extra: Mapping[str, Array]
+
+
+class Losses(NamedTuple):
+    """The loss of each example.
+
+    values    `[..., B]`, in float32, the batch axis last
+    weights   of the same shape; bool counts or leaves out; None counts all
+    extra     other numbers of each example, of the same shape, for `Task.metrics`
+    """
+
+    values: Array
+    weights: Array | None = None
+    extra: Mapping[str, Array] = {}
+
+    def mean(self) -> Array:
+        """Return the mean over the examples that count."""
+        if self.weights is None:
+            return self.values.mean()
+        return self._sum(self.values) / self.weights.sum()
+
+    def sums(self) -> Sums:
+        """Return the sums over the examples that count.
+
+        A value of weight 0 does not matter, NaN included.
+        """
+        size = jnp.asarray(self.values.size)
+        weight = size if self.weights is None else self.weights.sum()
+        extra = {name: self._sum(values) for name, values in self.extra.items()}
+        return Sums(self._sum(self.values), weight, extra)
+
+    def _sum(self, values: Array) -> Array:
+        if self.weights is None:
+            return values.sum()
+        if self.weights.dtype == bool:
+            return jnp.where(self.weights, values, 0.0).sum()
+        return jnp.where(self.weights > 0, values * self.weights, 0.0).sum()
+
+
+class Dataset(Protocol):
+    """Batches as pure functions of the step, so that the step is the data position."""
+
+    @property
+    def spec(self) -> Spec:
+        """What the model must know of the data."""
+        ...
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """JSON: `sha256`, a list of hashes that identify the data, and sizes."""
+        ...
+
+    @property
+    def batch_axes(self) -> Batch:
+        """The batch axis of each field, as in `jax.vmap(in_axes=...)`."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which the training part is read once."""
+        ...
+
+    def batches(self, first_step: int, count: int) -> Batch:
+        """Return `count` training batches, stacked along a leading axis."""
+        ...
+
+    def batch(self, step: int) -> Batch:
+        """Return the training batch of one step."""
+        ...
+
+    def eval_batches(self, *, full: bool = True) -> Iterable[Batch]:
+        """Return the validation batches, in order.
+
+        Args:
+            full: the whole validation part; False for as much of it as the config
+                sets aside for validation during training.
+        """
+        ...
+
+
+class Picture(NamedTuple):
+    """A file name, a caption, a size in inches, and a function that draws on Axes."""
+
+    name: str
+    caption: str
+    size: tuple[float, float]
+    draw: Callable[["Axes"], object]
+
+
+class Artifact(NamedTuple):
+    """A result of a finished run, shown in `report.md`.
+
+    title      heading of its section; empty for pictures alone
+    text       shown in a code block, and on the screen at the end of a run
+    pictures   written to `plots/`
+    """
+
+    title: str = ""
+    text: str = ""
+    pictures: Sequence[Picture] = ()
+
+
+class Task(Protocol):
+    """What is trained: data, model, loss, and what is made of the result."""
+
+    name: str
+    primary: Metric
+    """What "best" means: the metric that validation is judged by."""
+
+    positions: Sequence[str]
+    """Names of the layers of `model` by position, to read the checkpoints of runs
+    that were made before layers had names; empty for tasks that came later."""
+
+    def data(self, config: Any) -> Dataset:
+        """Read the data of a config.
+
+        Raises:
+            BadInput: it cannot be used; the message names the file and the remedy.
+        """
+        ...
+
+    def check(self, config: Any, spec: Spec) -> None:
+        """Raise `BadInput` for what would only fail after the last step."""
+        ...
+
+    def model(self, config: Any, spec: Spec) -> Layer:
+        """Return the model; its layers have names."""
+        ...
+
+    def batch_like(self, config: Any, spec: Spec) -> Batch:
+        """Return a training batch of `jax.ShapeDtypeStruct`."""
+        ...
+
+    def loss(
+        self,
+        model: Layer,
+        params: Params,
+        carry: Carry,
+        batch: Batch,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Losses, Carry]:
+        """Return the loss of each example, and the state carried to the next batch.
+
+        Args:
+            carry: what the batch before returned; None starts from the initial state.
+            key: noise; None for none, as in evaluation.
+        """
+        ...
+
+    def metrics(self, spec: Spec, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the numbers that are logged.
+
+        Args:
+            means: `loss`, and in validation the mean of each of `Losses.extra`.
+        """
+        ...
+
+    def conclude(self, trained: Any, dataset: Any) -> list[Artifact]:
+        """Return what a finished run shows."""
+        ...
+
+    def artifacts(self, trained: Any, dataset: Any) -> list[Artifact]:
+        """Return the artifacts with pictures only, for drawing them again."""
+        ...
+
+    def facts(self, config: Any, dataset: Any) -> dict[str, str]:
+        """Return rows for `check` and for the report: sizes of the data."""
+        ...
+
+    def spec_to_json(self, spec: Spec) -> Any:
+        """Return the spec as JSON, kept in every checkpoint."""
+        ...
+
+    def spec_from_json(self, written: Any) -> Spec:
+        """Return the spec that `spec_to_json` wrote.
+
+        Raises:
+            BadInput: it is damaged.
+        """
+        ...
+
+
+def carry_like(
+    task: Task, model: Layer, params: Params, batch: Batch
+) -> jax.ShapeDtypeStruct:
+    """Return the types of the carry after a batch."""
+
+    def after(params: Params, batch: Batch) -> Carry:
+        return task.loss(model, params, None, batch)[1]
+
+    return jax.eval_shape(after, params, batch)

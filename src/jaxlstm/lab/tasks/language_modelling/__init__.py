@@ -1,0 +1,137 @@
+"""Language modelling: predict the next token of a text from all tokens before it.
+
+    p(x_{t+1} | x_1 … x_t) = softmax(W h_t + b)
+    loss = -1/N Σ_t log p(x_{t+1} | x_1 … x_t)        nats per token
+
+The state is carried from one batch to the next, so that a batch is the length of
+truncated backpropagation through time and not the length of the memory.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.data import Vocabulary
+from jaxlstm.lab.data.vocabulary import from_json
+from jaxlstm.lab.tasks.base import Artifact, Carry, Losses, Metric, Params
+from jaxlstm.lab.tasks.language_modelling import data, generation, model, pictures
+from jaxlstm.lab.tasks.language_modelling.data import TextDataset
+from jaxlstm.lab.tasks.language_modelling.generation import generate as generate
+from jaxlstm.lab.tasks.language_modelling.generation import prompt as prompt
+from jaxlstm.lab.tasks.language_modelling.model import build as build
+from jaxlstm.lab.tasks.language_modelling.model import cell as cell
+from jaxlstm.layers import Layer
+
+
+def cross_entropy(logits: Array, targets: Array) -> Array:
+    """Return `-log softmax(logits)[target]`, computed in float32, in nats.
+
+    Args:
+        logits: `[*b, V]`.
+        targets: integers `[*b]`.
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), targets
+    )
+
+
+class LanguageModelling:
+    """The task `language_modelling`; see `jaxlstm.lab.tasks.base.Task`."""
+
+    name = "language_modelling"
+    primary = Metric("loss")
+    positions: Sequence[str] = model.LAYERS
+    cell = staticmethod(model.cell)
+    cross_entropy = staticmethod(cross_entropy)
+
+    def data(self, config: Config) -> TextDataset:
+        """Read the text."""
+        return TextDataset(config)
+
+    def check(self, config: Config, spec: Vocabulary) -> None:
+        """Check that the sample's prompt can be encoded."""
+        if config.sample.length:
+            generation.prompt(config.sample, config.data, spec)
+
+    def model(self, config: Config, spec: Vocabulary) -> Layer:
+        """Return embedding, recurrent layers and read-out."""
+        return build(config.model, spec.size)
+
+    def batch_like(self, config: Config, spec: Vocabulary) -> Any:
+        """Return the types of a training batch."""
+        return data.batch_like(config)
+
+    def loss(
+        self,
+        model: Layer,
+        params: Params,
+        carry: Carry,
+        batch: Any,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Losses, Carry]:
+        """Return -log p of each target `[T, B]` in nats, and the carried state.
+
+        Padding (weight False) is masked: it is no step of the recurrence.
+        """
+        weights = getattr(batch, "weights", None)
+        carry, logits = model.apply(
+            params, batch.inputs, carry, key=key, mask=weights, resets=batch.resets
+        )
+        return Losses(cross_entropy(logits, batch.targets), weights), carry
+
+    def metrics(self, spec: Vocabulary, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the loss, and bits per character or the perplexity of tokens."""
+        return metrics(spec, means["loss"])
+
+    def conclude(self, trained: Any, dataset: Any) -> list[Artifact]:
+        """Return a sample and the pictures of the first layer."""
+        found = self.artifacts(trained, dataset)
+        if trained.config.sample.length:
+            text = trained.config.sample.prompt + trained.sample()
+            found.insert(0, Artifact("Sample", text))
+        return found
+
+    def artifacts(self, trained: Any, dataset: Any) -> list[Artifact]:
+        """Return the pictures of the first layer while it reads."""
+        drawn = pictures.of_validation(trained.config, trained.params, dataset.corpus)
+        return [Artifact(pictures=drawn)]
+
+    def sample(self, trained: Any, **options: Any) -> str:
+        """Return text that continues a prompt; see `generation.sample`."""
+        return generation.sample(
+            trained.model, trained.params, trained.spec, trained.config, **options
+        )
+
+    def facts(self, config: Config, dataset: Any) -> dict[str, str]:
+        """Return where the text comes from and how long its parts are."""
+        parts = dataset.description
+        return {
+            "data": f"{parts['source']}, {', '.join(parts['paths'])}",
+            "training tokens": f"{parts['train']['tokens']:,}",
+            "validation tokens": f"{parts['validation']['tokens']:,}",
+            "vocabulary": f"{dataset.spec.size:,}",
+        }
+
+    def spec_to_json(self, spec: Vocabulary) -> Any:
+        """Return the vocabulary as JSON."""
+        return json.loads(spec.to_json())
+
+    def spec_from_json(self, written: Any) -> Vocabulary:
+        """Return the vocabulary that `spec_to_json` wrote."""
+        return from_json(json.dumps(written))
+
+
+def metrics(vocabulary: Vocabulary, loss: float) -> dict[str, float]:
+    """Return the loss in nats per token and the form of it that papers report.
+
+    Bits per character for characters and bytes, perplexity for other tokens.
+    """
+    if vocabulary.kind == "tokens":
+        return {"loss": loss, "perplexity": float(jnp.exp(loss))}
+    return {"loss": loss, "bits_per_character": loss / float(jnp.log(2.0))}

@@ -1,0 +1,77 @@
+"""A text as batches: contiguous streams to train on, windows to validate on."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.data import (
+    Batch,
+    Corpus,
+    Streams,
+    Vocabulary,
+    Window,
+    read,
+    validation_windows,
+)
+
+
+class TextDataset:
+    """The two parts of a text, as `Dataset` describes.
+
+    Raises:
+        BadInput: the text cannot be read, or is too short for one batch.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.corpus: Corpus = read(config.data)
+        self.streams = Streams(
+            self.corpus.train,
+            batch_size=config.training.batch_size,
+            window=config.training.window,
+            seed=config.seed,
+            document_token=self.corpus.document_token,
+        )
+        self.batch, self.batches = self.streams.batch, self.streams.batches
+        self._training = config.training
+
+    @property
+    def spec(self) -> Vocabulary:
+        """The vocabulary."""
+        return self.corpus.vocabulary
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Source, paths, sha256 of each file, and sizes."""
+        return self.corpus.description
+
+    @property
+    def batch_axes(self) -> Batch:
+        """Every field is `[T, B]`."""
+        return Batch(1, 1, 1)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Windows that one pass over the text gives each stream."""
+        return self.streams.steps_per_epoch
+
+    def eval_batches(self, *, full: bool = True) -> Iterable[Window]:
+        """Return windows that hold each validation target once, the state carried."""
+        return validation_windows(
+            self.corpus.validation,
+            streams=self._training.validation_streams,
+            window=self._training.window,
+            limit=None if full else self._training.validation_tokens,
+            document_token=self.corpus.document_token,
+        )
+
+
+def batch_like(config: Config) -> Batch:
+    """Return the types of a training batch."""
+    import jax
+
+    shape = (config.training.window, config.training.batch_size)
+    of = functools.partial(jax.ShapeDtypeStruct, shape)
+    return Batch(of(np.int32), of(np.int32), of(np.bool_))  # pyright: ignore

@@ -1,0 +1,47 @@
+"""The speed of training, without the time spent on other things."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+
+class Clock:
+    """Measures the time between two calls of `pace`."""
+
+    def __init__(self, step: int) -> None:
+        self._start, self._step = time.perf_counter(), step
+        self._paused = self._waited = 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the block out: compiling, validating, saving."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block as time spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def pace(self, step: int, *, left: int, tokens: int) -> dict[str, float]:
+        """Return the speed since the last call.
+
+        Args:
+            step: the step that is reached.
+            left: the steps that remain.
+            tokens: of one step.
+        """
+        now = time.perf_counter()
+        seconds = max(now - self._start - self._paused, 1e-9)
+        each = seconds / max(step - self._step, 1)
+        share = self._waited / seconds
+        self._start, self._paused, self._waited, self._step = now, 0.0, 0.0, step
+        return {
+            "tokens_per_second": tokens / each,
+            "milliseconds_per_step": 1e3 * each,
+            "data_wait_share": share,
+            "eta_seconds": left * each,
+        }

@@ -1,0 +1,38 @@
+"""The mean loss of a model over validation batches."""
+
+import functools
+import math
+from collections.abc import Iterable
+
+import jax
+
+from jaxlstm.lab.tasks.base import Batch, Carry, Params, Sums, Task
+from jaxlstm.lab.training.state import zero_carry
+from jaxlstm.layers import Layer
+
+
+@functools.partial(jax.jit, static_argnames=("task", "model"))
+def _sums(
+    task: Task, model: Layer, params: Params, carry: Carry, batch: Batch
+) -> tuple[Carry, Sums]:
+    losses, carry = task.loss(model, params, carry, batch)
+    return carry, losses.sums()
+
+
+def evaluate(
+    task: Task, model: Layer, params: Params, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Return weighted means: of the loss, and of the extra numbers of the task.
+
+    The state is carried from batch to batch.
+    """
+    carry, sums = None, []
+    for batch in batches:
+        if carry is None:
+            carry = zero_carry(task, model, params, batch)
+        carry, found = _sums(task, model, params, carry, batch)
+        sums.append({"loss": found.loss, "weight": found.weight, **found.extra})
+    host = jax.device_get(sums)
+    total = {name: math.fsum(float(row[name]) for row in host) for name in host[0]}
+    weight = total.pop("weight")
+    return {name: value / weight for name, value in total.items()}

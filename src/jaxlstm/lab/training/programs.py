@@ -1,0 +1,60 @@
+"""The compiled programs of a dispatch."""
+
+import functools
+import time
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxlstm.lab.parallel import shards
+from jaxlstm.lab.tasks.base import Batch, Task
+from jaxlstm.lab.training import state as steps
+from jaxlstm.lab.training.state import TrainState
+from jaxlstm.layers import Layer
+
+if TYPE_CHECKING:
+    from jaxlstm.lab.training.loop import Job
+
+
+class Programs:
+    """Compiles ahead of time, once for each number of steps in a dispatch."""
+
+    def __init__(self, job: "Job") -> None:
+        self._job = job
+        self._compiled: dict[int, Any] = {}
+        made = (job.task, job.model, job.optimizer)
+        self._jitted = jax.jit(
+            functools.partial(steps.train_steps, *made), donate_argnums=0
+        )
+
+    def get(self, state: TrainState, batches: Batch) -> Any:
+        """Return the program for these batches, and report what compiling took."""
+        count = len(jax.tree.leaves(batches)[0])
+        count = count if self._job.shards == 1 else 0  # 0: any number of steps
+        if count not in self._compiled:
+            start = time.perf_counter()
+            self._compiled[count] = self._compile(state, batches)
+            self._job.listener.compiled(time.perf_counter() - start)
+        return self._compiled[count]
+
+    def _compile(self, state: TrainState, batches: Batch) -> Any:
+        job = self._job
+        if job.shards == 1:
+            return self._jitted.lower(state, batches).compile()
+        return shards.program(
+            halves(job.task, job.model, job.optimizer),
+            state,
+            batches,
+            batch_axes=job.dataset.batch_axes,
+            shards=job.shards,
+        )
+
+
+def halves(task: Task, model: Layer, optimizer: Any) -> shards.Halves:
+    """Return a training step as the gradient of one shard and the update of all."""
+
+    def gradient(state: TrainState, carry: Any, batch: Batch, shard: Any) -> Any:
+        key = steps.noise_key(state, shard)
+        return steps.gradient(task, model, state.params, carry, batch, key)
+
+    return shards.Halves(gradient, functools.partial(steps.update, optimizer))

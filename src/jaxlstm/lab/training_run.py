@@ -1,0 +1,253 @@
+"""One training run: restore its state, train with callbacks, write its results."""
+
+import contextlib
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxlstm.lab import checkpoints, runs
+from jaxlstm.lab._util.errors import Interrupted, LabError
+from jaxlstm.lab.reports import report as reports
+from jaxlstm.lab.runs import Run
+from jaxlstm.lab.runs.trained import Trained, load, refuse_other_data
+from jaxlstm.lab.sinks.base import Sink
+from jaxlstm.lab.sinks.records import duration, table
+from jaxlstm.lab.training import optimizer as optimizers
+from jaxlstm.lab.training import policies
+from jaxlstm.lab.training.evaluation import evaluate
+from jaxlstm.lab.training.experiment import Experiment
+from jaxlstm.lab.training.loop import Callback, Job, Listener, LoopState, fit
+from jaxlstm.lab.training.state import TrainState, current_names
+
+
+class TrainingRun:
+    """A run directory, the parts of its experiment, and a sink for its progress."""
+
+    def __init__(
+        self,
+        run: Run,
+        experiment: Experiment,
+        sink: Sink,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.run, self.experiment, self.sink = run, experiment, sink
+        self.config, self.task = experiment.config, experiment.task
+        self._asked_to_stop = stopping
+        self._start = time.perf_counter()
+        self._compiling = 0.0
+
+    def complete(self) -> Trained:
+        """Restore, train to the last step, and write the results.
+
+        Raises:
+            Interrupted: the run was asked to stop, and has saved a checkpoint.
+        """
+        state, loop = self._restore()
+        training = self.config.training
+        self.sink.start(training.steps, step=int(state.step), title=self.run.path.name)
+        with _explained_memory():
+            done = fit(self._job(), state, loop)
+        if not done:
+            again = shlex.join(["jaxlstm", "resume", str(self.run.path)])
+            raise Interrupted(
+                f"{self.run.path} was stopped and saved ({runs.progress(self.run)}); "
+                f"continue with: {again}"
+            )
+        return self._conclude()
+
+    def _job(self) -> Job:
+        """Return the run as the loop sees it, with its callbacks in their order."""
+        experiment, training = self.experiment, self.config.training
+        validate = (training.validate_every,)
+        save = (training.validate_every, training.checkpoint_every)
+        return Job(
+            experiment.task,
+            experiment.model,
+            experiment.optimizer,
+            experiment.dataset,
+            training,
+            optimizers.learning_rate(self.config.optimizer),
+            Listener(self._log_training, self._compiled, self._stopping),
+            (
+                Callback(self._validate, validate),
+                Callback(self._checkpoint, save, on_stop=True),
+            ),
+            self._save,
+        )
+
+    # -- callbacks ------------------------------------------------------------
+
+    def _validate(self, state: TrainState, loop: LoopState) -> LoopState:
+        """Evaluate, log, and remember whether this is the best so far."""
+        experiment = self.experiment
+        batches = experiment.dataset.eval_batches(full=False)
+        means = evaluate(self.task, experiment.model, state.params, batches)
+        step = int(state.step)
+        found = self._log("validation", step, means, {}, {})
+        return policies.validated(
+            loop,
+            self.task.primary,
+            self.config.training.early_stopping,
+            step=step,
+            value=found[self.task.primary.name],
+        )
+
+    def _checkpoint(self, state: TrainState, loop: LoopState) -> LoopState:
+        self._save(state, loop)
+        return loop
+
+    def _save(self, state: TrainState, loop: LoopState) -> None:
+        """Save a checkpoint, mark it if it is the best, and remove old ones."""
+        meta = {
+            "ledger": loop.to_json(),
+            "data": self.experiment.dataset.description,
+            "spec": self.task.spec_to_json(self.experiment.dataset.spec),
+        }
+        root = self.run.checkpoints
+        checkpoints.save(root, int(state.step), state, meta)
+        if loop.best_step is not None and loop.best_step == int(state.step):
+            checkpoints.mark_best(root, loop.best_step)
+            runs.export_weights(self.run.weights, state.params)
+        checkpoints.prune(root, self.config.training.keep_checkpoints)
+
+    def _log_training(
+        self, step: int, loss: float, numbers: dict[str, Any], pace: dict[str, Any]
+    ) -> None:
+        self._log("train", step, {"loss": loss}, numbers, pace)
+
+    def _log(
+        self,
+        split: str,
+        step: int,
+        means: dict[str, float],
+        numbers: dict[str, Any],
+        pace: dict[str, Any],
+    ) -> dict[str, float]:
+        """Write a record to the metrics and the sink; return the task's metrics."""
+        found = self.task.metrics(self.experiment.dataset.spec, means)
+        record = {"step": step, "split": split} | found | numbers
+        runs.append(self.run, record)
+        self.sink.log(record | pace)
+        return found
+
+    def _compiled(self, seconds: float) -> None:
+        self._compiling += seconds
+        self.sink.message(f"compiled in {seconds:.1f} s")
+
+    def _stopping(self) -> bool:
+        asked = self._asked_to_stop()
+        if asked:
+            self.sink.message("stopping: saving a checkpoint first")
+        return asked
+
+    # -- before and after -----------------------------------------------------
+
+    def _restore(self) -> tuple[TrainState, LoopState]:
+        """Return the newest sound checkpoint, or the initial state."""
+        state, loop = self.experiment.initial_state(), LoopState()
+        loop = loop._replace(best_loss=self.task.primary.worst)
+        root = self.run.checkpoints
+        checkpoints.clean(root)
+        for meta in _readable_meta(root):
+            refuse_other_data(meta["data"], self.experiment.dataset.description)
+        rename = _Renaming(current_names(self.task, state))
+        found = checkpoints.latest(root, state, self.sink.message, rename=rename)
+        if found is None:
+            checkpoints.require_room(root, state, copies=2)
+            runs.truncate_metrics(self.run, 0)
+            self._save(state, loop)
+            return state, loop
+        if rename.example:
+            self.sink.message(
+                f"{self.run.path} was made before layers had names; from the next "
+                f"checkpoint on its arrays are called by name ({rename.example})"
+            )
+        step, state, meta = found
+        runs.truncate_metrics(self.run, step)
+        loop = LoopState.from_json(meta["ledger"], self.task.primary)
+        return state, self._reconciled(loop, state)
+
+    def _reconciled(self, loop: LoopState, state: TrainState) -> LoopState:
+        """Make `best` and the weights agree with the best that the loop knows.
+
+        They differ if the process died between a save and the link, or if the newest
+        checkpoint was damaged and the run continues from an older one.
+        """
+        root, best = self.run.checkpoints, loop.best_step
+        if best is None:
+            checkpoints.forget_best(root)
+            return loop
+        rename = current_names(self.task, state)
+        try:
+            kept, _ = checkpoints.restore(root, best, state, rename=rename)
+        except checkpoints.CheckpointError as error:
+            self.sink.message(f"{error}; the search for the best starts again")
+            checkpoints.forget_best(root)
+            worst = self.task.primary.worst
+            return loop._replace(best_step=None, best_loss=worst, waited=0)
+        checkpoints.mark_best(root, best)
+        runs.export_weights(self.run.weights, kept.params)
+        return loop
+
+    def _conclude(self) -> Trained:
+        """Write report and pictures, then mark the run as finished."""
+        trained = load(self.run.path, report=self.sink.message)
+        artifacts = self.task.conclude(trained, self.experiment.dataset)
+        facts = self._facts()
+        reports.write_report(self.run.path, facts=facts, artifacts=artifacts)
+        runs.finish(self.run, max(checkpoints.steps(self.run.checkpoints)))
+        self.sink.finish()
+        for artifact in artifacts:
+            if artifact.text:
+                self.sink.message(f"\n{artifact.text}\n")
+        rows = reports.summary(runs.read_metrics(self.run)) | facts
+        self.sink.message(table(rows | {"report": str(self.run.report)}))
+        return trained
+
+    def _facts(self) -> dict[str, str]:
+        return {
+            "parameters": f"{self.experiment.parameters():,}",
+            **self.task.facts(self.config, self.experiment.dataset),
+            "compile time": duration(self._compiling),
+            "total time": duration(time.perf_counter() - self._start),
+        }
+
+
+class _Renaming:
+    """A renaming of leaves that remembers the first path it changed."""
+
+    def __init__(self, rename: Callable[[str], str]) -> None:
+        self._rename = rename
+        self.example = ""
+
+    def __call__(self, path: str) -> str:
+        renamed = self._rename(path)
+        if renamed != path and not self.example:
+            self.example = f"{path} is now {renamed}"
+        return renamed
+
+
+@contextlib.contextmanager
+def _explained_memory() -> Iterator[None]:
+    """Turn JAX's error about memory into one that says what to change."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        raise LabError(
+            f"the device has not enough memory ({str(error).splitlines()[0]}); set "
+            "model.checkpoint_every to sqrt, or lower training.window, "
+            "training.batch_size or model.hidden_size"
+        ) from error
+
+
+def _readable_meta(root: Path) -> Iterator[dict[str, Any]]:
+    """Yield the meta of each checkpoint that can be read."""
+    for step in checkpoints.steps(root):
+        with contextlib.suppress(checkpoints.DamagedCheckpoint):
+            yield checkpoints.read_meta(root, step)
