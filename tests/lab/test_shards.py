@@ -288,7 +288,9 @@ def test_the_copies_of_shards_are_counted_with_the_memory(bench):
 
 
 def test_a_number_that_does_not_divide_the_batch(book):
-    with pytest.raises(BadInput, match=r"got 3, expected a divisor of batch_size \(8\)"):
+    with pytest.raises(
+        BadInput, match=r"got 3, expected a divisor of batch_size \(8\)"
+    ):
         configs.load(config(book, shards=3))
 
 
