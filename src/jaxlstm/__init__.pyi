@@ -38,9 +38,11 @@ from .layers import recurrent as recurrent
 from .layers import residual as residual
 from .layers import serial as serial
 from .layers import stack as stack
+from .masking import StepMask as StepMask
 from .masking import resets_from_segments as resets_from_segments
 from .streaming import stream as stream
 from .unrolling import Explanation as Explanation
+from .unrolling import UnrollOptions as UnrollOptions
 from .unrolling import estimate_memory as estimate_memory
 from .unrolling import explain as explain
 from .unrolling import unroll as unroll

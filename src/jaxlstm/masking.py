@@ -1,14 +1,13 @@
-"""Which steps of a sequence happen, and which begin it again: one meaning for all.
+"""Lengths, masks and resets, converted to one `StepMask` that every engine reads.
 
-`lengths`, `mask` and `resets` become one record, `StepMask`, which every engine reads
-and nobody else interprets:
+They behave the same everywhere:
 
-    a step that does not happen   leaves the state untouched and emits zeros; neither
-                                  its input nor its reset is looked at
-    a reset at step t             puts the cell's initial state in place of the state
-                                  before step t, in the order in which steps are run
-    a length outside 0..T         is an error where it can be seen, and turns its
-                                  row into NaN where it is traced
+    a masked or padded step    keeps the state and emits zeros; its input and its reset
+                               are not read
+    a reset at step t          replaces the state before step t, in the order of the
+                               run, by the cell's initial state
+    a length outside 0..T      is an error if it is concrete; if it is traced, its row
+                               becomes NaN
 """
 
 import contextlib
@@ -30,45 +29,72 @@ from jaxlstm.typing import ActiveSteps, Features, Rows, show
 
 
 class StepMask(NamedTuple):
-    """What happens when; None where there is nothing to say.
+    """Mask of the steps that are executed, and of the resets before them.
 
-    active          [T, *b]  True where the step happens
-    resets          [T, *b]  True where the sequence begins again before the step
-    invalid_length [*b]     True for a row whose traced length lies outside 0..T
+    A `StepMask` can be passed as `mask=` to `unroll` and to layers, in place of
+    lengths, mask and resets.
+
+    Attributes:
+        active: `[T, *b]`, True where the step is executed; None for everywhere.
+        resets: `[T, *b]`, True where the state is reset before the step; None for
+            nowhere.
+        invalid_length: `[*b]`, True for a row whose traced length is outside 0..T;
+            None for no row.
     """
 
     active: ActiveSteps | None = None
     resets: ActiveSteps | None = None
     invalid_length: Rows | None = None
 
+    @classmethod
+    def from_lengths(cls, lengths: ArrayLike, time: int) -> "StepMask":
+        """Return the mask of right-padded rows: step t is executed if t < lengths.
+
+        Args:
+            lengths: integers `[*b]`; row b has lengths[b] steps.
+            time: T, the number of steps including padding.
+
+        Raises:
+            ValueError: a concrete length is outside 0..T, or not an integer.
+
+        Example:
+            >>> import jaxlstm as jl
+            >>> jl.StepMask.from_lengths([3, 1], time=3).active.T.tolist()
+            [[True, True, True], [True, False, False]]
+        """
+        with error_prefix("StepMask.from_lengths"):
+            batch_shape = as_array("lengths", lengths).shape
+            return steps((time, *batch_shape), lengths=lengths)
+
 
 def features(name: str, xs: ArrayLike, *, spatial_axes: int = 0) -> Features:
-    """xs as an array `[T, *b, D]` of floating point numbers.
+    """Return xs as a floating point array `[T, *b, D]`.
 
-    NumPy's float64 becomes float32 where JAX's x64 mode is off; the first time in a
-    process, a warning says so.
+    NumPy's float64 becomes float32 if JAX's x64 mode is off; the first time in a
+    process this gives a warning.
 
-    Arguments:
-        name: what the caller calls it, for the message.
-        xs: anything that is an array of numbers, in any memory layout.
-        spatial_axes: how many axes stand between the batch and the features.
+    Args:
+        name: name of the argument for the message.
+        xs: an array of numbers, in any memory layout.
+        spatial_axes: number of axes between the batch and the features.
 
-    Errors: `ValueError` that names the rank or the dtype that came.
+    Raises:
+        ValueError: xs has a wrong rank or dtype.
     """
     array = as_array(name, xs)
     if getattr(xs, "dtype", None) == np.float64 != array.dtype:
         _warn_of_narrowing(name)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
-            f"{name} has dtype {array.dtype}; floating point features are needed. "
-            f"Convert them, for example {name}.astype(jnp.float32)."
+            f"{name}: got dtype {array.dtype}, expected floating point features; "
+            f"convert them, for example {name}.astype(jnp.float32)."
         )
     if array.ndim < 2 + spatial_axes:
-        space = f"{spatial_axes} spatial axes, " if spatial_axes else ""
-        wanted = "[T, *b, *space, D]" if spatial_axes else "[T, *b, D]"
+        space = f"then {spatial_axes} spatial axes, " if spatial_axes else ""
+        expected = "[T, *b, *space, D]" if spatial_axes else "[T, *b, D]"
         raise ValueError(
-            f"{name} has shape {show(array.shape)}; {wanted} is needed: time first, "
-            f"{space}features last, any number of batch axes between."
+            f"{name}: got shape {show(array.shape)}, expected {expected}: time first, "
+            f"then any number of batch axes, {space}features last."
         )
     return array
 
@@ -76,70 +102,72 @@ def features(name: str, xs: ArrayLike, *, spatial_axes: int = 0) -> Features:
 @functools.cache
 def _warn_of_narrowing(name: str) -> None:
     warnings.warn(
-        f"{name} has dtype float64 and JAX's x64 mode is off, so it is computed in "
-        "float32. Convert it to say so, or set jax_enable_x64. This is said once.",
-        stacklevel=5,  # whoever called `unroll`
+        f"{name}: got dtype float64 with JAX's x64 mode off, computing in float32; "
+        "convert it to float32, or set jax_enable_x64. This warning is given once.",
+        stacklevel=5,  # points at the caller of `unroll`
     )
 
 
 def as_array(name: str, value: ArrayLike | None) -> Array:
-    """A JAX array, or a `ValueError` that says why value is none.
+    """Return value as a JAX array.
 
-    Python lists, and NumPy arrays of any stride and byte order, are copied over; what
-    is on a device stays there. A record is refused, not stacked.
+    Lists and NumPy arrays of any stride and byte order are copied to the device; JAX
+    arrays are returned unchanged.
+
+    Raises:
+        ValueError: value is not an array of numbers, such as None, a record or a
+            masked array.
     """
     if isinstance(value, Array):
         check_alive(name, value)
         return value
     if value is None:
-        raise ValueError(f"{name} is None; an array of numbers is needed.")
+        raise ValueError(f"{name}: got None, expected an array of numbers.")
     if isinstance(value, Mapping) or hasattr(value, "_fields"):
         first = jax.tree_util.tree_leaves_with_path(value)[:1]
-        such = "".join(f", such as {name}{keystr(path)}" for path, _ in first)
-        raise ValueError(
-            f"{name} is {described(value)}; one array of it is needed{such}."
-        )
+        hint = "".join(f"; pass for example {name}{keystr(path)}" for path, _ in first)
+        raise ValueError(f"{name}: got {described(value)}, expected one array{hint}.")
     if np.ma.is_masked(value):
         raise ValueError(
-            f"{name} is a masked array, and its mask would be lost. Pass {name}.data, "
-            "and say with mask=, [T, *b], which steps happen."
+            f"{name}: got a masked array, expected a plain one; pass {name}.data, and "
+            "the steps to execute as mask=, booleans [T, *b]."
         )
     try:
         host = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{name} is not an array of numbers: {error}") from None
+        raise ValueError(f"{name}: got no array of numbers: {error}") from None
     if not (jnp.issubdtype(host.dtype, jnp.number) or host.dtype == bool):
-        rows = "; rows of unequal length must be padded, and lengths= say how long"
+        hint = "; pad rows of unequal length and pass lengths="
         raise ValueError(
-            f"{name} has dtype {host.dtype}, which is not a number"
-            f"{rows if host.dtype == object else ''}."
+            f"{name}: got dtype {host.dtype}, expected numbers"
+            f"{hint if host.dtype == object else ''}."
         )
     return jnp.asarray(host.astype(host.dtype.newbyteorder("=")))
 
 
 def described(value: Any) -> str:
-    """What came, for a message: `a Gates(i, f, g, o)`, `an array [7, 3]`."""
+    """Describe a value in a message: `Gates(i, f, g, o)`, `an array [7, 3]`."""
     if hasattr(value, "shape"):
         return f"an array {show(value.shape)}"
     names = map(repr, value) if isinstance(value, Mapping) else ()
     fields = ", ".join(getattr(value, "_fields", names))
-    return f"a {type(value).__name__}({fields})" if fields else f"{value!r:.60}"
+    return f"{type(value).__name__}({fields})" if fields else f"{value!r:.60}"
 
 
 def check_alive(name: str, array: Array) -> None:
-    """Errors: `ValueError` for an array whose memory was given away."""
+    """Raise a `ValueError` if the array was deleted, for example by donation."""
     if not isinstance(array, Tracer) and array.is_deleted():
         raise ValueError(
-            f"{name} is an array that was deleted, as donating it to a jitted function "
-            "does; go on with what that function returned."
+            f"{name}: got a deleted array; if it was donated to a jitted function, use "
+            "the arrays that the function returned."
         )
 
 
 @contextlib.contextmanager
 def error_prefix(name: str) -> Iterator[None]:
-    """Puts the name of the function that was called before a `ValueError`'s sentence.
+    """Prefix the message of a `ValueError` with the name of the called function.
 
-    What is raised within a step of the caller's own is the cause of what comes out.
+    The original error, which may come from a user's step, is kept as the cause.
     """
     try:
         yield
@@ -153,29 +181,27 @@ def steps(
     frame: tuple[int, ...],
     *,
     lengths: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | StepMask | None = None,
     resets: ArrayLike | None = None,
     of: str = "xs",
 ) -> StepMask:
-    """The record of the steps of a batch, `frame` being their shape `[T, *b]`.
+    """Return the `StepMask` of a batch.
 
-    Arguments:
+    Args:
+        frame: the shape `[T, *b]` of the steps.
         lengths: integers `[*b]`; row b has lengths[b] steps, the rest is padding.
-        mask: booleans `[T, *b]`; False where the step does not happen.
-        resets: booleans `[T, *b]`; True where the sequence begins again before it.
-        of: what the caller calls that of which they are the steps, for the message.
+        mask: booleans `[T, *b]`, False where the step is not executed; or a `StepMask`.
+        resets: booleans `[T, *b]`, True where the state is reset before the step.
+        of: name of the argument that has these steps, for the message.
 
-    Errors: `ValueError` for lengths together with a mask, a wrong shape or dtype,
-    and a length outside 0..T that is not traced.
-
-    >>> steps((3, 2), lengths=[3, 1]).active.T.tolist()
-    [[True, True, True], [True, False, False]]
+    Raises:
+        ValueError: lengths and mask are both given, a shape or dtype is wrong, or a
+            concrete length is outside 0..T.
     """
     if lengths is not None and mask is not None:
-        raise ValueError(
-            "lengths and mask were both given, and might contradict each other; "
-            "pass one of them."
-        )
+        raise ValueError("lengths and mask: got both, expected one of them.")
+    if isinstance(mask, StepMask):
+        return _checked(mask, resets, frame)
     time, *batch_shape = frame
     resets = None if resets is None else _booleans("resets", resets, frame)
     if mask is not None:
@@ -186,7 +212,7 @@ def steps(
     traced = isinstance(lengths, Tracer)
     if not traced:
         host = _checked_counts(lengths, time, of)
-        if host.size and (host == time).all():  # the very program without lengths
+        if host.size and (host == time).all():  # compile the program without lengths
             return StepMask(resets=resets)
     clock = jnp.arange(time, dtype=counts.dtype).reshape(
         time, *(1 for _ in batch_shape)
@@ -198,19 +224,42 @@ def steps(
     )
 
 
+def _checked(
+    mask: StepMask, resets: ArrayLike | None, frame: tuple[int, ...]
+) -> StepMask:
+    """Return the mask with its fields checked, and with `resets` if it has none."""
+    if mask.resets is not None and resets is not None:
+        raise ValueError("resets: got them twice, also in mask; pass them once.")
+    resets = mask.resets if resets is None else resets
+    active, invalid = mask.active, mask.invalid_length
+    return StepMask(
+        active=None if active is None else _booleans("mask.active", active, frame),
+        resets=None if resets is None else _booleans("resets", resets, frame),
+        invalid_length=(
+            None
+            if invalid is None
+            else _booleans("mask.invalid_length", invalid, frame[1:])
+        ),
+    )
+
+
 def steps_of(
     name: str,
     values: Features,
     lengths: ArrayLike | None,
-    mask: ArrayLike | None,
+    mask: ArrayLike | StepMask | None,
     resets: ArrayLike | None,
 ) -> StepMask:
-    """The steps of values `[T, *b, *space, H]`, of which the rest has only `*b`."""
-    given = [("lengths", lengths), ("mask", mask), ("resets", resets)]
+    """Return the `StepMask` of values `[T, *b, *space, H]`, whose `*b` it determines.
+
+    The flags have the shape `[T, *b]`; all further axes of the values are spatial.
+    """
+    flags = mask.active if isinstance(mask, StepMask) else mask
+    given = [("lengths", lengths), ("mask", flags), ("resets", resets)]
     axes = [
-        as_array(kind, flags).ndim + (kind == "lengths")
-        for kind, flags in given
-        if flags is not None
+        as_array(kind, array).ndim + (kind == "lengths")
+        for kind, array in given
+        if array is not None
     ]
     frame = values.shape[: min(max(axes, default=1), values.ndim - 1)]
     return steps(frame, lengths=lengths, mask=mask, resets=resets, of=name)
@@ -223,103 +272,110 @@ def resets_from_segments(
     before: ArrayLike | None = None,
     reverse: bool = False,
 ) -> ActiveSteps:
-    """The resets of sequences packed one after the other: True where one begins.
+    """Return the resets of packed sequences: True at the first step of each.
 
-    Packing puts many short sequences into one row instead of padding each; a reset at
-    the first step of each keeps them apart.
+    Packing concatenates many short sequences in one row instead of padding each; a
+    reset at the first step of each keeps them independent.
 
-    Arguments:
-        segments: integers `[T, *b]`, which sequence a step belongs to; only whether
-            neighbours differ matters.
-        mask: booleans `[T, *b]`, the mask that `unroll` gets as well, if it gets one:
-            a sequence begins at the first of its steps that happens. If some value
-            marks padding, it is `segments != value`.
-        before: `[*b]`, the segment of the step before the first one, where the state
-            is carried on from an earlier window; None begins anew.
-        reverse: for `unroll(..., reverse=True)`, where a sequence begins at its last
-            step, and `before` belongs to the step after the last one. A
-            `bidirectional` layer turns the resets of its forward layer by itself.
+    Args:
+        segments: integers `[T, *b]`, the sequence that a step belongs to. Only
+            differences between neighbouring steps matter.
+        mask: booleans `[T, *b]`, the mask that is passed to `unroll`, if any: a
+            sequence starts at the first of its executed steps. If some value marks
+            padding, pass `segments != value`.
+        before: `[*b]`, the segment of the step before the first one, if the state is
+            carried from an earlier window; None starts a new sequence.
+        reverse: for `unroll(..., reverse=True)`, where a sequence starts at its last
+            step, and `before` is the segment of the step after the last one. A
+            `bidirectional` layer reverses the resets itself.
 
-    Errors: `ValueError` for segments that are no integers or have no time axis.
+    Raises:
+        ValueError: segments are not integers or have no time axis.
 
-    >>> import jaxlstm as jl
-    >>> resets = jl.resets_from_segments([1, 1, 2, 2, 2, 3])
-    >>> resets.astype(int).tolist()
-    [1, 0, 1, 0, 0, 1]
+    Example:
+        >>> import jaxlstm as jl
+        >>> resets = jl.resets_from_segments([1, 1, 2, 2, 2, 3])
+        >>> resets.astype(int).tolist()
+        [1, 0, 1, 0, 0, 1]
     """
     segments = as_array("segments", segments)
     if not jnp.issubdtype(segments.dtype, jnp.integer) or segments.ndim == 0:
         raise ValueError(
-            f"segments has shape {show(segments.shape)} and dtype {segments.dtype}; "
-            "whole numbers [T, *b] are needed."
+            f"segments: got shape {show(segments.shape)} and dtype {segments.dtype}, "
+            "expected integers [T, *b]."
         )
     active = jnp.ones(segments.shape, bool)
     if mask is not None:
         active = _booleans("mask", mask, segments.shape)
-    begins = jnp.ones(segments.shape, bool)
+    first_starts = jnp.ones(segments.shape, bool)
     if before is not None:
         before, batch_shape = as_array("before", before), segments.shape[1:]
         if before.shape != batch_shape:
             raise ValueError(
-                f"before has shape {show(before.shape)}, segments has batch shape "
-                f"{show(batch_shape)}; one segment per sequence is needed."
+                f"before: got shape {show(before.shape)}, expected "
+                f"{show(batch_shape)}, one segment per row."
             )
-        begins = segments != jnp.broadcast_to(before, segments.shape)
-    return _borders(segments, active, begins, reverse=bool(reverse))
+        first_starts = segments != jnp.broadcast_to(before, segments.shape)
+    return _starts(segments, active, first_starts, reverse=bool(reverse))
 
 
 @functools.partial(jax.jit, static_argnames="reverse")
-def _borders(
-    segments: jax.Array, active: ActiveSteps, begins: ActiveSteps, *, reverse: bool
+def _starts(
+    segments: jax.Array,
+    active: ActiveSteps,
+    first_starts: ActiveSteps,
+    *,
+    reverse: bool,
 ) -> ActiveSteps:
-    """Where a step that happens is of another segment than the last one that did.
+    """True at executed steps whose segment differs from that of the previous one.
 
-    `begins` says so for the first step that happens. In the order of the run.
+    `first_starts` is the result for the first executed step of a row.
     """
     if reverse:
-        backwards = (leaf[::-1] for leaf in (segments, active, begins))
-        return _borders(*backwards, reverse=False)[::-1]
+        backwards = (leaf[::-1] for leaf in (segments, active, first_starts))
+        return _starts(*backwards, reverse=False)[::-1]
     clock = jnp.arange(len(segments)).reshape(-1, *(1,) * (segments.ndim - 1))
     seen = jnp.where(active, jnp.broadcast_to(clock, segments.shape), -1)
     last = jnp.roll(jax.lax.cummax(seen), 1, axis=0)
     last = jnp.where(jnp.broadcast_to(clock == 0, last.shape), -1, last)
     previous = jnp.take_along_axis(segments, jnp.maximum(last, 0), axis=0)
-    return active & jnp.where(last < 0, begins, segments != previous)
+    return active & jnp.where(last < 0, first_starts, segments != previous)
 
 
 @jax.jit
-def turned(steps: StepMask) -> ActiveSteps | None:
-    """The resets of the run from the last step to the first.
+def reverse_resets(steps: StepMask) -> ActiveSteps | None:
+    """Return the equivalent resets of a run from the last step to the first.
 
-    A reset marks a border between the step before it, of those that happen, and its
-    own. Coming from the other side, that border is crossed before the earlier step.
+    A reset at step t separates t from the previous executed step s. In the reversed
+    run, the same separation is a reset at s.
     """
     if steps.resets is None:
         return None
     if steps.active is None:
         return jnp.concatenate([steps.resets[1:], jnp.zeros_like(steps.resets[:1])])
 
-    # carried from the end: whether there is a border before the next step that happens
-    def walk(border: Rows, step: tuple[ActiveSteps, ActiveSteps]) -> tuple[Rows, Rows]:
+    # The carry is True if the next executed step, in forward order, has a reset.
+    def body(pending: Rows, step: tuple[ActiveSteps, ActiveSteps]) -> tuple[Rows, Rows]:
         active, resets = step
-        return jnp.where(active, resets, border), border
+        return jnp.where(active, resets, pending), pending
 
-    none = jnp.zeros_like(steps.resets.any(0))  # of no steps, too
-    both = (steps.active, steps.resets)
-    return jax.lax.scan(walk, none, both, reverse=True)[1]
+    none = jnp.zeros_like(steps.resets.any(0))  # also defined for T = 0
+    return jax.lax.scan(body, none, (steps.active, steps.resets), reverse=True)[1]
+
+
+turned = reverse_resets
 
 
 def _booleans(name: str, value: ArrayLike, frame: tuple[int, ...]) -> ActiveSteps:
     array = as_array(name, value)
     if array.dtype != jnp.bool_:
         raise ValueError(
-            f"{name} has dtype {array.dtype}; booleans are needed, for example "
-            f"{name}.astype(bool)."
+            f"{name}: got dtype {array.dtype}, expected booleans; convert it, for "
+            f"example {name}.astype(bool)."
         )
     if array.shape != frame:
         raise ValueError(
-            f"{name} has shape {show(array.shape)}; one boolean for each of the "
-            f"steps {show(frame)} is needed."
+            f"{name}: got shape {show(array.shape)}, expected {show(frame)}."
         )
     return array
 
@@ -327,13 +383,11 @@ def _booleans(name: str, value: ArrayLike, frame: tuple[int, ...]) -> ActiveStep
 def _counts(lengths: ArrayLike, batch_shape: tuple[int, ...], of: str) -> Array:
     counts = as_array("lengths", lengths)
     if not jnp.issubdtype(counts.dtype, jnp.integer):
-        raise ValueError(
-            f"lengths has dtype {counts.dtype}; whole numbers of steps are needed."
-        )
+        raise ValueError(f"lengths: got dtype {counts.dtype}, expected integers.")
     if counts.shape != batch_shape:
         raise ValueError(
-            f"lengths has shape {show(counts.shape)}, {of} has batch shape "
-            f"{show(batch_shape)}; one length per sequence is needed."
+            f"lengths: got shape {show(counts.shape)}, expected the batch shape "
+            f"{show(batch_shape)} of {of}."
         )
     return counts.astype(jnp.int64 if counts.dtype.itemsize == 8 else jnp.int32)
 
@@ -342,36 +396,37 @@ def _checked_counts(lengths: ArrayLike, time: int, of: str) -> np.ndarray:
     counts = np.asarray(lengths)
     for row in np.argwhere((counts < 0) | (counts > time))[:1].tolist():
         raise ValueError(
-            f"lengths{row or ''} is {counts[tuple(row)]}; {of} has {time} steps, so a "
-            f"length from 0 to {time} is needed."
+            f"lengths{row or ''}: got {counts[tuple(row)]}, expected 0 to {time}, "
+            f"the number of steps of {of}."
         )
     return counts
 
 
 def select(chosen: ActiveSteps | Rows, yes: State, no: State) -> State:
-    """`yes` where chosen and `no` elsewhere, for every leaf of two equal pytrees.
+    """Return `yes` where chosen and `no` elsewhere, for every leaf of two pytrees.
 
-    A select and no product, so that what is not chosen may be NaN. A leaf of `no` may
-    be a scalar.
+    This is `jnp.where`, not a product, so values that are not chosen may be NaN. A leaf
+    of `no` may be a scalar.
 
-    Errors: `ValueError` where a leaf does not begin with the axes of `chosen`.
+    Raises:
+        ValueError: a leaf does not begin with the axes of `chosen`.
     """
 
-    def one(yes: Any, no: Any) -> Any:
+    def select_leaf(yes: Any, no: Any) -> Any:
         if yes.shape[: chosen.ndim] != chosen.shape:
             raise ValueError(
-                f"a result of shape {show(yes.shape)} has no row for each of the "
-                f"steps {show(chosen.shape)}, so padding cannot be told apart in it; "
-                "with lengths, mask or resets, emit must keep the batch axes first."
+                f"emit: got a result of shape {show(yes.shape)}, expected "
+                f"{show((*chosen.shape, '...'))}; with lengths, mask or resets, emit "
+                "must keep the batch axes first."
             )
         tail = (1,) * (yes.ndim - chosen.ndim)
         return jnp.where(chosen.reshape(*chosen.shape, *tail), yes, no)
 
-    return jax.tree.map(one, yes, no)
+    return jax.tree.map(select_leaf, yes, no)
 
 
 def zero_inactive(values: State, steps: StepMask) -> State:
-    """Zeros in place of values `[T, *b, ...]` at the steps that do not happen."""
+    """Replace values `[T, *b, ...]` of masked and padded steps by zeros."""
     if steps.active is None:
         return values
     zeros = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), values)
@@ -379,20 +434,18 @@ def zero_inactive(values: State, steps: StepMask) -> State:
 
 
 def mask_outputs(values: State, steps: StepMask) -> State:
-    """What stands in values `[T, *b, ...]` when all is said: zeros at the steps that
-    do not happen, and NaN in the rows whose length cannot be.
-    """
+    """Set inactive steps of values `[T, *b, ...]` to zero, and invalid rows to NaN."""
     values = zero_inactive(values, steps)
     if steps.invalid_length is None or steps.active is None:
         return values
     return nan_rows(values, jnp.broadcast_to(steps.invalid_length, steps.active.shape))
 
 
-def nan_rows(values: State, lost: Rows) -> State:
-    """NaN in every floating point leaf `[*b, ...]` of the rows that are lost."""
+def nan_rows(values: State, invalid: Rows) -> State:
+    """Set the invalid rows of every floating point leaf `[*b, ...]` to NaN."""
 
     def nan(leaf: Any) -> Any:
         inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
         return jnp.full((), jnp.nan, leaf.dtype) if inexact else leaf
 
-    return select(~lost, values, jax.tree.map(nan, values))
+    return select(~invalid, values, jax.tree.map(nan, values))

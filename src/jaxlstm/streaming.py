@@ -1,4 +1,4 @@
-"""One input after the other, as they come: a step with its parameters prepared."""
+"""Streaming: a compiled step for inputs that arrive one at a time."""
 
 import functools
 from collections.abc import Callable
@@ -25,89 +25,93 @@ def stream(
     *,
     emit: Emit = emits.hidden,
 ) -> tuple[Step, State]:
-    """A compiled step for inputs like x, and the state to begin from:
+    """Compile a step for inputs like x, and return it with the initial state:
 
         step, state = jl.stream(cell, params, x)
         for x in arriving:
             state, emitted = step(state, x)
 
-    What follows from the parameters alone, such as casts to the dtype of x and scaled
-    or masked weights, is computed here and not at every step. The numbers are those of
-    `unroll` over the same inputs, without noise.
+    Values that depend on the parameters only, such as casts to the dtype of x and
+    scaled or masked weights, are computed once. The results equal those of `unroll`
+    over the same inputs without a key.
 
-    Arguments:
-        cell, params: as for `unroll`.
-        x: one input `[*b, D]`, or its `jax.ShapeDtypeStruct`: a batch of streams that
-            go on together, or a single one, without an axis for it. Its values do not
-            matter.
-        emit: what comes back beside the state, `(state, gates) -> pytree`.
+    Args:
+        cell: the cell.
+        params: the parameters that `cell.init` returned.
+        x: one input `[*b, D]` or its `jax.ShapeDtypeStruct`, for a batch of parallel
+            streams or, without batch axes, a single one. Its values are not read.
+        emit: function `(state, gates) -> pytree` of what to return with the state.
 
-    Returns: `(step, state)`, the step `(state, x) -> (state, emitted)`.
+    Returns:
+        `(step, state)` with `step(state, x) -> (state, emitted)`.
 
-    Errors: `ValueError` as `unroll`; `NotImplementedError` for a step with side
-    effects or calls that cannot be taken apart: `jax.jit(cell.step)` runs those.
+    Raises:
+        ValueError: as `unroll`.
+        NotImplementedError: the step has side effects or calls that cannot be
+            partially evaluated; use `jax.jit(cell.step)`.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> step, state = jl.stream(cell, params, jnp.zeros(3))
-    >>> for x in jnp.ones((7, 3)):
-    ...     state, h = step(state, x)
-    >>> bool(jnp.allclose(h, jl.unroll(cell, params, jnp.ones((7, 3)))[1][-1]))
-    True
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.lstm()
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> step, state = jl.stream(cell, params, jnp.zeros(3))
+        >>> for x in jnp.ones((7, 3)):
+        ...     state, h = step(state, x)
+        >>> bool(jnp.allclose(h, jl.unroll(cell, params, jnp.ones((7, 3)))[1][-1]))
+        True
     """
     with masking.error_prefix("stream"):
         x = x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
-        one = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
-        xs = jnp.zeros(one.shape, one.dtype)
-        found = validation.arrays(cell, params, xs, None, None, None, None)
-        params, xs, state, _ = found
-        each = None
+        dtype, shape = x.dtype, x.shape
+        xs = jnp.zeros((1, *shape), dtype)
+        checked = validation.arrays(cell, params, xs, None, None, None, None)
+        params, xs, initial_state, _ = checked
+        per_step = None
         if cell.prepare is not None:
-            params, each = cell.prepare(params, xs)
-        moment = jax.tree.map(lambda leaf: leaf[0], (xs, each))
+            params, per_step = cell.prepare(params, xs)
+        inputs = jax.tree.map(lambda leaf: leaf[0], (xs, per_step))
 
         def step(params: Params, state: State, x: tuple[Any, PerStep]) -> Any:
             after, gates = cell.step(params, state, project(cell, params, *x))
             return after, emit(after, gates)
 
-        parts = anatomy.take_apart(step, params, state, moment)
-        tree = jax.tree.structure(jax.eval_shape(step, params, state, moment))
+        parts = anatomy.take_apart(step, params, initial_state, inputs)
+        tree = jax.tree.structure(jax.eval_shape(step, params, initial_state, inputs))
         fixed = jax.jit(functools.partial(anatomy.fixed, parts))(params)
 
     @jax.jit
-    def prepared(fixed: list, each: PerStep, state: State, x: ArrayLike) -> Any:
-        leaves = jax.tree.leaves((jnp.asarray(x, one.dtype), each))
+    def compiled(fixed: list, per_step: PerStep, state: State, x: ArrayLike) -> Any:
+        leaves = jax.tree.leaves((jnp.asarray(x, dtype), per_step))
         return jax.tree.unflatten(tree, anatomy.one(parts, fixed, state, leaves))
 
-    begin, wanted = state, _kinds(state)
+    expected = _signature(initial_state)
 
-    def advance(state: State, x: ArrayLike) -> tuple[State, Any]:
-        if jnp.shape(x) != one.shape[1:]:
+    def checked_step(state: State, x: ArrayLike) -> tuple[State, Any]:
+        if jnp.shape(x) != shape:
             raise ValueError(
-                f"stream: x is {show(jnp.shape(x))}, and the step was made for "
-                f"{show(one.shape[1:])}; make another with jl.stream."
+                f"stream: x: got shape {show(jnp.shape(x))}, expected {show(shape)}; "
+                "call jl.stream again for another shape."
             )
         if jnp.iscomplexobj(x):
-            raise ValueError("stream: x is complex; real features are needed.")
-        if _kinds(state) != wanted:
+            raise ValueError("stream: x: got complex numbers, expected real features.")
+        if _signature(state) != expected:
             raise ValueError(
-                f"stream: state is {_typed(state)}, and {_typed(begin)} is needed, as "
-                "jl.stream gave it to begin from."
+                f"stream: state: got {_typed(state)}, expected "
+                f"{_typed(initial_state)}, as returned by jl.stream."
             )
-        return prepared(fixed, moment[1], state, x)
+        return compiled(fixed, inputs[1], state, x)
 
-    return advance, state
+    return checked_step, initial_state
 
 
-def _kinds(state: Any) -> Any:
-    """What tells states apart that a step cannot take for one another."""
+def _signature(state: Any) -> Any:
+    """Return the structure of a state, and shape and dtype of each leaf."""
     leaves, tree = jax.tree.flatten(state)
     return tree, [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
 
 def _typed(state: Any) -> Any:
-    """The dtype and shape of each leaf, in the same record."""
+    """Format the dtype and shape of each leaf, in the same structure."""
     return jax.tree.map(
         lambda leaf: f"{jnp.result_type(leaf)}{show(jnp.shape(leaf))}", state
     )

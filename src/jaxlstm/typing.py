@@ -1,15 +1,15 @@
-"""The notation of the library: one letter for each axis, one name for each array.
+"""Axis letters, array type aliases, and the table of dtypes.
 
     T      time, always axis 0 of a sequence
-    *b     any number of batch axes, none included, between time and features
+    *b     any number of batch axes (possibly none) between time and features
     D      input features
     H      hidden units
     4      the gates, in the order of `Gates`: input, forget, candidate, output
 
-An array that stands at one instant has no T. The gate axis is explicit, just before
-H, so that the four gates of a unit stay on one device when H is split over a mesh.
+An array of a single step has no T. The gate axis is explicit, just before H, so that
+the four gates of a unit stay on one device when H is sharded over a mesh.
 
-The dtype of xs decides every other, for every cell, wrapper and layer:
+The dtype of xs determines every other one, for every cell, wrapper and layer:
 
     xs        params  products  sums, gates  carried h  carried c  outputs
     float64   any     float64   float64      float64    float64    float64
@@ -17,14 +17,16 @@ The dtype of xs decides every other, for every cell, wrapper and layer:
     bfloat16  any     bfloat16  float32      bfloat16   float32    bfloat16
     float16   any     float16   float32      float16    float32    float16
 
-    params    of any floating dtype, read in that of the products; what is added to a
-              sum or scales it (b, peepholes, layer norm) is read in that of the sums
-    outputs   what `unroll` emits of h and what a layer gives to the next; c and the
-              gates are emitted as they are; `embed` begins with its `dtype`
-    states    that the caller gives, Python floats too, become what is carried
-    gradients have the dtype of what they belong to
+    params     any floating dtype, cast to the dtype of the products; parameters that
+               are added to a sum or scale it (b, peepholes, layer norm) are cast to
+               the dtype of the sums
+    outputs    h as emitted by `unroll` and passed to the next layer; c and the gates
+               are emitted in their own dtype; the output of `embed` has its `dtype`
+    states     passed by the caller, including Python floats, are cast to the dtypes
+               of the carry
+    gradients  have the dtype of the primal
 
-Nothing is promoted and no dtype is weak on the way out. float64 needs JAX's x64 mode.
+Outputs never have promoted or weak dtypes. float64 needs JAX's x64 mode.
 """
 
 import contextlib
@@ -53,55 +55,60 @@ Rows = Bool[Array, "*b"]
 
 
 def show(shape: tuple[int | str, ...]) -> str:
-    """The shape as error messages print it: `[32, 4, 128]`."""
+    """Format a shape for error messages: `[32, 4, 128]`."""
     return f"[{', '.join(map(str, shape))}]"
 
 
 def accumulator_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """Where sums over time are kept: `dtype`, and float32 for 16-bit compute.
+    """Return the dtype of sums over time: `dtype`, or float32 for 16-bit dtypes.
 
-    In bfloat16, 256 + 1 is 256: a cell state kept in 16 bits stops counting there.
+    A 16-bit cell state cannot accumulate: in bfloat16, 256 + 1 is 256.
     """
     dtype = jnp.dtype(dtype)
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def is_explicit(sharding: jax.sharding.Sharding | None) -> bool:
-    """Whether the type of an array says over which axes of a mesh it is split."""
+    """Whether a sharding is over a mesh with explicit axes."""
     mesh = getattr(sharding, "mesh", None)
     return mesh is not None and AxisType.Explicit in mesh.axis_types
 
 
 def reshard_like(x: jax.Array, values: jax.Array) -> jax.Array:
-    """The values `[*b, D]`, split over an explicit mesh as x `[*b, D]` is."""
-    kind = jax.typeof(x).sharding
-    return jax.sharding.reshard(values, kind) if is_explicit(kind) else values
+    """Return the values with the explicit sharding of x, which has the same shape."""
+    sharding = jax.typeof(x).sharding
+    return jax.sharding.reshard(values, sharding) if is_explicit(sharding) else values
 
 
-def as_key_or_none(door: str, key: Key | None) -> Key | None:
-    """As `as_key`, or None."""
-    return None if key is None else as_key(door, key)
+def as_key_or_none(caller: str, key: Key | None) -> Key | None:
+    """Return None for None, and `as_key` otherwise."""
+    return None if key is None else as_key(caller, key)
 
 
-def as_key(door: str, key: Any) -> Key:
-    """One key. `jax.random.PRNGKey(0)` is the same key as `key(0)`.
+def as_key(caller: str, key: Any) -> Key:
+    """Return one typed random key; `jax.random.PRNGKey(0)` becomes `key(0)`.
 
-    Errors: `TypeError` for anything else, a seed among them; it begins with the name
-    of the door.
+    Args:
+        caller: name of the calling function, for the message.
+        key: a typed or a legacy key.
+
+    Raises:
+        TypeError: key is anything else, such as a seed or an array of keys.
     """
     dtype = getattr(key, "dtype", None)
-    if dtype == np.uint32:  # a key as JAX wrote it before it had a type of its own
+    if dtype == np.uint32:  # a legacy key is an array of uint32
         with contextlib.suppress(TypeError, ValueError):
             key = jax.random.wrap_key_data(jnp.asarray(key))
     if is_key(key) and key.shape == ():
         return key
-    came = f"an array of {show(key.shape)} keys" if is_key(key) else f"{key!r:.60}"
+    got = f"an array of {show(key.shape)} keys" if is_key(key) else f"{key!r:.60}"
     raise TypeError(
-        f"{door}: key is {came}; one key is needed, such as jax.random.key(0)."
+        f"{caller}: key: got {got}, expected one key; pass for example "
+        "jax.random.key(0)."
     )
 
 
 def is_key(value: Any) -> bool:
-    """Whether it is an array of JAX's typed random keys."""
+    """Whether the value is an array of typed random keys."""
     dtype = getattr(value, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)

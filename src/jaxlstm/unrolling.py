@@ -1,13 +1,16 @@
-"""The front door to a whole sequence: `unroll`, and what it would do.
+"""`unroll`, and `explain` and `estimate_memory`, which describe what it would do.
 
-One door, many engines, one signature. An engine that cannot serve refuses with
-`NotImplementedError` and a sentence; the door tries the next one.
+All engines have one signature. An engine that cannot serve a call raises
+`NotImplementedError` with a reason, and `unroll` tries the next one.
 """
 
+import difflib
 import functools
+import inspect
 import re
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack
 
 import jax
 import numpy as np
@@ -19,105 +22,150 @@ from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import planning
 from jaxlstm.engines.planning import DEFAULT, ENGINES, Options
+from jaxlstm.masking import StepMask
 from jaxlstm.memory import Memory
 from jaxlstm.typing import Key, as_key_or_none
 
-# A number of steps, √T, everything (None), or as many bytes as "2 GB".
-Every = int | str | None
+F = TypeVar("F", bound=Callable[..., Any])
 
 
+class UnrollOptions(TypedDict, total=False):
+    """Options of `unroll`, `explain` and `estimate_memory`; `unroll` documents them."""
+
+    lengths: ArrayLike | None
+    mask: ArrayLike | StepMask | None
+    resets: ArrayLike | None
+    reverse: bool
+    emit: Emit
+    key: Key | None
+    checkpoint_every: int | str | None
+    engine: str | Sequence[str] | None
+
+
+DEFAULTS: dict[str, Any] = {
+    "lengths": None,
+    "mask": None,
+    "resets": None,
+    "reverse": False,
+    "emit": emits.hidden,
+    "key": None,
+    "checkpoint_every": None,
+    "engine": None,
+}
+
+
+def _with_signature(function: F) -> F:
+    """Write out `**options` in the signature that `help` and `inspect` show."""
+    signature = inspect.signature(function)
+    positional = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=DEFAULTS[name],
+            annotation=annotation,
+        )
+        for name, annotation in typing.get_type_hints(UnrollOptions).items()
+    ]
+    shown = signature.replace(parameters=[*positional, *options])
+    setattr(function, "__signature__", shown)  # noqa: B010
+    return function
+
+
+@_with_signature
 def unroll(
     cell: Cell,
     params: Params,
     xs: ArrayLike,
     state: State | None = None,
-    *,
-    lengths: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
-    resets: ArrayLike | None = None,
-    reverse: bool = False,
-    emit: Emit = emits.hidden,
-    key: Key | None = None,
-    checkpoint_every: Every = None,
-    engine: str | Sequence[str] | None = None,
+    **options: Unpack[UnrollOptions],
 ) -> tuple[State, Any]:
-    """Run a cell over a sequence: the loop
+    """Run a cell over a sequence, compiled, for any number of rows:
 
         for t in range(T):
             state, gates = cell.step(params, state, cell.project(params, xs[t]))
             emitted[t] = emit(state, gates)
 
-    compiled, for any number of sequences at a time. A step that does not happen
-    leaves the state untouched and emits zeros, and what stands in its place in xs
-    never matters, NaN included. Splitting a sequence anywhere and carrying the state
-    on gives the result of the whole.
+    A masked or padded step keeps the state and emits zeros; the values of xs there,
+    including NaN, have no effect. Splitting a sequence anywhere and carrying the state
+    gives the result of the whole sequence.
 
-    Arguments:
-        cell, params: the cell, and the parameters that its `init` drew.
+    Args:
+        cell: the cell.
+        params: the parameters that `cell.init` returned.
         xs: `[T, *b, D]`, time first. Its dtype is the dtype of the products and of the
-            outputs; sums over time are kept in float32 or wider. All dtypes are in
-            the table at the head of `jaxlstm.typing`.
-        state: where to begin; None for the cell's initial state. A number stands for
-            an array of it, as in `LSTMState(0.0, 0.0)`.
-        lengths: integers `[*b]`: row b has lengths[b] steps, the rest is padding.
-        mask: booleans `[T, *b]`: False where the step does not happen.
-        resets: booleans `[T, *b]`: True to begin again from the cell's initial state
-            before the step.
+            outputs; sums over time are kept in float32 or wider. See `jaxlstm.typing`
+            for a table of all dtypes.
+        state: the state before the first step; None for the cell's initial state. A
+            number stands for an array of that value, as in `LSTMState(0.0, 0.0)`.
+        lengths: integers `[*b]`; row b has lengths[b] steps, the rest is padding.
+        mask: booleans `[T, *b]`, False where the step is not executed; or a `StepMask`
+            in place of lengths, mask and resets.
+        resets: booleans `[T, *b]`, True to reset to the cell's initial state before
+            the step.
         reverse: run from the last step to the first; outputs stay at their own t.
-        emit: what to stack over time, `(state, gates) -> pytree`; see `jl.emit`.
-        key: noise for stochastic cells; no key, no noise, and the same key, the same
-            noise.
-        checkpoint_every: remember every k-th state and compute the rest again on the
-            way back, with a k near it that divides T if there is one; `"sqrt"` chooses
-            k = √T, and a size such as `"2 GB"` what is fastest among all that keep the
-            gradient within it, besides its arguments and results, as far as
-            `estimate_memory` can tell of this call: without axes that an outer `vmap`
-            adds, and of all devices that share the rows together.
-        engine: None for the first that accepts, a name, or several names to try:
-            `"adjoint"`, whose gradients take each weight in one product over all
-            steps, or `"scan"`, the reference, whose single steps have the bits of the
-            whole sequence. `"adjoint/lean"` remembers states only, a quarter of the
-            memory; `"adjoint/rows_first"` and `"adjoint/weights_first"` fix how the
-            recurrent products are taken, which `"adjoint"` chooses by their size.
-            `"cudnn"` is the vendor's kernel for the plain LSTM on an NVIDIA GPU, and
-            `"native"` one for a CPU, which `jl.lab.native.load()` compiles.
+        emit: function `(state, gates) -> pytree` of what to stack over time; see
+            `jl.emit`.
+        key: random key for cells that draw noise. No key, no noise; the same key, the
+            same noise.
+        checkpoint_every: keep every k-th state for the gradient and recompute the
+            others; a divisor of T near k is preferred. `"sqrt"` sets k = √T. A memory
+            budget such as `"2 GB"` selects the fastest mode whose gradient fits into
+            it besides its arguments and results, as `estimate_memory` estimates them
+            for this call: without axes added by an outer `vmap`, and in total over all
+            devices that share the rows.
+        engine: None for the first engine that accepts the call, a name, or several
+            names to try in order. `"adjoint"` computes each weight gradient as one
+            product over all steps. `"scan"` is the reference, whose single steps have
+            the bits of the whole sequence. `"adjoint/lean"` keeps states only, a
+            quarter of the memory. `"adjoint/rows_first"` and `"adjoint/weights_first"`
+            fix the order of the recurrent products, which `"adjoint"` selects by size.
+            `"cudnn"` is NVIDIA's kernel for the plain LSTM. `"native"` is a CPU kernel,
+            compiled by `jl.lab.native.load()`.
 
-    Returns: `(state, emitted)`, the carry first as in `lax.scan`.
+    Returns:
+        `(state, emitted)`, the carry first as in `lax.scan`.
 
-    Errors: `ValueError` for what does not fit together, before anything is compiled;
-    `TypeError` for a key that is none; `NotImplementedError` where the engine asked
-    for refuses, and an `ExceptionGroup` of them where several do.
+    Raises:
+        ValueError: the arguments do not fit together; raised before compilation.
+        TypeError: an option is unknown, or the key is not one random key.
+        NotImplementedError: the requested engine cannot serve the call. If several
+            engines refuse for different reasons, an `ExceptionGroup` of these errors.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> xs = jnp.ones((7, 2, 3))
-    >>> state, hs = jl.unroll(cell, params, xs, lengths=jnp.array([7, 4]))
-    >>> hs.shape, bool((hs[4:, 1] == 0).all()), bool((state.h[1] == hs[3, 1]).all())
-    ((7, 2, 5), True, True)
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.lstm()
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> xs = jnp.ones((7, 2, 3))
+        >>> state, hs = jl.unroll(cell, params, xs, lengths=jnp.array([7, 4]))
+        >>> hs.shape, bool((hs[4:, 1] == 0).all()), bool((state.h[1] == hs[3, 1]).all())
+        ((7, 2, 5), True, True)
     """
-    key = as_key_or_none("unroll", key)
-    refusals: dict[str, NotImplementedError] = {}
     with masking.error_prefix("unroll"):
-        names = _names(engine)
-        options = _options(reverse, emit, checkpoint_every)
-        found = validation.arrays(cell, params, xs, state, lengths, mask, resets)
-        for name in names:
+        call = _checked_call("unroll", cell, (params, xs, state), options)
+        refusals: dict[str, NotImplementedError] = {}
+        for name in call.engines:
             try:
-                with validation.translate_jax_errors(cell, found):
-                    mode, chosen = planning.fitted(name, cell, options, found, key)
-                    return planning.run(ENGINES[mode], cell, chosen, *found, key)
+                with validation.translate_jax_errors(cell, call.arrays):
+                    mode, chosen = call.fit(name)
+                    run = ENGINES[mode]
+                    return planning.run(run, cell, chosen, *call.arrays, call.key)
             except NotImplementedError as refusal:
                 refusals[name] = refusal
-    raise _all_refused(refusals)
+    raise _all_refused("unroll", refusals)
 
 
 class Explanation(NamedTuple):
-    """Which engine would serve a call, and why each other one would not.
+    """The engine that serves a call, and the reasons of the others for not serving.
 
-    engine    the engine that serves, None if none does
-    reasons   a sentence for each engine that was asked or would be
-    how       what that engine remembers for the way back, and how it multiplies
+    Attributes:
+        engine: the engine that serves; None if none does.
+        reasons: a sentence for each engine.
+        how: what the engine keeps for the gradient, and how it multiplies.
     """
 
     engine: str | None
@@ -133,114 +181,161 @@ class Explanation(NamedTuple):
         return "\n".join([*lines, *([f"{self.engine} {self.how}"] if self.how else [])])
 
 
+@_with_signature
 def explain(
     cell: Cell,
     params: Params,
     xs: ArrayLike,
     state: State | None = None,
-    *,
-    lengths: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
-    resets: ArrayLike | None = None,
-    reverse: bool = False,
-    emit: Emit = emits.hidden,
-    key: Key | None = None,
-    checkpoint_every: Every = None,
-    engine: str | Sequence[str] | None = None,
+    **options: Unpack[UnrollOptions],
 ) -> Explanation:
-    """Which engine `unroll` would take for the same arguments; nothing is unrolled.
+    """Explain which engine `unroll` would use for the same arguments.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3))))
-    -> adjoint  serves
-       scan     would serve, but adjoint comes first
-    adjoint remembers activations and states; products with the rows first
+    Engines are traced only; nothing is compiled or run.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.lstm()
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3))))
+        -> adjoint  serves
+           scan     would serve, but adjoint comes first
+        adjoint remembers activations and states; products with the rows first
     """
-    key = as_key_or_none("explain", key)
     chosen, how, reasons = None, "", {}
     with masking.error_prefix("explain"):
-        asked = _names(engine)
-        options = _options(reverse, emit, checkpoint_every)
-        found = validation.arrays(cell, params, xs, state, lengths, mask, resets)
-        free = options._replace(budget=None)
-        for name in dict.fromkeys([*asked, *DEFAULT]):
-            run = functools.partial(planning.run, ENGINES[name], cell, free)
+        call = _checked_call("explain", cell, (params, xs, state), options)
+        without_budget = call.options._replace(budget=None)
+        for name in dict.fromkeys([*call.engines, *DEFAULT]):
+            run = functools.partial(planning.run, ENGINES[name], cell, without_budget)
             try:
-                with validation.translate_jax_errors(cell, found):
-                    jax.eval_shape(run, *found, key)
+                with validation.translate_jax_errors(cell, call.arrays):
+                    jax.eval_shape(run, *call.arrays, call.key)
             except NotImplementedError as refusal:
                 reasons[name] = str(refusal)
                 continue
-            if name not in asked:
+            if name not in call.engines:
                 reasons[name] = "would serve, but was not asked for"
             elif chosen is None:
                 chosen, reasons[name] = name, "serves"
-                mode, options = planning.fitted(name, cell, options, found, key)
-                how = planning.described(mode, cell, options, found, key)
+                mode, fitted = call.fit(name)
+                how = planning.described(mode, cell, fitted, call.arrays, call.key)
             else:
                 reasons[name] = f"would serve, but {chosen} comes first"
     return Explanation(chosen, reasons, how)
 
 
+@_with_signature
 def estimate_memory(
     cell: Cell,
     params: Params,
     xs: ArrayLike | jax.ShapeDtypeStruct,
     state: State | None = None,
-    *,
-    lengths: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
-    resets: ArrayLike | None = None,
-    reverse: bool = False,
-    emit: Emit = emits.hidden,
-    key: Key | None = None,
-    checkpoint_every: Every = None,
-    engine: str | Sequence[str] | None = None,
+    **options: Unpack[UnrollOptions],
 ) -> Memory:
-    """Bytes that `unroll` and its gradient take, for the same arguments; nothing is
-    computed or compiled.
+    """Estimate the memory of `unroll` and its gradient for the same arguments.
 
-    The program is that of the state and of all that is emitted, and of their gradients
-    for params, xs and state. Arguments may be arrays or, as nothing is computed,
-    `jax.ShapeDtypeStruct`. With what is returned this is within 15 % of XLA's own
-    analysis for most programs. The temporaries alone can be told too low: by a third
-    where noise is drawn, and by up to two where little is remembered, of ragged rows
-    or in blocks that leave a rest.
+    The program computes the state, all that is emitted, and their gradients with
+    respect to params, xs and state. It is neither compiled nor run, so arguments can
+    be arrays or `jax.ShapeDtypeStruct`.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=64, hidden_size=256)
-    >>> xs = jax.ShapeDtypeStruct((100_000, 8, 64), jnp.float32)
-    >>> print(jl.estimate_memory(cell, params, xs))
-    10.9 GB: arguments 1.03 GB, results 1.03 GB, temporaries 8.81 GB
-    >>> print(jl.estimate_memory(cell, params, xs, checkpoint_every="sqrt"))
-    2.08 GB: arguments 1.03 GB, results 1.03 GB, temporaries 31.9 MB
+    For most programs, results plus temporaries are within 15 % of XLA's own analysis.
+    Temporaries alone can be underestimated: by a third if noise is drawn, and by a
+    factor of up to two if few states are kept and rows are ragged or T is not a
+    multiple of k.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.lstm()
+        >>> params = cell.init(jax.random.key(0), input_size=64, hidden_size=256)
+        >>> xs = jax.ShapeDtypeStruct((100_000, 8, 64), jnp.float32)
+        >>> print(jl.estimate_memory(cell, params, xs))
+        10.9 GB: arguments 1.03 GB, results 1.03 GB, temporaries 8.81 GB
+        >>> print(jl.estimate_memory(cell, params, xs, checkpoint_every="sqrt"))
+        2.08 GB: arguments 1.03 GB, results 1.03 GB, temporaries 31.9 MB
     """
-    key = as_key_or_none("estimate_memory", key)
     with masking.error_prefix("estimate_memory"):
-        names = _names(engine)
-        options = _options(reverse, emit, checkpoint_every)
-        found = _types(cell, (params, xs, state, lengths, mask, resets))
+        inputs = (params, xs, state)
+        call = _checked_call("estimate_memory", cell, inputs, options, abstract=True)
         refusals: dict[str, NotImplementedError] = {}
-        for name in names:
+        for name in call.engines:
             try:
-                mode, chosen = planning.fitted(name, cell, options, found, key)
-                engine_ = ENGINES[mode]
-                return planning.gradient_memory(engine_, cell, chosen, found, key)
+                mode, fitted = call.fit(name)
+                run = ENGINES[mode]
+                return planning.gradient_memory(
+                    run, cell, fitted, call.arrays, call.key
+                )
             except NotImplementedError as refusal:
                 refusals[name] = refusal
-    raise _all_refused(refusals, "estimate_memory")
+    raise _all_refused("estimate_memory", refusals)
 
 
-# -- everything that a caller can get wrong, found before an engine is entered ---
+# -- from options to a checked call ----------------------------------------------
 
 
-def _options(reverse: bool, emit: Emit, checkpoint_every: Every) -> Options:
+class Call(NamedTuple):
+    """A call of `unroll` whose arguments have been checked.
+
+    Attributes:
+        cell: the cell.
+        engines: names of the engines to try, in order.
+        options: what the engines are asked for.
+        arrays: parameters, features, first state and step mask.
+        key: one random key, or None.
+    """
+
+    cell: Cell
+    engines: tuple[str, ...]
+    options: Options
+    arrays: validation.Arrays
+    key: Key | None
+
+    def fit(self, engine: str) -> tuple[str, Options]:
+        """Return the mode of the engine and the options that fit the memory budget."""
+        return planning.fitted(engine, self.cell, self.options, self.arrays, self.key)
+
+
+def _checked_call(
+    caller: str,
+    cell: Cell,
+    inputs: tuple[Params, Any, State | None],
+    options: UnrollOptions,
+    *,
+    abstract: bool = False,
+) -> Call:
+    """Check the arguments of `unroll`, `explain` or `estimate_memory`.
+
+    Args:
+        caller: name of the function, for messages.
+        cell: the cell.
+        inputs: params, xs and state.
+        options: the caller's keyword arguments.
+        abstract: whether arrays may be given as `jax.ShapeDtypeStruct`.
+
+    Raises:
+        TypeError: an option is unknown, or the key is not one random key.
+        ValueError: the arguments do not fit together.
+    """
+    unknown = [name for name in options if name not in DEFAULTS]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], DEFAULTS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(DEFAULTS)}."
+        raise TypeError(f"{caller}: got an unknown option {unknown[0]!r}; {hint}")
+    given: dict[str, Any] = {**DEFAULTS, **options}
+    key = as_key_or_none(caller, given["key"])
+    engines = _engine_names(given["engine"])
+    asked = _engine_options(given["reverse"], given["emit"], given["checkpoint_every"])
+    check = _abstract_arrays if abstract else validation.arrays
+    steps = (given["lengths"], given["mask"], given["resets"])
+    return Call(cell, engines, asked, check(cell, *inputs, *steps), key)
+
+
+def _engine_options(
+    reverse: bool, emit: Emit, checkpoint_every: int | str | None
+) -> Options:
     validation.check_flag("reverse", reverse)
-    kinds = "jl.emit.hidden, states, trace or nothing"
-    validation.check_function("emit", emit, "state", "gates", such_as=kinds)
+    examples = "jl.emit.hidden, states, trace or nothing"
+    validation.check_function("emit", emit, "state", "gates", such_as=examples)
     validation.check_hashable("emit", emit)
     if isinstance(checkpoint_every, str) and checkpoint_every != "sqrt":
         return Options(bool(reverse), emit, None, _bytes(checkpoint_every))
@@ -252,8 +347,8 @@ def _block(every: Any) -> int | Literal["sqrt"] | None:
         return every
     if not isinstance(every, int | np.integer) or isinstance(every, bool) or every < 1:
         raise ValueError(
-            f"checkpoint_every is {every!r}; a number of steps from 1, "
-            '"sqrt", a size such as "2 GB", or None is needed.'
+            f"checkpoint_every: got {every!r}, expected an integer >= 1, "
+            '"sqrt", a size such as "2 GB", or None.'
         )
     return int(every)
 
@@ -266,44 +361,46 @@ def _bytes(text: str) -> float:
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]+)\s*", text)
     if found is None or found[2] not in UNITS:
         raise ValueError(
-            f'checkpoint_every is {text!r}; a number of steps from 1, "sqrt", a size '
-            f'such as "2 GB" (in {", ".join(UNITS)}), or None is needed.'
+            f'checkpoint_every: got {text!r}, expected an integer >= 1, "sqrt", a size '
+            f'such as "2 GB" (in {", ".join(UNITS)}), or None.'
         )
     return float(found[1]) * UNITS[found[2]]
 
 
-def _names(engine: str | Sequence[str] | None) -> tuple[str, ...]:
+def _engine_names(engine: str | Sequence[str] | None) -> tuple[str, ...]:
     names = DEFAULT if engine is None else engine
     if isinstance(names, str) or not isinstance(names, Sequence):
         names = (names,)
     if not names:
-        raise ValueError("engine is empty; name one, or leave it out.")
+        raise ValueError(
+            "engine: got an empty sequence, expected at least one name; leave it out "
+            "for the default."
+        )
     for name in names:
         if name not in tuple(ENGINES):
             raise ValueError(
-                f"engine={name!r} is unknown; the engines are {', '.join(ENGINES)}."
+                f"engine: got {name!r}, expected one of {', '.join(ENGINES)}."
             )
     return tuple(names)
 
 
-def _types(cell: Cell, inputs: Any) -> Any:
-    """What `validation.arrays` makes of them; types may stand for arrays."""
+def _abstract_arrays(cell: Cell, *inputs: Any) -> Any:
+    """Return the shapes and dtypes of `validation.arrays`, without computing values."""
     leaves, tree = jax.tree.flatten(inputs)
-    typed = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
+    is_struct = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
 
-    def found(arrays: list[Any]) -> Any:
-        given = iter(arrays)
-        pairs = zip(leaves, typed, strict=True)
-        filled = [next(given) if is_type else leaf for leaf, is_type in pairs]
+    def check(arrays: list[Any]) -> Any:
+        given: Iterator[Any] = iter(arrays)
+        pairs = zip(leaves, is_struct, strict=True)
+        filled = [next(given) if struct else leaf for leaf, struct in pairs]
         return validation.arrays(cell, *jax.tree.unflatten(tree, filled))
 
-    pairs = zip(leaves, typed, strict=True)
-    return jax.eval_shape(found, [leaf for leaf, is_type in pairs if is_type])
+    pairs = zip(leaves, is_struct, strict=True)
+    return jax.eval_shape(check, [leaf for leaf, struct in pairs if struct])
 
 
-def _all_refused(
-    refusals: dict[str, NotImplementedError], door: str = "unroll"
-) -> Exception:
+def _all_refused(caller: str, refusals: dict[str, NotImplementedError]) -> Exception:
+    """Return the common refusal of all engines, or a group of different ones."""
     if len({str(refusal) for refusal in refusals.values()}) == 1:
-        return next(iter(refusals.values()))  # such as one out of the caller's step
-    return ExceptionGroup(f"{door}: every engine refuses", list(refusals.values()))
+        return next(iter(refusals.values()))
+    return ExceptionGroup(f"{caller}: every engine refuses", list(refusals.values()))

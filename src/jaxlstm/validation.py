@@ -1,7 +1,7 @@
-"""What a caller hands to `unroll`, made into arrays or refused in a sentence.
+"""Checks of public arguments, and their error messages.
 
-Everything that can be found wrong is found here, before an engine is entered; what an
-engine's program stumbles over is put into the words of the caller.
+Arguments are checked before an engine runs. Errors that JAX raises while an engine is
+traced are translated to the caller's names.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ Arrays = tuple[Params, Features, State, StepMask]
 
 @contextlib.contextmanager
 def translate_jax_errors(cell: Cell, arrays: Arrays) -> Iterator[None]:
-    """What JAX says of a step that does not fit, or of memory, said in our words."""
+    """Translate errors of JAX about carry types, and add a hint if memory ran out."""
     try:
         yield
     except TypeError as error:
-        sentence = _misfit(cell, *arrays)
-        if sentence is None:
+        message = _carry_mismatch(cell, *arrays)
+        if message is None:
             raise
-        raise ValueError(sentence) from error
+        raise ValueError(message) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             error.add_note(f"unroll: {OUT_OF_MEMORY}")
@@ -42,35 +42,38 @@ def translate_jax_errors(cell: Cell, arrays: Arrays) -> Iterator[None]:
 
 
 OUT_OF_MEMORY = (
-    'checkpoint_every="sqrt" remembers √T of T states for the way back and computes '
-    "the rest again; emit=jl.emit.nothing stacks no outputs; a batch of fewer rows, or "
-    "a long sequence in several calls that carry the state on, need less still."
+    'checkpoint_every="sqrt" keeps √T of T states for the gradient and recomputes the '
+    "rest; emit=jl.emit.nothing stacks no outputs. A smaller batch, or several calls "
+    "on parts of the sequence that carry the state, need less memory still."
 )
 
 
-def _misfit(
+def _carry_mismatch(
     cell: Cell, params: Params, xs: Features, state: State, steps: StepMask
 ) -> str | None:
-    """How the state after a step differs from the state before it, if it does."""
+    """Describe how a step changes the types of the state; None if it does not."""
 
     def step(params: Params, xs: Features, state: State) -> State:
-        each = None
+        per_step = None
         if cell.prepare is not None:
-            params, each = cell.prepare(params, xs)
-        first = jax.tree.map(lambda leaf: leaf[0], (xs, each))
+            params, per_step = cell.prepare(params, xs)
+        first = jax.tree.map(lambda leaf: leaf[0], (xs, per_step))
         return cell.step(params, state, project(cell, params, *first))[0]
 
     if len(xs) == 0:
         return None
     after = _leaves(jax.eval_shape(step, params, xs, state))
     for name, before in _leaves(state).items():
-        came, gone = _typed(before), _typed(after.pop(name, None))
-        if came != gone:
+        expected, got = _typed(before), _typed(after.pop(name, None))
+        if expected != got:
             return (
-                f"the cell's step turns state{name}, {came}, into {gone}; a step must "
-                "give back what it got, for example with .astype(state.h.dtype)."
+                f"cell.step: got state{name}, {got}, expected {expected} "
+                f"as before the step; cast it, for example with .astype(state.h.dtype)."
             )
-    return f"the cell's step adds state{next(iter(after))}." if after else None
+    if after:
+        name = next(iter(after))
+        return f"cell.step: got state{name}, expected the fields before the step."
+    return None
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -83,43 +86,47 @@ def _typed(leaf: Any) -> str:
 
 
 def check_hashable(name: str, value: Any) -> None:
-    """Errors: `ValueError` for what `jit` could not tell from another."""
+    """Raise a `ValueError` if the value cannot be a static argument of `jit`."""
     try:
         hash(value)
     except TypeError as error:
         raise ValueError(
-            f"{name} cannot be hashed ({error}), and is part of what a program is "
-            "compiled for; a function can be, and so can a frozen dataclass."
+            f"{name}: got a value that is not hashable ({error}), expected a hashable "
+            "one, as it is static under jit; use a function or a frozen dataclass."
         ) from None
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Errors: `ValueError` for what is neither True nor False."""
+    """Raise a `ValueError` if the value is not True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} is {value!r}; True or False is needed.")
+        raise ValueError(f"{name}: got {value!r}, expected True or False.")
 
 
 def check_function(name: str, function: Any, *takes: str, such_as: str) -> None:
-    """Errors: `ValueError` for what cannot be called with so many arguments.
+    """Check that a function can be called with arguments named `takes`.
 
-    >>> check_function("emit", abs, "state", "gates", such_as="jl.emit.hidden")
-    Traceback (most recent call last):
-    ValueError: emit is called as emit(state, gates): too many positional arguments.
+    Raises:
+        ValueError: it is not callable, or not with that many arguments.
+
+    Example:
+        >>> check_function("emit", abs, "state", "gates", such_as="jl.emit.hidden")
+        Traceback (most recent call last):
+        ValueError: emit: called as emit(state, gates): too many positional arguments.
     """
     call = f"({', '.join(takes)})"
     if not callable(function):
         raise ValueError(
-            f"{name} is {function!r:.60}; a function {call} is needed, such as "
-            f"{such_as}."
+            f"{name}: got {function!r:.60}, expected a function {call}; pass for "
+            f"example {such_as}."
         )
     try:
         signature = inspect.signature(function, follow_wrapped=False)
-    except (TypeError, ValueError):  # some have none, or none that can be read
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return
     try:
         signature.bind(*takes)
     except TypeError as error:
-        raise ValueError(f"{name} is called as {name}{call}: {error}.") from None
+        raise ValueError(f"{name}: called as {name}{call}: {error}.") from None
 
 
 def arrays(
@@ -128,21 +135,22 @@ def arrays(
     xs: ArrayLike,
     state: State | None,
     lengths: ArrayLike | None,
-    mask: ArrayLike | None,
+    mask: ArrayLike | StepMask | None,
     resets: ArrayLike | None,
 ) -> Arrays:
-    """Parameters, features, first state and steps, as the engines take them.
+    """Return parameters, features, first state and step mask as the engines take them.
 
-    Errors: `ValueError` for what does not fit together, in the caller's names.
+    Raises:
+        ValueError: the arguments do not fit together.
     """
     if not isinstance(cell, Cell):
         if hasattr(cell, "apply"):
             raise ValueError(
-                "cell is a layer; the cell that it was made of is needed, such as "
-                "jl.lstm(), and of the layer's parameters those of that cell."
+                "cell: got a Layer, expected a Cell; pass the layer's cell, such as "
+                "jl.lstm(), and the params of that cell."
             )
         raise ValueError(
-            f"cell is {cell!r:.60}; a Cell is needed, such as jl.lstm() gives or "
+            f"cell: got {cell!r:.60}, expected a Cell; pass for example jl.lstm() or "
             "Cell(init, initial_state, project, step)."
         )
     check_hashable("cell", cell)
@@ -151,63 +159,61 @@ def arrays(
             _as_leaf("params", path, leaf)
     xs = masking.features("xs", xs, spatial_axes=cell.spatial_axes)
     frame = xs.shape[: xs.ndim - 1 - cell.spatial_axes]
-    begin = _beginning(cell, xs.shape[1:-1], xs.dtype)
+    initial_state = _initial_state(cell, xs.shape[1:-1], xs.dtype)
     jax.eval_shape(cell.project, params, xs)
-    wanted = jax.eval_shape(begin, params)
-    state = begin(params) if state is None else _conform(state, wanted)
+    like = jax.eval_shape(initial_state, params)
+    state = initial_state(params) if state is None else _cast_state(state, like)
     steps = masking.steps(frame, lengths=lengths, mask=mask, resets=resets)
     return params, xs, state, steps
 
 
 @functools.lru_cache
-def _beginning(
+def _initial_state(
     cell: Cell, batch_shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[Params], State]:
-    """One object for each kind of batch, so that JAX knows it again and is quick."""
+    """Return one function object per kind of batch, so that JAX caches its trace."""
     return functools.partial(cell.initial_state, batch_shape=batch_shape, dtype=dtype)
 
 
 def _as_leaf(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> Array:
-    """The leaf as an array; its place is only put into words where it is none."""
+    """Return the leaf as an array. The path is formatted only if it is not one."""
     if isinstance(leaf, Tracer) or (isinstance(leaf, Array) and not leaf.is_deleted()):
         return leaf
     return masking.as_array(name + jax.tree_util.keystr(path), leaf)
 
 
-def _conform(state: State, wanted: State) -> State:
-    """The caller's state, in the dtypes that the cell carries it in.
+def _cast_state(state: State, like: State) -> State:
+    """Return the caller's state in the dtypes of the carry.
 
-    A number in place of an array is the value of every unit.
+    A Python number stands for an array of that value.
     """
-    paths, tree = jax.tree_util.tree_flatten_with_path(wanted)
+    paths, tree = jax.tree_util.tree_flatten_with_path(like)
     try:
         leaves = tree.flatten_up_to(state)
     except ValueError:
         raise ValueError(
-            f"state is {_describe(state)}; this cell wants {_describe(wanted)}. Take "
-            "it from cell.initial_state or from an earlier call."
+            f"state: got {_describe(state)}, expected {_describe(like)}; pass the "
+            "result of cell.initial_state or of an earlier call."
         ) from None
 
-    def one(path: jax.tree_util.KeyPath, want: Any, leaf: ArrayLike) -> Array:
+    def cast(path: jax.tree_util.KeyPath, like: Any, leaf: ArrayLike) -> Array:
         if type(leaf) in (int, float):
-            return jnp.full(want.shape, leaf, want.dtype)
+            return jnp.full(like.shape, leaf, like.dtype)
         name = f"state{jax.tree_util.keystr(path)}"
         array = _as_leaf("state", path, leaf)
-        if array.shape != want.shape:
+        if array.shape != like.shape:
             raise ValueError(
-                f"{name} has shape {show(array.shape)}; for this xs and these params "
-                f"{show(want.shape)} is needed."
+                f"{name}: got shape {show(array.shape)}, expected {show(like.shape)} "
+                "for these xs and params."
             )
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            raise ValueError(
-                f"{name} has dtype {array.dtype}; real numbers are needed."
-            )
-        return array.astype(want.dtype)
+            raise ValueError(f"{name}: got dtype {array.dtype}, expected real numbers.")
+        return array.astype(like.dtype)
 
     pairs = zip(paths, leaves, strict=True)
-    return tree.unflatten([one(path, want, leaf) for (path, want), leaf in pairs])
+    return tree.unflatten([cast(path, like, leaf) for (path, like), leaf in pairs])
 
 
 def _describe(state: State) -> str:
     kind, fields = type(state).__name__, getattr(state, "_fields", ())
-    return f"{kind}({', '.join(fields)})" if fields else f"a {kind}"
+    return f"{kind}({', '.join(fields)})" if fields else kind
