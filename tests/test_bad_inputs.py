@@ -83,26 +83,26 @@ def _refusals():
         ("B003 features", {"xs": jnp.ones((T, B, 7))}, "xs", "7", str(D), "w_x"),
         ("B008 3 rows", {"state": zeros(3)}, r"state\.h", r"\[3, 5\]", r"\[4, 5\]"),
         ("B009 1 row", {"state": zeros(1)}, r"state\.h", r"\[1, 5\]", r"\[4, 5\]"),
-        ("B010 a plain tuple", {"state": tuple(zeros(B))}, "a tuple", r"LSTMState\(h"),
+        ("B010 a plain tuple", {"state": tuple(zeros(B))}, "tuple", r"LSTMState\(h"),
         ("B010 one array", {"state": jnp.zeros((B, H))}, "state", r"LSTMState\(h, c"),
-        ("B010 nothing", {"state": jl.LSTMState(None, None)}, r"state\.h is None"),
+        ("B010 nothing", {"state": jl.LSTMState(None, None)}, r"state\.h: got None"),
         ("B011 three gates", {"params": gates3}, "w_h", r"\[5, 3, 5\]"),
         ("B011 fused gates", {"params": fused}, r"b \[20\]", r"b \[4, H\]"),
         ("B011 6 units", {"state": zeros(B, H + 1)}, r"state\.h", "6", str(H)),
-        ("B016 length 7", {"lengths": jnp.array([1, 2, 3, 7])}, r"lengths\[3\] is 7"),
+        ("B016 length 7", {"lengths": jnp.array([1, 2, 3, 7])}, r"lengths\[3\]: got 7"),
         ("B016 length 2**40", {"lengths": np.array([1, 2, 3, 2**40])}, str(2**40)),
-        ("B017 -1", {"lengths": jnp.array([-1, 2, 3, 4])}, r"lengths\[0\] is -1"),
-        ("B018 2.0", {"lengths": jnp.full(B, 2.0)}, "lengths", "float32", "whole"),
+        ("B017 -1", {"lengths": jnp.array([-1, 2, 3, 4])}, r"lengths\[0\]: got -1"),
+        ("B018 2.0", {"lengths": jnp.full(B, 2.0)}, "lengths", "float32", "integers"),
         ("B018 2.5", {"lengths": [2.5, 1, 1, 1]}, "lengths", "float"),
         ("B019 booleans", {"lengths": jnp.ones(B, bool)}, "lengths", "bool"),
         ("B020 a column", {"lengths": jnp.ones((B, 1), int)}, "lengths", r"\[4, 1\]"),
         ("B020 a row", {"lengths": jnp.ones((1, B), int)}, "lengths", r"\[1, 4\]"),
         ("B021 2 of 4", {"lengths": jnp.array([1, 2])}, "lengths", r"\[2\]", r"\[4\]"),
-        ("B021 masked", {"lengths": masked_lengths}, "lengths is a masked array"),
+        ("B021 masked", {"lengths": masked_lengths}, "lengths: got a masked array"),
         ("B025 both", {"mask": steps, "lengths": jnp.ones(B, int)}, "lengths and mask"),
         ("B029 0.5", {"mask": jnp.full((T, B), 0.5)}, "mask", "float32", "boolean"),
         ("B029 integers", {"mask": jnp.ones((T, B), int)}, "mask", "int32", "boolean"),
-        ("B029 masked", {"mask": masked_steps}, "mask is a masked array"),
+        ("B029 masked", {"mask": masked_steps}, "mask: got a masked array"),
         ("B030 5 steps", {"mask": steps[1:]}, "mask", r"\[5, 4\]", r"\[6, 4\]"),
         ("B030 3 rows", {"mask": steps[:, 1:]}, "mask", r"\[6, 3\]", r"\[6, 4\]"),
         ("B030 resets", {"resets": steps[1:]}, "resets", r"\[5, 4\]", r"\[6, 4\]"),
@@ -114,24 +114,24 @@ def _refusals():
         ("B046 objects", {"xs": np.full((T, B, D), None)}, "xs", "object"),
         ("B046 strings", {"xs": np.full((T, B, D), "a")}, "xs", "<U1"),
         ("B046 dates", {"xs": np.zeros((T, B, D), "datetime64[s]")}, "xs", "datetime"),
-        ("B046 nothing", {"xs": None}, "xs is None"),
+        ("B046 nothing", {"xs": None}, "xs: got None"),
         ("B047 unequal", {"xs": [[[1.0] * D], [[1.0] * D] * 2]}, "xs", "inhomogeneous"),
-        ("B048 masked", {"xs": np.ma.masked_all((T, B), "f4")}, "xs is a masked", "="),
-        ("B048 masked state", {"state": masked_state}, r"state\.h is a masked"),
+        ("B048 masked", {"xs": np.ma.masked_all((T, B), "f4")}, "got a masked", "mask="),
+        ("B048 masked state", {"state": masked_state}, r"state\.h: got a masked"),
         ("B048 tensor", {"xs": tensor}, "xs", "requires grad"),
-        ("B051 xs", {"xs": deleted(problem()[1])}, "xs is an array that was deleted"),
-        ("B051 params", {"params": deleted(params)}, r"params\.w_x is .* deleted"),
-        ("B051 state", {"state": deleted(zeros(B))}, r"state\.h is .* deleted"),
-        ("B066 0", {"checkpoint_every": 0}, "checkpoint_every is 0", "sqrt"),
-        ("B066 -1", {"checkpoint_every": -1}, "checkpoint_every is -1"),
-        ("B066 2.5", {"checkpoint_every": 2.5}, r"checkpoint_every is 2\.5"),
-        ("B066 a word", {"checkpoint_every": "log"}, "checkpoint_every is 'log'"),
-        ("B064 engine", {"engine": "warp"}, "engine='warp'", "scan"),
-        ("B064 no name", {"engine": 3}, "engine=3", "scan"),
-        ("B064 emit", {"emit": "hidden"}, "emit is 'hidden'", r"jl\.emit"),
+        ("B051 xs", {"xs": deleted(problem()[1])}, "xs: got a deleted array"),
+        ("B051 params", {"params": deleted(params)}, r"params\.w_x: got a deleted"),
+        ("B051 state", {"state": deleted(zeros(B))}, r"state\.h: got a deleted"),
+        ("B066 0", {"checkpoint_every": 0}, "checkpoint_every: got 0", "sqrt"),
+        ("B066 -1", {"checkpoint_every": -1}, "checkpoint_every: got -1"),
+        ("B066 2.5", {"checkpoint_every": 2.5}, r"checkpoint_every: got 2\.5"),
+        ("B066 a word", {"checkpoint_every": "log"}, "checkpoint_every: got 'log'"),
+        ("B064 engine", {"engine": "warp"}, "engine: got 'warp'", "scan"),
+        ("B064 no name", {"engine": 3}, "engine: got 3", "scan"),
+        ("B064 emit", {"emit": "hidden"}, "emit: got 'hidden'", r"jl\.emit"),
         ("B064 of h", {"emit": lambda h: h}, r"called as emit\(state, gates\)", "too"),
-        ("B064 unhashable", {"emit": _Unhashable()}, "emit cannot be hashed"),
-        ("B064 factory", {"cell": jl.lstm}, "cell is", r"jl\.lstm\(\)"),
+        ("B064 unhashable", {"emit": _Unhashable()}, "emit: got .* not hashable"),
+        ("B064 factory", {"cell": jl.lstm}, "cell: got", r"jl\.lstm\(\)"),
     ]  # fmt: skip
 
 
@@ -208,18 +208,10 @@ def test_b002_two_batch_axes():
     assert_same((last.c.reshape(B, H), hs.reshape(T, B, H)), (flat.c, flat_hs), 1e-6)
 
 
-def test_b004_time_first_is_said_at_the_front_door():
-    """A batch-major array of T = B cannot be told; the docs and the errors say so."""
-    assert "time first" in (jl.unroll.__doc__ or "")
-    assert "Time is axis 0" in (masking.__doc__ or "") + _readme() or (
-        "# time, any batch axes, features" in _readme()
-    )
+def test_b004_the_error_for_a_missing_axis_says_time_first():
+    """A batch-major array with T = B cannot be detected, so the message says it."""
     with pytest.raises(ValueError, match="time first"):
         run(xs=jnp.ones(T))
-
-
-def _readme() -> str:
-    return (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("rows", "time"), [(0, T), (B, 0)], ids=["B005", "B006"])
@@ -480,7 +472,7 @@ def test_b042_float64_without_x64_is_computed_in_float32_and_said_once():
     _, xs, _ = problem()
     wide = np.asarray(xs, np.float64)
     masking._warn_of_narrowing.cache_clear()
-    with pytest.warns(UserWarning, match="xs has dtype float64 .* float32") as said:
+    with pytest.warns(UserWarning, match="xs: got dtype float64 .* float32") as said:
         got = [run(xs=wide) for _ in range(3)]
     assert len(said) == 1
     assert Path(said[0].filename) == Path(__file__)
@@ -520,7 +512,7 @@ def test_b048_a_torch_tensor():
     _, xs, _ = problem()
     tensor = torch.tensor(np.asarray(xs))
     assert same_bits(run(xs=tensor), run())
-    with pytest.raises(ValueError, match=r"^unroll: xs is not an array.*detach"):
+    with pytest.raises(ValueError, match=r"^unroll: xs: got no array of numbers.*grad"):
         run(xs=tensor.requires_grad_())
 
 
@@ -562,7 +554,7 @@ def test_b050_numpy_arrays_of_any_layout():
 
 
 def test_b051_lengths_that_were_deleted():
-    with pytest.raises(ValueError, match="lengths is an array that was deleted"):
+    with pytest.raises(ValueError, match="lengths: got a deleted array"):
         run(lengths=deleted(LENGTHS))
 
 
@@ -590,7 +582,6 @@ def test_b052_no_key_no_noise_and_b053_one_key_one_noise(layer):
     assert not same_bits(ys(), ys(0))  # no key is not key(0)
     assert same_bits(ys(0), ys(0))
     assert not same_bits(ys(0), ys(1))
-    assert "the same key, the same" in (jl.unroll.__doc__ or "")
 
 
 KEYS = [
@@ -607,11 +598,11 @@ KEYS = [
 @pytest.mark.parametrize("key", [*KEYS, jax.random.split(jax.random.key(0))], ids=repr)
 def test_b054_a_seed_is_no_key(key):
     _, xs, _ = problem()
-    with pytest.raises(TypeError, match=r"^unroll: key is .*jax\.random\.key\(0\)"):
+    with pytest.raises(TypeError, match=r"^unroll: key: got .*jax\.random\.key\(0\)"):
         run(key=key)
-    with pytest.raises(TypeError, match=r"^explain: key is "):
+    with pytest.raises(TypeError, match=r"^explain: key: got "):
         jl.explain(CELL, problem()[0], xs, key=key)
-    with pytest.raises(TypeError, match=r"key is .*jax\.random\.key\(0\)"):
+    with pytest.raises(TypeError, match=r"key: got .*jax\.random\.key\(0\)"):
         jl.dropout(0.5).apply((), xs, key=key)
 
 
@@ -827,7 +818,6 @@ def test_b068_params_of_layers():
 def test_b069_another_order_of_the_gates_cannot_be_told_and_is_written_down():
     """The order is in the record; a fused matrix has none, and is refused."""
     assert jl.Gates._fields == ("i", "f", "g", "o")
-    assert "in the order of `Gates`" in (jl.LSTMParams.__doc__ or "")
     params, xs, _ = problem()
     turned = jax.tree.map(lambda leaf: leaf[..., jnp.array([0, 3, 1, 2]), :], params)
     got, wanted = (jl.unroll(CELL, p, xs)[1] for p in (turned, params))
@@ -854,7 +844,7 @@ def test_a_step_that_changes_its_state_is_described():
         return after._replace(h=after.h.astype(jnp.float32)), gates
 
     params, xs, _ = problem(dtype=jnp.bfloat16)
-    with pytest.raises(ValueError, match=r"^unroll: .*state\.h, bfloat16.*float32"):
+    with pytest.raises(ValueError, match=r"^unroll: .*state\.h, float32.*bfloat16"):
         jl.unroll(CELL._replace(step=widened), params, xs)
 
 

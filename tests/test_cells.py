@@ -215,7 +215,7 @@ def test_the_door_of_the_cell_refuses_integers_too():
 
 @pytest.mark.parametrize("drawn", [0, None, np.zeros(3), jax.random.split(KEY, 2)])
 def test_what_is_no_key_is_refused_where_parameters_are_drawn(drawn):
-    wanted = r"^init: key is .*one key is needed, such as jax\.random\.key\(0\)"
+    wanted = r"^init: key: got .*expected one key.*jax\.random\.key\(0\)"
     layers = jl.serial(jl.embed(5, 3), jl.recurrent(jl.lstm(), 4)), jl.linear(2)
     for cell in (jl.lstm(), jl.gru(), jl.simple_rnn(), jl.projected_lstm(3)):
         with pytest.raises(TypeError, match=wanted):

@@ -861,7 +861,7 @@ def test_a_cell_with_spatial_axes_is_refused_where_rows_must_be_apart(function):
 
 
 def test_a_seed_is_no_key():
-    with pytest.raises(TypeError, match="lyapunov_exponents: key is 3"):
+    with pytest.raises(TypeError, match="lyapunov_exponents: key: got 3"):
         lstm_run(dg.lyapunov_exponents, key=3)
 
 
@@ -1147,7 +1147,7 @@ def test_pairs_outputs_and_shares_that_are_none():
     with pytest.raises(ValueError, match="output gives a LSTMState; one array"):
         dg.memory_span(cell, params, xs, output=lambda state: state)
     with pytest.raises(
-        ValueError, match=r"output is called as output\(state\): missing"
+        ValueError, match=r"output: called as output\(state\): missing"
     ):
         dg.memory_span(cell, params, xs, output=lambda state, hs: state.h)
     with pytest.raises(ValueError, match="share is 'a'; a plain Python number"):

@@ -540,7 +540,7 @@ def test_what_a_cell_lacks_is_refused(row, wrapper):
         params = cell.init(jax.random.key(0), FEATURES, HIDDEN)
         jl.unroll(cell, params, jnp.ones((TIME, *BATCH, FEATURES)))
 
-    with pytest.raises(ValueError, match=r"^(\w+: )+.* has no .*\.$"):
+    with pytest.raises(ValueError, match=r"^(\w+: )+got an edit of .* not have; .*\.$"):
         use()
 
 

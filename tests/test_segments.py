@@ -63,11 +63,11 @@ def test_segments_of_no_steps_and_of_many_rows():
 
 
 def test_segments_that_cannot_be():
-    with pytest.raises(ValueError, match="whole numbers"):
+    with pytest.raises(ValueError, match="expected integers"):
         jl.resets_from_segments(np.ones(3))
-    with pytest.raises(ValueError, match="mask has shape"):
+    with pytest.raises(ValueError, match="mask: got shape"):
         jl.resets_from_segments(SEGMENTS, mask=np.ones(3, bool))
-    with pytest.raises(ValueError, match="before has shape"):
+    with pytest.raises(ValueError, match="before: got shape"):
         jl.resets_from_segments(SEGMENTS, before=np.ones(3, int))
 
 

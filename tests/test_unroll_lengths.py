@@ -133,3 +133,53 @@ def test_full_lengths_are_no_lengths_to_the_bit():
         jax.tree.leaves(full), jax.tree.leaves(jl.unroll(cell, params, xs)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_step_mask_replaces_lengths_and_resets(jit):
+    params, xs, state = problem()
+    lengths, resets = (
+        jnp.array([0, 2, T, 5]),
+        jnp.zeros((T, 4), bool).at[1, 3].set(True),
+    )
+
+    def by_mask(lengths, resets):
+        mask = jl.StepMask.from_lengths(lengths, T)._replace(resets=resets)
+        return jl.unroll(CELL, params, xs, state, mask=mask)
+
+    def by_arguments(lengths, resets):
+        return jl.unroll(CELL, params, xs, state, lengths=lengths, resets=resets)
+
+    got, wanted = (
+        (jax.jit(run) if jit else run)(lengths, resets)
+        for run in (by_mask, by_arguments)
+    )
+    assert same_bits(got, wanted)
+
+
+def test_a_step_mask_of_traced_lengths_marks_invalid_rows():
+    params, xs, state = problem()
+
+    @jax.jit
+    def run(lengths):
+        mask = jl.StepMask.from_lengths(lengths, T)
+        return jl.unroll(CELL, params, xs, state, mask=mask)[1]
+
+    hs = run(jnp.array([1, T + 1, 0, T]))
+    assert np.array_equal(np.isnan(hs).any((0, 2)), [False, True, False, False])
+
+
+def test_step_masks_that_do_not_fit_are_refused():
+    params, xs, state = problem()
+    message = r"^StepMask\.from_lengths: lengths\[1\]: got 9, expected 0 to 6"
+    with pytest.raises(ValueError, match=message):
+        jl.StepMask.from_lengths([1, 9], 6)
+    mask, resets = jl.StepMask.from_lengths([1, 2, 3, 4], T), jnp.zeros((T, 4), bool)
+    for changes, message in [
+        ({"mask": mask, "lengths": [1, 2, 3, 4]}, "lengths and mask: got both"),
+        ({"mask": mask._replace(resets=resets), "resets": resets}, "resets: got them"),
+        ({"mask": jl.StepMask(active=mask.active[1:])}, r"mask\.active: got shape"),
+        ({"mask": jl.StepMask(active=mask.active.astype(int))}, r"mask\.active: got dtype"),
+    ]:
+        with pytest.raises(ValueError, match=f"^unroll: {message}"):
+            jl.unroll(CELL, params, xs, state, **changes)

@@ -92,7 +92,7 @@ def check_hashable(name: str, value: Any) -> None:
     except TypeError as error:
         raise ValueError(
             f"{name}: got a value that is not hashable ({error}), expected a hashable "
-            "one, as it is static under jit; use a function or a frozen dataclass."
+            "one, such as a function or a frozen dataclass."
         ) from None
 
 

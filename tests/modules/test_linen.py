@@ -257,7 +257,7 @@ def test_refusals_are_sentences():
         model.apply(variables, XS[0, 0])
     with pytest.raises(errors.ScopeParamShapeError):
         model.apply(variables, XS[..., :2])
-    with pytest.raises(ValueError, match="xs is a masked array"):
+    with pytest.raises(ValueError, match="xs: got a masked array"):
         model.apply(variables, np.ma.masked_invalid(BATCH.xs))
     with pytest.raises(ValueError, match=r"layer is Cell.*; a Layer is needed"):
         drawn(Recurrent(jl.lstm()))

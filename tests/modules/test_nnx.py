@@ -326,9 +326,9 @@ def test_refusals_are_sentences():
         model.initialize_carry(XS[0, 0])
     with pytest.raises(ValueError, match="xs: got 2 features, expected"):
         model(XS[..., :2])
-    with pytest.raises(ValueError, match="xs is a masked array"):
+    with pytest.raises(ValueError, match="xs: got a masked array"):
         model(np.ma.masked_invalid(BATCH.xs))
-    with pytest.raises(ValueError, match="inputs is not an array of numbers"):
+    with pytest.raises(ValueError, match="inputs: got no array of numbers"):
         model([[[1.0]], [[1.0], [2.0]]])
     with pytest.raises(ValueError, match=r"layer is Cell.*; a Layer is needed"):
         Recurrent(jl.lstm(), FEATURES, rngs=nnx.Rngs(0))
