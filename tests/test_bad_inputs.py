@@ -116,7 +116,7 @@ def _refusals():
         ("B046 dates", {"xs": np.zeros((T, B, D), "datetime64[s]")}, "xs", "datetime"),
         ("B046 nothing", {"xs": None}, "xs: got None"),
         ("B047 unequal", {"xs": [[[1.0] * D], [[1.0] * D] * 2]}, "xs", "inhomogeneous"),
-        ("B048 masked", {"xs": np.ma.masked_all((T, B), "f4")}, "got a masked", "mask="),
+        ("B048 masked", {"xs": np.ma.masked_all((T, B), "f4")}, "got a masked", "="),
         ("B048 masked state", {"state": masked_state}, r"state\.h: got a masked"),
         ("B048 tensor", {"xs": tensor}, "xs", "requires grad"),
         ("B051 xs", {"xs": deleted(problem()[1])}, "xs: got a deleted array"),

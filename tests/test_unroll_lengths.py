@@ -175,11 +175,12 @@ def test_step_masks_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=message):
         jl.StepMask.from_lengths([1, 9], 6)
     mask, resets = jl.StepMask.from_lengths([1, 2, 3, 4], T), jnp.zeros((T, 4), bool)
+    numbers = mask.active.astype(int)
     for changes, message in [
         ({"mask": mask, "lengths": [1, 2, 3, 4]}, "lengths and mask: got both"),
         ({"mask": mask._replace(resets=resets), "resets": resets}, "resets: got them"),
         ({"mask": jl.StepMask(active=mask.active[1:])}, r"mask\.active: got shape"),
-        ({"mask": jl.StepMask(active=mask.active.astype(int))}, r"mask\.active: got dtype"),
+        ({"mask": jl.StepMask(active=numbers)}, r"mask\.active: got dtype"),
     ]:
         with pytest.raises(ValueError, match=f"^unroll: {message}"):
             jl.unroll(CELL, params, xs, state, **changes)

@@ -1,12 +1,12 @@
-"""How much memory a program takes, told from its operations, before it is compiled.
+"""Estimate the memory of a program from its jaxpr, without compiling it.
 
-The operations are walked in their order. What one of them makes is there until its last
-use, and what the program returns until the end. A compiler does two things that count:
+Operations are visited in order. A result is live until its last use, and the results
+of the program until the end. Two optimizations of XLA are modelled:
 
-    in place   a result takes the place of an operand that nobody reads any more
-    fused      what is made element by element and read once is never stored
+    in place   a result reuses the buffer of an operand that is not read again
+    fusion     an elementwise result that is read once is never stored
 
-A loop takes what it stacks, what it carries, and what one of its steps takes.
+A loop needs what it stacks, what it carries, and the memory of one iteration.
 """
 
 import math
@@ -44,11 +44,12 @@ SAME = {
 
 
 class Memory(NamedTuple):
-    """Bytes that a program takes on a device, as XLA's own analysis tells them apart.
+    """Bytes that a program needs on a device, split as in XLA's own analysis.
 
-    arguments     what it is given
-    results       what it returns
-    temporaries   the most that there is besides at any time
+    Attributes:
+        arguments: size of the arguments.
+        results: size of the results.
+        temporaries: peak size of all other values.
     """
 
     arguments: int
@@ -57,7 +58,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of the three."""
         return self.arguments + self.results + self.temporaries
 
     def __str__(self) -> str:
@@ -68,10 +69,11 @@ class Memory(NamedTuple):
 
 
 def show(size: float) -> str:
-    """A number of bytes for people.
+    """Format a number of bytes.
 
-    >>> show(512), show(1_234_567)
-    ('512 B', '1.23 MB')
+    Example:
+        >>> show(512), show(1_234_567)
+        ('512 B', '1.23 MB')
     """
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:
@@ -80,12 +82,13 @@ def show(size: float) -> str:
 
 
 def estimate(function: Callable[..., Any], *arguments: Any) -> Memory:
-    """What `function` takes for arguments of these types, arrays or their types.
+    """Estimate the memory of `function` for arrays or `jax.ShapeDtypeStruct`s.
 
-    >>> import jax, jax.numpy as jnp
-    >>> x = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
-    >>> print(estimate(lambda x: (x @ x) @ x, x))
-    12 MB: arguments 4 MB, results 4 MB, temporaries 4 MB
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+        >>> print(estimate(lambda x: (x @ x) @ x, x))
+        12 MB: arguments 4 MB, results 4 MB, temporaries 4 MB
     """
     closed = jax.make_jaxpr(function)(*arguments)
     given = sum(_size(v) for v in closed.jaxpr.invars + closed.jaxpr.constvars)
@@ -102,14 +105,14 @@ def _size(atom: Any) -> int:
 
 
 class Value:
-    """Something that is made; one of a kind, however often its operation is called."""
+    """A stored result, compared by identity."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
 
 class Node(NamedTuple):
-    """An operation: what it reads and makes, and what it takes while it runs."""
+    """An operation: the values it reads and makes, and its memory while it runs."""
 
     name: str
     reads: tuple[Value, ...]
@@ -118,9 +121,9 @@ class Node(NamedTuple):
 
 
 def _nodes(jaxpr: Jaxpr, values: dict[Var, Value]) -> Iterator[Node]:
-    """The operations, those of the functions that are called among them.
+    """Yield the operations of a jaxpr, with called functions inlined.
 
-    `values` is filled with what the variables stand for; arguments stand for nothing.
+    `values` is filled with the value of each variable. Arguments have none.
     """
 
     def known(atoms: Sequence[Any]) -> list[Value]:
@@ -151,7 +154,7 @@ def _nodes(jaxpr: Jaxpr, values: dict[Var, Value]) -> Iterator[Node]:
 
 
 def _carried(eqn: JaxprEqn) -> tuple[Sequence[Var], Sequence[Any]]:
-    """What a loop carries, at its end and where it began: the two are one array."""
+    """Return the final and the initial carry of a loop, which share a buffer."""
     if eqn.primitive.name != "scan":
         return (), ()
     body = eqn.params["jaxpr"].jaxpr
@@ -169,7 +172,7 @@ def _shape(atom: Any) -> tuple[int, ...]:
 
 
 def _within(eqn: JaxprEqn) -> int:
-    """What one trip of a loop takes, or the larger of the branches."""
+    """Return the memory of one iteration of a loop, or of the largest branch."""
     if eqn.primitive.name == "scan":
         body = eqn.params["jaxpr"].jaxpr
         pairs = zip(body.invars, eqn.invars, strict=True)
@@ -178,16 +181,17 @@ def _within(eqn: JaxprEqn) -> int:
         return _peak(eqn.params["body_jaxpr"].jaxpr)
     if eqn.primitive.name == "cond":
         return max(_peak(branch.jaxpr) for branch in eqn.params["branches"])
-    if eqn.primitive.name in RANDOM:  # two counters, and two words of what they become
+    if eqn.primitive.name in RANDOM:  # two counters and two words of output each
         return 2 * sum(map(_size, eqn.outvars))
     return 0
 
 
 def _peak(jaxpr: Jaxpr, slices: Sequence[Var] = ()) -> int:
-    """The most that there is at any time of what the operations make.
+    """Return the peak memory of the results of a jaxpr's operations.
 
-    Arguments:
-        slices: those of the arguments that are cut out of something larger.
+    Args:
+        jaxpr: the program.
+        slices: the arguments that are slices of a larger array.
     """
     values = {v: Value(_size(v)) for v in slices}
     cuts = [Node("slice", (), (value,), 0) for value in values.values()]
@@ -215,7 +219,7 @@ def _peak(jaxpr: Jaxpr, slices: Sequence[Var] = ()) -> int:
 
 
 def _is_fused(node: Node, users: Sequence[Node]) -> bool:
-    """Whether the result is never stored, because each that reads it makes it anew."""
+    """Whether the result is never stored, as each reader recomputes it."""
     if node.name in STORED or len(node.makes) != 1:
         return False
     if node.name == "transpose":
@@ -227,7 +231,7 @@ def _is_fused(node: Node, users: Sequence[Node]) -> bool:
 
 
 def _walk(nodes: Sequence[Node], fused: set[int], last: dict[Value, int]) -> int:
-    """The most that there is, from one operation to the next."""
+    """Return the peak of the live memory over all operations."""
     ends: dict[int, int] = {}
     live = most = 0
     for n, node in enumerate(nodes):
