@@ -260,7 +260,7 @@ def test_a_state_without_h():
     params, xs, _ = problem()
     with pytest.raises(ValueError, match=r"^unroll: .*Other without a field h.*emit="):
         jl.unroll(cell, params, xs)
-    with pytest.raises(ValueError, match=r"^recurrent: .*a Other, has no field h"):
+    with pytest.raises(ValueError, match=r"^recurrent: .*Other without a field h"):
         jl.recurrent(cell, H).init(jax.random.key(0), D)
     last, ss = jl.unroll(cell, params, xs, emit=lambda state, gates: state.s)
     assert_same((last.s, ss), jl.unroll(MGU, params, xs), 1e-6)
