@@ -447,3 +447,15 @@ def test_params_are_arrays_and_nothing_else():
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     shapes = jax.eval_shape(lambda key: model.init(key)[0], KEY)
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
+
+
+def test_a_step_mask_is_accepted_in_place_of_lengths_and_resets():
+    layer = jl.stack(jl.lstm(), (4, 4), bidirectional=True)
+    params, _ = layer.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (6, 2, 3))
+    lengths, resets = [6, 4], jnp.zeros((6, 2), bool).at[2, 1].set(True)
+    mask = jl.StepMask.from_lengths(lengths, 6)._replace(resets=resets)
+    wanted = layer.apply(params, xs, lengths=lengths, resets=resets)
+    got = layer.apply(params, xs, mask=mask)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert (a == b).all()

@@ -525,7 +525,7 @@ class _Call(NamedTuple):
 
     key: Key | None
     lengths: ArrayLike | None
-    mask: ArrayLike | None
+    mask: ArrayLike | StepMask | None
     resets: ArrayLike | None
     watched: bool
 
@@ -548,7 +548,7 @@ def _layer(init: LayerInit, run: Run) -> Layer:
         *,
         key: Key | None = None,
         lengths: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
+        mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
     ) -> tuple[State, Features]:
         key = as_key_or_none("apply", key)
@@ -561,7 +561,7 @@ def _layer(init: LayerInit, run: Run) -> Layer:
         *,
         key: Key | None = None,
         lengths: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
+        mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
     ) -> Result:
         key = as_key_or_none("trace", key)
@@ -591,6 +591,9 @@ def _within(place: str, tape: Tape) -> Tape:
 
 def _reverse_resets(call: _Call) -> _Call:
     """The call as it is for a layer that runs from the last step to the first."""
+    if isinstance(call.mask, StepMask) and call.resets is None:
+        mask, resets = call.mask._replace(resets=None), call.mask.resets
+        call = call._replace(mask=mask, resets=resets)
     if call.resets is None:
         return call
     with masking.error_prefix("bidirectional"):
@@ -598,7 +601,7 @@ def _reverse_resets(call: _Call) -> _Call:
         steps = masking.steps(
             frame, lengths=call.lengths, mask=call.mask, resets=call.resets
         )
-    return call._replace(resets=masking.turned(steps))
+    return call._replace(resets=masking.reverse_resets(steps))
 
 
 def _noisy(noise: Layer, layer: Layer) -> Layer:
