@@ -169,7 +169,8 @@ def _grid(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, case in result["cases"].items():
         if case["group"] == "grid":
             sizes = (case[key] for key in ("time", "batch", "features", "units"))
-            yield name, ", ".join(map(str, sizes))
+            # No-break spaces keep the sizes on one line of a narrow table.
+            yield name, ",\N{NO-BREAK SPACE}".join(map(str, sizes))
 
 
 def _ratio(
