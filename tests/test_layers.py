@@ -36,6 +36,7 @@ LAYERS = {
     "dropout": (jl.dropout(0.5), D),
     "linear": (jl.linear(7), 7),
     "serial": (jl.serial(jl.linear(4), jl.dropout(0.1), jl.recurrent(CELL, 5)), 5),
+    "named": (jl.serial(rnn=jl.recurrent(CELL, 4), head=jl.linear(2)), 2),
     "stack": (jl.stack(CELL, (4, 5), dropout=0.2), 5),
     "stack both ways": (jl.stack(CELL, (4, 5), bidirectional=True), 10),
     "stack residual": (jl.stack(CELL, (5, 5, 5), residual=True), 5),
@@ -206,6 +207,128 @@ def test_serial_is_associative():
     _, ys = flat.apply(params, XS)
     _, same = nested.apply((params[:2], params[2]), XS)
     assert same_bits(ys, same)
+
+
+def named_and_positional():
+    """The same layers by name, in an order that is not sorted, and by position."""
+    members = {
+        "stem": jl.linear(4),
+        "rnn": jl.stack(CELL, (4, 5), dropout=0.2, bidirectional=True),
+        "block": jl.residual(jl.recurrent(CELL, 10)),
+        "drop": jl.dropout(0.3),
+        "head": jl.bidirectional(jl.linear(2), jl.recurrent(CELL, 3, reverse=True)),
+    }
+    return jl.serial(**members), jl.serial(*members.values()), tuple(members)
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["no key", "key"])
+def test_named_layers_compute_what_positional_ones_do(key):
+    by_name, by_position, names = named_and_positional()
+    params, size = by_name.init(KEY, D)
+    positional, positional_size = by_position.init(KEY, D)
+    assert type(params) is dict
+    assert (tuple(params), size) == (names, positional_size)
+    assert same_bits([params[name] for name in names], list(positional))
+
+    options = {"key": key, "lengths": LENGTHS, "resets": RESETS}
+    state, ys = jax.jit(by_name.apply)(params, XS, **options)
+    expected_state, expected = jax.jit(by_position.apply)(positional, XS, **options)
+    assert type(state) is dict
+    assert same_bits(ys, expected)
+    assert same_bits([state[name] for name in names], list(expected_state))
+
+    again = by_name.apply(params, XS, state, **options)[1]
+    assert same_bits(
+        again, by_position.apply(positional, XS, expected_state, **options)[1]
+    )
+
+
+def test_named_layers_have_the_gradients_of_positional_ones():
+    by_name, by_position, names = named_and_positional()
+    params, _ = by_name.init(KEY, D)
+
+    def gradient(layer, params):
+        def loss(params, xs):
+            return jnp.sum(layer.apply(params, xs, key=KEY)[1] ** 2)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, XS)
+
+    d_params, d_xs = gradient(by_name, params)
+    expected, expected_xs = gradient(by_position, tuple(params[name] for name in names))
+    assert same_bits(d_xs, expected_xs)
+    assert same_bits([d_params[name] for name in names], list(expected))
+
+
+def test_named_layers_under_vmap_over_params():
+    layer = jl.serial(rnn=jl.recurrent(CELL, 4), head=jl.linear(2))
+    members = [layer.init(key, D)[0] for key in jax.random.split(KEY, 2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    state, ys = jax.vmap(layer.apply, in_axes=(0, None))(stacked, XS)
+    assert state["rnn"].h.shape == (2, B, 4)
+    for member in range(2):
+        assert_same(ys[member], layer.apply(members[member], XS)[1], 1e-5)
+
+
+def test_traces_of_named_layers_have_their_names():
+    rnn, head = jl.stack(CELL, (4, 4), bidirectional=True), jl.recurrent(CELL, 2)
+    inner = jl.serial(a=jl.recurrent(CELL, 3), b=jl.linear(2))
+    layer, positional = (
+        jl.serial(rnn=rnn, inner=inner, head=head),
+        jl.serial(rnn, inner, head),
+    )
+    params, _ = layer.init(KEY, D)
+    assert layer.trace is not None
+    assert positional.trace is not None
+    _, ys, traces = layer.trace(params, XS)
+    _, expected, positional_traces = positional.trace(tuple(params.values()), XS)
+    names = {
+        "rnn/0/forward": "0/0/forward",
+        "rnn/0/backward": "0/0/backward",
+        "rnn/1/forward": "0/1/forward",
+        "rnn/1/backward": "0/1/backward",
+        "inner/a": "1/a",
+        "head": "2",
+    }
+    assert set(traces) == set(names)
+    assert same_bits(ys, expected)
+    for name, position in names.items():
+        assert same_bits(traces[name], positional_traces[position])
+
+
+def test_serial_refuses_names_mixed_with_positions():
+    with pytest.raises(ValueError, match=r"^serial: got 1 layers by position and head"):
+        jl.serial(jl.linear(4), head=jl.linear(2))
+    with pytest.raises(ValueError, match=r"^serial: got no layers"):
+        jl.serial()
+
+
+@pytest.mark.parametrize("name", ["a/b", "0", "", "two words"])
+def test_serial_refuses_names_that_are_no_identifiers(name):
+    with pytest.raises(ValueError, match=rf"^serial: got the layer name '{name}'"):
+        jl.serial(**{name: jl.linear(2)})
+    with pytest.raises(ValueError, match=r"^serial: .*no Layer"):
+        jl.serial(rnn=CELL)  # pyright: ignore[reportArgumentType]
+
+
+def test_serial_names_missing_and_extra_entries():
+    layer = jl.serial(rnn=jl.recurrent(CELL, 4), head=jl.linear(2))
+    params, _ = layer.init(KEY, D)
+    state, _ = layer.apply(params, XS)
+    for broken, got in [
+        ({"rnn": 0}, "{} has no head; expected the keys rnn, head"),
+        ({"rnn": 0, "head": 0, "tail": 0}, "{} has unknown tail; expected the keys"),
+        ({"rnn": 0, "tail": 0}, "{} has no head and unknown tail; expected the keys"),
+        (tuple(params.values()), "got {} of type tuple, expected a dict with the keys"),
+    ]:
+        with pytest.raises(ValueError, match=f"^serial: {got.format('params')}"):
+            layer.apply(broken, XS)
+        with pytest.raises(ValueError, match=f"^serial: {got.format('state')}"):
+            layer.apply(params, XS, broken)
+    by_position = jl.serial(jl.recurrent(CELL, 4), jl.linear(2))
+    with pytest.raises(ValueError, match=r"^serial: params is a dict"):
+        by_position.apply(params, XS)
+    with pytest.raises(ValueError, match=r"^serial: state is a dict"):
+        by_position.apply(tuple(params.values()), XS, state)
 
 
 def test_bidirectional():

@@ -218,8 +218,9 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
         named: the layers by name, in place of positions.
 
     Raises:
-        ValueError: no layers, or both positions and names; when applied, params or a
-            state with other entries than the layers.
+        ValueError: no layers, both positions and names, or a name that is not an
+            identifier; when applied, params or a state with other entries than the
+            layers.
 
     Example:
         >>> import jax, jaxlstm as jl
@@ -233,6 +234,12 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
             f"serial: got {len(layers)} layers by position and {', '.join(named)} by "
             "name; expected either positions or names"
         )
+    for name in named:
+        if not name.isidentifier():
+            raise ValueError(
+                f"serial: got the layer name {name!r}, expected a Python identifier, "
+                "such as rnn"
+            )
     layers, names = (*layers, *named.values()), tuple(named)
     if not layers:
         raise ValueError("serial: got no layers, expected at least one")
@@ -419,8 +426,8 @@ def linear(size: int) -> Layer:
         _check_params(params, LinearParams)
         if xs.shape[-1] != params.w.shape[0]:
             raise ValueError(
-                f"xs has {xs.shape[-1]} features, but these params were made "
-                f"for {params.w.shape[0]} (w is {show(params.w.shape)})."
+                f"xs: got {xs.shape[-1]} features, expected {params.w.shape[0]} "
+                f"(w is {show(params.w.shape)})."
             )
         return affine(xs, params.w, params.b).astype(xs.dtype)
 

@@ -263,3 +263,20 @@ def test_refusals_are_sentences():
         drawn(Recurrent(jl.lstm()))
     with pytest.raises(ValueError, match="num_layers is 0"):
         drawn(LSTM(HIDDEN, num_layers=0))
+
+
+def test_named_layers_give_parameter_paths_their_names():
+    layer = jl.serial(rnn=jl.stack(jl.lstm(), (5, 4)), head=jl.linear(2))
+    model = jl.modules.linen.Recurrent(layer)
+    xs = jax.random.normal(jax.random.key(1), (4, 7, 3))
+    variables = model.init(jax.random.key(0), xs)
+    params = variables["params"]["layer"]
+    assert sorted(params) == ["head", "rnn"]
+    assert sorted(params["head"]) == ["b", "w"]
+    ys = model.apply(variables, xs)
+    restored = {
+        "rnn": tuple(jl.LSTMParams(**params["rnn"][place]) for place in ("0", "1")),
+        "head": jl.layers.LinearParams(**params["head"]),
+    }
+    expected = jnp.moveaxis(layer.apply(restored, jnp.moveaxis(xs, 1, 0))[1], 0, 1)
+    np.testing.assert_array_equal(ys, expected)

@@ -371,3 +371,19 @@ def test_a_view_sets_it_beside_flax_s_own_dropout(noise):
     view, xs = nnx.view(Model(), deterministic=True), jnp.ones((4, 7, 3))
     assert np.array_equal(view(xs), view(xs))
     assert view.rnn.deterministic
+
+
+def test_named_layers_give_parameter_paths_their_names():
+    layer = jl.serial(rnn=jl.stack(jl.lstm(), (5, 4)), head=jl.linear(2))
+    model = jl.modules.nnx.Recurrent(layer, 3, rngs=nnx.Rngs(0))
+    paths = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
+    assert ("params", "head", "w") in paths
+    assert ("params", "rnn", 0, "w_x") in paths
+    xs = jax.random.normal(jax.random.key(1), (4, 7, 3))
+    carry, ys = model(xs, return_carry=True)
+    assert carry["rnn"][1].h.shape == (4, 4)
+    params, _ = layer.init(nnx.Rngs(0).params(), 3)
+    expected = jnp.moveaxis(layer.apply(params, jnp.moveaxis(xs, 1, 0))[1], 0, 1)
+    np.testing.assert_array_equal(ys, expected)
+    gradients = nnx.grad(lambda model: jnp.sum(model(xs) ** 2))(model)
+    assert float(jnp.abs(gradients["params"]["head"]["w"][...]).max()) > 0
