@@ -1146,9 +1146,7 @@ def test_pairs_outputs_and_shares_that_are_none():
             dg.compare({"a": pair}, xs, loss=lambda state, hs: hs.sum())
     with pytest.raises(ValueError, match="output gives a LSTMState; one array"):
         dg.memory_span(cell, params, xs, output=lambda state: state)
-    with pytest.raises(
-        ValueError, match=r"output: called as output\(state\): missing"
-    ):
+    with pytest.raises(ValueError, match=r"output: called as output\(state\): missing"):
         dg.memory_span(cell, params, xs, output=lambda state, hs: state.h)
     with pytest.raises(ValueError, match="share is 'a'; a plain Python number"):
         dg.memory_span(cell, params, xs, share="a")

@@ -50,7 +50,9 @@ def test_a_row_of_no_steps_in_flax(kind, flax_as_tried):
 def test_a_length_that_cannot_be(kind, length):
     """An error where it can be seen, NaN in its row where it is traced."""
     model, lengths = ours(kind), jnp.asarray(LENGTHS).at[1].set(length)
-    with pytest.raises(ValueError, match=rf"lengths\[1\]: got {length}, expected 0 to 6"):
+    with pytest.raises(
+        ValueError, match=rf"lengths\[1\]: got {length}, expected 0 to 6"
+    ):
         model(CLEAN, seq_lengths=lengths)
     ys = jax.jit(lambda lengths: model(CLEAN, seq_lengths=lengths))(lengths)
     assert np.isnan(ys[1]).all()

@@ -1,7 +1,7 @@
 """Why a training step has no finite loss or gradient: which leaf, which examples."""
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,8 @@ from jaxlstm.lab.tasks.base import Batch, Task
 from jaxlstm.lab.training.state import TrainState, noise_key
 from jaxlstm.layers import Layer
 
-if TYPE_CHECKING:
-    from jaxlstm.lab.training.loop import Job
 
-
-def diagnose(job: "Job", state: TrainState) -> str:
+def diagnose(job: Any, state: TrainState) -> str:
     """Return a message about the step after the state.
 
     It names the first leaf of the gradient that is not finite, and the rows of the

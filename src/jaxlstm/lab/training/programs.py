@@ -2,7 +2,7 @@
 
 import functools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -12,14 +12,11 @@ from jaxlstm.lab.training import state as steps
 from jaxlstm.lab.training.state import TrainState
 from jaxlstm.layers import Layer
 
-if TYPE_CHECKING:
-    from jaxlstm.lab.training.loop import Job
-
 
 class Programs:
     """Compiles ahead of time, once for each number of steps in a dispatch."""
 
-    def __init__(self, job: "Job") -> None:
+    def __init__(self, job: Any) -> None:
         self._job = job
         self._compiled: dict[int, Any] = {}
         made = (job.task, job.model, job.optimizer)
