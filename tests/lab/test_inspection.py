@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 import jaxlstm as jl
-from jaxlstm.lab import cli
+from jaxlstm.lab import cli, tasks
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.files import write_atomic
@@ -49,7 +49,14 @@ def model(book, tmp_path, monkeypatch):
         layer = task.build(config.model, corpus.vocabulary.size)
         params, _ = layer.init(jax.random.key(0))
         made = Trained(
-            tmp_path, config, corpus.vocabulary, layer, params, 0, corpus.description
+            tmp_path,
+            config,
+            tasks.get(config.task),
+            corpus.vocabulary,
+            layer,
+            params,
+            0,
+            corpus.description,
         )
         monkeypatch.setattr(inspection, "load", lambda run, **options: made)
         return made
@@ -91,7 +98,7 @@ def test_a_run_that_was_trained(book, tmp_path, capsys):
 def test_a_planted_unit_is_found_in_a_text_of_mine(model, tmp_path, monkeypatch):
     """Unit 0 writes 1 at a `k` and -1 at a blank, and keeps it in between."""
     made = model()
-    embedding, _, (cell,), *rest = made.params
+    embedding, (cell,) = made.params["embed"], made.params["rnn"]
     table = np.zeros(embedding.table.shape, np.float32)
     vocabulary = made.vocabulary
     for symbol, feature in ("k", 0), (" ", 1):
@@ -101,7 +108,8 @@ def test_a_planted_unit_is_found_in_a_text_of_mine(model, tmp_path, monkeypatch)
     w_x[0, :, 0], w_x[1, :, 0] = [20, -20, 20, 0], [20, -20, -20, 0]
     b[:, 0] = [-10, 10, 0, 5]
     planted = cell._replace(w_x=w_x, w_h=w_h, b=b)
-    params = (embedding._replace(table=table), (), (planted,), *rest)
+    embedding = embedding._replace(table=table)
+    params = made.params | {"embed": embedding, "rnn": (planted,)}
     made = dataclasses.replace(made, params=jax.tree.map(jnp.asarray, params))
     monkeypatch.setattr(inspection, "load", lambda run, **options: made)
     text = tiny.text(seed=3, words=1200).strip()
