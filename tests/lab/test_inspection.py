@@ -267,7 +267,7 @@ def test_what_fails_leaves_the_page_and_the_pictures_of_an_earlier_time(
     before = sorted(path.name for path in tmp_path.iterdir())
 
     def full(drawing, place):
-        raise jl.lab.errors.LabError(f"{place} cannot be written")
+        raise jl.lab.LabError(f"{place} cannot be written")
 
     def no_space(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -276,7 +276,7 @@ def test_what_fails_leaves_the_page_and_the_pictures_of_an_earlier_time(
         monkeypatch.setattr(inspection.reports, "save", full)
     else:
         monkeypatch.setattr(inspection, "write_atomic", late(no_space))
-    with pytest.raises(jl.lab.errors.LabError, match=r"cannot be written"):
+    with pytest.raises(jl.lab.LabError, match=r"cannot be written"):
         inspection.inspect("run", text="the cell keeps what it has", out=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     for name in "findings.md", "finding-1.png":
