@@ -245,7 +245,7 @@ def test_data_that_are_gone_ask_for_a_text(model, book):
 def test_data_that_changed_ask_for_a_text(model, book):
     model()
     book.write_text(tiny.text(seed=1))
-    with pytest.raises(BadInput, match=r"not the one that this run.*--input or --text"):
+    with pytest.raises(BadInput, match=r"as in the checkpoint.*--input or --text"):
         inspection.inspect("run")
 
 
