@@ -1,4 +1,4 @@
-"""`jaxlstm bench`: its clockwork under a clock of its own, its verb on a tiny run."""
+"""`jaxlstm bench`: timing with a simulated clock, and the verb on a tiny run."""
 
 import importlib.util
 import json
@@ -16,11 +16,11 @@ from jaxlstm.lab._util.timing import Spread, alternate
 from jaxlstm.lab.benchmark import Row
 from jaxlstm.lab.config import schema
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns about its own parts
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of torch
 
 
 class Clock:
-    """Time that passes when a run takes some, or a sleeper sleeps."""
+    """A simulated clock that advances during runs and sleeps."""
 
     def __init__(self) -> None:
         self.now, self.ran = 0.0, []
@@ -33,7 +33,7 @@ class Clock:
         self.ran.append("rest")
 
     def run(self, name: str, *seconds: float):
-        """A run that takes these times one after the other, and the last for ever."""
+        """Return a run that takes these times in order, then the last one again."""
         left = list(seconds)
 
         def run() -> None:
@@ -47,7 +47,7 @@ def alternated(clock: Clock, runs, **options):
     return alternate(runs, clock=clock, sleep=clock.sleep, **options)
 
 
-def test_everybody_runs_once_a_round_in_a_new_order_after_a_rest():
+def test_each_round_runs_everything_once_in_a_new_order_after_rests():
     clock = Clock()
     runs = {name: clock.run(name, 1.0) for name in "abcd"}
     spreads = alternated(clock, runs, seconds=0.0, least=8, turn=0.1)
@@ -59,7 +59,7 @@ def test_everybody_runs_once_a_round_in_a_new_order_after_a_rest():
     assert len(set(rounds)) > 4
 
 
-def test_medians_and_quartiles_are_those_of_the_rounds():
+def test_median_and_quartiles_are_computed_over_the_rounds():
     clock = Clock()
     runs = {
         "steady": clock.run("steady", 2.0),
@@ -70,7 +70,7 @@ def test_medians_and_quartiles_are_those_of_the_rounds():
     assert spreads["late"] == Spread(3.0, 2.0, 4.0, 5)
 
 
-def test_a_short_run_fills_its_turn_and_the_mean_counts():
+def test_a_short_run_is_repeated_within_its_turn_and_averaged():
     clock = Clock()
     runs = {"short": clock.run("short", 0.5, 0.25)}
     spreads = alternated(clock, runs, seconds=0.0, least=2, turn=1.0, rest=0.5)
@@ -78,7 +78,7 @@ def test_a_short_run_fills_its_turn_and_the_mean_counts():
     assert clock.ran == ["short"] * 2 + (["rest"] + ["short"] * 4) * 2
 
 
-def test_the_seconds_are_for_all_of_them_together():
+def test_the_seconds_are_a_total_for_all_runs():
     clock = Clock()
     runs = {"a": clock.run("a", 1.0), "b": clock.run("b", 3.0)}
     spreads = alternated(clock, runs, seconds=10.0, rest=0.0, turn=1.0)
@@ -90,7 +90,7 @@ def test_the_seconds_are_for_all_of_them_together():
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A config file of a tiny run."""
+    """Write the config file of a tiny run."""
     place = tmp_path_factory.mktemp("bench")
     book, path = place / "book.txt", place / "tiny.yaml"
     book.write_text(tiny.text())
@@ -101,22 +101,22 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(config):
-    """(rows by contender, what was said) of one `bench`."""
-    said: list[str] = []
+    """Run `bench` once; return its rows by contender and its messages."""
+    messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "engines", lambda: ("scan",))  # one is enough here
-        rows = jl.lab.bench(config, seconds=0.0, report=said.append)
-    return {row.contender: row for row in rows}, said
+        patch.setattr(benchmark, "engines", lambda: ("scan",))  # one engine suffices
+        rows = jl.lab.bench(config, seconds=0.0, report=messages.append)
+    return {row.contender: row for row in rows}, messages
 
 
-def test_the_engines_are_those_that_a_config_may_name():
+def test_every_engine_is_accepted_by_the_config():
     assert {"adjoint", "scan"} <= set(benchmark.engines())
     for engine in benchmark.engines():
         assert schema.Model(engine=engine).engine == engine
 
 
 def test_every_contender_has_a_row(measured):
-    rows, said = measured
+    rows, messages = measured
     assert list(rows) == ["scan", "torch"]
     for row in rows.values():
         if row.contender == "torch":
@@ -126,15 +126,15 @@ def test_every_contender_has_a_row(measured):
         assert 0 < row.step_seconds.low <= row.step_seconds.high
         assert row.compile_seconds > 0
         assert row.memory_bytes > 0
-    assert said[0].startswith("tiny: 4 x 16 tokens a step, 1 x 12 lstm, ")
+    assert messages[0].startswith("tiny: 4 x 16 tokens per step, 1 x 12 lstm, ")
 
 
-def test_the_work_is_that_of_the_products(config, measured):
-    """8 (D + H) H a token for the layer, 2 H V for the read-out, three times."""
-    rows, said = measured
+def test_the_work_counts_the_matrix_products(config, measured):
+    """Per token 8 (D + H) H for the layer and 2 H V for the output layer, times 3."""
+    rows, messages = measured
     vocabulary = jl.lab.data.read(jl.lab.config.load(config).data).vocabulary.size
     parameters = vocabulary * 6 + 4 * 12 * (6 + 12 + 1) + vocabulary * (12 + 1)
-    assert f" {parameters:,} parameters" in said[0]
+    assert f" {parameters:,} parameters" in messages[0]
     flops = 3 * (8 * (6 + 12) * 12 + 2 * 12 * vocabulary) * 4 * 16
     for row in rows.values():
         if row.reason == "":
@@ -143,7 +143,7 @@ def test_the_work_is_that_of_the_products(config, measured):
             assert row.flops_per_second == pytest.approx(flops / seconds)
 
 
-def test_torch_takes_the_same_step_where_it_is_installed(measured):
+def test_torch_is_measured_if_it_is_installed(measured):
     rows, _ = measured
     if importlib.util.find_spec("torch") is None:
         assert rows["torch"] == Row("torch", reason="not installed")
@@ -152,19 +152,21 @@ def test_torch_takes_the_same_step_where_it_is_installed(measured):
         assert rows["torch"].memory_bytes is None
 
 
-def test_shards_are_measured_as_a_run_takes_them(config, monkeypatch):
+def test_shards_are_measured_as_in_a_run(config, monkeypatch):
     monkeypatch.setattr(benchmark, "engines", lambda: ("scan",))
-    monkeypatch.setattr(benchmark, "_torch_lacks", lambda *_: "not installed")
-    said: list[str] = []
+    monkeypatch.setattr(benchmark, "torch_unsupported", lambda *_: "not installed")
+    messages: list[str] = []
     overrides = ["training.shards=2"]
-    row, _ = jl.lab.bench(config, overrides=overrides, seconds=0.0, report=said.append)
-    assert "shards: 2 of 2 sequences" in said[0]
+    row, _ = jl.lab.bench(
+        config, overrides=overrides, seconds=0.0, report=messages.append
+    )
+    assert "shards: 2 of 2 sequences" in messages[0]
     assert row.step_seconds.runs == 3
     assert row.memory_bytes is None
 
 
-class Computer:
-    """A device of a kind."""
+class Device:
+    """A device of the given platform."""
 
     def __init__(self, platform: str) -> None:
         self.platform = platform
@@ -175,58 +177,60 @@ class Computer:
     [
         ({}, "cpu", ""),
         ({"cell": {"forget_bias": 3.0, "init": "keras"}}, "cpu", ""),
-        ({"cell": {"name": "gru"}}, "cpu", "torch.nn.LSTM is not this gru"),
-        ({"cell": {"output_activation": "relu"}}, "cpu", "is not this lstm"),
+        ({"cell": {"name": "gru"}}, "cpu", "torch.nn.LSTM does not compute this gru"),
+        ({"cell": {"output_activation": "relu"}}, "cpu", "does not compute this lstm"),
         ({"zoneout_c": 0.1}, "cpu", "torch.nn.LSTM has no zoneout_c"),
         ({"residual": True}, "cpu", "torch.nn.LSTM has no residual"),
         ({"dtype": "bfloat16"}, "cpu", "model.dtype is bfloat16"),
-        ({}, "gpu", "is compared on a CPU only"),
+        ({}, "gpu", "compared on CPU only"),
     ],
 )
-def test_what_torch_lacks(model, platform, reason, monkeypatch):
+def test_models_that_torch_does_not_support_have_a_reason(
+    model, platform, reason, monkeypatch
+):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     if "cell" in model:
         model = {**model, "cell": {"name": "lstm", **model["cell"]}}
-    found = benchmark._torch_lacks(schema.Model(**model), Computer(platform))
+    found = benchmark.torch_unsupported(schema.Model(**model), Device(platform))
     assert reason in found
     assert bool(found) == bool(reason)
 
 
-def test_an_engine_that_refuses_says_why_in_its_row(config, monkeypatch):
+def test_the_row_of_an_engine_that_refuses_has_its_reason(config, monkeypatch):
     def refuse(*arguments, **options):
-        raise NotImplementedError("adjoint: not today.")
+        raise NotImplementedError("adjoint: no.")
 
     monkeypatch.setitem(unrolling.ENGINES, "adjoint", refuse)
-    monkeypatch.setattr(benchmark, "_torch_lacks", lambda *_: "not installed")
+    monkeypatch.setattr(benchmark, "torch_unsupported", lambda *_: "not installed")
     monkeypatch.setattr(benchmark, "engines", lambda: ("adjoint",))
-    overrides = ["model.engine=adjoint"]  # which engine a config names is left aside
+    overrides = ["model.engine=adjoint"]  # bench ignores the engine of the config
     rows = jl.lab.bench(config, overrides=overrides, seconds=0.0)
-    assert rows[0] == Row("adjoint", reason="adjoint: not today.")
+    assert rows[0] == Row("adjoint", reason="adjoint: no.")
     assert rows[1] == Row("torch", reason="not installed")
 
 
 ROWS = [
     Row("adjoint", Spread(0.012, 0.0118, 0.0124, 9), 1.25, 20_600_000, 85_333.0, 6e10),
     Row("torch", Spread(0.0165, 0.016, 0.018, 9), None, None, 62_060.0, 4.36e10),
-    Row("scan", reason="scan: not today."),
+    Row("scan", reason="scan: no."),
 ]
 
 
-def test_in_a_pipe_the_rows_are_aligned_lines(capsys):
+def test_rows_are_aligned_lines_in_a_pipe(capsys):
     benchmark.show(ROWS)
     assert capsys.readouterr().out == (
         "              ms/step  tokens/s  GFLOP/s  compile  memory\n"
         "adjoint  12.00 ± 0.30    85,333     60.0    1.2 s   21 MB\n"
         "torch    16.50 ± 1.00    62,060     43.6        -       -\n"
-        "scan: scan: not today.\n"
+        "scan: scan: no.\n"
     )
 
 
-def test_on_a_terminal_they_are_a_table(capsys, monkeypatch):
+def test_rows_are_a_table_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     benchmark.show(ROWS)
     out = capsys.readouterr().out
-    for word in ("ms/step", "12.00 ± 0.30", "62,060", "21 MB", "not today"):
+    for word in ("ms/step", "12.00 ± 0.30", "62,060", "21 MB", "no."):
         assert word in out
 
 
@@ -245,30 +249,30 @@ def test_the_verb_prints_what_the_function_returns(config, capsys, monkeypatch):
     assert given["overrides"] == ["model.layers=2"]
     assert given["seconds"] == 0.5
     assert cli.main([*words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["adjoint"]["step_seconds"]["median"] == 0.012
-    assert told["scan"] == Row("scan", reason="scan: not today.")._asdict()
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["adjoint"]["step_seconds"]["median"] == 0.012
+    assert printed["scan"] == Row("scan", reason="scan: no.")._asdict()
     assert cli.main(["bench", "model.layers=2"]) == 0
     assert given["config"] is None
     assert given["overrides"] == ["model.layers=2"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--seconds", "-1"], "seconds is -1; 0 or more is needed"),
-        (["--seconds", "nan"], "seconds is nan"),
+        (["--seconds", "-1"], "seconds: got -1, expected 0 or more"),
+        (["--seconds", "nan"], "seconds: got nan"),
         (["model.hiden_size=8"], 'did you mean "hidden_size"?'),
     ],
 )
-def test_a_mistake_is_one_sentence(words, said, config, capsys):
+def test_an_error_is_one_line_and_exit_code_2(words, message, config, capsys):
     assert cli.main(["bench", str(config), *words]) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
-def test_its_help_does_not_import_jax():
+def test_help_does_not_import_jax_or_torch():
     code = (
         "import sys\nfrom jaxlstm.lab.cli import main\n"
         "try:\n    main(['bench', '--help'])\nexcept SystemExit:\n    pass\n"

@@ -1,11 +1,11 @@
-"""How fast a config trains on this machine: each engine in turn, and torch beside it.
+"""Time the training step of a config on this machine, with each engine and with torch.
 
-All run in alternation, as `timing` says; what is told is the median of the rounds and
-half the distance of their quartiles. Compiling is timed apart.
+The steps of all contenders alternate, as described in `timing`. Reported are the median
+over the rounds and half of the interquartile range. Compilation is timed separately.
 
-GFLOP/s count the products with weights only: 2 for each number of a weight matrix and
-each token on the way forward, three times that for a training step. For an LSTM layer
-with D inputs and H units these are 8 (D + H) H a token on the way forward.
+GFLOP/s count the products with weight matrices only: 2 operations per matrix element
+and token in the forward pass, and three times that in a training step. For an LSTM
+layer with D inputs and H units, the forward pass takes 8 (D + H) H per token.
 """
 
 import contextlib
@@ -34,20 +34,21 @@ from jaxlstm.lab.training import programs
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import TrainState, train_steps
 
-STEPS = 5  # to a dispatch; a run has as many as `training.steps_per_dispatch`
+STEPS = 5  # per dispatch; a run takes `training.steps_per_dispatch`
 
 
 class Row(NamedTuple):
-    """What was measured of one contender: a training step of the whole model.
+    """The measurements of one contender.
 
-    contender           an engine, or torch
-    step_seconds        of one step, None where it does not run
-    compile_seconds     of the program of a step, None where nothing is compiled
-    memory_bytes        state, gradients and all between, by XLA's own analysis; None
-                        for shards, which are programs of their own
-    tokens_per_second   from the median
-    flops_per_second    from the median; the head of this module says what is counted
-    reason              why it does not run, empty where it does
+    Attributes:
+        contender: The name of an engine, or "torch".
+        step_seconds: Time of one training step; None if it does not run.
+        compile_seconds: Time to compile the step; None for torch.
+        memory_bytes: Memory of state, gradients and temporaries by XLA's analysis;
+            None for torch, and for shards, which are several programs.
+        tokens_per_second: Throughput at the median time.
+        flops_per_second: Operations at the median time; see the module for the count.
+        reason: Why it does not run; empty if it does.
     """
 
     contender: str
@@ -66,44 +67,48 @@ def bench(
     seconds: float = 5.0,
     report: Callable[[str], object] = lambda text: None,
 ) -> list[Row]:
-    """Time a training step of a config's model, for each engine and for torch.
+    """Time the training step of a config with each engine and with torch.
 
-    One step is one update of all parameters as a run takes it, in its shards, from the
-    first batches of the config's data: embedding, recurrent layers, read-out, loss,
-    gradient, optimizer. torch, where it is installed, takes the same step with
-    `torch.nn.LSTM` of the same size and Adam.
+    One step is one update of all parameters as in a run, with its shards and with the
+    first batches of the config's data: embedding, recurrent layers, output layer, loss,
+    gradient and optimizer. If torch is installed, its step uses `torch.nn.LSTM` of the
+    same size and Adam.
 
-    Arguments:
-        config, overrides: as for `jl.lab.train`. `model.engine` is left aside.
-        seconds: of measuring, for each contender.
-        report: is told what is going on, a line at a time.
+    Args:
+        config: As for `jl.lab.train`; `model.engine` is ignored.
+        overrides: As for `jl.lab.train`.
+        seconds: Measuring time per contender.
+        report: Receives progress messages, one line each.
 
-    Returns: a row for each contender; one that cannot run says why.
+    Returns:
+        One row per contender, with a reason if it cannot run.
 
-    Errors: `BadInput` for a config or data that cannot be used.
+    Raises:
+        BadInput: the config or its data cannot be used.
     """
     if not 0 <= seconds < math.inf:
-        raise BadInput(f"bench: seconds is {seconds:g}; 0 or more is needed")
-    wanted = configs.load(config, overrides=overrides)
-    wanted = splits.settled(_with_engine(wanted, None))
-    hosts = splits.number(wanted.training)
-    with contextlib.suppress(BadInput):  # without a compiler, the engine says so
+        raise BadInput(f"bench: seconds: got {seconds:g}, expected 0 or more")
+    config = configs.load(config, overrides=overrides)
+    config = splits.settled(_with_engine(config, None))
+    hosts = splits.number(config.training)
+    with contextlib.suppress(BadInput):  # the row of the engine reports the error
         native.load()
-    with devices.using(wanted.device, hosts=hosts) as device:
-        built = Experiment.build(wanted)
-        report(_work(built, device))
+    with devices.using(config.device, hosts=hosts) as device:
+        built = Experiment.build(config)
+        report(_describe_work(built, device))
         prepared = [_engine(built, name, report) for name in engines()]
         prepared.append(_torch(built, device))
         runs = {row.contender: run for row, run in prepared if run is not None}
         if runs:
-            report(f"measuring {', '.join(runs)}, {seconds * len(runs):.0f} s in all")
+            report(f"timing {', '.join(runs)}: {seconds * len(runs):.0f} s in total")
         spreads = alternate(runs, seconds=seconds * len(runs))
-    return [_completed(built, row, spreads.get(row.contender)) for row, _ in prepared]
+    return [_with_times(built, row, spreads.get(row.contender)) for row, _ in prepared]
 
 
 def engines() -> tuple[str, ...]:
-    """The engines that a config may name; of the modes of one, those that differ in
-    what they remember.
+    """Return the engines that a config accepts.
+
+    The variants `adjoint/*_first` are left out: adjoint chooses between them itself.
     """
     kinds = get_args(schema.Model.model_fields["engine"].annotation)
     return tuple(name for name in get_args(kinds[0]) if not name.endswith("_first"))
@@ -115,17 +120,17 @@ def _with_engine(config: Config, engine: str | None) -> Config:
 
 
 def _engine(
-    bench: Experiment, engine: str, report: Callable[[str], object]
+    experiment: Experiment, engine: str, report: Callable[[str], object]
 ) -> tuple[Row, Run | None]:
-    """The row of an engine as far as it is known, and a training step to be run."""
-    config = _with_engine(bench.config, engine)
-    model = bench.task.model(config, bench.dataset.spec)
-    bench = bench._replace(config=config, model=model)
-    batches = bench.dataset.batches(0, STEPS)
+    """Return the row of an engine before timing, and its step if it has one."""
+    config = _with_engine(experiment.config, engine)
+    model = experiment.task.model(config, experiment.dataset.spec)
+    experiment = experiment._replace(config=config, model=model)
+    batches = experiment.dataset.batches(0, STEPS)
     try:
-        state = bench.initial_state()
+        state = experiment.initial_state()
         began = time.perf_counter()
-        program, memory = _program(bench, state, batches)
+        program, memory = _program(experiment, state, batches)
     except NotImplementedError as refusal:
         return Row(engine, reason=str(refusal)), None
     took = time.perf_counter() - began
@@ -139,13 +144,13 @@ def _engine(
 
 
 def _program(
-    bench: Experiment, state: TrainState, batches: Batch
+    experiment: Experiment, state: TrainState, batches: Batch
 ) -> tuple[shards.Dispatch, int | None]:
-    """The program of a dispatch as a run compiles it, and its bytes where XLA tells."""
-    count = splits.number(bench.config.training)
-    made = (bench.task, bench.model, bench.optimizer)
+    """Compile the steps of one dispatch as a run does; return them and their memory."""
+    count = splits.number(experiment.config.training)
+    made = (experiment.task, experiment.model, experiment.optimizer)
     if count > 1:
-        halves, axes = programs.halves(*made), bench.dataset.batch_axes
+        halves, axes = programs.halves(*made), experiment.dataset.batch_axes
         found = shards.program(halves, state, batches, batch_axes=axes, shards=count)
         return found, None
     steps = jax.jit(functools.partial(train_steps, *made), donate_argnums=0)
@@ -154,7 +159,7 @@ def _program(
 
 
 def _memory(program: jax.stages.Compiled) -> int | None:
-    """Arguments, results and what lies between; what is written in place once."""
+    """Return the bytes of arguments, results and temporaries, aliased ones once."""
     found = program.memory_analysis()
     if found is None:
         return None
@@ -162,27 +167,27 @@ def _memory(program: jax.stages.Compiled) -> int | None:
     return size + found.temp_size_in_bytes - found.alias_size_in_bytes
 
 
-def _completed(bench: Experiment, row: Row, spread: Spread | None) -> Row:
-    """The row with what the clock found."""
+def _with_times(experiment: Experiment, row: Row, spread: Spread | None) -> Row:
+    """Return the row with its times and rates."""
     if spread is None:
         return row
     if row.contender in engines():
         spread = spread.divided(STEPS)
-    tokens, second = _tokens(bench), spread.median
+    tokens, second = _tokens(experiment), spread.median
     return row._replace(
         step_seconds=spread,
         tokens_per_second=tokens / second,
-        flops_per_second=6 * _multiplied(bench) * tokens / second,
+        flops_per_second=6 * _matrix_elements(experiment) * tokens / second,
     )
 
 
-def _tokens(bench: Experiment) -> int:
-    return bench.config.training.batch_size * bench.config.training.window
+def _tokens(experiment: Experiment) -> int:
+    return experiment.config.training.batch_size * experiment.config.training.window
 
 
-def _multiplied(bench: Experiment) -> int:
-    """Numbers in weight matrices, those of the embedding left out: it looks up."""
-    shapes = jax.eval_shape(bench.initial_state).params
+def _matrix_elements(experiment: Experiment) -> int:
+    """Count the elements of weight matrices, without the embedding's lookup table."""
+    shapes = jax.eval_shape(experiment.initial_state).params
     return sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
@@ -190,15 +195,15 @@ def _multiplied(bench: Experiment) -> int:
     )
 
 
-def _work(bench: Experiment, device: Any) -> str:
-    """What is measured, on what, in one line."""
-    model, training = bench.config.model, bench.config.training
-    split = splits.described(bench.config, device)
-    flops = 6 * _multiplied(bench) * _tokens(bench)
+def _describe_work(experiment: Experiment, device: Any) -> str:
+    """Describe the model, the work of a step and the hardware in one line."""
+    model, training = experiment.config.model, experiment.config.training
+    split = splits.described(experiment.config, device)
+    flops = 6 * _matrix_elements(experiment) * _tokens(experiment)
     return (
-        f"{bench.config.name}: {training.batch_size} x {training.window} tokens a "
-        f"step, {model.layers} x {model.hidden_size} {model.cell.name}, "
-        f"{bench.parameters():,} parameters, {flops / 1e9:.3g} GFLOP a step; "
+        f"{experiment.config.name}: {training.batch_size} x {training.window} tokens "
+        f"per step, {model.layers} x {model.hidden_size} {model.cell.name}, "
+        f"{experiment.parameters():,} parameters, {flops / 1e9:.3g} GFLOP per step; "
         f"{device.device_kind}, cores: {devices.cores()}, shards: {split}"
     )
 
@@ -206,37 +211,39 @@ def _work(bench: Experiment, device: Any) -> str:
 # -- torch --------------------------------------------------------------------
 
 
-def _torch(bench: Experiment, device: Any) -> tuple[Row, Run | None]:
-    """The row of torch, and a training step of it where it has one."""
-    reason = _torch_lacks(bench.config.model, device)
-    if not hasattr(bench.task, "sample"):
-        reason = "is compared for language models only"
+def _torch(experiment: Experiment, device: Any) -> tuple[Row, Run | None]:
+    """Return the row of torch before timing, and its step if it has one."""
+    reason = torch_unsupported(experiment.config.model, device)
+    if not hasattr(experiment.task, "sample"):
+        reason = "compared for language models only"
     if reason:
         return Row("torch", reason=reason), None
-    size = bench.dataset.spec.size
-    return Row("torch"), _torch_step(bench.config, size, bench.dataset.batch(0))
+    size = experiment.dataset.spec.size
+    return Row("torch"), _torch_step(
+        experiment.config, size, experiment.dataset.batch(0)
+    )
 
 
-def _torch_lacks(model: schema.Model, device: Any) -> str:
-    """What keeps `torch.nn.LSTM` from being compared, or nothing."""
-    around = [key for key in schema.WRAPPERS if getattr(model, key)]
-    usual = LSTM(init=model.cell.init, forget_bias=1.0).model_dump()
-    asked = model.cell.model_dump() | {"forget_bias": 1.0}
+def torch_unsupported(model: schema.Model, device: Any) -> str:
+    """Return why `torch.nn.LSTM` cannot be compared, or an empty string."""
+    wrappers = [key for key in schema.WRAPPERS if getattr(model, key)]
+    standard = LSTM(init=model.cell.init, forget_bias=1.0).model_dump()
+    actual = model.cell.model_dump() | {"forget_bias": 1.0}
     if importlib.util.find_spec("torch") is None:
         return "not installed"
     if device.platform != "cpu":
-        return "is compared on a CPU only"
-    if asked != usual:
-        return f"torch.nn.LSTM is not this {model.cell.name}"
-    if around or model.residual:
-        return f"torch.nn.LSTM has no {(*around, 'residual')[0]}"
+        return "compared on CPU only"
+    if actual != standard:
+        return f"torch.nn.LSTM does not compute this {model.cell.name}"
+    if wrappers or model.residual:
+        return f"torch.nn.LSTM has no {(*wrappers, 'residual')[0]}"
     if model.dtype != "float32":
-        return f"is compared in float32 only, and model.dtype is {model.dtype}"
+        return f"compared in float32 only; model.dtype is {model.dtype}"
     return ""
 
 
 def _torch_step(config: Config, vocabulary: int, batch: Batch) -> Run:
-    """Embedding, LSTM, read-out, loss, gradient and Adam, as a user writes them."""
+    """Return a step of embedding, LSTM, output layer, loss, gradient and Adam."""
     import torch  # pyright: ignore[reportMissingImports]
 
     nn, model = torch.nn, config.model
@@ -244,8 +251,8 @@ def _torch_step(config: Config, vocabulary: int, batch: Batch) -> Run:
     lstm = nn.LSTM(
         model.embedding_size, model.hidden_size, model.layers, dropout=model.dropout
     )
-    readout = nn.Linear(model.hidden_size, vocabulary)
-    parts = nn.ModuleList([embedding, lstm, readout])
+    head = nn.Linear(model.hidden_size, vocabulary)
+    parts = nn.ModuleList([embedding, lstm, head])
     before, after = (
         nn.Dropout(model.embedding_dropout),
         nn.Dropout(model.output_dropout),
@@ -256,18 +263,18 @@ def _torch_step(config: Config, vocabulary: int, batch: Batch) -> Run:
     def run() -> None:
         optimizer.zero_grad()
         hs, _ = lstm(before(embedding(inputs)))
-        logits = readout(after(hs)).flatten(0, 1)
+        logits = head(after(hs)).flatten(0, 1)
         nn.functional.cross_entropy(logits, targets.flatten()).backward()
         optimizer.step()
 
     return run
 
 
-# -- what is shown ------------------------------------------------------------
+# -- output ------------------------------------------------------------
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """The rows by contender, as plain JSON."""
+    """Return the rows by contender as values that JSON can represent."""
     plain = {row.contender: row._asdict() for row in rows}
     for row in plain.values():
         spread = row["step_seconds"]
@@ -275,11 +282,11 @@ def as_json(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return plain
 
 
-HEADS = ("", "ms/step", "tokens/s", "GFLOP/s", "compile", "memory")
+HEADERS = ("", "ms/step", "tokens/s", "GFLOP/s", "compile", "memory")
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print the rows: a table on a terminal, aligned lines in a pipe."""
+    """Print the rows as a table on a terminal, and as aligned lines otherwise."""
     reasons = [row for row in rows if row.reason]
     cells = [_cells(row) for row in rows if not row.reason]
     if cells and sys.stdout.isatty():
@@ -305,21 +312,22 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _table(cells: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in HEADS:
-        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for header in HEADERS:
+        table.add_column(header, justify="right" if header else "left", no_wrap=True)
     for row in cells:
         table.add_row(*row)
     return table
 
 
 def _lines(cells: Sequence[Sequence[str]]) -> str:
-    """The cells below their heads, the numbers to the right.
+    """Return the cells as lines below their headers, numbers aligned to the right.
 
-    >>> print(_lines([("scan", "1.50 ± 0.02", "9,000", "12.1", "0.4 s", "20 MB")]))
-              ms/step  tokens/s  GFLOP/s  compile  memory
-    scan  1.50 ± 0.02     9,000     12.1    0.4 s   20 MB
+    Example:
+        >>> print(_lines([("scan", "1.50 ± 0.02", "9,000", "12.1", "0.4 s", "20 MB")]))
+                  ms/step  tokens/s  GFLOP/s  compile  memory
+        scan  1.50 ± 0.02     9,000     12.1    0.4 s   20 MB
     """
-    rows = [HEADS, *cells]
+    rows = [HEADERS, *cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
