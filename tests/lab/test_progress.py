@@ -1,4 +1,4 @@
-"""What a run says while it goes: on a terminal, in a pipe, in a notebook, in a log."""
+"""Sinks: output on a terminal, in a pipe, in a notebook, in files; formatting."""
 
 import io
 import os
@@ -11,9 +11,12 @@ import time
 import pytest
 
 from jaxlstm.lab._util.errors import LabError
-from jaxlstm.lab.sinks.base import TensorBoard, TextLog, progress, together
-from jaxlstm.lab.sinks.console import Lines, Notebook, Outlet, Terminal
-from jaxlstm.lab.sinks.records import clock, duration, line, printable
+from jaxlstm.lab.sinks.base import combine, progress
+from jaxlstm.lab.sinks.console import Outlet, TerminalSink
+from jaxlstm.lab.sinks.formatting import clock, duration, line, printable
+from jaxlstm.lab.sinks.notebook import NotebookSink
+from jaxlstm.lab.sinks.tensorboard import TensorBoardSink
+from jaxlstm.lab.sinks.text import TextSink
 
 TRAIN = {
     "step": 300,
@@ -44,14 +47,14 @@ sink.finish()
 
 
 class Tty(io.StringIO):
-    """A terminal without a cursor of its own."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
 
 
-def told(sink):
-    """Tell a sink a short run."""
+def send(sink):
+    """Send the progress of a short run to a sink."""
     sink.start(900, step=250, title="quickstart")
     sink.log(TRAIN)
     sink.log(VALID)
@@ -60,7 +63,7 @@ def told(sink):
     sink.finish()
 
 
-def test_one_line_has_every_number():
+def test_a_line_contains_every_number():
     assert line(TRAIN, 900) == (
         "step 300/900  loss 1.4124  bits/char 2.038  lr 4.00e-03  grad 0.432  "
         "tokens/s 98.2k  ms/step 41.7  data wait 0.3%  eta 1:12"
@@ -68,18 +71,21 @@ def test_one_line_has_every_number():
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
-def test_numbers_that_are_missing_or_not_finite_can_be_written(bad):
-    stream = Tty()
-    for sink in (Lines(Outlet(io.StringIO())), Terminal(Outlet(stream))):
+def test_missing_and_infinite_numbers_are_shown(bad):
+    lines, stream = [], Tty()
+    for sink in (TextSink(lines.append), TerminalSink(Outlet(stream))):
         sink.start(900)
         for record in (TRAIN, VALID):
             numbers = {key: bad for key in record if key not in ("step", "split")}
             sink.log(record | numbers)
         sink.finish()
+    number = "" if bad is None else f"  loss {bad}  bits/char {bad}"
+    assert lines[2] == f"step 300/900  validation{number}"
+    assert lines[2] in stream.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said", "ticked"),
+    ("seconds", "words", "digits"),
     [
         (0, "0.0 s", "0:00"),
         (59.96, "1 min 00 s", "1:00"),
@@ -87,11 +93,11 @@ def test_numbers_that_are_missing_or_not_finite_can_be_written(bad):
         (90061, "25 h 01 min", "25:01:01"),
     ],
 )
-def test_times(seconds, said, ticked):
-    assert (duration(seconds), clock(seconds)) == (said, ticked)
+def test_durations(seconds, words, digits):
+    assert (duration(seconds), clock(seconds)) == (words, digits)
 
 
-def test_nothing_that_steers_a_terminal_is_left():
+def test_control_characters_are_escaped():
     safe = printable(NASTY + "".join(map(chr, [*range(32), 127, 0x2028, 0xFEFF])))
     assert (
         re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2028\ufeff\ud83d]", safe)
@@ -103,10 +109,10 @@ def test_nothing_that_steers_a_terminal_is_left():
     )
 
 
-def test_a_pipe_gets_plain_lines():
+def test_a_pipe_receives_plain_lines():
     stream = io.StringIO()
     sink = progress(stream=stream)
-    told(sink)
+    send(sink)
     assert stream.getvalue().splitlines() == [
         "quickstart: step 250 of 900",
         line(TRAIN, 900),
@@ -116,13 +122,13 @@ def test_a_pipe_gets_plain_lines():
 
 
 @pytest.mark.parametrize("kind", ["xterm-256color", "dumb", ""])
-def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch, kind):
+def test_a_terminal_without_cursor_control_receives_lines(monkeypatch, kind):
     monkeypatch.setenv("TERM", kind)
-    wanted = Terminal if kind == "xterm-256color" else Lines
-    assert isinstance(progress(stream=Tty()), wanted)
+    expected = TerminalSink if kind == "xterm-256color" else TextSink
+    assert isinstance(progress(stream=Tty()), expected)
 
 
-def test_a_stream_of_few_characters_gets_the_others_spelled_out():
+def test_characters_outside_the_encoding_are_escaped():
     raw = io.BytesIO()
     sink = progress(stream=io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     sink.message("ünï ☃")
@@ -133,7 +139,7 @@ def test_a_stream_of_few_characters_gets_the_others_spelled_out():
 def test_the_live_display_fits_its_terminal(monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     stream = Tty()
-    told(Terminal(Outlet(stream)))
+    send(TerminalSink(Outlet(stream)))
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     rows = [row for row in re.split(r"[\r\n]", plain) if "900" in row and "━" in row]
     assert rows
@@ -144,9 +150,9 @@ def test_the_live_display_fits_its_terminal(monkeypatch, width):
         assert "0.3%" in plain
 
 
-def test_before_the_first_record_the_display_says_what_it_waits_for():
+def test_before_the_first_record_the_display_says_compiling():
     stream = Tty()
-    sink = Terminal(Outlet(stream))
+    sink = TerminalSink(Outlet(stream))
     sink.start(900)
     sink.finish()
     assert "compiling" in stream.getvalue()
@@ -161,7 +167,7 @@ def run_script(stdout):
     )
 
 
-def test_a_real_terminal_is_given_back_with_its_cursor():
+def test_a_pseudo_terminal_keeps_a_visible_cursor():
     master, slave = pty.openpty()
     child = run_script(slave)
     os.close(slave)
@@ -176,12 +182,12 @@ def test_a_real_terminal_is_given_back_with_its_cursor():
 
 
 def read_all(descriptor):
-    """All that comes out of a pseudo-terminal until its other end is closed."""
+    """Read from a pseudo-terminal until its other end is closed."""
     seen, until = b"", time.monotonic() + 60
     while time.monotonic() < until:
         try:
             part = os.read(descriptor, 65536)
-        except OSError:  # Linux says so at the end
+        except OSError:  # Linux raises EIO at the end
             break
         if not part:
             break
@@ -189,15 +195,15 @@ def read_all(descriptor):
     return seen
 
 
-def test_a_real_pipe_sees_no_control_character():
+def test_a_pipe_receives_no_control_character():
     child = run_script(subprocess.PIPE)
-    seen, complaints = child.communicate(timeout=60)
-    assert (child.returncode, complaints) == (0, b"")
+    seen, errors = child.communicate(timeout=60)
+    assert (child.returncode, errors) == (0, b"")
     assert seen.count(b"\n") == 303
     assert re.search(rb"[\x00-\x09\x0b-\x1f\x7f]", seen) is None
 
 
-def test_a_reader_that_leaves_does_not_stop_the_run():
+def test_a_closed_pipe_does_not_stop_the_run():
     child = run_script(subprocess.PIPE)
     child.stdout.readline()
     child.stdout.close()
@@ -207,10 +213,12 @@ def test_a_reader_that_leaves_does_not_stop_the_run():
 
 
 @pytest.mark.parametrize("stream", [None, io.StringIO()])
-def test_a_closed_output_is_silence(stream):
+def test_writing_to_a_closed_stream_does_nothing(stream):
     if stream is not None:
         stream.close()
-    told(Lines(Outlet(stream)))
+    outlet = Outlet(stream)
+    send(TextSink(outlet.write_line))
+    assert not outlet.isatty()
 
 
 def test_a_notebook_updates_one_line(monkeypatch, capsys):
@@ -225,26 +233,26 @@ def test_a_notebook_updates_one_line(monkeypatch, capsys):
         return Handle()
 
     monkeypatch.setattr("IPython.display.display", display)
-    told(Notebook(Outlet(sys.stdout)))
+    send(NotebookSink(Outlet(sys.stdout).write_line))
     assert shown == ["quickstart: step 250 of 900", line(TRAIN, 900)]
     assert capsys.readouterr().out.splitlines() == [line(VALID, 900), "saved step 300"]
 
 
-def test_a_kernel_is_known_by_its_shell(monkeypatch):
+def test_a_jupyter_kernel_is_detected(monkeypatch):
     class Shell:
         kernel = object()
 
     monkeypatch.setattr("IPython.get_ipython", Shell)
-    assert isinstance(progress(), Notebook)
-    assert isinstance(progress(stream=io.StringIO()), Lines)
+    assert isinstance(progress(), NotebookSink)
+    assert isinstance(progress(stream=io.StringIO()), TextSink)
 
 
-def test_a_log_gets_one_line_at_a_time():
-    heard = []
-    sink = TextLog(heard.append)
-    told(sink)
+def test_a_text_sink_writes_one_line_at_a_time():
+    lines = []
+    sink = TextSink(lines.append)
+    send(sink)
     sink.message("two\nlines\x1b")
-    assert heard == [
+    assert lines == [
         "quickstart: step 250 of 900",
         line(TRAIN, 900),
         line(VALID, 900),
@@ -254,21 +262,21 @@ def test_a_log_gets_one_line_at_a_time():
     ]
 
 
-def test_several_sinks_are_told_alike():
+def test_combined_sinks_receive_the_same():
     one, two = io.StringIO(), io.StringIO()
-    told(together(progress(stream=one), progress(stream=two)))
+    send(combine(progress(stream=one), progress(stream=two)))
     assert one.getvalue() == two.getvalue() != ""
 
 
-def test_tensorboard_gets_every_number(tmp_path):
-    told(TensorBoard(tmp_path))
+def test_tensorboard_receives_every_number(tmp_path):
+    send(TensorBoardSink(tmp_path))
     written = b"".join(path.read_bytes() for path in tmp_path.glob("events*"))
     for name in (b"train/loss", b"validation/bits_per_character", b"train/eta_seconds"):
         assert name in written
     assert b"train/total" not in written
 
 
-def test_a_missing_tensorboard_names_the_extra(monkeypatch, tmp_path):
+def test_without_tensorboardx_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(LabError, match=r'pip install "jaxlstm\[tensorboard\]"'):
-        TensorBoard(tmp_path)
+        TensorBoardSink(tmp_path)

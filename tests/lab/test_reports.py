@@ -1,4 +1,4 @@
-"""What a run leaves for reading."""
+"""`report.md` and its pictures: contents, escaping, and errors."""
 
 import json
 import sys
@@ -42,8 +42,8 @@ RECORDS = [
 SAMPLE = Artifact("Sample", "def f():\n    pass")
 
 
-def shown(symbols, trace):
-    """The artifacts of a trace over symbols."""
+def trace_artifacts(symbols, trace):
+    """Return the artifacts of a trace over symbols."""
     return [Artifact(pictures=pictures.pictures(symbols, trace))]
 
 
@@ -58,12 +58,14 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def reading():
+def artifacts():
     draw = np.random.default_rng(0).random
     f = np.full((5, 3), 0.5)
     f[:, 1] = (1, 1, 0, 1, 1)
     gates = Gates(draw((5, 3)), f, draw((5, 3)), draw((5, 3)))
-    return shown("ab\nde", Trace(LSTMState(draw((5, 3)), draw((5, 3))), gates))
+    return trace_artifacts(
+        "ab\nde", Trace(LSTMState(draw((5, 3)), draw((5, 3))), gates)
+    )
 
 
 def write_metrics(path, records):
@@ -71,9 +73,9 @@ def write_metrics(path, records):
     (path / "metrics.jsonl").write_text(lines)
 
 
-def test_the_report_holds_all_there_is_to_read(run, reading):
+def test_the_report_contains_every_section(run, artifacts):
     facts = {"speed": "98,212 tokens/s | 41.7 ms per step"}
-    path = write_report(run, facts=facts, artifacts=[SAMPLE, *reading])
+    path = write_report(run, facts=facts, artifacts=[SAMPLE, *artifacts])
     text = path.read_text()
     for part in (
         "# quickstart-20261101-101500",
@@ -87,8 +89,8 @@ def test_the_report_holds_all_there_is_to_read(run, reading):
         assert part in text
 
 
-def test_every_picture_of_the_report_exists_and_shows_something(run, reading):
-    text = write_report(run, artifacts=reading).read_text()
+def test_every_picture_of_the_report_exists_and_is_not_blank(run, artifacts):
+    text = write_report(run, artifacts=artifacts).read_text()
     names = sorted(path.name for path in (run / "plots").iterdir())
     assert names == [
         "forget_gate.png",
@@ -105,7 +107,7 @@ def test_every_picture_of_the_report_exists_and_shows_something(run, reading):
 
 
 @pytest.mark.parametrize(
-    ("trace", "wanted"),
+    ("trace", "expected"),
     [
         (
             lambda f: Trace(HiddenState(f), GRUGates(f, f, f)),
@@ -120,38 +122,38 @@ def test_every_picture_of_the_report_exists_and_shows_something(run, reading):
     ],
     ids=["gru", "simple rnn", "classic", "projected"],
 )
-def test_other_cells_show_what_they_have(run, trace, wanted):
+def test_pictures_of_other_cells(run, trace, expected):
     f = np.random.default_rng(0).random((5, 3))
-    write_plots(run, shown("abcde", trace(f)))
+    write_plots(run, trace_artifacts("abcde", trace(f)))
     names = {path.stem for path in (run / "plots").iterdir()}
-    assert names == {"loss", "training_health"} | wanted
+    assert names == {"loss", "training_health"} | expected
 
 
-def test_without_a_model_the_training_pictures_remain(run):
+def test_without_artifacts_the_training_is_drawn(run):
     write_plots(run)
     names = {path.name for path in (run / "plots").iterdir()}
     assert names == {"loss.png", "training_health.png"}
 
 
-def test_a_report_written_again_is_the_same(run, reading):
-    first = write_report(run, artifacts=reading).read_bytes()
-    assert write_report(run, artifacts=reading).read_bytes() == first
+def test_writing_a_report_again_gives_the_same_bytes(run, artifacts):
+    first = write_report(run, artifacts=artifacts).read_bytes()
+    assert write_report(run, artifacts=artifacts).read_bytes() == first
 
 
-def test_a_sample_cannot_break_out_of_its_fence(run):
-    made = Artifact("Sample", "```\n# not a heading\n````\x1b[2J")
-    text = write_report(run, artifacts=[made]).read_text()
+def test_a_text_with_backticks_stays_inside_its_code_block(run):
+    sample = Artifact("Sample", "```\n# not a heading\n````\x1b[2J")
+    text = write_report(run, artifacts=[sample]).read_text()
     assert "`````text\n```\n# not a heading\n````\\x1b[2J\n`````" in text
 
 
-def test_a_run_of_no_steps_has_a_report_without_pictures(run):
+def test_a_run_without_metrics_has_a_report_without_pictures(run):
     write_metrics(run, [])
     text = write_report(run).read_text()
     assert "| steps | 0 |" in text
     assert "plots/" not in text
 
 
-def test_runs_are_compared_in_one_picture(run, tmp_path):
+def test_a_comparison_is_one_picture(run, tmp_path):
     target = write_comparison([run, run], tmp_path / "compared.png")
     assert image.imread(target).std() > 0.02
 
@@ -159,20 +161,20 @@ def test_runs_are_compared_in_one_picture(run, tmp_path):
 @pytest.mark.parametrize(
     "write", [write_plots, lambda run: write_comparison([run], run)]
 )
-def test_pictures_of_nothing_are_refused(tmp_path, write):
-    with pytest.raises(BadInput, match=r"metrics\.jsonl holds no metrics"):
+def test_drawing_a_run_without_metrics_is_an_error(tmp_path, write):
+    with pytest.raises(BadInput, match=r"metrics\.jsonl: got no metrics"):
         write(tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_named(run, tmp_path):
-    (run / "plots").write_text("a file where the pictures should go")
-    with pytest.raises(LabError, match=r"plots/loss\.png cannot be written"):
+def test_an_error_of_writing_names_the_file(run, tmp_path):
+    (run / "plots").write_text("a file in the place of a directory")
+    with pytest.raises(LabError, match=r"plots/loss\.png: cannot be written"):
         write_plots(run)
-    with pytest.raises(LabError, match=r"c\.png cannot be written"):
+    with pytest.raises(LabError, match=r"c\.png: cannot be written"):
         write_comparison([run], tmp_path / "no" / "such" / "c.png")
 
 
-def test_the_summary_passes_over_what_is_not_finite():
+def test_the_summary_ignores_a_loss_that_is_not_finite():
     records = [*RECORDS, {"step": 200, "split": "validation", "loss": None}]
     rows = summary(records)
     assert rows["steps"] == "200"
@@ -180,15 +182,15 @@ def test_the_summary_passes_over_what_is_not_finite():
     assert rows["last validation"].endswith("loss 1.6000 (step 150)")
 
 
-def test_no_figure_is_left_open(run, reading):
+def test_writing_a_report_leaves_no_open_figure(run, artifacts):
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()
-    write_report(run, artifacts=reading)
+    write_report(run, artifacts=artifacts)
     assert pyplot.get_fignums() == before
 
 
-def test_without_matplotlib_the_extra_is_named(run, monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra(run, monkeypatch):
     monkeypatch.delitem(sys.modules, "jaxlstm.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     monkeypatch.delattr("jaxlstm.plots", raising=False)

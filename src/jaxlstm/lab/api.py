@@ -27,7 +27,9 @@ from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run
 from jaxlstm.lab.runs.trained import Trained, load
-from jaxlstm.lab.sinks.base import Sink, TensorBoard, TextLog, progress, together
+from jaxlstm.lab.sinks.base import Sink, combine, progress
+from jaxlstm.lab.sinks.tensorboard import TensorBoardSink
+from jaxlstm.lab.sinks.text import TextSink
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import current_names
 from jaxlstm.lab.training_run import TrainingRun
@@ -64,7 +66,7 @@ def train(
         run: the run directory; None makes `runs/<name>-<date>-<time>`.
         resume: `"auto"` starts in a fresh directory, continues in one that holds a
             run of the same config, and returns at once where that run is finished.
-        sink: who is sinks_; None for a display on this screen.
+        sink: receives the progress; None shows it on standard output.
         tensorboard: write event files into the run directory too.
 
     Returns: the trained model, with the parameters of the best validation.
@@ -190,10 +192,10 @@ def _complete(
         (sink or progress()).message(f"{run.path} is finished ({runs.progress(run)})")
         return load(run.path)
     config = _config(run)
-    sinks = [sink or progress(), TextLog(functools.partial(runs.log, run))]
+    sinks = [sink or progress(), TextSink(functools.partial(runs.log, run))]
     if tensorboard:
-        sinks.append(TensorBoard(run.path / "tensorboard"))
-    sinks_ = together(*sinks)
+        sinks.append(TensorBoardSink(run.path / "tensorboard"))
+    sinks_ = combine(*sinks)
     with (
         _using(config) as device,
         runs.lock(run),

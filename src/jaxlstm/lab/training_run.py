@@ -15,7 +15,7 @@ from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run
 from jaxlstm.lab.runs.trained import Trained, load, refuse_other_data
 from jaxlstm.lab.sinks.base import Sink
-from jaxlstm.lab.sinks.records import duration, table
+from jaxlstm.lab.sinks.formatting import duration, table
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training import policies
 from jaxlstm.lab.training.evaluation import evaluate

@@ -27,9 +27,9 @@ from jaxlstm.lab.analysis.findings import Finding, Search, Unit
 from jaxlstm.lab.analysis.readings import LayerFacts, Text, Watched
 from jaxlstm.lab.analysis.sentences import Page, Picture
 from jaxlstm.lab.reports import report as reports
-from jaxlstm.lab.reports.report import Drawing
 from jaxlstm.lab.runs.trained import Trained, load
-from jaxlstm.lab.sinks.records import printable
+from jaxlstm.lab.sinks.formatting import printable
+from jaxlstm.lab.tasks.base import Picture as Drawing
 
 Floats = NDArray[np.floating]
 

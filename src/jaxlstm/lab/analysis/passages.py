@@ -12,7 +12,7 @@ from jaxlstm.lab.analysis import readings
 from jaxlstm.lab.analysis.features import Feature
 from jaxlstm.lab.analysis.findings import Finding
 from jaxlstm.lab.analysis.readings import SHARE, LayerFacts, Watched
-from jaxlstm.lab.reports.report import Drawing
+from jaxlstm.lab.tasks.base import Picture as Drawing
 
 if TYPE_CHECKING:
     from jaxlstm.cells.emit import Trace

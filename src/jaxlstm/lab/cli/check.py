@@ -23,9 +23,9 @@ def _run(arguments: Arguments) -> None:
     facts = ""
     if not arguments.no_data:
         from jaxlstm.lab import checks
-        from jaxlstm.lab.sinks import records
+        from jaxlstm.lab.sinks import formatting
 
-        facts = "\n" + records.table(checks.check(config))
+        facts = "\n" + formatting.table(checks.check(config))
     print(f"{path or 'the quickstart config'}: valid{facts}")
 
 

@@ -11,9 +11,9 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: Arguments) -> None:
     from jaxlstm.lab import doctor
-    from jaxlstm.lab.sinks import records
+    from jaxlstm.lab.sinks import formatting
 
-    print(records.table(doctor.examine()))
+    print(formatting.table(doctor.examine()))
 
 
 VERB = Verb(

@@ -14,14 +14,14 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: Arguments) -> None:
     from jaxlstm.lab.runs import trained
-    from jaxlstm.lab.sinks import records
+    from jaxlstm.lab.sinks import formatting
 
     model = trained.load(arguments.run, report=common.warn)
     scores = {"step": model.step, "split": "validation"} | model.evaluate()
     if arguments.json:
         print(json.dumps(scores))
     else:
-        print(records.line(scores, model.config.training.steps))
+        print(formatting.line(scores, model.config.training.steps))
 
 
 VERB = Verb(

@@ -27,7 +27,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: Arguments) -> None:
     from jaxlstm.lab.runs import trained
-    from jaxlstm.lab.sinks import records
+    from jaxlstm.lab.sinks import formatting
 
     model = trained.load(arguments.run, report=common.warn)
     prompt = arguments.prompt
@@ -45,7 +45,7 @@ def _run(arguments: Arguments) -> None:
             f"--prompt: {unknown!r:.60} is not in the model's vocabulary and was read "
             "as the unknown token"
         )
-    print(records.printable(prompt + text))
+    print(formatting.printable(prompt + text))
 
 
 VERB = Verb(

@@ -1,27 +1,21 @@
-"""What a run leaves for reading: `report.md` and its pictures.
+"""Write `report.md` and its pictures into a run directory.
 
-All of it is drawn from the run directory (`metrics.jsonl`, `config.yaml`,
-`env.json`), so that a report can be written again at any time. What only the
-trained model can tell, a sample and a trace over a text, comes as arguments.
+Everything is read from the run directory (`metrics.jsonl`, `config.yaml`, `env.json`),
+so a report can be written again at any time. Results of the trained model, such as a
+generated text, are passed as artifacts of the task.
 """
 
 import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab._util.files import reason, write_atomic
 from jaxlstm.lab.runs import Run, read_metrics
-from jaxlstm.lab.sinks.records import Record, printable
+from jaxlstm.lab.sinks.formatting import Record, printable
 from jaxlstm.lab.tasks.base import Artifact, Picture
-
-if TYPE_CHECKING:
-    pass
-
-
-Drawing = Picture
 
 
 def write_report(
@@ -30,12 +24,12 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     artifacts: Sequence[Artifact] = (),
 ) -> Path:
-    """Draw the pictures of a run, write its `report.md`, and return its path.
+    """Write the pictures and the `report.md` of a run; return the path of the report.
 
     Args:
-        run: a run directory. One without steps gets no pictures.
-        facts: rows for the table at the top: parameters, time.
-        artifacts: what the task made of the trained model.
+        run: A run directory. If it has no metrics, the report has no pictures.
+        facts: More rows for the table at the top, such as the number of parameters.
+        artifacts: Results of the task: texts, and pictures.
     """
     records = read_metrics(Run(run))
     pictures = write_plots(run, artifacts) if records else []
@@ -45,7 +39,7 @@ def write_report(
         f"# {printable(run.resolve().name)}",
         _markdown_table(rows),
         *pictures,
-        *(_section(made.title, made.text, "text") for made in artifacts),
+        *(_section(one.title, one.text, "text") for one in artifacts),
         _section("Configuration", _text(place.config), "yaml"),
         _section("Overrides", _text(place.overrides), "text"),
         _section("Environment", _text(place.environment), "json"),
@@ -56,13 +50,15 @@ def write_report(
 
 
 def write_plots(run: Path, artifacts: Sequence[Artifact] = ()) -> list[str]:
-    """Write the run's pictures into `plots/`; return the Markdown that shows each.
+    """Write the pictures of a run into `plots/`; return Markdown that shows each.
 
-    Raises `BadInput` where the run has no metrics, `LabError` where the disk refuses.
+    Raises:
+        BadInput: The run has no metrics.
+        LabError: A file cannot be written.
     """
     records = _metrics(run)
-    pictures = [*_of_training(records)]
-    pictures += [picture for made in artifacts for picture in made.pictures]
+    pictures = _training_pictures(records)
+    pictures += [picture for one in artifacts for picture in one.pictures]
     for picture in pictures:
         save(picture, Run(run).plots / picture.name)
     return [
@@ -72,11 +68,16 @@ def write_plots(run: Path, artifacts: Sequence[Artifact] = ()) -> list[str]:
 
 
 def write_comparison(runs: Sequence[Path], target: Path) -> Path:
-    """Draw the validation curves of several runs into the file `target`."""
+    """Draw the validation curves of several runs into the file `target`.
+
+    Raises:
+        BadInput: A run has no metrics.
+        LabError: The file cannot be written.
+    """
     from jaxlstm import plots
 
     records = {str(run): _metrics(run) for run in runs}
-    picture = Drawing(
+    picture = Picture(
         target.name, "", (8, 4.5), lambda ax: plots.compare_runs(records, ax=ax)
     )
     save(picture, target)
@@ -84,10 +85,11 @@ def write_comparison(runs: Sequence[Path], target: Path) -> Path:
 
 
 def summary(records: Sequence[Record]) -> dict[str, str]:
-    """What a run came to, as rows for `records.table`.
+    """Return the final scores of a run, as rows for `formatting.table`.
 
-    >>> summary([{"step": 9, "split": "validation", "loss": 1.5}])
-    {'steps': '9', 'best validation': 'loss 1.5000 (step 9)'}
+    Example:
+        >>> summary([{"step": 9, "split": "validation", "loss": 1.5}])
+        {'steps': '9', 'best validation': 'loss 1.5000 (step 9)'}
     """
     rows = {"steps": str(max((record["step"] for record in records), default=0))}
     train = _of_split(records, "train")
@@ -102,15 +104,22 @@ def summary(records: Sequence[Record]) -> dict[str, str]:
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    """The run's records, of which there must be some."""
+    """Read the records of a run.
+
+    Raises:
+        BadInput: There are none.
+    """
     records = read_metrics(Run(run))
     if not records:
-        raise BadInput(f"{Run(run).metrics} holds no metrics; train the run first")
+        raise BadInput(
+            f"{Run(run).metrics}: got no metrics, expected at least one record; train "
+            "the run first"
+        )
     return records
 
 
 def _of_split(records: Sequence[Record], split: str) -> list[Record]:
-    """The records of one split that have a finite loss."""
+    """Return the records of one split that have a finite loss."""
     return [
         record
         for record in records
@@ -127,24 +136,21 @@ def _score(record: Record) -> str:
     return ", ".join(words) + f" (step {record['step']})"
 
 
-# --- pictures ---------------------------------------------------------------
-
-
-def _of_training(records: Sequence[Record]) -> list[Drawing]:
+def _training_pictures(records: Sequence[Record]) -> list[Picture]:
     from jaxlstm import plots
 
     pictures = [
-        Drawing(
+        Picture(
             "loss.png",
-            "Training and validation.",
+            "Training and validation loss.",
             (8, 4.5),
             lambda ax: plots.loss_curve(records, ax=ax),
         )
     ]
     if any("gradient_norm" in record for record in records):
-        health = Drawing(
+        health = Picture(
             "training_health.png",
-            "The gradient's norm before clipping, and the learning rate.",
+            "Gradient norm before clipping, and learning rate.",
             (8, 4.5),
             lambda ax: plots.training_health(records, ax=ax),
         )
@@ -152,8 +158,12 @@ def _of_training(records: Sequence[Record]) -> list[Drawing]:
     return pictures
 
 
-def save(picture: Drawing, path: Path) -> None:
-    """Draw without a window, and without a trace in pyplot's list of figures."""
+def save(picture: Picture, path: Path) -> None:
+    """Draw a picture into a file, without a window and without pyplot.
+
+    Raises:
+        LabError: The file cannot be written.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=picture.size, layout="constrained")
@@ -168,14 +178,11 @@ def _write(path: Path, data: bytes) -> None:
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, data)
     except OSError as error:
-        raise LabError(f"{path} cannot be written ({reason(error)})") from error
-
-
-# --- words ------------------------------------------------------------------
+        raise LabError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def _text(path: Path) -> str:
-    """The file's text, empty where there is no such file."""
+    """Return the text of a file, or "" if it does not exist."""
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
@@ -188,7 +195,10 @@ def _markdown_table(rows: Mapping[str, str]) -> str:
 
 
 def _section(title: str, text: str, language: str) -> str:
-    """A heading and a fence longer than any inside the text; nothing if empty."""
+    """Return a heading and a code block, or "" for an empty text.
+
+    The fence is longer than any run of backticks in the text.
+    """
     if not text.strip():
         return ""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))

@@ -1,10 +1,10 @@
-"""The three screens of a run: a pipe, a notebook and a terminal. Each is a `Sink`."""
+"""The live display of a run on a terminal, and a stream that outlives its reader."""
 
 import math
 import os
 import time
 from collections.abc import Callable
-from typing import IO, Any, TypeGuard
+from typing import IO, TypeGuard
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -12,23 +12,22 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jaxlstm.lab.sinks.records import (
-    PACE,
+from jaxlstm.lab.sinks.formatting import (
     SCORES,
     Record,
     clock,
+    format_fields,
     line,
     printable,
-    written,
 )
 
 
 class Outlet:
-    """A text stream that falls silent when its reader has gone.
+    """A text stream that discards what is written after its reader has closed it.
 
-    After `jaxlstm train ... | head` nobody reads any more. Training goes on, and
-    nothing is printed, also not by the interpreter when it flushes at the end.
-    Characters that the stream's encoding lacks are spelled out.
+    `jaxlstm train ... | head` closes the pipe after ten lines; training must go on, and
+    the interpreter must not fail when it flushes the stream at exit. Characters that
+    the stream's encoding lacks are escaped.
     """
 
     def __init__(self, stream: IO[str] | None) -> None:
@@ -36,21 +35,26 @@ class Outlet:
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
-        """Write `text`, or nothing once the reader has gone."""
+        """Write `text`; do nothing if the stream is closed."""
         safe = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
         self._attempt(lambda stream: stream.write(safe))
         return len(text)
 
+    def write_line(self, text: str) -> None:
+        """Write `text` and a line end, and flush."""
+        self.write(text + "\n")
+        self.flush()
+
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush the stream; do nothing if it is closed."""
         self._attempt(lambda stream: stream.flush())
 
     def isatty(self) -> bool:
-        """Whether somebody sits in front of it."""
+        """Whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     def fileno(self) -> int:
-        """The stream's descriptor, by which a terminal is asked for its width."""
+        """Return the file descriptor, from which Rich reads the terminal's width."""
         if self._stream is None:
             raise OSError("the stream is closed")
         return self._stream.fileno()
@@ -66,76 +70,18 @@ class Outlet:
 
 
 def _discard(stream: IO[str]) -> None:
-    """Let what is still in the stream's buffer go nowhere."""
+    """Redirect the stream's descriptor to the null device, for its buffered text."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
-class Lines:
-    """One plain line per record: for pipes, files and terminals without a cursor."""
-
-    def __init__(self, outlet: Outlet) -> None:
-        self._outlet = outlet
-        self._total = 0
-
-    def start(self, total: int, *, step: int = 0, title: str = "") -> None:
-        """Say where the run begins."""
-        self._total = total
-        self.message(f"{title or 'run'}: step {step} of {total}")
-
-    def log(self, record: Record) -> None:
-        """One line."""
-        self.message(line(record, self._total))
-
-    def message(self, text: str) -> None:
-        """The text, with anything that is not text spelled out."""
-        self._outlet.write(printable(text) + "\n")
-        self._outlet.flush()
-
-    def finish(self) -> None:
-        """Nothing to put away."""
-
-
-class Notebook:
-    """One line under the cell that is written anew with every record."""
-
-    def __init__(self, outlet: Outlet) -> None:
-        self._plain = Lines(outlet)
-        self._total = 0
-        self._handle: Any = None
-
-    def start(self, total: int, *, step: int = 0, title: str = "") -> None:
-        """Show the line."""
-        from IPython.display import display
-
-        self._total = total
-        text = printable(f"{title or 'run'}: step {step} of {total}")
-        self._handle = display({"text/plain": text}, raw=True, display_id=True)
-
-    def log(self, record: Record) -> None:
-        """Write the line anew; a validation keeps a line of its own."""
-        text = line(record, self._total)
-        if record.get("split", "train") != "train":
-            self._plain.message(text)
-        elif self._handle is not None:
-            self._handle.update({"text/plain": text}, raw=True)
-
-    def message(self, text: str) -> None:
-        """A line of its own."""
-        self._plain.message(text)
-
-    def finish(self) -> None:
-        """The last line stays."""
-        self._handle = None
-
-
-class Terminal:
-    """A live display at the foot of a terminal; messages scroll above it."""
+class TerminalSink:
+    """A live display at the bottom of a terminal; messages scroll above it."""
 
     def __init__(self, outlet: Outlet) -> None:
         self._console = Console(
@@ -149,15 +95,15 @@ class Terminal:
         self._panel = _Panel()
 
     def start(self, total: int, *, step: int = 0, title: str = "") -> None:
-        """Show the display, before the first step is compiled."""
-        self._panel.begin(total, step, title)
+        """Show the display. It is called before the first step is compiled."""
+        self._panel.reset(total, step, title)
         self._live = Live(self._panel, console=self._console, refresh_per_second=4)
         self._live.start()
-        self._console.show_cursor(True)  # it stays, even after a kill -9
+        self._console.show_cursor(True)  # else kill -9 would leave it hidden
 
     def log(self, record: Record) -> None:
-        """Redraw; a validation also leaves a line behind."""
-        self._panel.take(record)
+        """Update the display; print a validation record above it as well."""
+        self._panel.update(record)
         if record.get("split", "train") != "train":
             self.message(line(record, self._panel.total))
 
@@ -166,34 +112,34 @@ class Terminal:
         self._console.print(Text(printable(text)), soft_wrap=True)
 
     def finish(self) -> None:
-        """Draw a last time and give the terminal back."""
+        """Draw the display once more and stop updating it."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
 
 class _Panel:
-    """What the live display shows: a bar, and a row of numbers under their names."""
+    """The content of the live display: a progress bar, and numbers below labels."""
 
     def __init__(self) -> None:
-        self.begin(0, 0, "")
+        self.reset(0, 0, "")
 
-    def begin(self, total: int, step: int, title: str) -> None:
-        """Forget all, and start the clock."""
+    def reset(self, total: int, step: int, title: str) -> None:
+        """Clear the numbers and start the clock."""
         self.total, self.step, self.title = total, step, printable(title)
-        self._began = self._heard = time.monotonic()
+        self._started = self._updated = time.monotonic()
         self._latest: Record = {}
         self._best: tuple[float, str] | None = None
 
-    def take(self, record: Record) -> None:
-        """Keep the newest numbers, and the best validation."""
+    def update(self, record: Record) -> None:
+        """Keep the latest training numbers and the best validation score."""
         self.step = record["step"]
         if record.get("split", "train") == "train":
-            self._latest, self._heard = record, time.monotonic()
+            self._latest, self._updated = record, time.monotonic()
         elif record["split"] == "validation" and _finite(record.get("loss")):
-            value = written(record, SCORES)[-1][1]
-            mine = (record["loss"], f"{value} at {self.step}")
-            self._best = min(self._best or mine, mine)
+            value = format_fields(record, SCORES)[-1][1]
+            score = (record["loss"], f"{value} at {self.step}")
+            self._best = min(self._best or score, score)
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
@@ -215,13 +161,13 @@ class _Panel:
         return row
 
     def _times(self, now: float) -> str:
-        times, eta = clock(now - self._began), self._latest.get("eta_seconds")
+        times, eta = clock(now - self._started), self._latest.get("eta_seconds")
         if _finite(eta):
-            times += f"  eta {clock(eta - (now - self._heard))}"
+            times += f"  eta {clock(eta - (now - self._updated))}"
         return times
 
     def _numbers(self, width: int) -> Table | Text:
-        pairs = written(self._latest, (*SCORES, *PACE))
+        pairs = format_fields(self._latest)
         if not pairs:
             return Text("compiling the first step ...", style="dim")
         if self._best:
@@ -234,7 +180,7 @@ def _finite(value: float | None) -> TypeGuard[float]:
 
 
 def _columns(pairs: list[tuple[str, str]], width: int) -> Table:
-    """As many columns as fit, the first ones first."""
+    """Return a table of as many leading columns as fit into the width."""
     grid, used = Table.grid(padding=(0, 2)), 0
     shown = []
     for name, value in pairs:

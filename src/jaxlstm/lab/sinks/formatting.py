@@ -1,10 +1,10 @@
-"""What a run reports, and how its numbers are written for a reader.
+"""Records of a run, and their numbers as text.
 
-A record is one line of `metrics.jsonl` plus what only the clock knows: `step`,
-`split` ("train" where it is missing), `loss` in nats per token, and any of
+A record is one line of `metrics.jsonl`, with values that depend on the clock added:
+`step`, `split` ("train" if missing), `loss` in nats per token, and any of
 `bits_per_character`, `perplexity`, `learning_rate`, `gradient_norm`,
 `tokens_per_second`, `milliseconds_per_step`, `data_wait_share` (0 to 1) and
-`eta_seconds`. Fields that are missing or None are left out of what is shown.
+`eta_seconds`. Fields that are missing or None are not shown.
 """
 
 import math
@@ -16,29 +16,31 @@ Record = Mapping[str, Any]
 
 
 def printable(text: str) -> str:
-    r"""The same text with all that could steer a terminal spelled out.
+    r"""Escape the control characters of a text, so that none reaches a terminal.
 
-    New lines and tabs stay; so do the joiners that some scripts need.
+    New lines and tabs are kept, and the joiners that some scripts need.
 
-    >>> print(printable("a\x1b[31mb"))
-    a\x1b[31mb
+    Example:
+        >>> print(printable("a\x1b[31mb"))
+        a\x1b[31mb
     """
-    return "".join(map(_visible, text))
+    return "".join(map(_escaped, text))
 
 
-def _visible(character: str) -> str:
+def _escaped(character: str) -> str:
     if character.isprintable() or character in "\n\t\u200c\u200d":
         return character
-    if unicodedata.category(character) == "Zs":  # wide and narrow blanks
+    if unicodedata.category(character) == "Zs":  # spaces of any width
         return character
     return character.encode("unicode_escape").decode("ascii")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Format a duration with units.
 
-    >>> duration(4.25), duration(112), duration(7500)
-    ('4.2 s', '1 min 52 s', '2 h 05 min')
+    Example:
+        >>> duration(4.25), duration(112), duration(7500)
+        ('4.2 s', '1 min 52 s', '2 h 05 min')
     """
     if seconds < 59.95:
         return f"{seconds:.1f} s"
@@ -49,14 +51,19 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """0:32, 12:05 or 2:05:00."""
+    """Format a duration as on a clock.
+
+    Example:
+        >>> clock(32), clock(725), clock(7500)
+        ('0:32', '12:05', '2:05:00')
+    """
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _count(value: float) -> str:
-    """812, 98.2k or 1.25M."""
+    """Format with a suffix: 812, 98.2k or 1.25M."""
     for limit, divisor, unit in ((1e3, 1, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
         if value < limit * 0.9995:
             return f"{value / divisor:.3g}{unit}"
@@ -72,7 +79,7 @@ def _milliseconds(value: float) -> str:
 
 
 class Field(NamedTuple):
-    """One number of a record: its key, its name on a screen, its way of writing."""
+    """The key of a number in a record, its label, and its format."""
 
     key: str
     name: str
@@ -94,8 +101,10 @@ PACE = (
 ETA = Field("eta_seconds", "eta", clock)
 
 
-def written(record: Record, fields: tuple[Field, ...]) -> list[tuple[str, str]]:
-    """(name, value) of the fields that this record has."""
+def format_fields(
+    record: Record, fields: tuple[Field, ...] = (*SCORES, *PACE)
+) -> list[tuple[str, str]]:
+    """Return (label, text) of each field that the record has."""
     return [
         (field.name, _number(record[field.key], field.write))
         for field in fields
@@ -108,24 +117,30 @@ def _number(value: float, write: Callable[[float], str]) -> str:
 
 
 def line(record: Record, total: int) -> str:
-    """A record as one line of plain text.
+    """Format a record as one line of plain text.
 
-    >>> line({"step": 50, "loss": 1.6, "eta_seconds": 32}, 900)
-    'step  50/900  loss 1.6000  eta 0:32'
+    Args:
+        record: Numbers of one step.
+        total: The number of steps of the run.
+
+    Example:
+        >>> line({"step": 50, "loss": 1.6, "eta_seconds": 32}, 900)
+        'step  50/900  loss 1.6000  eta 0:32'
     """
     split = record.get("split", "train")
     words = [f"step {record['step']:>{len(str(total))}}/{total}"]
     words += [] if split == "train" else [split]
-    numbers = written(record, (*SCORES, *PACE, ETA))
+    numbers = format_fields(record, (*SCORES, *PACE, ETA))
     return "  ".join(words + [f"{name} {value}" for name, value in numbers])
 
 
 def table(rows: Mapping[str, str]) -> str:
-    """Names and values in two columns, for the end of a run.
+    """Format names and values in two aligned columns.
 
-    >>> print(table({"steps": "900", "best validation": "2.18 bits/char"}))
-    steps            900
-    best validation  2.18 bits/char
+    Example:
+        >>> print(table({"steps": "900", "best validation": "2.18 bits/char"}))
+        steps            900
+        best validation  2.18 bits/char
     """
     width = max(map(len, rows), default=0)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
