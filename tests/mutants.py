@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 NAME = "jaxlstm"
 LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "typing.py", "initializers.py"
-SEQUENCES, SCAN, PLANNING = "masking.py", "engines/scan.py", "engines/planning.py"
+SEQUENCES, SCAN, PLANNING = "masking.py", "engines/scan.py", "engines/registry.py"
 ARGUMENTS, LOOPS = "validation.py", "engines/loops.py"
-ADJOINT, ANATOMY = "engines/adjoint.py", "engines/anatomy.py"
-STEPS_OF = "engines/steps.py"
+ADJOINT, ANATOMY = "engines/adjoint/engine.py", "engines/adjoint/partition.py"
+STEPS_OF = "engines/adjoint/steps.py"
 WEIGHTS_FIRST = "engines/matmul.py"
 
 
@@ -212,7 +212,7 @@ DERIVATIVE = [
            "lax.scan(body, dots.state, moments, length=length, reverse=reverse)",
            "lax.scan(body, dots.state, moments, length=length)"),
     Mutant("remembers the state after", ADJOINT,
-           "keep(state, anatomy.activations", "keep(after, anatomy.activations"),
+           "keep(state, partition.activations", "keep(after, partition.activations"),
     Mutant("everything remembered by the fast engine", ADJOINT,
            "    if checkpoint_every is None:\n", "    if True:\n"),
 ]  # fmt: skip

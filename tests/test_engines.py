@@ -14,8 +14,9 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same
-from jaxlstm.engines import adjoint, anatomy, matmul
-from jaxlstm.engines.planning import ENGINES
+from jaxlstm.engines import adjoint, matmul
+from jaxlstm.engines.adjoint import partition
+from jaxlstm.engines.registry import ENGINES
 from registry import (
     CELLS,
     FEATURES,
@@ -196,7 +197,7 @@ def test_every_product_of_the_past_is_found(row):
     params = cell.init(jax.random.key(0), FEATURES, HIDDEN)
     state = cell.initial_state(params, (2, *row.space))
     z = cell.project(params, jnp.ones((2, *row.space, FEATURES)))
-    parts = anatomy.take_apart(cell.step, params, state, z)
+    parts = partition.take_apart(cell.step, params, state, z)
     assert len(parts.sites) == SITES[row.name]
 
 
@@ -207,7 +208,7 @@ def test_a_cell_of_ones_own_is_taken_apart_as_well():
 
     w = jnp.ones((3, 3))
     state = jl.cells.base.HiddenState(jnp.ones((2, 3)))
-    (site,) = anatomy.take_apart(step, {"w": w}, state, jnp.ones((2, 3))).sites
+    (site,) = partition.take_apart(step, {"w": w}, state, jnp.ones((2, 3))).sites
     assert site.beside is not None
 
 

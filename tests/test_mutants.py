@@ -184,8 +184,8 @@ CHECKS = [
 
 def killer(jl, engine: str) -> str | None:
     """The name of the first check that fails, this engine being the first to serve."""
-    planning = importlib.import_module(f"{jl.__name__}.engines.planning")
-    planning.DEFAULT = tuple(dict.fromkeys([engine, *planning.DEFAULT]))
+    registry = importlib.import_module(f"{jl.__name__}.engines.registry")
+    registry.DEFAULT = tuple(dict.fromkeys([engine, *registry.DEFAULT]))
     for check in CHECKS:
         try:
             check(jl)
@@ -217,7 +217,7 @@ def test_the_unmutated_copy_lives(tmp_path):
     with imported_from(tmp_path) as jl:
         assert jl.__path__ == [str(tmp_path / "jaxlstm")]
         assert jl.unroll is not genuine
-        for engine in jl.engines.planning.ENGINES:
+        for engine in jl.engines.registry.ENGINES:
             assert killer(jl, engine) is None
     assert sys.modules["jaxlstm"] is jaxlstm
     assert jaxlstm.unroll is genuine

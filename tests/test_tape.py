@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxlstm as jl
-from jaxlstm.engines import planning
+from jaxlstm.engines import registry
 
 OPTIMISED = True
 
@@ -135,7 +135,7 @@ def test_default_engine_gives_the_trace():
     cell, xs = jl.lstm(), inputs()
     params = cell.init(jax.random.key(0), D, 5)
     found = jl.explain(cell, params, xs, emit=jl.emit.trace)
-    assert found.engine == planning.DEFAULT[0]
+    assert found.engine == registry.DEFAULT[0]
 
 
 def test_tape_of_a_stack_is_the_tape_of_its_layers():

@@ -12,7 +12,7 @@ from jaxlstm import masking, validation
 from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, PerStep, State, project
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import anatomy
+from jaxlstm.engines.adjoint import partition
 from jaxlstm.typing import show
 
 Step = Callable[[State, ArrayLike], tuple[State, Any]]
@@ -75,14 +75,14 @@ def stream(
             after, gates = cell.step(params, state, project(cell, params, *x))
             return after, emit(after, gates)
 
-        parts = anatomy.take_apart(step, params, initial_state, inputs)
+        parts = partition.take_apart(step, params, initial_state, inputs)
         tree = jax.tree.structure(jax.eval_shape(step, params, initial_state, inputs))
-        fixed = jax.jit(functools.partial(anatomy.fixed, parts))(params)
+        fixed = jax.jit(functools.partial(partition.params_only, parts))(params)
 
     @jax.jit
     def compiled(fixed: list, per_step: PerStep, state: State, x: ArrayLike) -> Any:
         leaves = jax.tree.leaves((jnp.asarray(x, dtype), per_step))
-        return jax.tree.unflatten(tree, anatomy.one(parts, fixed, state, leaves))
+        return jax.tree.unflatten(tree, partition.one(parts, fixed, state, leaves))
 
     expected = _signature(initial_state)
 

@@ -20,8 +20,8 @@ from jaxlstm import masking, validation
 from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import planning
-from jaxlstm.engines.planning import DEFAULT, ENGINES, Options
+from jaxlstm.engines import registry
+from jaxlstm.engines.registry import DEFAULT, ENGINES, Options
 from jaxlstm.masking import StepMask
 from jaxlstm.memory import Memory
 from jaxlstm.typing import Key, as_key_or_none
@@ -153,7 +153,7 @@ def unroll(
                 with validation.translate_jax_errors(cell, call.arrays):
                     mode, chosen = call.fit(name)
                     run = ENGINES[mode]
-                    return planning.run(run, cell, chosen, *call.arrays, call.key)
+                    return registry.run(run, cell, chosen, *call.arrays, call.key)
             except NotImplementedError as refusal:
                 refusals[name] = refusal
     raise _all_refused("unroll", refusals)
@@ -207,7 +207,7 @@ def explain(
         call = _checked_call("explain", cell, (params, xs, state), options)
         without_budget = call.options._replace(budget=None)
         for name in dict.fromkeys([*call.engines, *DEFAULT]):
-            run = functools.partial(planning.run, ENGINES[name], cell, without_budget)
+            run = functools.partial(registry.run, ENGINES[name], cell, without_budget)
             try:
                 with validation.translate_jax_errors(cell, call.arrays):
                     jax.eval_shape(run, *call.arrays, call.key)
@@ -219,7 +219,7 @@ def explain(
             elif chosen is None:
                 chosen, reasons[name] = name, "serves"
                 mode, fitted = call.fit(name)
-                how = planning.described(mode, cell, fitted, call.arrays, call.key)
+                how = registry.described(mode, cell, fitted, call.arrays, call.key)
             else:
                 reasons[name] = f"would serve, but {chosen} comes first"
     return Explanation(chosen, reasons, how)
@@ -262,7 +262,7 @@ def estimate_memory(
             try:
                 mode, fitted = call.fit(name)
                 run = ENGINES[mode]
-                return planning.gradient_memory(
+                return registry.gradient_memory(
                     run, cell, fitted, call.arrays, call.key
                 )
             except NotImplementedError as refusal:
@@ -292,7 +292,7 @@ class Call(NamedTuple):
 
     def fit(self, engine: str) -> tuple[str, Options]:
         """Return the mode of the engine and the options that fit the memory budget."""
-        return planning.fitted(engine, self.cell, self.options, self.arrays, self.key)
+        return registry.fitted(engine, self.cell, self.options, self.arrays, self.key)
 
 
 def _checked_call(

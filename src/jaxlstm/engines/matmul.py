@@ -26,8 +26,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from jaxlstm.engines._jaxpr import Primitive, ad, batching, mlir
 
 # Measured on 1 and on 4 cores: from 4 MB of weights on, which is what a core's cache
 # holds and more, and for rows that are few, but not one.

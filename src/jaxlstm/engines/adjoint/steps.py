@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxlstm.engines import anatomy
-from jaxlstm.engines.anatomy import Anatomy, Environment
+from jaxlstm.engines.adjoint import partition
+from jaxlstm.engines.adjoint.partition import Anatomy, Environment
+from jaxlstm.engines.adjoint.tangents import Leaves, jvp, kept, one, trimmed
 from jaxlstm.engines.loops import Shown, begun, ended
-from jaxlstm.engines.tangents import Leaves, jvp, kept, one, trimmed
 from jaxlstm.typing import ActiveSteps
 
 
@@ -59,8 +59,8 @@ def advance(
     values |= dict(zip(parts.given, at.given, strict=True))
     values |= dict(zip(parts.arguments[1], before, strict=True))
     told = (at.taps, beside.activations, beside.turned)
-    values = anatomy.past(parts, values, *told, shown=shown)
-    results = [anatomy.value(values, atom) for atom in parts.outputs]
+    values = partition.recurrent(parts, values, *told, shown=shown)
+    results = [partition.value(values, atom) for atom in parts.outputs]
     after, emitted = results[: len(before)], results[len(before) :]
     return ended(after, at.state, beside.active), emitted, values
 
@@ -97,7 +97,7 @@ def planned(
     """
     inputs = (steps.fixed, one(steps.given)), (dots.fixed, one(dots.given))
     given, d_given = jax.eval_shape(
-        functools.partial(jvp, functools.partial(anatomy.given, parts)), *inputs
+        functools.partial(jvp, functools.partial(partition.input_only, parts)), *inputs
     )
     dots_of = tangents_of(parts, dots.fixed, d_given)
     tapped = {v for site in parts.sites for v in (site.weight, site.beside)}
@@ -141,11 +141,11 @@ def planned(
 def _shapes(parts: Anatomy, at: Moment, beside: Beside) -> tuple[Leaves, Leaves]:
     values = advance(parts, at, beside)[2]
     taps = [values[site.tap] for site in parts.sites]
-    return anatomy.activations(parts, values), taps
+    return partition.activations(parts, values), taps
 
 
 def _activations(parts: Anatomy, at: Moment, beside: Beside) -> Leaves:
-    return anatomy.activations(parts, advance(parts, at, beside)[2])
+    return partition.activations(parts, advance(parts, at, beside)[2])
 
 
 def _operands(parts: Anatomy, at: Moment, beside: Beside) -> Leaves:

@@ -1,13 +1,14 @@
-"""A step, taken apart by what each of its operations waits for.
+"""Partition of the operations of a step by what each of them depends on.
 
-    fixed    what follows from the parameters alone: the same at every step
-    given    what follows from the input: known for all steps at once
-    past     what waits for the state
+    params_only   the parameters alone: the same at every step
+    input_only    the input of the step: known for all steps at once
+    recurrent     the state before the step
 
-`take_apart` traces a step once and sorts its operations. What is fixed is computed
-once, what is given in one batch over time, and what is left is the loop's. A product
-of the past with something fixed is a `Site`: its weight's tangent can be applied to all
-steps at once, and its weight's gradient is then one product over all of them.
+`take_apart` traces a step once and sorts its operations. Operations on parameters run
+once, operations on inputs run in one batch over time, and the rest run in the loop. A
+recurrent product with a weight that depends on parameters alone is a `Product`: the
+tangent of its weight is applied to all steps at once, and the gradient of its weight is
+one product over all of them.
 """
 
 import functools
@@ -18,10 +19,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, subjaxprs
-from jax.interpreters import partial_eval
 
 from jaxlstm.engines import matmul
+from jaxlstm.engines._jaxpr import (
+    ClosedJaxpr,
+    JaxprEqn,
+    Literal,
+    Var,
+    partial_eval,
+    subjaxprs,
+)
 from jaxlstm.typing import is_explicit
 
 Atom = Var | Literal
@@ -42,7 +49,7 @@ SLOPES: dict[Any, Callable[[Array], Array]] = {
 }
 
 
-class Site(NamedTuple):
+class Product(NamedTuple):
     """A product of what waits for the past with a fixed weight.
 
     product   the operation
@@ -80,7 +87,7 @@ class Anatomy(NamedTuple):
     fixed: tuple[Var, ...]
     given: tuple[Var, ...]
     outputs: tuple[Atom, ...]
-    sites: tuple[Site, ...]
+    sites: tuple[Product, ...]
     recalled: tuple[JaxprEqn, ...]
 
 
@@ -164,7 +171,7 @@ def _check(traced: ClosedJaxpr) -> None:
 
 def _sites(
     eqns: Sequence[JaxprEqn], level: dict[Var, int], uses: dict[Var, list]
-) -> Iterator[Site]:
+) -> Iterator[Product]:
     """The products with a weight of which there is nothing but products."""
     weights = {}
     for eqn in eqns:
@@ -178,7 +185,7 @@ def _sites(
             continue
         if any(id(user) not in weights for user in uses[eqn.invars[weight]]):
             continue
-        yield Site(
+        yield Product(
             eqn,
             eqn.invars[weight],
             eqn.invars[1 - weight],
@@ -238,7 +245,7 @@ def _(slope: Callable[[Array], Array], primals: Any, tangents: Any) -> Any:
     return primals[1], tangents[0] * slope(primals[1])
 
 
-def fixed(parts: Anatomy, params: Any) -> list[Any]:
+def params_only(parts: Anatomy, params: Any) -> list[Any]:
     """The values of what is fixed."""
     known = dict(zip(parts.arguments[0], jax.tree.leaves(params), strict=True))
     operations = [*parts.operations[CONSTANT], *parts.operations[FIXED]]
@@ -246,7 +253,7 @@ def fixed(parts: Anatomy, params: Any) -> list[Any]:
     return [known[v] for v in parts.fixed]
 
 
-def given(parts: Anatomy, fixed: Sequence[Any], x: Sequence[Any]) -> list[Any]:
+def input_only(parts: Anatomy, fixed: Sequence[Any], x: Sequence[Any]) -> list[Any]:
     """The values of what is given at one step, from the leaves of its input."""
     known = dict(zip(parts.fixed, fixed, strict=True))
     known |= dict(zip(parts.arguments[2], x, strict=True))
@@ -262,9 +269,9 @@ def _rows_first(eqn: JaxprEqn, values: list[Any]) -> list[Any] | None:
 def one(parts: Anatomy, fixed: Sequence[Any], state: Any, x: Sequence[Any]) -> list:
     """What one step returns, from what is fixed and the leaves of its input."""
     known = dict(zip(parts.fixed, fixed, strict=True))
-    known |= dict(zip(parts.given, given(parts, fixed, x), strict=True))
+    known |= dict(zip(parts.given, input_only(parts, fixed, x), strict=True))
     known |= dict(zip(parts.arguments[1], jax.tree.leaves(state), strict=True))
-    known = past(parts, known, [], [], [None] * len(parts.sites))
+    known = recurrent(parts, known, [], [], [None] * len(parts.sites))
     return [value(known, atom) for atom in parts.outputs]
 
 
@@ -273,7 +280,7 @@ def activations(parts: Anatomy, values: Environment) -> list[Any]:
     return [values[eqn.outvars[0]] for eqn in parts.recalled]
 
 
-def past(
+def recurrent(
     parts: Anatomy,
     environment: Environment,
     taps: Sequence[Array | None],
@@ -341,7 +348,7 @@ def used_once(parts: Anatomy) -> bool:
     return all(v in settled for v, number in uses.items() if number > 1)
 
 
-def product(site: Site, operand: Array, weight: Array) -> Array:
+def product(site: Product, operand: Array, weight: Array) -> Array:
     """What the operand times the weight brings to the site's tap."""
     values = [operand, weight]
     if site.product.invars[0] is site.weight:

@@ -46,8 +46,18 @@ from jax import Array, lax
 
 from jaxlstm.cells.base import Cell, Params, PerStep, State, project
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import anatomy, matmul
-from jaxlstm.engines.anatomy import Anatomy, Site
+from jaxlstm.engines import matmul
+from jaxlstm.engines.adjoint import partition
+from jaxlstm.engines.adjoint.partition import Anatomy, Product
+from jaxlstm.engines.adjoint.steps import (
+    Beside,
+    Moment,
+    Plan,
+    advance,
+    planned,
+    tangents_of,
+)
+from jaxlstm.engines.adjoint.tangents import Leaves, filled, jvp, kept, or_none
 from jaxlstm.engines.loops import (
     Moments,
     Shown,
@@ -60,15 +70,6 @@ from jaxlstm.engines.loops import (
     walked,
     written_once,
 )
-from jaxlstm.engines.steps import (
-    Beside,
-    Moment,
-    Plan,
-    advance,
-    planned,
-    tangents_of,
-)
-from jaxlstm.engines.tangents import Leaves, filled, jvp, kept, or_none
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import ActiveSteps, Features, is_explicit
 
@@ -121,7 +122,7 @@ def run(
     moments = (xs, each, steps.active, steps.resets)
     parts, tree, initial, state = _apart(cell, params, moments, state, emit)
     how = _mode(parts, residuals, first)
-    fixed = anatomy.fixed(parts, params)
+    fixed = partition.params_only(parts, params)
 
     def block(state: State, moments: Moments) -> tuple[State, Any]:
         *x, active, resets = moments
@@ -172,7 +173,7 @@ def _apart(
     after = jax.eval_shape(lambda moments: whole(state, any_moment(moments)), moments)
     state, initial = typed_like(after, state), typed_like(after, initial)
     x = jax.eval_shape(lambda moments: any_moment(moments)[:2], moments)
-    parts = anatomy.take_apart(step, params, state, x)
+    parts = partition.take_apart(step, params, state, x)
     _check(parts, xs, state)
     tree = jax.tree.structure(jax.eval_shape(step, params, state, x))
     return parts, tree, initial, state
@@ -181,11 +182,11 @@ def _apart(
 def _mode(parts: Anatomy, residuals: Residuals, first: Operand | None) -> Mode:
     """The mode asked for, the left operand of each site by what is faster."""
 
-    def of(site: Site) -> Operand:
+    def of(site: Product) -> Operand:
         x: Any = site.operand.aval
         w: Any = site.weight.aval
         if (
-            not anatomy.is_plain(site.product)
+            not partition.is_plain(site.product)
             or site.product.invars[1] is not site.weight
         ):
             return "rows"
@@ -254,16 +255,18 @@ def forward(
 
         def body(state: Leaves, moment: Any, shown: Shown) -> tuple[Leaves, Any]:
             x, active, resets = moment
-            at = Moment(fixed, anatomy.given(parts, fixed, x), initial, state, [])
+            at = Moment(
+                fixed, partition.input_only(parts, fixed, x), initial, state, []
+            )
             beside = Beside(active, resets, [], turned)
             after, emitted, values = advance(parts, at, beside, shown)
-            return after, (emitted, keep(state, anatomy.activations(parts, values)))
+            return after, (emitted, keep(state, partition.activations(parts, values)))
 
         return walk(body, state, (xs, *flags), reverse=reverse)
 
     @jax.custom_jvp
     def run(*arguments: Any) -> tuple[Leaves, Any]:
-        walk = written_once if anatomy.used_once(parts) else walked
+        walk = written_once if partition.used_once(parts) else walked
         return loop(walk, *arguments)
 
     @functools.partial(run.defjvp, symbolic_zeros=True)
@@ -332,7 +335,9 @@ def _along(
     Of `steps` and `beside`, what changes from step to step has a leading axis [T], and
     in the place of what is given stands the input that it follows from.
     """
-    given_of = jax.vmap(functools.partial(anatomy.given, parts), in_axes=(None, 0))
+    given_of = jax.vmap(
+        functools.partial(partition.input_only, parts), in_axes=(None, 0)
+    )
     inputs = (steps.fixed, steps.given), (dots.fixed, dots.given)
     given, d_given = jvp(given_of, *inputs)
     dot_of = tangents_of(parts, dots.fixed, d_given)
@@ -371,10 +376,10 @@ def _along(
     return lax.scan(body, dots.state, moments, length=length, reverse=reverse)
 
 
-def _omega(site: Site, operands: Array, dot_of: dict[Any, Any]) -> Array | None:
+def _omega(site: Product, operands: Array, dot_of: dict[Any, Any]) -> Array | None:
     """ω for all steps: `Ẇ s_{t-1} + ȧ_t`."""
     d_weight, d_beside = dot_of.get(site.weight), dot_of.get(site.beside)
     if d_weight is None:
         return d_beside
-    omega = jax.vmap(lambda x: anatomy.product(site, x, d_weight))(operands)
+    omega = jax.vmap(lambda x: partition.product(site, x, d_weight))(operands)
     return omega if d_beside is None else omega + d_beside

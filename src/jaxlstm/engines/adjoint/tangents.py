@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array
 from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
-from jax.interpreters import partial_eval
 
+from jaxlstm.engines._jaxpr import partial_eval
 from jaxlstm.engines.loops import any_moment
 
 Leaves = list[Any]

@@ -1,0 +1,9 @@
+"""Engine whose backward pass computes weight gradients as one product after the loop.
+
+`partition` sorts the operations of a step, `steps` and `tangents` build its derivative,
+and `engine` runs the loops.
+"""
+
+from jaxlstm.engines.adjoint.engine import Mode as Mode
+from jaxlstm.engines.adjoint.engine import mode as mode
+from jaxlstm.engines.adjoint.engine import run as run
