@@ -1,5 +1,7 @@
 """The house stands: imports go down, the numbers are kept, and both checks can fail."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import house
+import jaxlstm
 
 LINT = Path(sys.executable).parent / "lint-imports"
 
@@ -46,6 +49,7 @@ def test_imports_go_down(copy):
         ("layers.py", "from jaxlstm.lab import runs"),
         ("unrolling.py", "import optax"),
         ("masking.py", "import pathlib"),
+        ("engines/native/engine.py", "import subprocess"),
         ("lab/training/loop.py", "import matplotlib"),
     ],
 )
@@ -55,6 +59,44 @@ def test_a_planted_import_is_found(copy, file, line):
     found = lint_imports(copy)
     assert found.returncode != 0
     assert "BROKEN" in found.stdout
+
+
+INTERNALS = ("jax._src", "jax.interpreters", "jax.extend")
+
+
+def imports_of_jax_internals(source: Path) -> list[str]:
+    """Return the files below a package that import internals of JAX."""
+    found = set()
+    for path in source.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if any(f"{name}.".startswith(f"{i}.") for name in names for i in INTERNALS):
+                found.add(path.relative_to(source).as_posix())
+    return sorted(found)
+
+
+def test_one_file_imports_the_internals_of_jax():
+    assert imports_of_jax_internals(house.SOURCE) == ["engines/_jaxpr.py"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import jax._src.core",
+        "from jax.interpreters import ad",
+        "from jax import extend",
+        "def f():\n    from jax.extend.core import Jaxpr",
+    ],
+)
+def test_a_planted_import_of_jax_internals_is_found(copy, line):
+    path = copy / "src" / "jaxlstm" / "layers.py"
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    found = imports_of_jax_internals(copy / "src" / "jaxlstm")
+    assert found == ["engines/_jaxpr.py", "layers.py"]
 
 
 @pytest.mark.parametrize("number", house.numbers(), ids=lambda number: number.name)
@@ -96,3 +138,10 @@ def test_a_name_can_be_the_first_that_is_used(name):
         [sys.executable, "-c", code], capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize(("old", "new"), jaxlstm.RENAMED.items())
+def test_a_renamed_module_warns(old, new):
+    with pytest.warns(DeprecationWarning, match=rf"use jaxlstm\.{re.escape(new)}\."):
+        module = getattr(jaxlstm, old)
+    assert module.__name__ == f"jaxlstm.{new}"

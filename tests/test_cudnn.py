@@ -419,7 +419,7 @@ def louder(params, x, each=None):
 def test_other_cells_are_refused(cell):
     params = cell.init(jax.random.key(0), D, H)
     said = reason(cell, params, problem()[1])
-    assert said.startswith("cudnn: the step of this cell is not that of jl.lstm()")
+    assert said.startswith("cudnn: got a cell whose step or whose initial state is not")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxlstm as jl
-from jaxlstm import memory
+from jaxlstm.engines import memory
 from jaxlstm.engines.loops import block_size
 
 LENGTHS = {"lengths": jnp.arange(32) + 97}

@@ -1,5 +1,6 @@
-"""The compiled kernel: against the reference, and how it refuses; where there is a
-compiler, which a machine that builds Python packages has.
+"""The compiled CPU kernel equals the reference, and its errors say what to do.
+
+Tests that run the kernel are skipped on a machine without a C++ compiler.
 """
 
 import shutil
@@ -14,8 +15,9 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same
-from jaxlstm.engines import native as engine
-from jaxlstm.lab import native
+from jaxlstm.engines import native
+from jaxlstm.engines.native import build, engine
+from jaxlstm.lab import native as lab_native
 
 CELL = jl.lstm()
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -33,7 +35,7 @@ def problem(time, rows, size, units, seed=0):
 
 
 def options(kind, time, rows):
-    """Steps that happen and rows that begin anew, with all that can be awkward."""
+    """Return random lengths, masks and resets, including rows without steps."""
     rng = np.random.default_rng(3)
     resets = jnp.asarray(rng.random((time, *rows)) < 0.2)
     lengths = jnp.asarray(rng.integers(0, time + 1, rows))
@@ -49,7 +51,7 @@ def options(kind, time, rows):
 
 
 def answer(inputs, name, chosen):
-    """Results and the gradients of everything, weighed."""
+    """Return the results and the gradients with respect to all inputs."""
 
     def total(params, xs, state):
         out = jl.unroll(CELL, params, xs, state, engine=name, **chosen)
@@ -76,8 +78,8 @@ def answer(inputs, name, chosen):
         (37, (2,), 18),
     ],
 )
-def test_the_kernel_is_the_reference(time, rows, units, kind, x64):
-    """Float32 against float64: no worse than twice what the reference in float32 is."""
+def test_the_kernel_equals_the_reference(time, rows, units, kind, x64):
+    """Error against float64 at most 4 times that of the reference in float32."""
     native.load()
     inputs = problem(time, rows, 4, units)
     chosen = options(kind, time, rows)
@@ -95,7 +97,7 @@ def test_the_kernel_is_the_reference(time, rows, units, kind, x64):
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
 @pytest.mark.parametrize("rows", [(2,), (3, 7)])
 @pytest.mark.parametrize("kind", ["nothing", "lengths, resets, reverse"])
-def test_trace_is_that_of_the_reference_and_changes_no_bit(kind, rows):
+def test_trace_equals_the_reference_and_changes_no_bit(kind, rows):
     native.load()
     inputs, chosen = problem(21, rows, 4, 18), options(kind, 21, rows)
 
@@ -109,24 +111,24 @@ def test_trace_is_that_of_the_reference_and_changes_no_bit(kind, rows):
 
 @pytest.mark.thorough
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-def test_gradient_of_a_trace_is_refused_with_who_has_it():
+def test_gradient_of_a_trace_is_refused():
     native.load()
     params, xs, state = problem(5, (2,), 4, 8)
 
-    def openness(xs):
+    def mean_forget_gate(xs):
         _, trace = jl.unroll(
             CELL, params, xs, state, engine="native", emit=jl.emit.trace
         )
         return trace.gates.f.sum()
 
-    with pytest.raises(NotImplementedError, match=r'no gradient.*engine="adjoint" has'):
-        jax.grad(openness)(xs)
+    with pytest.raises(NotImplementedError, match=r'no gradient.*use engine="adjoint"'):
+        jax.grad(mean_forget_gate)(xs)
 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
 @pytest.mark.parametrize("rows", [(2,), (9,)])
-def test_a_sequence_in_parts_is_the_whole_to_the_bit(rows):
+def test_split_sequence_gives_the_bits_of_the_whole(rows):
     native.load()
     params, xs, state = problem(23, rows, 4, 18)
     whole, hs = jl.unroll(CELL, params, xs, state, engine="native")
@@ -139,22 +141,22 @@ def test_a_sequence_in_parts_is_the_whole_to_the_bit(rows):
 
 @pytest.mark.thorough
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-def test_what_stands_in_padding_never_matters():
+def test_padding_values_have_no_effect():
     native.load()
     params, xs, state = problem(6, (3,), 4, 8)
     lengths = jnp.array([0, 6, 2])
     padding = jnp.arange(6)[:, None] >= lengths[None]
-    spoilt = jnp.where(padding[..., None], jnp.nan, xs)
+    with_nan = jnp.where(padding[..., None], jnp.nan, xs)
     chosen = {"lengths": lengths}
-    got = answer((params, spoilt, state), "native", chosen)
+    got = answer((params, with_nan, state), "native", chosen)
     assert_same(got, answer((params, xs, state), "native", chosen), 0)
     assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), got))
 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-def test_nothing_and_many():
-    """No steps, no rows; `vmap`; and the same bits each time."""
+def test_empty_inputs_vmap_and_repeated_calls():
+    """No steps, no rows; `vmap` equals a batch; two calls give the same bits."""
     native.load()
     for time, rows in [(0, (2,)), (3, (0,))]:
         inputs = problem(time, rows, 4, 8)
@@ -171,12 +173,12 @@ def test_nothing_and_many():
 
 @pytest.mark.thorough
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-def test_many_callers_at_once_all_come_to_an_end():
-    """On four host devices and from four threads, more than there are cores."""
+def test_concurrent_callers_do_not_deadlock():
+    """Eight threads on four host devices, more than there are cores."""
     code = """
         import concurrent.futures, jax, jax.numpy as jnp, jaxlstm as jl
         jax.config.update("jax_num_cpu_devices", 4)
-        jl.lab.native.load()
+        jl.engines.native.load()
         cell = jl.lstm()
         params = cell.init(jax.random.key(0), 64, 256)
         xs = jax.random.normal(jax.random.key(1), (50, 16, 64))
@@ -203,7 +205,7 @@ def test_many_callers_at_once_all_come_to_an_end():
 @pytest.mark.thorough
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
 def test_over_devices():
-    """Gradients of what is the same everywhere, of rows here and there."""
+    """Gradients of replicated parameters from rows split over two devices."""
     native.load()
     params, xs, _ = problem(6, (4,), 3, 8)
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -223,64 +225,68 @@ def test_over_devices():
     assert_same(jax.jit(split)(params, xs), gradient("scan")(params, xs), 1e-5)
 
 
-def at_a_half(params, batch_shape=(), *, dtype=None):
+def initial_state_of_halves(params, batch_shape=(), *, dtype=None):
     half = jnp.full((*batch_shape, 4), 0.5, dtype)
     return jl.LSTMState(half, half)
 
 
 @pytest.fixture
-def pretended(monkeypatch):
-    """As if the kernel were there, for what is refused before it is called."""
-    monkeypatch.setattr(engine, "_loaded", [object()])
+def kernel_loaded(monkeypatch):
+    """Mark the kernel as loaded, for errors raised before it is called."""
+    monkeypatch.setattr(engine, "LOADED_KERNELS", [object()])
 
 
 @pytest.mark.parametrize(
-    ("said", "cell", "chosen"),
+    ("message", "cell", "chosen"),
     [
-        ("knows no other", jl.gru(), {}),
-        ("knows no other", jl.zoneout(CELL, h_rate=0.1), {}),
-        ("begins from another state", CELL._replace(initial_state=at_a_half), {}),
-        ("does not know", CELL, {"emit": jl.emit.states}),
-        ("computes nothing again", CELL, {"checkpoint_every": "sqrt"}),
+        ("not that of jl.lstm", jl.gru(), {}),
+        ("not that of jl.lstm", jl.zoneout(CELL, h_rate=0.1), {}),
+        (
+            "whose initial state is not",
+            CELL._replace(initial_state=initial_state_of_halves),
+            {},
+        ),
+        ("emit: got states", CELL, {"emit": jl.emit.states}),
+        ("does not recompute", CELL, {"checkpoint_every": "sqrt"}),
     ],
 )
-def test_what_is_refused(pretended, said, cell, chosen):
+def test_unsupported_calls_are_refused(kernel_loaded, message, cell, chosen):
     params = cell.init(jax.random.key(0), 3, 4)
     xs = jnp.zeros((5, 2, 3))
-    with pytest.raises(NotImplementedError, match=f"native: .*{said}"):
+    with pytest.raises(NotImplementedError, match=f"native: .*{message}"):
         jl.unroll(cell, params, xs, engine="native", **chosen)
 
 
-def test_other_dtypes_are_refused(pretended):
+def test_other_dtypes_are_refused(kernel_loaded):
     params = CELL.init(jax.random.key(0), 3, 4)
-    with pytest.raises(NotImplementedError, match=r"bfloat16.* float32 only"):
+    with pytest.raises(NotImplementedError, match=r"got bfloat16, expected float32"):
         jl.unroll(CELL, params, jnp.zeros((5, 2, 3), jnp.bfloat16), engine="native")
 
 
-def test_a_kernel_that_is_not_loaded_is_refused_with_what_loads_it(monkeypatch):
-    monkeypatch.setattr(engine, "_loaded", [])
+def test_missing_kernel_names_the_function_that_loads_it(monkeypatch):
+    monkeypatch.setattr(engine, "LOADED_KERNELS", [])
     params = CELL.init(jax.random.key(0), 3, 4)
-    with pytest.raises(NotImplementedError, match=r"jl\.lab\.native\.load\(\)"):
+    with pytest.raises(NotImplementedError, match=r"jl\.engines\.native\.load\(\)"):
         jl.unroll(CELL, params, jnp.zeros((5, 2, 3)), engine="native")
 
 
-def test_no_compiler_is_told_with_the_remedy(monkeypatch, tmp_path):
+def test_missing_compiler_says_how_to_get_one(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(jl.lab.BadInput, match=r"no C\+\+ compiler found. Install"):
-        native.library()
+    with pytest.raises(native.BuildError, match=r"no C\+\+ compiler found; install"):
+        build.library()
 
 
-def test_a_compiler_that_is_asked_for_is_not_passed_over(monkeypatch):
+def test_cxx_is_used_or_reported(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler -O1")
-    with pytest.raises(jl.lab.BadInput, match=r"\$CXX asks for 'no-such-compiler'"):
-        native.library()
+    with pytest.raises(native.BuildError, match=r"\$CXX: got 'no-such-compiler'"):
+        build.library()
     monkeypatch.setenv("CXX", "env LANG=C c++")
-    assert native.compiler() == ["env", "LANG=C", "c++"]
+    assert build.compiler() == ["env", "LANG=C", "c++"]
 
 
-def test_a_damaged_kernel_is_compiled_anew_and_not_loaded(monkeypatch, tmp_path):
-    """By a compiler that counts its calls and writes what was asked of it."""
+def test_damaged_library_is_compiled_again(monkeypatch, tmp_path):
+    """With a stand-in compiler that counts its calls and writes its output file."""
     counting = tmp_path / "c++"
     counting.write_text(
         f"#!/bin/sh\necho called >> {tmp_path}/calls\n"
@@ -293,32 +299,53 @@ def test_a_damaged_kernel_is_compiled_anew_and_not_loaded(monkeypatch, tmp_path)
     def calls():
         return (tmp_path / "calls").read_text().count("called")
 
-    first = native.library()
+    first = build.library()
     assert first.read_text() == "kernel\n"
-    assert calls() == 2  # for its macros, and for the kernel
-    assert native.library() == first
+    assert calls() == 2  # one for the macros, one for the kernel
+    assert build.library() == first
     assert calls() == 3
     first.write_text("kerne")
-    assert native.library() == first
+    assert build.library() == first
     assert first.read_text() == "kernel\n"
     assert calls() == 5
 
 
-def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
+def test_compiler_errors_are_quoted(monkeypatch, tmp_path):
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\necho no such header >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(jl.lab.BadInput, match="does not compile it:\nno such header"):
-        native.library()
+    with pytest.raises(
+        native.BuildError, match="cannot compile the kernel:\nno such header"
+    ):
+        build.library()
 
 
-def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+def test_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     idle = tmp_path / "c++"
     idle.write_text("#!/bin/sh\nexit 0\n")
     idle.chmod(0o755)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CXX", str(idle))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(jl.lab.BadInput, match=r"cannot be kept in .*XDG_CACHE_HOME"):
-        native.library()
+    with pytest.raises(
+        native.BuildError, match=r"cannot write the kernel to .*XDG_CACHE_HOME"
+    ):
+        build.library()
+
+
+def test_lab_reports_a_missing_compiler_as_bad_input(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(jl.lab.BadInput, match=r"native: no C\+\+ compiler found"):
+        lab_native.load_kernel()
+
+
+def test_the_old_name_warns(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with (
+        pytest.warns(DeprecationWarning, match=r"jaxlstm\.engines\.native\.load"),
+        pytest.raises(jl.lab.BadInput),
+    ):
+        jl.lab.native.load()

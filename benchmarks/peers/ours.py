@@ -15,8 +15,8 @@ from benchmarks.cases import C_RATE, H_RATE, Case, Inputs, Kind, Weights
 from benchmarks.peers import MODES, jitted
 from benchmarks.peers.base import Contender, Prepared, Program
 
-with contextlib.suppress(jl.lab.BadInput):  # without a compiler, the engine refuses
-    jl.lab.native.load()
+with contextlib.suppress(jl.engines.native.BuildError):  # no compiler: it refuses
+    jl.engines.native.load()
 
 CELLS: dict[Kind, Callable[[], jl.Cell]] = {
     "lstm": jl.lstm,

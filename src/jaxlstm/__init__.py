@@ -13,7 +13,12 @@ _attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 # Modules that were renamed; their old names work in this version, with a warning.
-RENAMED = {"shapes": "typing", "sequences": "masking", "arguments": "validation"}
+RENAMED = {
+    "shapes": "typing",
+    "sequences": "masking",
+    "arguments": "validation",
+    "memory": "engines.memory",
+}
 
 
 def __getattr__(name: str) -> object:

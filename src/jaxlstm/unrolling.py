@@ -21,9 +21,9 @@ from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import registry
+from jaxlstm.engines.memory import Memory
 from jaxlstm.engines.registry import DEFAULT, ENGINES, Options
 from jaxlstm.masking import StepMask
-from jaxlstm.memory import Memory
 from jaxlstm.typing import Key, as_key_or_none
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -125,7 +125,7 @@ def unroll(
             quarter of the memory. `"adjoint/rows_first"` and `"adjoint/weights_first"`
             fix the order of the recurrent products, which `"adjoint"` selects by size.
             `"cudnn"` is NVIDIA's kernel for the plain LSTM. `"native"` is a CPU kernel,
-            compiled by `jl.lab.native.load()`.
+            compiled by `jl.engines.native.load()`.
 
     Returns:
         `(state, emitted)`, the carry first as in `lax.scan`.

@@ -11,12 +11,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxlstm import masking, memory
+from jaxlstm import masking
 from jaxlstm.cells.base import Cell, Params, PerStep, State
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import adjoint, cudnn, loops, native, scan
+from jaxlstm.engines import adjoint, cudnn, loops, memory, native, scan
+from jaxlstm.engines.memory import Memory
 from jaxlstm.masking import StepMask
-from jaxlstm.memory import Memory
 from jaxlstm.typing import Features, Key
 
 Arrays = tuple[Params, Features, State, StepMask]

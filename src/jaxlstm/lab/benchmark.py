@@ -92,7 +92,7 @@ def bench(
     config = splits.settled(_with_engine(config, None))
     hosts = splits.number(config.training)
     with contextlib.suppress(BadInput):  # the row of the engine reports the error
-        native.load()
+        native.load_kernel()
     with devices.using(config.device, hosts=hosts) as device:
         built = Experiment.build(config)
         report(_describe_work(built, device))

@@ -1,18 +1,17 @@
 """What the modules of both kinds share: the stack, the axes, and who needs noise."""
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 from jax.typing import ArrayLike
 
 from jaxlstm import layers, masking
 from jaxlstm.cells.base import Cell, Params, State, check_size
 from jaxlstm.cells.lstm import lstm
+from jaxlstm.engines._jaxpr import Jaxpr, inner_jaxprs
 from jaxlstm.layers import Layer
 from jaxlstm.typing import Features, Key, show
 
@@ -172,26 +171,15 @@ def draws(layer: Layer, in_features: int | None, feature_axes: int) -> bool:
     return _reads_a_key(traced(params, xs, key).jaxpr)
 
 
-def _reads_a_key(jaxpr: core.Jaxpr) -> bool:
+def _reads_a_key(jaxpr: Jaxpr) -> bool:
     for equation in jaxpr.eqns:
-        inner = list(_inside(tuple(equation.params.values())))
+        inner = list(inner_jaxprs(equation))
         if any(map(_reads_a_key, inner)):
             return True
         read = any(map(_is_key, equation.invars))
         if not inner and read and not all(map(_is_key, equation.outvars)):
             return True
     return False
-
-
-def _inside(value: Any) -> Iterator[core.Jaxpr]:
-    """The programs among the parameters of an equation, such as a loop's body."""
-    if isinstance(value, core.ClosedJaxpr):
-        yield value.jaxpr
-    elif isinstance(value, core.Jaxpr):
-        yield value
-    elif isinstance(value, tuple | list):
-        for one in value:
-            yield from _inside(one)
 
 
 def _is_key(variable: Any) -> bool:

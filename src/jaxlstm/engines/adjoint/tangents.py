@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import eval_jaxpr
 from jax.custom_derivatives import SymbolicZero
 
-from jaxlstm.engines._jaxpr import partial_eval
+from jaxlstm.engines._jaxpr import eval_jaxpr, partial_eval
 from jaxlstm.engines.loops import any_moment
 
 Leaves = list[Any]

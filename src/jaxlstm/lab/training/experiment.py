@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
         task.check(config, dataset.spec)
         try:
             if getattr(config.model, "engine", None) == "native":
-                native.load()
+                native.load_kernel()
             model = task.model(config, dataset.spec)
             optimizer = optimizers.build(config.optimizer)
             experiment = cls(config, task, dataset, model, optimizer)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.interpreters import partial_eval
+
+from jaxlstm.engines._jaxpr import Jaxpr, JaxprEqn, Literal, Var, partial_eval
 
 CALLS = {"jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call"}
 LOOPS = {"scan", "while", "cond"}
