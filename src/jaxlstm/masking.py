@@ -363,9 +363,6 @@ def reverse_resets(steps: StepMask) -> ActiveSteps | None:
     return jax.lax.scan(body, none, (steps.active, steps.resets), reverse=True)[1]
 
 
-turned = reverse_resets
-
-
 def _booleans(name: str, value: ArrayLike, frame: tuple[int, ...]) -> ActiveSteps:
     array = as_array(name, value)
     if array.dtype != jnp.bool_:

@@ -1,4 +1,4 @@
-"""What flows back through time: gradients, and how far back they reach."""
+"""Gradients with respect to states and inputs, and how far back in time they reach."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -14,22 +14,24 @@ from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit, Trace
 from jaxlstm.cells.wrappers import Tapped, taps
-from jaxlstm.diagnostics.gates import forget_products, number
+from jaxlstm.diagnostics._common import as_number
+from jaxlstm.diagnostics.intervals import forget_products
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, Hidden, accumulator_dtype, show
 from jaxlstm.unrolling import unroll
 from jaxlstm.validation import check_function
 
-# Of what `unroll` returns, the final state and what was emitted: one number.
+# (final state, emitted) -> one number, on the results of `unroll`.
 Loss = Callable[[State, Any], Array]
 
 
 class GradientFlow(NamedTuple):
-    """The gradient of a loss with respect to the state after each step.
+    """Gradient of a loss with respect to the state after each step.
 
-    gradient   dL/dh_t, dL/dc_t: a state of `[T, *b, H]`
-    norm       its Euclidean norm over the units, a state of `[T, *b]`, in float32 or
-               wider, as are all norms here
+    Attributes:
+        gradient: dL/dh_t and dL/dc_t, a state with leaves `[T, *b, H]`.
+        norm: Euclidean norm over the units, a state with leaves `[T, *b]`, in float32
+            or wider.
     """
 
     gradient: State
@@ -37,11 +39,13 @@ class GradientFlow(NamedTuple):
 
 
 class Carousel(NamedTuple):
-    """How much of a cell state arrives at the end, by its gates and in truth.
+    """Derivative of the last cell state with respect to each earlier one.
 
-    product      `[T, *b, H]`, the forget gates that follow multiplied, unit by unit
-    derivative   `[T, *b, H]`, dc_T[k] / dc_t[k], the diagonal of the Jacobian
-    norm         `[T, *b]`, the Frobenius norm of the whole Jacobian `[H, H]`
+    Attributes:
+        product: `[T, *b, H]`, the product of the forget gates after the step.
+        derivative: `[T, *b, H]`, dc_T[k] / dc_t[k], the diagonal of the Jacobian.
+        norm: `[T, *b]`, the Frobenius norm of the whole Jacobian `[H, H]`, in float32
+            or wider.
     """
 
     product: Hidden
@@ -50,13 +54,14 @@ class Carousel(NamedTuple):
 
 
 class MemorySpan(NamedTuple):
-    """How much an input still changes the output, by how long ago it came.
+    """Sensitivity of an output to the inputs, by their distance from the last step.
 
-    sensitivity   `[T, *b]`, the Frobenius norm of dy / dx at each lag; lag 0 is the
-                  last step of the row, and lags before its first one are 0
-    span          whole numbers `[*b]`, the largest lag at which the sensitivity is
-                  above the share of its maximum; -1 where no input changes anything,
-                  and where the sensitivity is not a number
+    Attributes:
+        sensitivity: `[T, *b]`, the Frobenius norm of dy / dx at each lag. Lag 0 is the
+            last executed step of the row; lags before its first step have 0.
+        span: integers `[*b]`, the largest lag, in steps, whose sensitivity exceeds the
+            given share of the maximum; -1 if no input has an effect, or if the
+            sensitivity is NaN.
     """
 
     sensitivity: Array
@@ -72,53 +77,65 @@ def gradient_flow(
     loss: Loss,
     emit: Emit = emits.hidden,
     lengths: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | StepMask | None = None,
     resets: ArrayLike | None = None,
 ) -> GradientFlow:
-    """The gradient of any loss with respect to h_t and c_t for every t, in one pass:
+    """Compute the gradient of a loss with respect to every state, in one pass:
 
-        dL/dh_t, dL/dc_t        of the state as step t hands it on
+        dL/dh_t, dL/dc_t        of the state that step t returns
 
-    What reaches c_t by way of h_t, which was made before, counts in dL/dh_t; see
-    `jl.taps`. 0 at a step that does not happen.
+    Both are partial derivatives: h_t is computed before c_t can be changed, so its
+    dependence on c_t counts in dL/dh_t only; see `jl.taps`. The gradient is 0 at
+    masked and padded steps.
 
-    Arguments:
-        loss: `(state, emitted) -> number`, of what `unroll` returns.
-        emit: what the loss gets to see of each step.
-        others: as in `unroll`.
+    Args:
+        cell: the cell.
+        params: its parameters.
+        xs: `[T, *b, D]`.
+        state: the state before the first step; None for the cell's initial state.
+        loss: `(state, emitted) -> number`, called with the results of `unroll`.
+        emit: what is stacked for the loss; see `jl.emit`.
+        lengths: as in `unroll`.
+        mask: as in `unroll`.
+        resets: as in `unroll`.
 
-    Errors: `ValueError` as `unroll`, for a loss that is not one floating point number,
-    and for a state that has no derivative.
+    Raises:
+        ValueError: as in `unroll`; the loss is not one floating point number; or the
+            state has a leaf without a derivative.
 
-    Reference: Hochreiter, "The vanishing gradient problem during learning recurrent
-    neural nets", 1998, https://doi.org/10.1142/S0218488598000094
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.lstm()
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> flow = gradient_flow(
+        ...     cell, params, jnp.ones((7, 2, 3)), loss=lambda state, hs: hs[-1].sum()
+        ... )
+        >>> flow.gradient.c.shape, flow.norm.h.shape
+        ((7, 2, 5), (7, 2))
+        >>> bool((flow.gradient.h[-1] == 1).all())
+        True
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> flow = gradient_flow(
-    ...     cell, params, jnp.ones((7, 2, 3)), loss=lambda state, hs: hs[-1].sum()
-    ... )
-    >>> flow.gradient.c.shape, flow.norm.h.shape, bool((flow.gradient.h[-1] == 1).all())
-    ((7, 2, 5), (7, 2), True)
+    Reference:
+        Hochreiter, "The vanishing gradient problem during learning recurrent neural
+        nets", 1998, https://doi.org/10.1142/S0218488598000094
     """
     with masking.error_prefix("gradient_flow"):
         example = "lambda state, hs: hs[-1].sum()"
         check_function("loss", loss, "state", "emitted", such_as=example)
-        through = functools.partial(
+        unroll_tapped = functools.partial(
             unroll, taps(cell), lengths=lengths, mask=mask, resets=resets
         )
 
-        def run(own: State | None, emit: Emit) -> tuple[State, Any]:
-            return through(Tapped(params, own), xs, state, emit=emit)
+        def run(added: State | None, emit: Emit) -> tuple[State, Any]:
+            return unroll_tapped(Tapped(params, added), xs, state, emit=emit)
 
-        def loss_of(own: State) -> Array:
-            return _one_number("loss", loss(*run(own, emit)))
+        def loss_of(added: State) -> Array:
+            return _one_number("loss", loss(*run(added, emit)))
 
         _, states = run(None, emits.states)
         check_differentiable(states)
-        zeros = jax.tree.map(jnp.zeros_like, states)  # split over devices as these are
-        steps = _steps(cell, xs, lengths, mask, resets)
+        zeros = jax.tree.map(jnp.zeros_like, states)  # has the sharding of the states
+        steps = _step_mask(cell, xs, lengths, mask, resets)
         gradient = masking.mask_outputs(jax.grad(loss_of)(zeros), steps)
         frame = jnp.ndim(xs) - 1 - cell.spatial_axes
         norm = jax.tree.map(lambda d: _norm(d, range(frame, d.ndim)), gradient)
@@ -132,54 +149,64 @@ def carousel(
     state: State | None = None,
     *,
     lengths: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | StepMask | None = None,
     resets: ArrayLike | None = None,
 ) -> Carousel:
-    """The constant error carousel beside the true derivative:
+    """Compute the constant error carousel and the exact derivative:
 
         ∏ f_s  over t < s <= T        dc_T / dc_t
 
-    The product is the derivative with the gates held fast. The truth also has what
-    goes by way of h and the gates after step t; where the two agree, the carousel is
-    what carries the gradient. It takes one backward pass for each unit. Of a GRU, c is
-    h and f is z. The gates are those of the cell within: what a wrapper keeps or cuts
-    off after its step, as zoneout and clip_cell do, is in the derivative only.
+    The product is the derivative if the gates are held constant. The exact derivative
+    also includes the paths through h and the gates of later steps; where the two
+    agree, the carousel carries the gradient. For a GRU, c is h and f is z.
 
-    Arguments:
-        others: as in `unroll`.
+    Changes that a wrapper makes after the step, such as `zoneout` and `clip_cell`, are
+    included in the derivative, but not in the product. The cost is one backward pass
+    per unit.
 
-    Errors: `ValueError` as `unroll`, and for a cell without a forget gate or with
-    spatial axes.
+    Args:
+        cell: a cell with a forget gate.
+        params: its parameters.
+        xs: `[T, *b, D]`.
+        state: the state before the first step; None for the cell's initial state.
+        lengths: as in `unroll`.
+        mask: as in `unroll`.
+        resets: as in `unroll`.
 
-    Reference: Hochreiter and Schmidhuber, "Long short-term memory", 1997,
-    https://doi.org/10.1162/neco.1997.9.8.1735
+    Raises:
+        ValueError: as in `unroll`; or the cell has no forget gate, or spatial axes.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.lstm()
-    >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-    >>> alone = params._replace(w_h=jnp.zeros_like(params.w_h))
-    >>> found = carousel(cell, alone, jnp.ones((7, 2, 3)))
-    >>> bool(jnp.allclose(found.product, found.derivative))
-    True
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.lstm()
+        >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
+        >>> no_recurrence = params._replace(w_h=jnp.zeros_like(params.w_h))
+        >>> result = carousel(cell, no_recurrence, jnp.ones((7, 2, 3)))
+        >>> bool(jnp.allclose(result.product, result.derivative))
+        True
+
+    Reference:
+        Hochreiter and Schmidhuber, "Long short-term memory", 1997,
+        https://doi.org/10.1162/neco.1997.9.8.1735
     """
     with masking.error_prefix("carousel"):
-        check_rows_apart(cell)
-        through = functools.partial(unroll, lengths=lengths, mask=mask, resets=resets)
-        trace: Trace = through(cell, params, xs, state, emit=emits.trace)[1]
+        check_no_spatial_axes(cell)
+        run = functools.partial(unroll, lengths=lengths, mask=mask, resets=resets)
+        trace: Trace = run(cell, params, xs, state, emit=emits.trace)[1]
         product = forget_products(
             trace.gates, lengths=lengths, mask=mask, resets=resets
         )
         zeros = jax.tree.map(jnp.zeros_like, trace.state)
         name = "c" if hasattr(zeros, "c") else "h"
 
-        def last(own: Hidden) -> Hidden:
-            tapped = Tapped(params, zeros._replace(**{name: own}))
-            after, _ = through(taps(cell), tapped, xs, state, emit=emits.nothing)
+        def last(added: Hidden) -> Hidden:
+            tapped = Tapped(params, zeros._replace(**{name: added}))
+            after, _ = run(taps(cell), tapped, xs, state, emit=emits.nothing)
             return getattr(after, name)
 
-        found = _jacobian(last, getattr(zeros, name))
-        steps = _steps(cell, xs, lengths, mask, resets)
-        return Carousel(product, *masking.mask_outputs(found, steps))
+        jacobian = _jacobian(last, getattr(zeros, name))
+        steps = _step_mask(cell, xs, lengths, mask, resets)
+        return Carousel(product, *masking.mask_outputs(jacobian, steps))
 
 
 def memory_span(
@@ -191,54 +218,64 @@ def memory_span(
     output: Callable[[State], Array] | None = None,
     share: float = 0.01,
     lengths: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | StepMask | None = None,
     resets: ArrayLike | None = None,
 ) -> MemorySpan:
-    """How far back an input still changes the output:
+    """Compute how far back an input still changes the output:
 
         sensitivity at lag k = ‖dy / dx_{T-k}‖        y by default h_T
 
-    along the trajectory of xs; lags count the steps that happen. It takes one backward
-    pass for each number in y.
+    The derivative is taken along the trajectory of xs, and lags count executed steps.
+    The cost is one backward pass per element of y.
 
-    Arguments:
-        output: `(state) -> [*b, K]`, a function of the final state; rows apart.
-        share: of the maximum, below which a sensitivity does not count.
-        others: as in `unroll`.
+    Args:
+        cell: the cell.
+        params: its parameters.
+        xs: `[T, *b, D]`.
+        state: the state before the first step; None for the cell's initial state.
+        output: `(state) -> [*b, K]`, a function of the final state that keeps rows
+            independent.
+        share: fraction of the maximum, in 0..1, that a sensitivity must exceed to
+            count in the span.
+        lengths: as in `unroll`.
+        mask: as in `unroll`.
+        resets: as in `unroll`.
 
-    Errors: `ValueError` as `unroll`, for a share outside 0 <= share < 1, for an output
-    of another shape, and for a cell with spatial axes.
+    Raises:
+        ValueError: as in `unroll`; not 0 <= share < 1; the output has another shape;
+            or the cell has spatial axes.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cell = jl.simple_rnn(activation="identity")
-    >>> params = cell.init(jax.random.key(0), input_size=1, hidden_size=1)
-    >>> half = params._replace(w_x=jnp.ones((1, 1)), w_h=jnp.full((1, 1), 0.5))
-    >>> found = memory_span(cell, half, jnp.ones((9, 1)), share=0.1)
-    >>> found.sensitivity[:4].tolist(), int(found.span)
-    ([1.0, 0.5, 0.25, 0.125], 3)
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cell = jl.simple_rnn(activation="identity")
+        >>> params = cell.init(jax.random.key(0), input_size=1, hidden_size=1)
+        >>> half = params._replace(w_x=jnp.ones((1, 1)), w_h=jnp.full((1, 1), 0.5))
+        >>> memory = memory_span(cell, half, jnp.ones((9, 1)), share=0.1)
+        >>> memory.sensitivity[:4].tolist(), int(memory.span)
+        ([1.0, 0.5, 0.25, 0.125], 3)
     """
     with masking.error_prefix("memory_span"):
-        check_rows_apart(cell)
-        share = number("share", share)
+        check_no_spatial_axes(cell)
+        share = as_number("share", share)
         if not 0 <= share < 1:
-            raise ValueError(f"share is {share!r}; a number 0 <= share < 1 is needed.")
+            raise ValueError(f"share: got {share!r}, expected 0 <= share < 1.")
         if output is not None:
             check_function("output", output, "state", such_as="lambda state: state.c")
         xs = masking.features("xs", xs)
-        through = functools.partial(unroll, lengths=lengths, mask=mask, resets=resets)
+        run = functools.partial(unroll, lengths=lengths, mask=mask, resets=resets)
 
         def last(xs: Features) -> Array:
-            after, _ = through(cell, params, xs, state, emit=emits.nothing)
+            after, _ = run(cell, params, xs, state, emit=emits.nothing)
             return emits.hidden(after, None) if output is None else output(after)
 
         shape = _one_array("output", jax.eval_shape(last, xs), "state.h").shape
         if shape[:-1] != xs.shape[1:-1] or not shape:
             raise ValueError(
-                f"output gives {show(shape)}; a vector for each of the rows "
-                f"{show(xs.shape[1:-1])} is needed."
+                f"output: got a result of shape {show(shape)}, expected one vector for "
+                f"each of the rows {show(xs.shape[1:-1])}."
             )
         norm = _jacobian(last, xs)[1]
-        steps = _steps(cell, xs, lengths, mask, resets)
+        steps = _step_mask(cell, xs, lengths, mask, resets)
         norm = _by_lag(masking.zero_inactive(norm, steps), steps)
         counts = norm > share * norm.max(0, initial=0.0, keepdims=True)
         lags = jnp.arange(len(xs)).reshape(-1, *(1,) * (norm.ndim - 1))
@@ -256,31 +293,43 @@ def compare(
     *,
     loss: Loss,
     lengths: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | StepMask | None = None,
     resets: ArrayLike | None = None,
 ) -> dict[str, GradientFlow]:
-    """The gradient flow of several cells on the same data, by name.
+    """Compute the gradient flow of several cells on the same data.
 
-    Each begins from its own initial state; the loss sees h of every step.
+    Each cell starts from its own initial state. The loss gets h of every step.
 
-    Arguments:
-        cells: for each name a cell and its parameters.
-        others: as in `gradient_flow`.
+    Args:
+        cells: a cell and its parameters by name.
+        xs: `[T, *b, D]`.
+        loss: as in `gradient_flow`.
+        lengths: as in `unroll`.
+        mask: as in `unroll`.
+        resets: as in `unroll`.
 
-    Errors: `ValueError` for no cells and as `gradient_flow`, with the name.
+    Returns:
+        The result of `gradient_flow` for each name.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> cells = {"LSTM": jl.lstm(), "RNN": jl.simple_rnn()}
-    >>> key = jax.random.key(0)
-    >>> trained = {name: (cell, cell.init(key, 3, 5)) for name, cell in cells.items()}
-    >>> flows = compare(trained, jnp.ones((20, 3)), loss=lambda state, hs: hs[-1].sum())
-    >>> {name: flow.norm.h.shape for name, flow in flows.items()}
-    {'LSTM': (20,), 'RNN': (20,)}
+    Raises:
+        ValueError: there are no cells; or as in `gradient_flow`, with the name of the
+            cell.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> cells = {"LSTM": jl.lstm(), "RNN": jl.simple_rnn()}
+        >>> key = jax.random.key(0)
+        >>> pairs = {name: (cell, cell.init(key, 3, 5)) for name, cell in cells.items()}
+        >>> flows = compare(
+        ...     pairs, jnp.ones((20, 3)), loss=lambda state, hs: hs[-1].sum()
+        ... )
+        >>> {name: flow.norm.h.shape for name, flow in flows.items()}
+        {'LSTM': (20,), 'RNN': (20,)}
     """
     if not isinstance(cells, Mapping) or not cells:
         raise ValueError(
-            f"compare: cells is {cells!r:.60}; a dict such as "
-            '{"LSTM": (cell, params)} is needed.'
+            f"compare: cells: got {cells!r:.60}, expected a dict such as "
+            '{"LSTM": (cell, params)}.'
         )
     flow = functools.partial(
         gradient_flow, loss=loss, lengths=lengths, mask=mask, resets=resets
@@ -290,71 +339,75 @@ def compare(
         with masking.error_prefix(f'compare: cells["{name}"]'):
             if not isinstance(pair, tuple) or isinstance(pair, Cell) or len(pair) != 2:
                 raise ValueError(
-                    f"a {type(pair).__name__} came; a pair (cell, params) is needed."
+                    f"got {masking.described(pair)}, expected a pair (cell, params)."
                 )
             try:
                 flows[name] = flow(*pair, xs)
-            except AttributeError as error:  # a loss that reads what not all cells have
-                error.add_note(f'compare: this came of cells["{name}"].')
+            except AttributeError as error:  # the loss reads a field of other cells
+                error.add_note(f'compare: raised for cells["{name}"].')
                 raise
     return flows
 
 
-def check_rows_apart(cell: Cell) -> None:
-    """Errors: `ValueError` for a cell in which places of an image touch each other."""
+def check_no_spatial_axes(cell: Cell) -> None:
+    """Raise a `ValueError` for a cell with spatial axes, such as `conv_lstm`."""
     if isinstance(cell, Cell) and cell.spatial_axes:
         raise ValueError(
-            f"cell has {cell.spatial_axes} spatial axes, over which its Jacobian is "
-            "not taken; gradient_flow serves every cell."
+            f"cell: got {cell.spatial_axes} spatial axes, expected none, because the "
+            "Jacobian is computed for each row alone; gradient_flow supports every "
+            "cell."
         )
 
 
 def check_differentiable(state: State) -> None:
-    """Errors: `ValueError` for a state with a leaf that has no derivative."""
+    """Raise a `ValueError` if a leaf of the state is not floating point."""
     for path, leaf in jax.tree.leaves_with_path(state):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
-                f"the state's leaf {jax.tree_util.keystr(path)} is {leaf.dtype}, by "
-                "which there is no derivative; floating point numbers are needed."
+                f"state{jax.tree_util.keystr(path)}: got dtype {leaf.dtype}, expected "
+                "floating point numbers, which have a derivative."
             )
 
 
-# -- what these share --------------------------------------------------------------
-
-
 def _jacobian(function: Callable[[Array], Array], at: Array) -> tuple[Array, Array]:
-    """Of a function `[T, *b, N] -> [*b, K]` that keeps rows apart: the diagonal of
-    its Jacobian, `[T, *b, K]`, and the Frobenius norm, `[T, *b]`.
+    """Return the diagonal and the norm of the Jacobian of every step.
 
-    One backward pass after the other, so that no more than one is in memory. The
-    diagonal stands for something where N is K.
+    One backward pass runs after the other, so that only one is in memory.
+
+    Args:
+        function: `[T, *b, N] -> [*b, K]`, which keeps rows independent.
+        at: `[T, *b, N]`.
+
+    Returns:
+        The diagonal `[T, *b, K]`, which is meaningful if N is K, and the Frobenius norm
+        `[T, *b]`.
     """
     values, pull = jax.vjp(function, at)
     size = values.shape[-1]
 
-    def one(unit: Array) -> tuple[Array, Array]:
+    def row(unit: Array) -> tuple[Array, Array]:
         basis = jax.nn.one_hot(unit, size, dtype=values.dtype)
         (row,) = pull(jnp.ones_like(values) * jnp.broadcast_to(basis, values.shape))
         own = jnp.take(row, jnp.minimum(unit, row.shape[-1] - 1), axis=-1)
         return own, _norm(row, [row.ndim - 1])
 
-    diagonal, norms = lax.map(one, jnp.arange(size))
+    diagonal, norms = lax.map(row, jnp.arange(size))
     return jnp.moveaxis(diagonal, 0, -1), _norm(norms, [0])
 
 
 def _by_lag(values: Array, steps: StepMask) -> Array:
-    """Values `[T, *b]` in the order of the steps that happen, the last one first."""
+    """Return values `[T, *b]` of executed steps from the last to the first."""
     if steps.active is None:
         return values[::-1]
     order = jnp.argsort(~steps.active[::-1], axis=0, stable=True)
     return jnp.take_along_axis(values[::-1], order, axis=0)
 
 
-def _steps(
+def _step_mask(
     cell: Cell,
     xs: ArrayLike,
     lengths: ArrayLike | None,
-    mask: ArrayLike | None,
+    mask: ArrayLike | StepMask | None,
     resets: ArrayLike | None,
 ) -> StepMask:
     shape = jnp.shape(xs)
@@ -363,18 +416,18 @@ def _steps(
 
 
 def _norm(values: Array, axes: Iterable[int]) -> Array:
-    """The Euclidean norm over the axes, in float32 or wider.
+    """Return the Euclidean norm over the axes, in float32 or wider.
 
-    Taken of shares of the largest, so that no square is lost that counts; at 0 its
-    derivative is 0.
+    Values are divided by the largest one first, so that squares neither overflow nor
+    underflow. The derivative at 0 is 0.
     """
     axes = tuple(axes)
     values = values.astype(accumulator_dtype(values.dtype))
     top = lax.stop_gradient(jnp.abs(values).max(axes, keepdims=True, initial=0.0))
     top = jnp.where((top > 0) & jnp.isfinite(top), top, 1.0)
     squares = ((values / top) ** 2).sum(axes, keepdims=True)
-    nothing = squares == 0
-    root = jnp.where(nothing, 0.0, jnp.sqrt(jnp.where(nothing, 1.0, squares)))
+    is_zero = squares == 0
+    root = jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, squares)))
     return jnp.squeeze(top * root, axes)
 
 
@@ -382,21 +435,26 @@ def _one_number(name: str, value: Any) -> Array:
     value = _one_array(name, value, "its .sum()")
     if jnp.shape(value) != ():
         raise ValueError(
-            f"{name} gives an array of shape {show(jnp.shape(value))}; one number is "
-            "needed, such as the .sum() of it."
+            f"{name}: got a result of shape {show(jnp.shape(value))}, expected one "
+            "number, such as its .sum()."
         )
     return jnp.asarray(value)
 
 
 def _one_array(name: str, value: Any, example: str) -> Any:
-    """Errors: `ValueError` for what is not one array of floating point numbers."""
+    """Return value.
+
+    Raises:
+        ValueError: it is not one floating point array.
+    """
     if not hasattr(value, "shape") and not isinstance(value, float):
         raise ValueError(
-            f"{name} gives a {type(value).__name__}; one array is needed, such as "
+            f"{name}: got a result {type(value).__name__}, expected one array, such as "
             f"{example}."
         )
     if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
         raise ValueError(
-            f"{name} gives {jnp.result_type(value)}; floating point numbers are needed."
+            f"{name}: got a result of dtype {jnp.result_type(value)}, expected "
+            "floating point numbers."
         )
     return value
