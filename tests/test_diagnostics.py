@@ -1,8 +1,8 @@
-"""Diagnostics: against derivatives by brute force, and against answers that are known.
+"""Diagnostics agree with derivatives by brute force, and with known answers.
 
-By brute force is a Python loop over one row and its steps, differentiated forwards
-with respect to a push on the state after every step. It knows no scan, no batch, no
-mask arithmetic and no reverse pass.
+Brute force is a Python loop over the rows and steps, differentiated forward with
+respect to an addition to the state after every step. It uses no scan, no batch axis,
+no mask arithmetic and no reverse pass.
 """
 
 import functools
@@ -36,7 +36,7 @@ thorough = pytest.mark.thorough
 
 
 def daily(cases, *chosen):
-    """The cases, of which only those chosen are tested every day."""
+    """Return the cases; all but the chosen ones are marked as thorough."""
     return [
         case if case in chosen else pytest.param(case, marks=thorough) for case in cases
     ]
@@ -55,7 +55,7 @@ FLOWS = [
 
 
 class Question(NamedTuple):
-    """A cell on a ragged batch, with NaN where no step happens."""
+    """A cell on a ragged batch, with NaN at inactive steps."""
 
     cell: jl.Cell
     params: object
@@ -66,28 +66,41 @@ class Question(NamedTuple):
     resets: np.ndarray
 
 
+def init_of(cell, features, hidden, dtype=jnp.float32, seed=0):
+    """Return the initialization of a cell as a function without arguments."""
+
+    def init():
+        return cell.init(jax.random.key(seed), features, hidden, dtype=dtype)
+
+    return init
+
+
+@functools.cache
+def init(cell, features, hidden, dtype=jnp.float32, seed=0):
+    """Return the cell's initial parameters, computed in one program."""
+    return jax.jit(init_of(cell, features, hidden, dtype, seed))()
+
+
 def question(cell, kind=RAGGED, shape=SHAPE, seed=0):
     rng = np.random.default_rng(seed)
     time, batch, features, hidden = shape
     which = draw_which(rng, shape, kind)
-    if which.lengths is not None:  # the whole, a part, and nothing
+    if which.lengths is not None:  # all steps, some, none
         which = which._replace(lengths=np.array([time, time - 2, 0], np.int32))
     active = steps_that_happen(which, time, batch)
     xs = rng.normal(size=(time, *batch, features))
     xs[~active] = np.nan
     resets = np.zeros_like(active) if which.resets is None else which.resets.copy()
-    drawn = cell.init(jax.random.key(0), features, hidden, dtype=jnp.float64)
-    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), drawn)
-    state = jax.tree.map(
-        lambda s: jnp.asarray(rng.normal(size=s.shape)),
-        cell.initial_state(params, batch),
-    )
+    like = jax.eval_shape(init_of(cell, features, hidden, jnp.float64))
+    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), like)
+    like = jax.eval_shape(functools.partial(cell.initial_state, params, batch))
+    state = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape)), like)
     steps = {n: getattr(which, n) for n in ("lengths", "mask", "resets")}
     return Question(cell, params, jnp.asarray(xs), state, steps, active, resets)
 
 
 def asked(function, q, **options):
-    """The diagnostic's answer, compiled as a whole."""
+    """Return the diagnostic's result, compiled in one program."""
     call = jax.jit(
         lambda params, xs, state: function(
             q.cell, params, xs, state, **q.steps, **options
@@ -100,8 +113,8 @@ def row_of(tree, row):
     return jax.tree.map(lambda leaf: leaf[row], tree)
 
 
-def ran(q, row, xs, push):
-    """One row, step by step: its last state, and the h of every step."""
+def run_row(q, row, xs, added):
+    """Run one row step by step; return its last state and the h of every step."""
     state, hs = row_of(q.state, row), []
     for t in range(len(xs)):
         if not q.active[t, row]:
@@ -110,12 +123,12 @@ def ran(q, row, xs, push):
         if q.resets[t, row]:
             state = q.cell.initial_state(q.params, dtype=xs.dtype)
         state, _ = q.cell.step(q.params, state, q.cell.project(q.params, xs[t]))
-        state = jax.tree.map(jnp.add, state, row_of(push, t))
+        state = jax.tree.map(jnp.add, state, row_of(added, t))
         hs.append(state.h)
     return state, jnp.stack(hs)
 
 
-def no_push(q):
+def zero_states(q):
     time = len(q.xs)
     return jax.tree.map(lambda leaf: jnp.zeros((time, *leaf.shape[1:])), q.state)
 
@@ -128,12 +141,13 @@ def memory(state):
     return state.c if hasattr(state, "c") else state.h
 
 
-def of_rows(answers):
-    """What was found row by row `[T, ...]`, as `[T, *b, ...]`."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves, 1), *answers)
+def by_rows(function, q):
+    """Return `function(row)` of every row, `[T, ...]`, stacked to `[T, *b, ...]`."""
+    results = jax.jit(lambda: [function(row) for row in rows(q)])()
+    return jax.tree.map(lambda *leaves: np.stack(leaves, 1), *results)
 
 
-# -- what flows back ---------------------------------------------------------------
+# -- gradients -----------------------------------------------------------------------
 
 
 def loss(state, hs):
@@ -141,15 +155,16 @@ def loss(state, hs):
 
 
 @over(("name", "kind"), FLOWS)
-def test_gradient_flow_is_the_derivative_by_a_push_on_the_state(x64, name, kind):
+def test_gradient_flow_is_the_derivative_with_respect_to_the_state(x64, name, kind):
     q = question(CELLS[name], kind)
     found = asked(dg.gradient_flow, q, loss=loss)
-    wanted = of_rows(
-        jax.jacfwd(lambda push, row=row: loss(*ran(q, row, q.xs[:, row], push)))(
-            no_push(q)
+
+    def gradient(row):
+        return jax.jacfwd(lambda added: loss(*run_row(q, row, q.xs[:, row], added)))(
+            zero_states(q)
         )
-        for row in rows(q)
-    )
+
+    wanted = by_rows(gradient, q)
     assert_same(found.gradient, wanted, 1e-10)
     norm = jax.tree.map(lambda leaf: np.linalg.norm(leaf, axis=-1), wanted)
     assert_same(found.norm, norm, 1e-10)
@@ -157,20 +172,19 @@ def test_gradient_flow_is_the_derivative_by_a_push_on_the_state(x64, name, kind)
 
 
 @over(("name", "kind"), FLOWS)
-def test_the_carousel_stands_beside_the_true_derivative(x64, name, kind):
+def test_the_carousel_has_the_exact_derivative_and_the_forget_product(x64, name, kind):
     q = question(CELLS[name], kind)
     found = asked(dg.carousel, q)
     field = "c" if hasattr(q.state, "c") else "h"
 
-    def last(push, row):
-        pushes = no_push(q)._replace(**{field: push})
-        return memory(ran(q, row, q.xs[:, row], pushes)[0])
+    def jacobian(row):
+        def last(push):
+            added = zero_states(q)._replace(**{field: push})
+            return memory(run_row(q, row, q.xs[:, row], added)[0])
 
-    push = memory(no_push(q))
-    whole = of_rows(
-        np.moveaxis(jax.jacfwd(lambda p, row=row: last(p, row))(push), 0, -2)
-        for row in rows(q)
-    )
+        return jnp.moveaxis(jax.jacfwd(last)(memory(zero_states(q))), 0, -2)
+
+    whole = by_rows(jacobian, q)
     whole = np.where(q.active[..., None, None], whole, 0)
     assert_same(found.derivative, np.diagonal(whole, axis1=-2, axis2=-1), 1e-10)
     assert_same(found.norm, np.linalg.norm(whole, axis=(-2, -1)), 1e-10)
@@ -179,7 +193,7 @@ def test_the_carousel_stands_beside_the_true_derivative(x64, name, kind):
 
 
 def products(q):
-    """The forget gates that follow, multiplied one by one."""
+    """Return the products of the later forget gates, multiplied one by one."""
     _, trace = jl.unroll(q.cell, q.params, q.xs, q.state, **q.steps, emit=jl.emit.trace)
     f = np.asarray(trace.gates.f if hasattr(trace.gates, "f") else trace.gates.z)
     wanted = np.zeros_like(f)
@@ -192,7 +206,7 @@ def products(q):
     return wanted
 
 
-def test_without_recurrent_weights_the_carousel_is_the_derivative(x64):
+def test_without_recurrent_weights_the_product_is_the_derivative(x64):
     q = question(jl.lstm())
     q = q._replace(params=q.params._replace(w_h=0 * q.params.w_h))
     found = asked(dg.carousel, q)
@@ -202,12 +216,12 @@ def test_without_recurrent_weights_the_carousel_is_the_derivative(x64):
 
 @pytest.mark.thorough
 @over("kind", daily(KINDS, RAGGED), ids=str)
-def test_the_memory_span_is_the_derivative_by_each_input(x64, kind):
+def test_memory_span_is_the_derivative_with_respect_to_each_input(x64, kind):
     q = question(jl.lstm(), kind)
     found = asked(dg.memory_span, q, share=0.2)
     zero = jnp.where(q.active[..., None], q.xs, 0.0)
     for row in rows(q):
-        full = jax.jacfwd(lambda xs, row=row: ran(q, row, xs, no_push(q))[0].h)(
+        full = jax.jacfwd(lambda xs, row=row: run_row(q, row, xs, zero_states(q))[0].h)(
             zero[:, row]
         )
         norms = np.linalg.norm(np.moveaxis(full, 1, 0), axis=(1, 2))
@@ -220,7 +234,7 @@ def test_the_memory_span_is_the_derivative_by_each_input(x64, kind):
 
 
 @thorough
-def test_an_output_of_ones_own_has_a_span_of_its_own(x64):
+def test_memory_span_of_another_output(x64):
     q = question(jl.lstm(), Kind())
     whole = asked(dg.memory_span, q, output=lambda state: 2 * state.h)
     one = asked(dg.memory_span, q, output=lambda state: state.h[..., :1])
@@ -228,16 +242,16 @@ def test_an_output_of_ones_own_has_a_span_of_its_own(x64):
     assert (one.sensitivity < whole.sensitivity).all()
 
 
-def halving(size=2):
+def halving_rnn(size=2):
     """h_t = h_{t-1} / 2 + x_t."""
     cell = jl.simple_rnn(activation="identity")
     eye = jnp.eye(size)
-    params = cell.init(jax.random.key(0), size, size)
+    params = init(cell, size, size)
     return cell, params._replace(w_x=eye, w_h=eye / 2, b=jnp.zeros(size))
 
 
-def test_a_network_that_halves_halves_its_gradient(x64):
-    cell, params = halving()
+def test_a_network_that_halves_its_state_halves_its_gradient(x64):
+    cell, params = halving_rnn()
     powers = 0.5 ** np.arange(6) * math.sqrt(2)
 
     @jax.jit
@@ -253,7 +267,7 @@ def test_a_network_that_halves_halves_its_gradient(x64):
 
 
 @thorough
-def test_cells_are_compared_on_the_same_steps(x64):
+def test_compare_uses_the_same_steps_for_all_cells(x64):
     q = question(jl.lstm())._replace(state=None)
     gru = question(jl.gru())
     cells = {"b": (q.cell, q.params), "a": (gru.cell, gru.params)}
@@ -264,7 +278,7 @@ def test_cells_are_compared_on_the_same_steps(x64):
 
 
 @thorough
-def test_gradient_flow_sees_what_emit_gives(x64):
+def test_the_loss_of_gradient_flow_gets_what_emit_returns(x64):
     q = question(jl.lstm())
     found = asked(
         dg.gradient_flow,
@@ -279,9 +293,9 @@ def test_gradient_flow_sees_what_emit_gives(x64):
 
 
 @thorough
-def test_a_convolutional_cell_has_a_flow():
+def test_gradient_flow_of_a_convolutional_cell():
     cell = jl.conv_lstm((3,))
-    params = cell.init(KEY, 1, 2)
+    params = init(cell, 1, 2)
     found = dg.gradient_flow(
         cell,
         params,
@@ -300,26 +314,29 @@ KEY = jax.random.key(3)
 
 
 def jacobians_by_hand(q):
-    """{(t, row): ∂s_t / ∂s_{t-1}} of the steps that happen, each by itself."""
-    found = {}
-    for row in rows(q):
-        state = row_of(q.state, row)
-        for t in np.flatnonzero(q.active[:, row]):
-            if q.resets[t, row]:
-                state = q.cell.initial_state(q.params, dtype=q.xs.dtype)
-            z = q.cell.project(q.params, q.xs[t, row])
+    """Return {(t, row): ∂s_t / ∂s_{t-1}} of the active steps, each computed alone."""
 
-            def push(state, z=z):
-                return q.cell.step(q.params, state, z)[0]
+    def every_jacobian():
+        found = {}
+        for row in rows(q):
+            state = row_of(q.state, row)
+            for t in np.flatnonzero(q.active[:, row]).tolist():
+                if q.resets[t, row]:
+                    state = q.cell.initial_state(q.params, dtype=q.xs.dtype)
+                z = q.cell.project(q.params, q.xs[t, row])
 
-            blocks = jax.jacrev(push)(state)
-            found[t, row] = np.block([list(line) for line in blocks])
-            state = push(state)
-    return found
+                def step(state, z=z):
+                    return q.cell.step(q.params, state, z)[0]
+
+                found[t, row] = list(map(list, jax.jacrev(step)(state)))
+                state = step(state)
+        return found
+
+    return {at: np.block(blocks) for at, blocks in jax.jit(every_jacobian)().items()}
 
 
 @over(("name", "kind"), FLOWS)
-def test_step_jacobians_are_those_of_single_steps(x64, name, kind):
+def test_step_jacobians_equal_jacobians_of_single_steps(x64, name, kind):
     q = question(CELLS[name], kind)
     found = np.asarray(asked(dg.step_jacobians, q))
     by_hand = jacobians_by_hand(q)
@@ -329,7 +346,7 @@ def test_step_jacobians_are_those_of_single_steps(x64, name, kind):
 
 
 @thorough
-def test_the_spectrum_is_that_of_the_jacobians(x64):
+def test_the_spectrum_belongs_to_the_jacobians(x64):
     q = question(jl.lstm())
     found, jacobians = asked(dg.jacobian_spectrum, q), asked(dg.step_jacobians, q)
     trace = np.trace(jacobians, axis1=-2, axis2=-1)
@@ -341,11 +358,11 @@ def test_the_spectrum_is_that_of_the_jacobians(x64):
 
 def linear_rnn(w_h):
     cell = jl.simple_rnn(activation="identity")
-    params = cell.init(KEY, 2, len(w_h), dtype=jnp.float64)
+    params = init(cell, 2, len(w_h), jnp.float64)
     return cell, params._replace(w_h=jnp.asarray(w_h))
 
 
-def test_a_random_orthogonal_network_neither_grows_nor_shrinks(x64):
+def test_an_orthogonal_network_is_isometric(x64):
     cell, params = linear_rnn(jax.random.orthogonal(KEY, 6, dtype=jnp.float64))
     xs = jax.random.normal(KEY, (30, 2), jnp.float64)
     spectrum, exponents = jax.jit(
@@ -360,7 +377,7 @@ def test_a_random_orthogonal_network_neither_grows_nor_shrinks(x64):
 
 
 @over("sign", daily([-1, 1], -1))
-def test_the_exponents_of_a_diagonal_network_are_the_logs_of_its_entries(x64, sign):
+def test_exponents_of_a_diagonal_network_are_the_logs_of_its_entries(x64, sign):
     rates = np.array([-2.0, 0.5, -0.1, -1.0])
     cell, params = linear_rnn(np.diag(sign * np.exp(rates)))
     xs, draw = jnp.ones((60, 2)), {"count": 2, "key": KEY}
@@ -378,7 +395,7 @@ def test_the_exponents_of_a_diagonal_network_are_the_logs_of_its_entries(x64, si
 
 @pytest.mark.thorough
 @over("kind", daily(KINDS, RAGGED), ids=str)
-def test_the_exponents_are_those_of_qr_by_hand(x64, kind):
+def test_exponents_equal_a_qr_iteration_in_numpy(x64, kind):
     q = question(jl.lstm(), kind)
     found = np.asarray(asked(dg.lyapunov_exponents, q, warm_up=1))
     by_hand = jacobians_by_hand(q)
@@ -396,9 +413,9 @@ def test_the_exponents_are_those_of_qr_by_hand(x64, kind):
 
 
 @thorough
-def test_a_wild_network_is_chaotic_and_a_tame_one_is_not(x64):
+def test_large_recurrent_weights_are_chaotic_and_small_ones_are_not(x64):
     cell = jl.simple_rnn()
-    params = cell.init(KEY, 1, 20, dtype=jnp.float64)
+    params = init(cell, 1, 20, jnp.float64)
     w_h = jax.random.normal(KEY, (20, 20), jnp.float64) / math.sqrt(20)
     begin = jl.unroll(cell, params, jax.random.normal(KEY, (1, 1), jnp.float64))[0]
 
@@ -413,8 +430,8 @@ def test_a_wild_network_is_chaotic_and_a_tame_one_is_not(x64):
 
 
 @pytest.mark.thorough
-def test_dynamics_are_of_the_parameters_that_prepare_brings(x64):
-    cell, params = halving()
+def test_dynamics_use_the_parameters_that_prepare_returns(x64):
+    cell, params = halving_rnn()
 
     def prepare(params, xs, *, key=None):
         return params._replace(w_h=2 * params.w_h), None
@@ -425,9 +442,9 @@ def test_dynamics_are_of_the_parameters_that_prepare_brings(x64):
 
 
 @thorough
-def test_sixteen_bits_are_pushed_in_thirty_two():
+def test_jacobians_of_16_bit_inputs_are_in_float32():
     cell = jl.gru()
-    params = cell.init(KEY, 2, 3)
+    params = init(cell, 2, 3)
     xs = jax.random.normal(KEY, (5, 2), jnp.bfloat16)
     jacobians = dg.step_jacobians(cell, params, xs)
     wide = dg.step_jacobians(cell, params, xs.astype(jnp.float32))
@@ -442,36 +459,40 @@ def logit(p):
     return math.log(p / (1 - p))
 
 
-def test_a_counter_keeps_everything_and_writes_what_it_counts(x64):
+def test_statistics_of_a_counter_that_keeps_everything(x64):
     cell = jl.lstm(candidate_activation="identity", output_activation="identity")
-    zeros = cell.init(KEY, 1, 1, dtype=jnp.float64)
     params = jl.LSTMParams(
         w_x=jnp.array([[[80.0], [0.0], [0.0], [0.0]]]),  # i opens where x is 1
-        w_h=jnp.zeros_like(zeros.w_h),
+        w_h=jnp.zeros((1, 4, 1)),
         b=jnp.array([[-40.0], [40.0], [1.0], [40.0]]),  # f and o open, g = 1
     )
     xs = jnp.array([1.0, 0, 0, 1, 1, 0, 0, 0])[:, None]
-    state, trace = jl.unroll(cell, params, xs, emit=jl.emit.trace)
+
+    @jax.jit
+    def run(xs):
+        state, trace = jl.unroll(cell, params, xs, emit=jl.emit.trace)
+        return state, trace.gates, dg.carousel(cell, params, xs)
+
+    state, gates, carousel = run(xs)
     assert state.c.item() == pytest.approx(3)
-    write, keep, read = dg.fractions(trace.gates)
+    write, keep, read = dg.fractions(gates)
     assert (write.item(), keep.item(), read.item()) == pytest.approx((3 / 8, 1, 1))
-    low, high = dg.saturation(trace.gates)
+    low, high = dg.saturation(gates)
     assert (low.i.item(), high.i.item()) == (5 / 8, 3 / 8)
     assert (low.f.item(), high.f.item()) == (0, 1)
     assert (low.g.item(), high.g.item()) == (0, 1)
-    assert dg.timescales(trace.gates).item() > 1e12
-    shut = dg.closed_intervals(trace.gates.i)
-    assert shut.closed_for[:, 0].tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
-    assert (shut.number.item(), shut.longest.item(), shut.mean.item()) == (2, 3, 2.5)
-    held = jax.jit(lambda xs: dg.carousel(cell, params, xs))(xs)
-    np.testing.assert_allclose(held.product, 1, rtol=1e-12)
-    np.testing.assert_allclose(held.derivative, 1, rtol=1e-12)
+    assert dg.timescales(gates).item() > 1e12
+    intervals = dg.closed_intervals(gates.i)
+    assert intervals.closed_for[:, 0].tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
+    assert [part.item() for part in intervals[1:]] == [2, 3, 2.5]
+    np.testing.assert_allclose(carousel.product, 1, rtol=1e-12)
+    np.testing.assert_allclose(carousel.derivative, 1, rtol=1e-12)
 
 
-def test_an_integrator_remembers_for_its_timescale(x64):
+def test_the_timescale_of_an_integrator(x64):
     taus = np.array([1.0, 20.0, 500.0])
     cell = jl.lstm()
-    params = cell.init(KEY, 2, 3, dtype=jnp.float64)
+    params = init(cell, 2, 3, jnp.float64)
     b_f = jnp.array([logit(math.exp(-1 / tau)) for tau in taus])
     params = params._replace(
         w_x=params.w_x.at[:, 1].set(0),
@@ -479,29 +500,36 @@ def test_an_integrator_remembers_for_its_timescale(x64):
         b=params.b.at[1].set(b_f),
     )
     xs = jnp.ones((6, 2, 2)).at[3:, 1].set(jnp.nan)
-    _, trace = jl.unroll(cell, params, xs, lengths=[6, 3], emit=jl.emit.trace)
-    found = dg.timescales(trace.gates, lengths=[6, 3])
+
+    @jax.jit
+    def run(xs):
+        _, trace = jl.unroll(cell, params, xs, lengths=[6, 3], emit=jl.emit.trace)
+        return (
+            dg.timescales(trace.gates, lengths=[6, 3]),
+            dg.forget_products(trace.gates, lengths=[6, 3]),
+        )
+
+    found, products = run(xs)
     np.testing.assert_allclose(found, taus, rtol=1e-10)
-    products = dg.forget_products(trace.gates, lengths=[6, 3])
     np.testing.assert_allclose(products[0, 0], np.exp(-5 / taus), rtol=1e-10)
     np.testing.assert_allclose(products[0, 1], np.exp(-2 / taus), rtol=1e-10)
 
 
-def test_a_timescale_is_of_the_geometric_mean_and_may_be_endless(x64):
+def test_a_timescale_uses_the_geometric_mean_and_may_be_infinite(x64):
     f = jnp.array([[0.5, 1.0, 0.0], [0.125, 1.0, 0.9]])
     found = dg.timescales(jl.Gates(f, f, f, f))
     np.testing.assert_allclose(found, [1 / math.log(4), math.inf, 0], rtol=1e-12)
 
 
 @thorough
-def test_without_a_forget_gate_memory_is_endless(x64):
+def test_without_a_forget_gate_the_timescale_is_infinite(x64):
     q = question(jl.classic_lstm())
     _, trace = jl.unroll(q.cell, q.params, q.xs, **q.steps, emit=jl.emit.trace)
     assert (dg.timescales(trace.gates, lengths=q.steps["lengths"]) == math.inf).all()
 
 
 @thorough
-def test_a_timescale_can_be_learned(x64):
+def test_a_timescale_has_finite_gradients_at_padding(x64):
     f = jnp.full((3, 2, 1), 0.5).at[2, 1].set(0.0)  # zeros, as emitted at padding
 
     def tau(f):
@@ -511,7 +539,7 @@ def test_a_timescale_can_be_learned(x64):
 
 
 @over("masking", daily(["lengths", "mask"], "lengths"))
-def test_padding_counts_in_no_statistic(x64, masking):
+def test_statistics_leave_out_padding(x64, masking):
     q = question(jl.lstm(), Kind(masking))
     _, trace = jl.unroll(q.cell, q.params, q.xs, **q.steps, emit=jl.emit.trace)
     steps = {masking: q.steps[masking]}
@@ -545,7 +573,7 @@ def test_padding_counts_in_no_statistic(x64, masking):
     assert (found.pairs == np.triu(abs(wanted) > 0.1, 1)).all()
 
 
-def test_of_a_gru_z_keeps_and_what_is_held_is_shown():
+def test_a_gru_keeps_by_z_and_reads_everything():
     z = jnp.array([[0.25], [0.75]])
     gates = jl.cells.gru.GRUGates(r=z, z=z, n=z)
     assert [part.item() for part in dg.fractions(gates)] == [0.5, 0.5, 1.0]
@@ -553,19 +581,19 @@ def test_of_a_gru_z_keeps_and_what_is_held_is_shown():
 
 
 def intervals_by_hand(gate, active, resets):
-    """For each step, for how many that happen one unit's gate has been closed."""
+    """Return, for each step of one unit, for how long the gate has been closed."""
     run, found = 0, []
-    for value, step, begins in zip(gate, active, resets, strict=True):
-        if not step:
+    for value, executed, reset in zip(gate, active, resets, strict=True):
+        if not executed:
             found.append(0)
             continue
-        run = (0 if begins else run) + 1 if value < 0.5 else 0
+        run = (0 if reset else run) + 1 if value < 0.5 else 0
         found.append(run)
     return found
 
 
 @over("kind", daily(KINDS, HOLES), ids=str)
-def test_closed_intervals_are_counted_as_by_hand(x64, kind):
+def test_closed_intervals_equal_a_count_in_python(x64, kind):
     q = question(jl.lstm(), kind, Shape(20, (3,), 2, 4))
     gate = np.random.default_rng(1).random((20, 3, 4))
     gate[~q.active] = np.nan
@@ -588,7 +616,7 @@ def test_closed_intervals_are_counted_as_by_hand(x64, kind):
 # -- units -------------------------------------------------------------------------
 
 
-def test_dead_units_and_copies_are_found(x64):
+def test_dead_and_duplicate_units_are_found(x64):
     a, b = np.random.default_rng(0).normal(size=(2, 40, 2))
     units = [a, np.full_like(a, 0.3), b, 2 - a, a + 0.001 * b, np.full_like(a, 1e3)]
     hs = np.stack(units, axis=-1)
@@ -603,30 +631,40 @@ def test_dead_units_and_copies_are_found(x64):
 # -- attribution -------------------------------------------------------------------
 
 
-def test_of_a_sum_of_squares_each_input_contributes_its_own(x64):
-    xs = jax.random.normal(KEY, (4, 3, 2), jnp.float64)
-    found = dg.integrated_gradients(lambda xs: (xs**2).sum(), xs, nodes=1)
-    assert_same(found.values, xs**2, 1e-12)  # one node is exact to degree one
-    ragged = xs.at[2:, 1].set(jnp.nan)
-    found = dg.integrated_gradients(
-        lambda xs: (xs**2).sum(), ragged, nodes=1, lengths=[4, 2, 4]
-    )
-    assert_same(found.values, xs.at[2:, 1].set(0) ** 2, 1e-12)
-    assert abs(found.gap) < 1e-12
-    base = jnp.full_like(xs, 0.5)
-    found = dg.integrated_gradients(lambda xs: (xs**2).sum((0, 2)), xs, baseline=base)
-    assert_same(found.values, xs**2 - 0.25, 1e-12)
-    assert found.gap.shape == (3,)
-    weights = jax.random.normal(KEY, xs.shape, jnp.float64)
-    found = dg.integrated_gradients(
-        lambda xs: (weights * xs).sum(), xs, baseline=2.0, nodes=1
-    )
-    assert_same(found.values, weights * (xs - 2), 1e-12)
+def test_each_input_contributes_its_own_term_of_a_sum(x64):
+    rng = np.random.default_rng(0)
+    xs, weights = rng.normal(size=(2, 4, 3, 2))
+    ragged = xs.copy()
+    ragged[2:, 1] = np.nan
+
+    @jax.jit
+    def attributions(xs, ragged):
+        def squares(xs):
+            return (xs**2).sum()
+
+        def linear(xs):
+            return (weights * xs).sum()
+
+        half = jnp.full_like(xs, 0.5)
+        return (
+            dg.integrated_gradients(squares, xs, nodes=1),
+            dg.integrated_gradients(squares, ragged, nodes=1, lengths=[4, 2, 4]),
+            dg.integrated_gradients(lambda xs: (xs**2).sum((0, 2)), xs, baseline=half),
+            dg.integrated_gradients(linear, xs, baseline=2.0, nodes=1),
+        )
+
+    whole, padded, by_row, shifted = attributions(xs, ragged)
+    assert_same(whole.values, xs**2, 1e-12)  # one node is exact to degree one
+    assert_same(padded.values, np.nan_to_num(ragged) ** 2, 1e-12)
+    assert abs(padded.gap) < 1e-12
+    assert_same(by_row.values, xs**2 - 0.25, 1e-12)
+    assert by_row.gap.shape == (3,)
+    assert_same(shifted.values, weights * (xs - 2), 1e-12)
 
 
 @pytest.mark.thorough
 @over("kind", daily([RAGGED, HOLES], RAGGED), ids=str)
-def test_attributions_add_up_to_what_the_output_changed_by(x64, kind):
+def test_attributions_sum_to_the_change_of_the_output(x64, kind):
     q = question(jl.lstm(), kind)
     steps = {name: q.steps[name] for name in ("lengths", "mask")}
 
@@ -651,7 +689,7 @@ def test_attributions_add_up_to_what_the_output_changed_by(x64, kind):
     assert_same(total.values, found.values, 1e-12)
 
 
-# -- every function, under every transformation --------------------------------------
+# -- every function under every transformation ---------------------------------------
 
 
 def output_of(params, lengths):
@@ -662,7 +700,7 @@ def output_of(params, lengths):
 
 
 def of_a_trace(function):
-    """A statistic of what is stacked, as a function of parameters and inputs."""
+    """Return a statistic of a trace as a function of parameters and inputs."""
 
     def call(params, xs, lengths):
         _, trace = jl.unroll(jl.lstm(), params, xs, lengths=lengths, emit=jl.emit.trace)
@@ -711,7 +749,7 @@ FUNCTIONS = {
 
 
 def data():
-    """Parameters, inputs and lengths, two of each."""
+    """Return two sets of parameters, inputs and lengths."""
     keys = jax.random.split(KEY)
     params = jax.vmap(lambda key: jl.lstm().init(key, 2, 3, dtype=jnp.float64))(keys)
     xs = jax.random.normal(KEY, (2, 4, 2, 2), jnp.float64)
@@ -719,14 +757,14 @@ def data():
     return params, xs, jnp.array([[4, 3], [2, 4]])
 
 
-def test_every_public_function_is_put_under_every_transformation():
+def test_every_public_function_is_tested_under_transformations():
     public = {name for name in vars(dg) if callable(getattr(dg, name))}
     assert {name for name in public if name.islower()} == set(FUNCTIONS)
 
 
 @thorough
 @over("name", FUNCTIONS)
-def test_jit_and_vmap_change_nothing(x64, name):
+def test_jit_and_vmap_do_not_change_the_result(x64, name):
     params, xs, lengths = data()
     together = jax.jit(jax.vmap(FUNCTIONS[name]))(params, xs, lengths)
     for one in range(2):
@@ -734,7 +772,7 @@ def test_jit_and_vmap_change_nothing(x64, name):
         leaves = jax.tree.leaves(alone)
         assert leaves
         assert finite(alone)
-        if name == "jacobian_spectrum":  # eigenvalues come in no order
+        if name == "jacobian_spectrum":  # eigenvalues have no order
             alone, own = alone.singular_values, together.singular_values[one]
         else:
             own = row_of(together, one)
@@ -746,7 +784,7 @@ def test_jit_and_vmap_change_nothing(x64, name):
     "name",
     [name for name in FUNCTIONS if name not in ("dead_units", "closed_intervals")],
 )
-def test_a_traced_length_that_cannot_be_is_not_a_number(x64, name):
+def test_an_invalid_traced_length_gives_nan(x64, name):
     params, xs, _ = data()
     xs = jnp.nan_to_num(xs)
     for wrong in (5, -1):
@@ -760,7 +798,7 @@ def test_a_traced_length_that_cannot_be_is_not_a_number(x64, name):
 
 @thorough
 @over("name", ["saturation", "fractions", "timescales"])
-def test_rows_apart_by_vmap(x64, name):
+def test_vmap_gives_statistics_of_each_row(x64, name):
     gates = jl.Gates(*jax.random.uniform(KEY, (4, 5, 3, 2)))
     function, lengths = getattr(dg, name), jnp.array([5, 2, 3])
 
@@ -775,7 +813,7 @@ def test_rows_apart_by_vmap(x64, name):
 
 @thorough
 @over("time", [0, 1])
-def test_no_step_or_a_single_one(x64, time):
+def test_sequences_of_no_step_or_one_step(x64, time):
     params, xs, _ = data()
     params, xs = row_of(params, 0), xs[0, :time]
     for name, function in FUNCTIONS.items():
@@ -786,87 +824,104 @@ def test_no_step_or_a_single_one(x64, time):
         assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, shaped)
 
 
-# -- what is refused -----------------------------------------------------------------
+# -- errors --------------------------------------------------------------------------
 
 F = jnp.full((4, 2), 0.5)
 ONES = jnp.ones((4, 2))
 
 
-def lstm_run(function, **options):
+def traced(function, *args, **options):
+    """Call a function without compiling anything; errors are raised while tracing."""
+    return jax.eval_shape(lambda: function(*args, **options))
+
+
+def with_lstm(function, **options):
     cell = jl.lstm()
-    return function(cell, cell.init(KEY, 2, 3), ONES, **options)
+    return traced(function, cell, init(cell, 2, 3), ONES, **options)
 
 
 WRONG = {
-    "saturation: low is 0.9": lambda: dg.saturation({"i": F}, low=0.9, high=0.1),
-    "saturation: gates.i has shape [4]": lambda: dg.saturation({"i": F[:, 0]}),
-    "timescales: gates is a RNNGates(g), without": lambda: dg.timescales(
-        jl.cells.simple.RNNGates(F)
+    "saturation: low, high: got 0.9 and 0.1, expected 0 <= low": lambda: dg.saturation(
+        {"i": F}, low=0.9, high=0.1
     ),
-    "fractions: lengths[1] is 5": lambda: dg.fractions(
-        jl.Gates(*jnp.ones((4, 3, 2, 2))), lengths=[1, 5]
+    "saturation: gates.i: got shape [4], expected [T, *b, D]": lambda: dg.saturation(
+        {"i": F[:, 0]}
     ),
-    "closed_intervals: threshold is 2": lambda: dg.closed_intervals(F, threshold=2),
-    "dead_units: band is -1": lambda: dg.dead_units(F, band=-1),
-    "duplicate_units: threshold is 1": lambda: dg.duplicate_units(F, threshold=1),
-    "gradient_flow: loss gives an array of shape [4, 3]": lambda: lstm_run(
-        dg.gradient_flow, loss=lambda state, hs: hs
+    "timescales: gates: got RNNGates(g), expected a forget gate f or z": (
+        lambda: dg.timescales(jl.cells.simple.RNNGates(F))
     ),
-    "gradient_flow: unroll: lengths": lambda: lstm_run(
+    "fractions: lengths[1]: got 5, expected 0 to 4": lambda: dg.fractions(
+        jl.Gates(*jnp.ones((4, 4, 2, 2))), lengths=[1, 5]
+    ),
+    "closed_intervals: threshold: got 2.0, expected 0 < threshold <= 1": (
+        lambda: dg.closed_intervals(F, threshold=2)
+    ),
+    "dead_units: band: got -1.0, expected a width >= 0": lambda: dg.dead_units(
+        F, band=-1
+    ),
+    "duplicate_units: threshold: got 1.0, expected 0 <= threshold < 1": (
+        lambda: dg.duplicate_units(F, threshold=1)
+    ),
+    "gradient_flow: loss: got a result of shape [4, 3], expected one number": (
+        lambda: with_lstm(dg.gradient_flow, loss=lambda state, hs: hs)
+    ),
+    "gradient_flow: unroll: lengths: got 9": lambda: with_lstm(
         dg.gradient_flow, loss=loss, lengths=9
     ),
-    "memory_span: share is 1": lambda: lstm_run(dg.memory_span, share=1),
-    "memory_span: output gives []": lambda: lstm_run(
-        dg.memory_span, output=lambda state: state.h.sum()
+    "memory_span: share: got 1.0, expected 0 <= share < 1": lambda: with_lstm(
+        dg.memory_span, share=1
     ),
-    "lyapunov_exponents: count is 7": lambda: lstm_run(
-        dg.lyapunov_exponents, count=7, key=KEY
+    "memory_span: output: got a result of shape [], expected one vector": (
+        lambda: with_lstm(dg.memory_span, output=lambda state: state.h.sum())
     ),
-    "lyapunov_exponents: count is 1 of 6 and key is None": lambda: lstm_run(
-        dg.lyapunov_exponents, count=1
+    "lyapunov_exponents: count: got 7, expected an integer from 1 to 6": (
+        lambda: with_lstm(dg.lyapunov_exponents, count=7, key=KEY)
     ),
-    "lyapunov_exponents: warm_up is -1": lambda: lstm_run(
-        dg.lyapunov_exponents, warm_up=-1
+    "lyapunov_exponents: key: got None with count 1 of 6, expected a key": (
+        lambda: with_lstm(dg.lyapunov_exponents, count=1)
     ),
-    "compare: cells is []": lambda: dg.compare([], ONES, loss=loss),
+    "lyapunov_exponents: warm_up: got -1, expected an integer >= 0": (
+        lambda: with_lstm(dg.lyapunov_exponents, warm_up=-1)
+    ),
+    "compare: cells: got [], expected a dict": lambda: dg.compare([], ONES, loss=loss),
     'compare: cells["a"]: gradient_flow: unroll: ': lambda: dg.compare(
         {"a": (jl.lstm(), None)}, ONES, loss=loss
     ),
-    "integrated_gradients: function gives [4, 2]": lambda: dg.integrated_gradients(
-        lambda xs: xs, ONES
+    "integrated_gradients: function: got a result of shape [4, 2], expected one": (
+        lambda: dg.integrated_gradients(lambda xs: xs, ONES)
     ),
-    "integrated_gradients: baseline has shape [2]": lambda: dg.integrated_gradients(
-        lambda xs: xs.sum(), ONES, baseline=jnp.ones(2)
+    "integrated_gradients: baseline: got shape [2], expected a number or the shape": (
+        lambda: dg.integrated_gradients(lambda xs: xs.sum(), ONES, baseline=jnp.ones(2))
     ),
-    "integrated_gradients: nodes is 0": lambda: dg.integrated_gradients(
-        lambda xs: xs.sum(), ONES, nodes=0
+    "integrated_gradients: nodes: got 0, expected an integer >= 1": (
+        lambda: dg.integrated_gradients(lambda xs: xs.sum(), ONES, nodes=0)
     ),
 }
 
 
-@over("sentence", WRONG)
-def test_what_does_not_fit_is_refused_in_a_sentence(sentence):
-    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
-        WRONG[sentence]()
+@over("message", WRONG)
+def test_wrong_arguments_raise(message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        WRONG[message]()
 
 
 @over(
     "function",
     [dg.carousel, dg.memory_span, dg.step_jacobians, dg.lyapunov_exponents],
 )
-def test_a_cell_with_spatial_axes_is_refused_where_rows_must_be_apart(function):
+def test_jacobians_of_a_cell_with_spatial_axes_raise(function):
     cell = jl.conv_lstm((3,))
-    with pytest.raises(ValueError, match="1 spatial axes"):
-        function(cell, cell.init(KEY, 1, 2), jnp.ones((4, 2, 5, 1)))
+    with pytest.raises(ValueError, match="cell: got 1 spatial axes, expected none"):
+        traced(function, cell, init(cell, 1, 2), jnp.ones((4, 2, 5, 1)))
 
 
-def test_a_seed_is_no_key():
+def test_a_seed_in_place_of_a_key_raises():
     with pytest.raises(TypeError, match="lyapunov_exponents: key: got 3"):
-        lstm_run(dg.lyapunov_exponents, key=3)
+        with_lstm(dg.lyapunov_exponents, key=3)
 
 
-def test_statistics_of_16_bits_are_kept_in_32():
-    """1,003 steps: in bfloat16 neither their number nor their sum would be right."""
+def test_statistics_of_16_bit_values_are_summed_in_float32():
+    """In bfloat16, neither the number of 1,003 steps nor a sum over them is exact."""
     drawn = jax.random.uniform(jax.random.key(0), (1003, 1, 6), jnp.float32)
     halves = drawn.astype(jnp.bfloat16)
     same = halves.astype(jnp.float32)
@@ -886,169 +941,190 @@ def test_statistics_of_16_bits_are_kept_in_32():
     jax.tree.map(np.testing.assert_array_equal, found(halves), found(same))
 
 
-def test_exponents_of_an_lstm_without_recurrence_are_those_of_its_forget_gates():
-    """c_t = f c_{t-1} + i g with gates of the input alone; h is made anew each step."""
+def test_exponents_of_an_lstm_without_recurrent_weights_are_log_f():
+    """Gates depend on the input alone, and h_t does not depend on h_{t-1}."""
     cell = jl.lstm()
-    params = cell.init(KEY, 2, 3)
+    params = init(cell, 2, 3)
     params = params._replace(
         w_h=jnp.zeros_like(params.w_h), w_x=params.w_x.at[:, 1].set(0)
     )
     kept = jnp.array([0.9, 0.5, 0.99])
     params = params._replace(b=params.b.at[1].set(jnp.log(kept / (1 - kept))))
-    found = dg.lyapunov_exponents(cell, params, jnp.ones((20, 2)))
+    found = jax.jit(functools.partial(dg.lyapunov_exponents, cell))(
+        params, jnp.ones((20, 2))
+    )
     np.testing.assert_allclose(found[:3], jnp.sort(jnp.log(kept))[::-1], rtol=1e-5)
     assert (found[3:] == -jnp.inf).all()
 
 
-def test_what_single_precision_resolves_is_not_lost(x64):
-    """Of output gates that are nearly shut: exponents far down, and finite."""
+def test_small_exponents_are_finite_in_float32(x64):
+    """Nearly closed output gates give very negative, finite exponents."""
     cell = jl.lstm()
-    params = cell.init(KEY, 2, 16, dtype=jnp.float64)
+    params = init(cell, 2, 16, jnp.float64)
     params = params._replace(b=params.b.at[3].add(-6.0).at[1].set(2.0))
     xs = jax.random.normal(KEY, (20, 2), jnp.float64)
-    exact = dg.lyapunov_exponents(cell, params, xs)
+    exponents = jax.jit(functools.partial(dg.lyapunov_exponents, cell))
+    exact = exponents(params, xs)
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, xs))
-    found = dg.lyapunov_exponents(cell, *single)
+    found = exponents(*single)
     np.testing.assert_allclose(found, exact, atol=0.01)
 
 
-def test_eigenvalues_and_singular_values_of_a_step_that_is_known(x64):
+def test_eigenvalues_and_singular_values_of_a_known_matrix(x64):
     cell = jl.simple_rnn(activation="identity")
-    params = cell.init(KEY, 1, 3, dtype=jnp.float64)
+    params = init(cell, 1, 3, jnp.float64)
     step = jnp.array([[2.0, 1.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, -0.25]])
-    found = dg.jacobian_spectrum(cell, params._replace(w_h=step), jnp.ones((2, 1)))
+    found = jax.jit(functools.partial(dg.jacobian_spectrum, cell))(
+        params._replace(w_h=step), jnp.ones((2, 1))
+    )
     for eigen, singular in zip(found.eigenvalues, found.singular_values, strict=True):
-        assert_same(jnp.sort(eigen.real), jnp.array([-0.25, 0.5, 2.0]), 1e-12)
+        assert_same(np.sort(eigen.real), np.array([-0.25, 0.5, 2.0]), 1e-12)
         assert_same(singular, np.linalg.svd(step, compute_uv=False), 1e-12)
 
 
-def test_cells_side_by_side_keep_what_each_of_them_keeps(x64):
-    """A linear network that halves at each step, and one that keeps everything."""
+def test_compare_gives_the_flow_of_each_cell(x64):
+    """One linear network halves its state at each step, the other keeps it."""
     cell = jl.simple_rnn(activation="identity")
-    params = cell.init(KEY, 1, 1, dtype=jnp.float64)
+    params = init(cell, 1, 1, jnp.float64)
     halves, keeps = (params._replace(w_h=jnp.full((1, 1), w)) for w in (0.5, 1.0))
-    flows = dg.compare(
-        {"halves": (cell, halves), "keeps": (cell, keeps)},
-        jnp.ones((6, 1)),
-        loss=lambda state, hs: hs[-1].sum(),
-    )
-    assert_same(flows["halves"].norm.h, 0.5 ** jnp.arange(5.0, -1, -1), 1e-12)
-    assert_same(flows["keeps"].norm.h, jnp.ones(6), 1e-12)
+
+    @jax.jit
+    def compared(xs):
+        cells = {"halves": (cell, halves), "keeps": (cell, keeps)}
+        return dg.compare(cells, xs, loss=lambda state, hs: hs[-1].sum())
+
+    flows = compared(jnp.ones((6, 1)))
+    assert_same(flows["halves"].norm.h, 0.5 ** np.arange(5.0, -1, -1), 1e-12)
+    assert_same(flows["keeps"].norm.h, np.ones(6), 1e-12)
 
 
-def test_who_is_compared_is_named_when_the_loss_fails():
-    cells = {"g": (jl.gru(), jl.gru().init(KEY, 2, 3))}
+def test_compare_names_the_cell_whose_loss_fails():
+    cells = {"g": (jl.gru(), init(jl.gru(), 2, 3))}
     with pytest.raises(AttributeError, match="c") as caught:
-        dg.compare(cells, jnp.ones((4, 2)), loss=lambda state, hs: state.c.sum())
-    assert 'compare: this came of cells["g"].' in caught.value.__notes__
+        traced(dg.compare, cells, ONES, loss=lambda state, hs: state.c.sum())
+    assert 'compare: raised for cells["g"].' in caught.value.__notes__
 
 
 UNEVEN = {"f": jnp.ones((3, 2)), "i": jnp.ones((9, 2)), "o": jnp.ones((3, 2))}
-NONSENSE = {
+WRONG_RESULTS = {
     "complex loss": (
         lambda cell, params, xs: dg.gradient_flow(
             cell, params, xs, loss=lambda state, hs: lax.complex(hs, hs).sum()
         ),
-        "gradient_flow: loss gives complex64; floating point numbers are needed",
+        "gradient_flow: loss: got a result of dtype complex64, expected floating point",
     ),
     "complex output": (
         lambda cell, params, xs: dg.memory_span(
             cell, params, xs, output=lambda state: lax.complex(state.h, state.h)
         ),
-        "memory_span: output gives complex64",
+        "memory_span: output: got a result of dtype complex64",
     ),
     "complex baseline": (
         lambda cell, params, xs: dg.integrated_gradients(
             lambda xs: xs.sum(), xs, baseline=1j
         ),
-        "integrated_gradients: baseline is complex64; real numbers are needed",
+        "integrated_gradients: baseline: got dtype complex64, expected real numbers",
     ),
-    "gates that do not fit": (
+    "gates of different lengths": (
         lambda cell, params, xs: dg.saturation(UNEVEN),
-        r"saturation: gates.f is \[3, 2\] and gates.i \[9, 2\]; all gates",
+        r"saturation: gates.i: got shape \[9, 2\], expected the steps and rows of "
+        r"gates.f, \[3, 2\]",
     ),
-    "fractions of gates that do not fit": (
+    "fractions of gates of different lengths": (
         lambda cell, params, xs: dg.fractions(UNEVEN),
-        r"fractions: gates.i is \[9, 2\] and gates.f \[3, 2\]; all gates",
+        r"fractions: gates.f: got shape \[3, 2\], expected the steps and rows of "
+        r"gates.i, \[9, 2\]",
     ),
     "a traced share": (
         lambda cell, params, xs: jax.jit(
             lambda share: dg.memory_span(cell, params, xs, share=share)
         )(0.1),
-        "memory_span: share is .*; a plain Python number is needed",
+        "memory_span: share: got .*, expected a plain Python number",
     ),
     "a boolean threshold": (
         lambda cell, params, xs: dg.dead_units(xs, band=True),
-        "dead_units: band is True; a plain Python number is needed",
+        "dead_units: band: got True, expected a plain Python number",
     ),
-    "a layer for a cell": (
+    "a layer in place of a cell": (
         lambda cell, params, xs: dg.carousel(jl.stack(cell, (3,)), params, xs),
-        "cell is a layer; the cell that it was made of is needed",
+        "cell: got a Layer, expected a Cell; pass the layer's cell",
     ),
-    "resets of no steps": (
+    "resets without steps": (
         lambda cell, params, xs: dg.backward_resets(True),
-        "backward_resets: resets is one value",
+        "backward_resets: resets: got one value, expected booleans",
     ),
 }
 
 
-@pytest.mark.parametrize("name", NONSENSE)
-def test_what_cannot_be_answered_is_refused_in_words(name):
-    call, words = NONSENSE[name]
+@over("name", WRONG_RESULTS)
+def test_wrong_arrays_and_results_raise(name):
+    call, message = WRONG_RESULTS[name]
     cell = jl.lstm()
-    with pytest.raises(ValueError, match=words):
-        call(cell, cell.init(KEY, 2, 3), jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match=message):
+        traced(call, cell, init(cell, 2, 3), ONES)
 
 
-def test_a_direction_that_a_step_loses_is_minus_infinity_and_not_rounding():
-    """A unit that is cut off once, in a rotation that shrinks by 0.3 a step."""
+def test_a_lost_direction_has_exponent_minus_infinity():
+    """One unit is cut off once, in a rotation that shrinks by 0.3 per step."""
     cell = jl.simple_rnn(activation="relu")
-    params = cell.init(jax.random.key(0), 4, 4)
+    params = init(cell, 4, 4)
     params = params._replace(w_h=0.3 * params.w_h, w_x=jnp.eye(4), b=jnp.zeros(4))
     xs = jnp.full((50, 4), 100.0).at[5, 0].set(-1e6)
-    found = dg.lyapunov_exponents(cell, params, xs)
+    found = jax.jit(functools.partial(dg.lyapunov_exponents, cell))(params, xs)
     np.testing.assert_allclose(found[:3], math.log(0.3), atol=0.05)
     assert found[3] == -jnp.inf
     stiff = jl.simple_rnn(activation="identity")
-    params = stiff.init(jax.random.key(0), 1, 2)
+    params = init(stiff, 1, 2)
     params = params._replace(w_h=jnp.diag(jnp.array([1.0, 1e-7])))
-    found = dg.lyapunov_exponents(stiff, params, jnp.ones((20, 1)))
+    found = jax.jit(functools.partial(dg.lyapunov_exponents, stiff))(
+        params, jnp.ones((20, 1))
+    )
     np.testing.assert_allclose(found, [0.0, math.log(1e-7)], rtol=1e-5)
 
 
 @over("which", ["step_jacobians", "lyapunov_exponents"])
-def test_what_is_differentiated_never_sees_padding(which, x64):
+def test_derivatives_of_dynamics_are_finite_with_nan_padding(which, x64):
     q = question(jl.lstm())
 
     def total(params):
         found = getattr(dg, which)(q.cell, params, q.xs, q.state, **q.steps)
         return jnp.where(jnp.isfinite(found), found, 0.0).sum()
 
-    gradient = jax.grad(total)(q.params)
+    gradient = jax.jit(jax.grad(total))(q.params)
     assert all(finite(leaf) for leaf in jax.tree.leaves(gradient))
 
 
-def test_norms_neither_overflow_nor_underflow_with_their_squares():
+def test_norms_do_not_overflow_or_underflow():
     cell = jl.simple_rnn(activation="identity")
-    params = cell.init(jax.random.key(0), 1, 4)
+    params = init(cell, 1, 4)
     params = params._replace(w_h=jnp.full((4, 4), 0.01), w_x=jnp.ones((1, 4)))
     xs = jnp.ones((20, 1))
-    flow = dg.gradient_flow(cell, params, xs, loss=lambda state, hs: hs[-1].sum())
+
+    @jax.jit
+    def run(params, xs):
+        flow = dg.gradient_flow(cell, params, xs, loss=lambda state, hs: hs[-1].sum())
+        return flow, dg.memory_span(cell, params, xs, share=0.0)
+
+    flow, memory_span = run(params, xs)
     wanted = 2 * 0.04 ** np.arange(19.0, -1, -1)
     np.testing.assert_allclose(flow.norm.h, wanted, rtol=1e-4)
-    span = dg.memory_span(cell, params, xs, share=0.0)
-    assert int(span.span) == 19
+    assert int(memory_span.span) == 19
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
-    flow = dg.gradient_flow(
-        cell, half, xs.astype(jnp.float16), loss=lambda state, hs: 300 * hs[-1].sum()
-    )
+
+    @jax.jit
+    def scaled(params, xs):
+        return dg.gradient_flow(
+            cell, params, xs, loss=lambda state, hs: 300 * hs[-1].sum()
+        )
+
+    flow = scaled(half, xs.astype(jnp.float16))
     assert flow.norm.h.dtype == jnp.float32
     np.testing.assert_allclose(flow.norm.h[-1], 600)
 
 
-def test_a_norm_of_nothing_has_a_derivative():
+def test_a_norm_of_zero_has_a_finite_derivative():
     cell = jl.lstm()
-    params = cell.init(jax.random.key(0), 2, 3)
+    params = init(cell, 2, 3)
     xs = jnp.ones((6, 2))
     resets = jnp.zeros(6, bool).at[3].set(True)
 
@@ -1058,19 +1134,19 @@ def test_a_norm_of_nothing_has_a_derivative():
         )
         return flow.norm.h.sum() + flow.norm.c.sum()
 
-    gradient = jax.grad(reach)(params)
+    gradient = jax.jit(jax.grad(reach))(params)
     assert all(finite(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 class Counting(NamedTuple):
-    """A state of two vectors, of which one is a number for each row."""
+    """A state of a vector and one number per row."""
 
     h: jax.Array
     total: jax.Array
 
 
 def counting(counted) -> jl.Cell:
-    """h turns into a half of itself and x; the total adds up what h sums to."""
+    """Return a cell with h_t = h_{t-1} / 2 + x_t, whose total accumulates sum h."""
 
     def draw(key, input_size, hidden_size, *, dtype=jnp.float32):
         return jnp.float32(0.5)
@@ -1087,42 +1163,54 @@ def counting(counted) -> jl.Cell:
     return jl.Cell(draw, begin, lambda params, x: x, step)
 
 
-def test_a_state_with_a_number_for_each_row():
+def test_a_state_with_one_number_per_row():
     cell, xs = counting(jnp.float32), jnp.ones((4, 2, 3))
-    found = dg.step_jacobians(cell, jnp.float32(0.5), xs)
+
+    @jax.jit
+    def run(params, xs):
+        return dg.step_jacobians(cell, params, xs), dg.gradient_flow(
+            cell, params, xs, loss=lambda state, hs: state.total.sum()
+        )
+
+    found, flow = run(jnp.float32(0.5), xs)
     wanted = np.zeros((4, 4))
     wanted[:3, :3], wanted[3, :3], wanted[3, 3] = np.eye(3) / 2, 0.5, 1.0
     np.testing.assert_allclose(found[2, 1], wanted)
-    flow = dg.gradient_flow(
-        cell, jnp.float32(0.5), xs, loss=lambda state, hs: state.total.sum()
-    )
     assert flow.norm.total.shape == flow.norm.h.shape == (4, 2)
     np.testing.assert_array_equal(flow.norm.total, 1.0)
     whole = counting(jnp.int32)
-    with pytest.raises(ValueError, match=r"state's leaf \.total is int32"):
-        dg.gradient_flow(whole, jnp.float32(0.5), xs, loss=lambda state, hs: hs.sum())
-    with pytest.raises(ValueError, match=r"step_jacobians: .*\.total is int32"):
-        dg.step_jacobians(whole, jnp.float32(0.5), xs)
+    message = r"state\.total: got dtype int32, expected floating point"
+    with pytest.raises(ValueError, match=f"^gradient_flow: {message}"):
+        traced(
+            dg.gradient_flow,
+            whole,
+            jnp.float32(0.5),
+            xs,
+            loss=lambda state, hs: hs.sum(),
+        )
+    with pytest.raises(ValueError, match=f"^step_jacobians: {message}"):
+        traced(dg.step_jacobians, whole, jnp.float32(0.5), xs)
 
 
 @over(
-    ("loss", "words"),
+    ("loss", "message"),
     [
-        (lambda state, hs: (hs.sum(), hs), "loss gives a tuple; one array is needed"),
-        (lambda state, hs: None, "loss gives a NoneType; one array is needed"),
-        (lambda state, hs: (hs > 0).sum(), "loss gives int32; floating point"),
-        (lambda hs: hs.sum(), r"loss is called as loss\(state, emitted\): too many"),
-        (1.5, r"loss is 1\.5; a function \(state, emitted\) is needed, such as lambda"),
+        (lambda state, hs: (hs.sum(), hs), "got a result tuple, expected one array"),
+        (lambda state, hs: None, "got a result NoneType, expected one array"),
+        (
+            lambda state, hs: (hs > 0).sum(),
+            "got a result of dtype int32, expected floating point numbers",
+        ),
+        (lambda hs: hs.sum(), r"called as loss\(state, emitted\): too many"),
+        (1.5, r"got 1\.5, expected a function \(state, emitted\); pass for example"),
     ],
 )
-def test_losses_that_are_none(loss, words):
-    cell = jl.lstm()
-    params = cell.init(jax.random.key(0), 2, 3)
-    with pytest.raises(ValueError, match=f"^gradient_flow: {words}"):
-        dg.gradient_flow(cell, params, jnp.ones((4, 2)), loss=loss)
+def test_wrong_losses_raise(loss, message):
+    with pytest.raises(ValueError, match=f"^gradient_flow: loss: {message}"):
+        with_lstm(dg.gradient_flow, loss=loss)
 
 
-def test_a_loss_that_stands_for_another_is_called_as_itself():
+def test_a_wrapped_loss_is_checked_by_its_own_signature():
     def mean_of(function):
         @functools.wraps(function)  # whose signature is not this one's
         def loss(state, hs):
@@ -1131,38 +1219,40 @@ def test_a_loss_that_stands_for_another_is_called_as_itself():
         return loss
 
     cell = jl.lstm()
-    params = cell.init(jax.random.key(0), 2, 3)
+    params = init(cell, 2, 3)
     loss = mean_of(lambda hs: hs**2)
-    flow = dg.gradient_flow(cell, params, jnp.ones((4, 2)), loss=loss)
+    flow = jax.jit(lambda params, xs: dg.gradient_flow(cell, params, xs, loss=loss))(
+        params, ONES
+    )
     assert (flow.norm.h > 0).all()
 
 
-def test_pairs_outputs_and_shares_that_are_none():
+def test_wrong_pairs_outputs_and_shares_raise():
     cell = jl.lstm()
-    params = cell.init(jax.random.key(0), 2, 3)
-    xs = jnp.ones((4, 2))
     for pair in (cell, (cell,)):
-        with pytest.raises(ValueError, match=r'cells\["a"\]: .*pair \(cell, params\)'):
-            dg.compare({"a": pair}, xs, loss=lambda state, hs: hs.sum())
-    with pytest.raises(ValueError, match="output gives a LSTMState; one array"):
-        dg.memory_span(cell, params, xs, output=lambda state: state)
+        message = r'cells\["a"\]: got .*, expected a pair \(cell, params\)'
+        with pytest.raises(ValueError, match=message):
+            dg.compare({"a": pair}, ONES, loss=lambda state, hs: hs.sum())
+    message = "output: got a result LSTMState, expected one array"
+    with pytest.raises(ValueError, match=message):
+        with_lstm(dg.memory_span, output=lambda state: state)
     with pytest.raises(ValueError, match=r"output: called as output\(state\): missing"):
-        dg.memory_span(cell, params, xs, output=lambda state, hs: state.h)
-    with pytest.raises(ValueError, match="share is 'a'; a plain Python number"):
-        dg.memory_span(cell, params, xs, share="a")
+        with_lstm(dg.memory_span, output=lambda state, hs: state.h)
+    with pytest.raises(ValueError, match="share: got 'a', expected a plain Python"):
+        with_lstm(dg.memory_span, share="a")
 
 
-# -- a run in reverse, and cells with spatial axes ------------------------------------
+# -- reversed runs, and cells with spatial axes ---------------------------------------
 
 
 def flipped(which):
-    """The run from the last step to the first, as one from the first to the last."""
+    """Return the mask and resets of the flipped sequence."""
     active = jnp.asarray(which.active[::-1])
     return {"mask": active, "resets": jnp.asarray(which.resets[::-1])}
 
 
 @over("kind", daily(KINDS, HOLES), ids=str)
-def test_of_a_run_in_reverse_time_is_counted_backward(x64, kind):
+def test_reverse_equals_a_flipped_forward_run(x64, kind):
     q = question(jl.lstm(), kind)
     gates = jl.Gates(*np.random.default_rng(1).random((4, *q.xs.shape[:-1], 4)))
     back = jax.tree.map(lambda gate: gate[::-1], gates)
@@ -1173,8 +1263,8 @@ def test_of_a_run_in_reverse_time_is_counted_backward(x64, kind):
     assert_same(found._replace(closed_for=found.closed_for[::-1]), wanted, 1e-12)
 
 
-def test_in_reverse_the_product_is_the_derivative_of_the_first_step(x64):
-    """Without recurrent weights, of `unroll(reverse=True)`, beyond a reset."""
+def test_the_reversed_product_is_the_derivative_of_the_first_state(x64):
+    """Holds without recurrent weights, for `unroll(reverse=True)` with resets."""
     q = question(jl.lstm(), HOLES, Shape(12, (3,), 2, 3))
     q = q._replace(params=q.params._replace(w_h=jnp.zeros_like(q.params.w_h)))
 
@@ -1184,68 +1274,85 @@ def test_in_reverse_the_product_is_the_derivative_of_the_first_step(x64):
             jl.taps(q.cell), params, q.xs, **q.steps, reverse=True, emit=emit
         )
 
-    _, gates = end(None, lambda state, gates: gates)
-    zeros = jax.tree.map(jnp.zeros_like, end(None)[1])
-    slope = jax.grad(lambda push: end(push)[0].c.sum())(zeros).c
-    products = dg.forget_products(gates, **q.steps, reverse=True)
-    assert_same(products, jnp.where(q.active[..., None], slope, 0), 1e-12)
+    @jax.jit
+    def run():
+        _, gates = end(None, lambda state, gates: gates)
+        zeros = jax.tree.map(jnp.zeros_like, end(None)[1])
+        slope = jax.grad(lambda push: end(push)[0].c.sum())(zeros).c
+        return slope, dg.forget_products(gates, **q.steps, reverse=True)
+
+    slope, products = run()
+    assert_same(products, np.where(q.active[..., None], slope, 0), 1e-12)
     assert ((products > 0) & (products < 1)).any()
 
 
-@pytest.mark.parametrize(("border", "runs"), [(1, 1), (2, 2), (3, 2), (4, 1), (5, 2)])
-def test_borders_of_a_backward_part_lie_between_steps_that_happen(border, runs, x64):
-    """The product is 0 just where nothing comes from step t to what is first."""
+@functools.cache
+def backward_run():
+    """Return the products, derivatives and intervals of a layer's backward part."""
     layer = jl.stack(jl.lstm(), (3,), bidirectional=True)
-    params, _ = layer.init(jax.random.key(0), 2)
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+    @jax.jit
+    def run(xs, mask, resets):
+        params, _ = layer.init(jax.random.key(0), 2)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+        def backward(xs):
+            layer_trace = layer.trace(params, xs, mask=mask, resets=resets)[2]
+            return layer_trace["0/backward"]
+
+        how = {"mask": mask, "resets": dg.backward_resets(resets, mask=mask)}
+        products = dg.forget_products(backward(xs).gates, **how, reverse=True)
+        slopes = jax.jacobian(lambda xs: backward(xs).state.c[0])(xs)
+        gate = jnp.zeros((6, 1))
+        return products, slopes, dg.closed_intervals(gate, **how, reverse=True)
+
+    return run
+
+
+@over(("reset_at", "intervals"), [(1, 1), (2, 2), (3, 2), (4, 1), (5, 2)])
+def test_backward_resets_separate_active_steps(reset_at, intervals, x64):
+    """The product is 0 exactly where step t does not reach the first step."""
     xs = jax.random.normal(jax.random.key(1), (6, 2), jnp.float64)
-    how = {
-        "mask": jnp.array([True, False, True, True, False, True]),
-        "resets": jnp.arange(6) == border,
-    }
-
-    def last(xs):
-        return layer.trace(params, xs, **how)[2]["0/backward"]
-
-    own = dg.backward_resets(**how)
-    products = dg.forget_products(
-        last(xs).gates, mask=how["mask"], resets=own, reverse=True
-    )
-    slopes = jax.jacobian(lambda xs: last(xs).state.c[0])(xs)
-    arrives = jnp.abs(slopes).max((0, 2)) > 0
+    mask = jnp.array([True, False, True, True, False, True])
+    products, slopes, closed = backward_run()(xs, mask, jnp.arange(6) == reset_at)
+    arrives = np.abs(slopes).max((0, 2)) > 0
     assert (products > 0).all(1).tolist() == arrives.tolist()
-    shut = dg.closed_intervals(
-        jnp.zeros((6, 1)), mask=how["mask"], resets=own, reverse=True
-    )
-    assert shut.number.item() == runs
+    assert closed.number.item() == intervals
 
 
-def test_the_backward_part_of_a_layer_has_the_resets_one_step_earlier():
+def test_the_backward_part_of_a_layer_has_its_resets_one_step_earlier():
     layer = jl.stack(jl.lstm(), (5,), bidirectional=True)
-    params, _ = layer.init(jax.random.key(0), 3)
-    xs = jax.random.normal(jax.random.key(1), (7, 3))
-    resets = jnp.zeros(7, bool).at[3].set(True)
-    gates = layer.trace(params, xs, resets=resets)[2]["0/backward"].gates
-    own = dg.backward_resets(resets)
+    resets = np.arange(7) == 3
+
+    @jax.jit
+    def run(xs):
+        params, _ = layer.init(jax.random.key(0), 3)
+        gates = layer.trace(params, xs, resets=resets)[2]["0/backward"].gates
+        own = dg.backward_resets(resets)
+        first = jax.tree.map(lambda gate: gate[:3], gates)
+        return (
+            own,
+            dg.forget_products(gates, resets=own, reverse=True),
+            dg.forget_products(first, reverse=True),
+        )
+
+    own, products, first = run(jax.random.normal(jax.random.key(1), (7, 3)))
     assert own.tolist() == [*resets[1:].tolist(), False]
-    products = dg.forget_products(gates, resets=own, reverse=True)
     assert (products[3:] == 0).all()
-    rest = dg.forget_products(jax.tree.map(lambda g: g[:3], gates), reverse=True)
-    assert_same(products[:3], rest, 1e-6)
+    assert_same(products[:3], first, 1e-6)
     assert (products[:3] > 0).all()
 
 
-def places():
-    """Gates over 3 rows of 2 places each, and what tells their steps apart."""
+def positions():
+    """Return gates of 3 rows with 2 positions each, and masks per row and position."""
     rng = np.random.default_rng(3)
-    gates = jl.Gates(*jnp.asarray(rng.random((4, 5, 3, 2, 4), np.float32)))
-    mask = jnp.asarray(rng.random((5, 3)) < 0.7)
-    resets = jnp.asarray(rng.random((5, 3)) < 0.3)
-    spread = [jnp.repeat(flags[..., None], 2, -1) for flags in (mask, resets)]
-    return gates, (mask, resets), spread
+    gates = jl.Gates(*rng.random((4, 5, 3, 2, 4), np.float32))
+    mask, resets = rng.random((5, 3)) < 0.7, rng.random((5, 3)) < 0.3
+    repeated = [np.repeat(flags[..., None], 2, -1) for flags in (mask, resets)]
+    return gates, (mask, resets), repeated
 
 
-OF_PLACES = {
+BY_POSITION = {
     "saturation": lambda g, m, r: dg.saturation(g, low=0.3, high=0.6, mask=m),
     "fractions": lambda g, m, r: dg.fractions(g, mask=m),
     "timescales": lambda g, m, r: dg.timescales(g, mask=m),
@@ -1258,40 +1365,45 @@ OF_PLACES = {
 }
 
 
-@over("name", OF_PLACES)
-def test_what_a_row_does_all_its_places_do(name):
-    gates, flags, spread = places()
-    found = OF_PLACES[name](gates, *flags)
-    assert_same(found, OF_PLACES[name](gates, *spread), 1e-6)
+@over("name", BY_POSITION)
+def test_the_mask_of_a_row_holds_at_all_its_positions(name):
+    gates, flags, repeated = positions()
+    found = BY_POSITION[name](gates, *flags)
+    assert_same(found, BY_POSITION[name](gates, *repeated), 1e-6)
 
 
 def test_statistics_of_a_convolutional_cell_take_the_lengths_of_its_run():
-    cell, lengths = jl.conv_lstm((3,)), jnp.array([4, 1])
-    params = cell.init(KEY, 1, 2)
+    cell = jl.conv_lstm((3,))
+    params = init(cell, 1, 2)
     xs = jax.random.normal(KEY, (4, 2, 5, 1)).at[1:, 1].set(jnp.nan)
 
-    def run(xs):
+    def run(xs, lengths):
         return jl.unroll(cell, params, xs, lengths=lengths, emit=jl.emit.trace)
 
-    gates = run(xs)[1].gates
-    alone = jnp.concatenate([gates.f[:, 0], gates.f[:1, 1]])
-    wanted = dg.timescales({"f": alone})
-    np.testing.assert_allclose(dg.timescales(gates, lengths=lengths), wanted, rtol=1e-6)
+    @jax.jit
+    def statistics(xs):
+        gates = run(xs, [4, 1])[1].gates
+        valid = jnp.concatenate([gates.f[:, 0], gates.f[:1, 1]])
+        attribution = dg.integrated_gradients(
+            lambda xs: run(xs, [4, 1])[0].h.sum((1, 2)), xs, lengths=[4, 1]
+        )
+        found = dg.timescales(gates, lengths=[4, 1]), dg.timescales({"f": valid})
+        return gates, found, attribution
+
+    gates, (timescales, wanted), attribution = statistics(xs)
+    np.testing.assert_allclose(timescales, wanted, rtol=1e-6)
     traced = jax.jit(lambda lengths: dg.timescales(gates, lengths=lengths))
-    np.testing.assert_allclose(traced(lengths), wanted, rtol=1e-6)
+    np.testing.assert_allclose(traced(jnp.array([4, 1])), wanted, rtol=1e-6)
     assert not finite(traced(jnp.array([4, 5])))
-    found = dg.integrated_gradients(
-        lambda xs: run(xs)[0].h.sum((1, 2)), xs, lengths=lengths
-    )
-    assert found.gap.shape == (2,)
-    assert (found.values[1:, 1] == 0).all()
-    assert abs(found.gap).max() < 1e-5 < abs(found.values).max()
+    assert attribution.gap.shape == (2,)
+    assert (attribution.values[1:, 1] == 0).all()
+    assert abs(attribution.gap).max() < 1e-5 < abs(attribution.values).max()
 
 
-# -- gates that a cell does not have, and units at the edge of numbers --------------
+# -- missing gates, and extreme values of units ---------------------------------------
 
 
-def test_each_of_i_and_o_is_taken_where_it_is():
+def test_fractions_use_i_and_o_where_they_exist():
     quarter, half, none = (jnp.full((3, 1), x) for x in (0.25, 0.5, 0.0))
     for record, wanted in [
         ({"f": quarter, "o": none}, (0.75, 0.25, 0.0)),
@@ -1302,114 +1414,118 @@ def test_each_of_i_and_o_is_taken_where_it_is():
         assert [part.item() for part in dg.fractions(record)] == list(wanted)
 
 
-def test_a_dict_of_gates_is_read_as_a_record_is():
+def test_a_dict_of_gates_gives_the_result_of_a_record():
     gates = jl.Gates(*jax.random.uniform(KEY, (4, 5, 3)))
     for function in (dg.fractions, dg.timescales, dg.forget_products):
         assert_same(function(gates._asdict()), function(gates), 0)
 
 
 @over("scale", [1.0, 1e25, 1e-25])
-def test_a_correlation_has_no_scale_and_is_at_most_one(scale):
+def test_a_correlation_is_scale_free_and_at_most_1(scale):
     hs = jax.random.normal(KEY, (50, 3, 6)) * 0.3 + 0.1
-    found = dg.duplicate_units(jnp.concatenate([hs, -hs], -1) * scale).correlation
+    hs = np.asarray(hs)
+    both = np.concatenate([hs, -hs], -1) * np.float32(scale)
+    found = dg.duplicate_units(both).correlation
     rows = np.asarray(hs, np.float64).reshape(-1, 6)
     wanted = np.corrcoef(np.concatenate([rows, -rows], -1).T)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert abs(found).max() <= 1
 
 
-def test_the_correlation_with_a_unit_that_never_changes_has_the_derivative_0(x64):
-    varying = jax.random.normal(KEY, (9, 2, 2), jnp.float64)
-    hs = jnp.concatenate([varying, jnp.full((9, 2, 2), jnp.array([0.0, 0.3]))], -1)
-
-    def correlation(hs):
-        return dg.duplicate_units(hs).correlation[0].sum()
-
-    slope = jax.grad(correlation)(hs)
-    assert (slope[..., 2:] == 0).all()
-    assert_same(slope[..., :2], jax.grad(correlation)(varying), 1e-12)
-    assert abs(slope).max() > 0.01
+def test_the_correlation_with_a_constant_unit_has_derivative_0(x64):
+    varying = np.random.default_rng(0).normal(size=(9, 2, 2))
+    constant = np.broadcast_to([0.0, 0.3], (9, 2, 2))
+    hs = np.concatenate([varying, constant], -1)
+    slope = jax.jit(jax.grad(lambda hs: dg.duplicate_units(hs).correlation[0].sum()))
+    found = slope(hs)
+    assert (found[..., 2:] == 0).all()
+    assert_same(found[..., :2], slope(varying), 1e-12)
+    assert abs(found).max() > 0.01
 
 
-def test_nan_is_open():
+def test_nan_counts_as_open():
     gate = jnp.array([[0.0], [math.nan], [0.0]])
     assert dg.closed_intervals(gate).closed_for[:, 0].tolist() == [1, 0, 1]
 
 
-# -- what else is refused ------------------------------------------------------------
+# -- errors about records, flags and thresholds --------------------------------------
 
 GATES = jl.Gates(F, F, F, F)
 TRACE = jl.Trace(jl.LSTMState(F, F), GATES)
-REFUSED = {
-    "closed_intervals: gate is a Gates(i, f, g, o); one array of it is needed, such "
-    "as gate.i.": lambda: dg.closed_intervals(GATES),
-    "dead_units: hs is a LSTMState(h, c); one array of it is needed, such as hs.h.": (
+WRONG_ARRAYS = {
+    "closed_intervals: gate: got Gates(i, f, g, o), expected one array; pass for "
+    "example gate.i.": lambda: dg.closed_intervals(GATES),
+    "dead_units: hs: got LSTMState(h, c), expected one array; pass for example hs.h.": (
         lambda: dg.dead_units(TRACE.state)
     ),
-    "dead_units: hs is a dict('h'); one array of it is needed, such as hs['h'].": (
+    "dead_units: hs: got dict('h'), expected one array; pass for example hs['h'].": (
         lambda: dg.dead_units({"h": F})
     ),
-    "duplicate_units: hs is a Trace(state, gates); one array of it is needed, such as "
-    "hs.state.h.": lambda: dg.duplicate_units(TRACE),
-    "saturation: gates holds a Trace(state, gates); take trace.gates alone.": (
-        lambda: dg.saturation(TRACE)
-    ),
-    "saturation: gates holds a Trace(state, gates); take trace.gates": (
+    "duplicate_units: hs: got Trace(state, gates), expected one array; pass for "
+    "example hs.state.h.": lambda: dg.duplicate_units(TRACE),
+    "saturation: gates: got Trace(state, gates), expected gates only; pass "
+    "trace.gates.": lambda: dg.saturation(TRACE),
+    "saturation: gates: got Trace(state, gates), expected gates only": (
         lambda: dg.saturation({"0": TRACE, "1": TRACE})
     ),
-    "saturation: gates holds a LSTMState(h, c); take trace.gates": (
+    "saturation: gates: got LSTMState(h, c), expected gates only": (
         lambda: dg.saturation(TRACE.state)
     ),
-    "timescales: gates is an array [4, 2], without a forget gate f or z; take": (
+    "saturation: gates: got no array, expected the gates of a trace": (
+        lambda: dg.saturation({})
+    ),
+    "timescales: gates: got an array [4, 2], expected a forget gate f or z; pass": (
         lambda: dg.timescales(F)
     ),
-    "timescales: gates is a Trace(state, gates), without": lambda: dg.timescales(TRACE),
-    "fractions: gates is a dict('i', 'o'), without": lambda: dg.fractions(
-        {"i": F, "o": F}
+    "timescales: gates: got Trace(state, gates), expected a forget gate": (
+        lambda: dg.timescales(TRACE)
     ),
-    "timescales: lengths has shape [3], gates has batch shape [2]": (
+    "fractions: gates: got dict('i', 'o'), expected a forget gate": (
+        lambda: dg.fractions({"i": F, "o": F})
+    ),
+    "timescales: lengths: got shape [3], expected the batch shape [2] of gates": (
         lambda: dg.timescales({"f": jnp.ones((4, 2, 5, 1))}, lengths=[1, 2, 3])
     ),
-    "dead_units: mask has shape [4, 3]; one boolean for each of the steps [4, 2]": (
+    "dead_units: mask: got shape [4, 3], expected [4, 2]": (
         lambda: dg.dead_units(jnp.ones((4, 2, 1)), mask=jnp.ones((4, 3), bool))
     ),
-    "dead_units: lengths[0] is 9; hs has 4 steps": lambda: dg.dead_units(
+    "dead_units: lengths[0]: got 9, expected 0 to 4": lambda: dg.dead_units(
         jnp.ones((4, 2, 1)), lengths=[9, 1]
     ),
-    "dead_units: mask is not an array of numbers": lambda: dg.dead_units(
+    "dead_units: mask: got no array of numbers": lambda: dg.dead_units(
         F, mask=[[True], [True, False]]
     ),
-    "closed_intervals: reverse is 'no'; True or False is needed.": (
+    "closed_intervals: reverse: got 'no', expected True or False.": (
         lambda: dg.closed_intervals(ONES, reverse="no")
     ),
-    "forget_products: reverse is 1; True or False is needed.": (
+    "forget_products: reverse: got 1, expected True or False.": (
         lambda: dg.forget_products(TRACE.gates, reverse=1)
     ),
-    "integrated_gradients: function gives tuple; one array of floating point": (
+    "integrated_gradients: function: got a result tuple, expected one floating": (
         lambda: dg.integrated_gradients(lambda xs: (xs.sum(), xs), ONES)
     ),
-    "integrated_gradients: function gives float; one array of floating point": (
+    "integrated_gradients: function: got a result float, expected one floating": (
         lambda: dg.integrated_gradients(lambda xs: 1.0, ONES)
     ),
-    "integrated_gradients: function gives int; one array of floating point": (
+    "integrated_gradients: function: got a result int, expected one floating": (
         lambda: dg.integrated_gradients(lambda xs: 1, ONES)
     ),
-    "integrated_gradients: function gives int32; one array of floating point": (
+    "integrated_gradients: function: got a result int32, expected one floating": (
         lambda: dg.integrated_gradients(lambda xs: xs.argmax(), ONES)
     ),
-    "integrated_gradients: function is called as function(xs): missing": (
+    "integrated_gradients: function: called as function(xs): missing": (
         lambda: dg.integrated_gradients(lambda state, xs: xs.sum(), ONES)
     ),
-    "unroll: xs is a LSTMState(h, c); one array of it is needed, such as xs.h": (
-        lambda: jl.unroll(jl.lstm(), jl.lstm().init(KEY, 2, 3), TRACE.state)
+    "unroll: xs: got LSTMState(h, c), expected one array; pass for example xs.h": (
+        lambda: jl.unroll(jl.lstm(), init(jl.lstm(), 2, 3), TRACE.state)
     ),
 }
 
 
-@over("sentence", REFUSED)
-def test_a_record_where_one_array_is_wanted_is_refused(sentence):
-    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
-        REFUSED[sentence]()
+@over("message", WRONG_ARRAYS)
+def test_records_in_place_of_arrays_and_other_wrong_types_raise(message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        WRONG_ARRAYS[message]()
 
 
 THRESHOLDS = [
@@ -1422,18 +1538,18 @@ THRESHOLDS = [
 
 
 @over(("function", "values", "name"), THRESHOLDS)
-def test_a_threshold_is_a_python_number(function, values, name):
-    said = f"^{function.__name__}: {name} is .*; a plain Python number is needed"
+def test_a_threshold_that_is_not_a_python_number_raises(function, values, name):
+    message = f"^{function.__name__}: {name}: got .*, expected a plain Python number"
     for wrong in ("0.2", None, F):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             function(values, **{name: wrong})
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         jax.jit(lambda traced: function(values, **{name: traced}))(0.2)
     function(values, **{name: np.float32(0.2)})
 
 
-def test_rows_split_over_devices():
-    """`tests/test_meshes.py` has every statistic, and units on a mesh as well."""
+def test_rows_sharded_over_devices():
+    """`tests/test_meshes.py` tests every statistic, and units sharded as well."""
     explicit = jax.make_mesh((4,), ("b",), axis_types=(jax.sharding.AxisType.Explicit,))
     rows = jax.sharding.PartitionSpec(None, "b")
     hs = jax.random.normal(KEY, (5, 4, 3))
