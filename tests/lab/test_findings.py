@@ -1,17 +1,18 @@
-"""Findings on traces made by hand, whose answer is known."""
+"""The search for units and gates, on planted traces; sentences; features of texts."""
 
 import numpy as np
 import pytest
 
-from jaxlstm.lab.analysis import features, findings, sentences
+from jaxlstm.lab.analysis import features, results, search, wording
 from jaxlstm.lab.analysis.features import Feature
-from jaxlstm.lab.analysis.findings import Unit
+from jaxlstm.lab.analysis.search import Finding, Search, Unit
+from jaxlstm.lab.tasks.base import Picture
 
 SIZE = 6000
 
 
 def program(seed: int = 0) -> list[str]:
-    """Lines such as `ab = f(c, de) + g`, of random words."""
+    """Return symbols of lines such as `ab = f(c, de) + g`, with random words."""
     rng = np.random.default_rng(seed)
     text = ""
 
@@ -25,7 +26,7 @@ def program(seed: int = 0) -> list[str]:
 
 
 def noise(units: int, *, keep: float = 0.0, seed: int = 0) -> np.ndarray:
-    """Units that know nothing of a text: white, or with a memory, `[N, U]`."""
+    """Return units `[N, U]` of white noise, or of a process that decays by `keep`."""
     rng = np.random.default_rng(seed)
     drawn = rng.normal(size=(SIZE, units))
     for step in range(1, SIZE):
@@ -34,7 +35,7 @@ def noise(units: int, *, keep: float = 0.0, seed: int = 0) -> np.ndarray:
 
 
 def between(symbols: list[str], one: str, other: str) -> np.ndarray:
-    """True after the one symbol and before the other."""
+    """Return where a position is after the one symbol and before the other."""
     inside, flags = False, []
     for symbol in symbols:
         inside = symbol == one or (inside and symbol != other)
@@ -46,13 +47,13 @@ def ids(symbols: list[str]) -> np.ndarray:
     return np.array([ord(symbol) for symbol in symbols])
 
 
-def look(symbols: list[str], states: np.ndarray) -> findings.Search:
+def search_states(symbols: list[str], states: np.ndarray) -> Search:
     columns = features.of_text(symbols, np.arange(SIZE))
     units = [Unit(0, unit) for unit in range(states.shape[1])]
     states = states.astype(np.float32)
-    held = [column for column in columns if column.symbol is None]
+    columns = [column for column in columns if column.symbol is None]
     untrained = noise(5, keep=0.5, seed=99).astype(np.float32)
-    return findings.search(held, states, ids(symbols), units, untrained)
+    return search.search(columns, states, ids(symbols), units, untrained)
 
 
 @pytest.mark.parametrize(("sign", "level"), [(1, "high"), (-1, "low")])
@@ -60,71 +61,75 @@ def test_a_planted_unit_is_found_and_no_other(sign, level):
     symbols = program()
     states = noise(20)
     states[:, 7] = 0.3 * states[:, 7] + sign * between(symbols, "(", ")")
-    found = look(symbols, states)
-    assert [finding.place for finding in found.findings] == [Unit(0, 7)]
+    found = search_states(symbols, states)
+    assert [finding.unit for finding in found.findings] == [Unit(0, 7)]
     (one,) = found.findings
     assert one.feature.phrase in ("inside parentheses", "after `(` and before `)`")
     assert sign * one.score > 0.9
+    assert one.memory is not None
     assert sign * one.memory > 0.8
-    said = sentences.told(one, {"c": states[:, 7]}, symbols).sentence
-    assert said.startswith(f"is {level} {one.feature.phrase}: c is ")
-    assert "times in 100" in said
+    told = wording.with_sentence(one, {"c": states[:, 7]}, symbols)
+    assert told.sentence.startswith(f"is {level} {one.feature.phrase}: c is ")
+    assert " % of pairs (" in told.sentence
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.9, 0.995, 1.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_noise_yields_no_finding(keep, seed):
-    found = look(program(seed), noise(40, keep=keep, seed=seed))
+def test_noise_gives_no_finding(keep, seed):
+    found = search_states(program(seed), noise(40, keep=keep, seed=seed))
     assert found.findings == []
-    assert found.columns > 20
+    assert found.features > 20
     assert found.nearest is not None
-    assert not found.nearest.holds
 
 
-def test_a_unit_that_only_shows_the_symbol_is_no_finding():
+def test_a_unit_that_follows_the_current_symbol_only_is_no_finding():
     symbols = program()
     states = noise(5)
     states[:, 2] = np.isin(symbols, list("(,)")) + 0.01 * states[:, 2]
-    assert look(symbols, states).findings == []
+    assert search_states(symbols, states).findings == []
 
 
-def test_what_holds_on_one_half_only_is_not_reported():
+def test_a_unit_that_follows_in_one_half_only_is_no_finding():
     symbols = program()
     states = noise(5)
     states[: SIZE // 2, 3] += 9 * between(symbols, "(", ")")[: SIZE // 2]
-    found = look(symbols, states)
+    found = search_states(symbols, states)
     assert found.findings == []
-    assert found.candidates == found.columns
+    assert found.nearest is not None
 
 
-def test_a_counter_follows_an_amount():
+def test_a_counter_follows_the_position_in_the_line():
     symbols = program()
     states = noise(5)
     line = np.array(symbols) == "\n"
     at = np.arange(SIZE)
     states[:, 1] = np.maximum.accumulate(np.where(line, at, 0)) - at
-    (one,) = look(symbols, states).findings
-    assert one.place == Unit(0, 1)
+    (one,) = search_states(symbols, states).findings
+    assert one.unit == Unit(0, 1)
     assert one.feature.phrase == "the position in the line"
     assert one.score < -0.99
-    said = sentences.told(one, {"h": states[:, 1]}, symbols).sentence
-    assert said.startswith("follows the position in the line: h falls with it")
+    told = wording.with_sentence(one, {"h": states[:, 1]}, symbols)
+    assert told.sentence == (
+        "follows the position in the line: h falls with it (rank correlation "
+        f"{one.score:.2f}; {abs(one.memory or 0):.2f} without the current symbol's "
+        f"effect; chance {one.chance:.2f})."
+    )
 
 
-def test_copies_are_said_once():
+def test_units_that_follow_the_same_feature_are_one_finding():
     symbols = program()
     states = noise(5)
     states[:, 1] = 0.2 * states[:, 1] + between(symbols, "(", ")")
     states[:, 3] = 1 - 2 * states[:, 1]
-    assert [f.place.unit for f in look(symbols, states).findings] in ([1], [3])
+    assert [f.unit.unit for f in search_states(symbols, states).findings] in ([1], [3])
 
 
-def test_a_text_in_which_nothing_happens():
-    found = look(["a"] * SIZE, noise(3))
-    assert found == findings.Search([], 0, 3, 0, None)
+def test_a_text_of_one_symbol_has_no_features():
+    found = search_states(["a"] * SIZE, noise(3))
+    assert found == Search([], 0, 3, None)
 
 
-def test_the_sentence_says_what_the_gates_do():
+def test_the_sentence_describes_the_gates():
     symbols = program()
     inside = between(symbols, "(", ")")
     here = np.array(symbols)
@@ -133,37 +138,33 @@ def test_the_sentence_says_what_the_gates_do():
         "i": np.where(here == "(", 0.9, 0.1),
         "f": np.where(here == ")", 0.05, 0.95),
     }
-    finding = findings.Finding(
-        "state", Unit(0, 0), Feature("inside", inside), 0.9, 0.8, 0.1, True
-    )
-    told = sentences.told(finding, unit, symbols)
+    finding = Finding(Unit(0, 0), Feature("inside", inside), 0.9, 0.1, 0.8)
+    told = wording.with_sentence(finding, unit, symbols)
     assert told.sentence == (
         "is high inside: c is 1.50 there and -0.25 elsewhere. It opens its input gate "
-        "on `(` (0.90; 0.10 elsewhere) and keeps what it holds (f = 0.95; 0.92 "
-        "elsewhere) until `)` (0.05). Given one place inside and one outside, its c "
-        "tells which is which 95 times in 100 (90 beyond the symbol being read; by "
-        f"chance 55). The text has that {told.facts['occurs']:.0f} times."
+        "on `(` (0.90; 0.10 elsewhere) and keeps c (f = 0.95; 0.92 elsewhere) until "
+        "`)` (0.05). c separates inside from outside in 95 % of pairs (90 % without "
+        "the current symbol's effect; chance 55 %). This occurs "
+        f"{told.facts['occurs']:.0f} times."
     )
     begins = [one == "(" for one in symbols]
     assert told.facts["occurs"] == sum(begins)
     assert told.facts["kept_end"] == pytest.approx(0.05)
 
 
-def test_a_gate_that_opens_on_every_such_symbol_is_said_to():
-    """The first `b` of each stretch opens it, and all that follow do as well."""
+def test_the_sentence_says_any_if_every_such_symbol_opens_the_gate():
+    """One gate opens on every `b`, the other on the first `b` of each group only."""
     symbols = list("b" * 4 + "aa") * 20
     at = np.arange(120) % 6 < 2
     opened = {"c": at * 1.0, "i": np.where(np.array(symbols) == "b", 0.9, 0.1)}
     only = opened | {"i": np.where(np.arange(120) % 6 == 0, 0.9, 0.1)}
-    finding = findings.Finding(
-        "state", Unit(0, 0), Feature("early", at), 0.9, 0.8, 0.1, True
-    )
+    finding = Finding(Unit(0, 0), Feature("early", at), 0.9, 0.1, 0.8)
     for unit, words in (opened, "on any `b` (0.90; "), (only, "on `b` (0.90; "):
-        said = sentences.told(finding, unit, symbols).sentence
-        assert f"opens its input gate {words}" in said
+        told = wording.with_sentence(finding, unit, symbols)
+        assert f"opens its input gate {words}" in told.sentence
 
 
-def test_what_a_network_knows_before_training_is_not_reported():
+def test_what_an_untrained_network_follows_is_no_finding():
     symbols = program()
     inside = between(symbols, "(", ")")
     states = noise(4).astype(np.float32)
@@ -171,13 +172,13 @@ def test_what_a_network_knows_before_training_is_not_reported():
     columns = [Feature("inside parentheses", inside)]
     units = [Unit(0, unit) for unit in range(4)]
     for untrained, number in (noise(6, seed=5), 1), (states[:, ::-1], 0):
-        found = findings.search(columns, states, ids(symbols), units, untrained)
+        found = search.search(columns, states, ids(symbols), units, untrained)
         assert len(found.findings) == number
 
 
 @pytest.mark.parametrize(("after", "number"), [(0, 1), (6, 0)])
-def test_who_names_an_end_has_to_see_it(after, number):
-    """A unit that goes on for some symbols after the end does not stand for it."""
+def test_a_unit_must_change_where_the_feature_ends(after, number):
+    """A unit that stays high for some symbols after the end does not follow it."""
     symbols = program()
     inside = between(symbols, "(", ")")
     held = inside.copy()
@@ -187,15 +188,15 @@ def test_who_names_an_end_has_to_see_it(after, number):
     states[:, 1] += held
     units = [Unit(0, unit) for unit in range(3)]
     edged = Feature("after `(` and before `)`", inside, edged=True)
-    found = findings.search([edged], states, ids(symbols), units, noise(2))
+    found = search.search([edged], states, ids(symbols), units, noise(2))
     assert len(found.findings) == number
     plain = edged._replace(edged=False)
-    found = findings.search([plain], states, ids(symbols), units, noise(2))
+    found = search.search([plain], states, ids(symbols), units, noise(2))
     assert len(found.findings) == 1
 
 
-def test_what_is_hardly_more_than_chance_is_not_reported(monkeypatch):
-    """A rare column beside many slow units: one fits well, and so do shifted ones."""
+def test_a_score_must_exceed_chance_by_the_margin(monkeypatch):
+    """A rare feature and many slow units: several fit well with the text shifted."""
     rng = np.random.default_rng(3)
     rare = np.zeros(SIZE, bool)
     for begin in rng.choice(SIZE - 40, 24, replace=False):
@@ -205,17 +206,18 @@ def test_what_is_hardly_more_than_chance_is_not_reported(monkeypatch):
     columns = [Feature("rare", rare)]
     units = [Unit(0, unit) for unit in range(60)]
     symbols = rng.integers(0, 5, SIZE)
-    monkeypatch.setattr(findings, "MARGIN", 0.0)
-    (bare,) = findings.search(columns, states, symbols, units, noise(3)).findings
-    assert bare.place.unit == 7
+    monkeypatch.setattr(search, "MARGIN", 0.0)
+    (bare,) = search.search(columns, states, symbols, units, noise(3)).findings
+    assert bare.unit.unit == 7
+    assert bare.memory is not None
     over = min(abs(bare.score), abs(bare.memory)) - bare.chance
     for margin, number in (0.9 * over, 1), (1.1 * over, 0):
-        monkeypatch.setattr(findings, "MARGIN", margin)
-        found = findings.search(columns, states, symbols, units, noise(3))
+        monkeypatch.setattr(search, "MARGIN", margin)
+        found = search.search(columns, states, symbols, units, noise(3))
         assert len(found.findings) == number
 
 
-def test_gates_that_a_symbol_switches():
+def test_gates_that_one_symbol_switches():
     symbols = program()
     here = np.array(symbols)
     rng = np.random.default_rng(0)
@@ -223,21 +225,21 @@ def test_gates_that_a_symbol_switches():
     gates["i"][:, 1] = np.where(here == "(", 0.9, 0.1)
     gates["f"][:, 2] = np.where(here == "\n", 0.1, 0.9)
     gates["z"][: SIZE // 2, 3] = np.where(here == "=", 0.0, 1.0)[: SIZE // 2]
-    found = findings.switched(
+    found = search.gate_switches(
         features.of_symbols(symbols, np.arange(SIZE)),
         gates,
         [Unit(1, unit) for unit in range(4)],
         {name: np.full((SIZE, 2), 0.5) for name in "ifz"},
     )
-    assert [(f.place.unit, f.sentence) for f in found] == [
+    assert [(f.unit.unit, f.sentence) for f in found] == [
         (1, "opens its input gate on `(` (0.90; 0.10 elsewhere)"),
-        (2, "shuts its forget gate on a line end (0.10; 0.90 elsewhere)"),
+        (2, "closes its forget gate on a line end (0.10; 0.90 elsewhere)"),
     ]
     assert found[0].score == pytest.approx(0.8)
 
 
-def test_a_gate_that_drifts_is_not_switched_by_a_symbol_of_one_place():
-    """Long open, long shut; the symbol occurs only where it happens to be open."""
+def test_a_gate_that_drifts_is_not_switched_by_a_rare_symbol():
+    """Open and closed for long; the symbol occurs only where the gate is open."""
     symbols = np.full(SIZE, "a")
     for half in 0, SIZE // 2:
         symbols[half + 100 : half + 110] = "?"
@@ -248,35 +250,37 @@ def test_a_gate_that_drifts_is_not_switched_by_a_symbol_of_one_place():
     (mark,) = (column for column in columns if column.symbol == "?")
     gate, real = drifting.astype(np.float32), random.astype(np.float32)
     flat = {"i": 0 * gate}
-    assert findings.switched([mark], {"i": gate}, [Unit(0, 0)], flat) == []
-    (found,) = findings.switched([mark], {"i": real}, [Unit(0, 0)], flat)
+    assert search.gate_switches([mark], {"i": gate}, [Unit(0, 0)], flat) == []
+    (found,) = search.gate_switches([mark], {"i": real}, [Unit(0, 0)], flat)
     assert found.score == pytest.approx(0.9, abs=0.05)
     assert 0 < found.chance < 0.6
-    untrained = {"i": np.roll(real, 1, 1)}  # as good before training
-    assert findings.switched([mark], {"i": real}, [Unit(0, 0)], untrained) == []
+    untrained = {"i": np.roll(real, 1, 1)}  # the same before training
+    assert search.gate_switches([mark], {"i": real}, [Unit(0, 0)], untrained) == []
 
 
-def test_a_bracket_in_a_caption_does_not_end_it():
-    picture = sentences.Picture("finding-1.png", "Unit 4; grey: after ] and before *")
-    said = picture.markdown()
-    assert said.startswith("![Unit 4; grey: after \\] and before \\*](finding-1.png)")
+def test_brackets_in_a_caption_are_escaped():
+    caption = "Unit 4; grey: after ] and before *"
+    picture = Picture("finding-1.png", caption, (8, 4), lambda ax: None)
+    markdown = results.show(picture)
+    escaped = "Unit 4; grey: after \\] and before \\*"
+    assert markdown == f"![{escaped}](finding-1.png)\n\n*{escaped}*"
 
 
 def test_scores_are_auc_and_rank_correlation():
     rng = np.random.default_rng(0)
     unit = rng.integers(0, 5, (60, 1)).astype(float)  # with ties
     holds = rng.random(60) < 0.4
-    ranked = findings.ranks(unit)
+    ranked = search.ranks(unit)
     pairs = np.sign(unit[holds] - unit[~holds].T)  # each inside with each outside
-    assert findings._weights(holds) @ ranked == pytest.approx(pairs.mean(), abs=1e-5)
+    assert search.score_weights(holds) @ ranked == pytest.approx(pairs.mean(), abs=1e-5)
     amount = rng.normal(size=60)
-    whole = findings.ranks(rng.normal(size=(60, 1)))
-    own = findings.ranks(amount[:, None])[:, 0]
-    wanted = np.corrcoef(own, whole[:, 0])[0, 1]
-    assert findings._weights(amount) @ whole == pytest.approx(wanted, abs=1e-5)
+    whole = search.ranks(rng.normal(size=(60, 1)))
+    own = search.ranks(amount[:, None])[:, 0]
+    expected = np.corrcoef(own, whole[:, 0])[0, 1]
+    assert search.score_weights(amount) @ whole == pytest.approx(expected, abs=1e-5)
 
 
-# -- what can be said of a text ------------------------------------------------
+# -- features of a text -------------------------------------------------------
 
 TEXT = """\
 def f(a, b):  # isn't (this)
@@ -290,14 +294,14 @@ x = {1}
 
 
 def where(phrase: str, text: str = TEXT) -> str:
-    """The symbols of a text where something holds of it."""
+    """Return the symbols of a text at which a feature holds."""
     columns = features.of_text(list(text), np.arange(len(text)))
     (column,) = [column for column in columns if column.phrase == phrase]
     return "".join(s for s, holds in zip(text, column.values, strict=True) if holds)
 
 
 @pytest.mark.parametrize(
-    ("phrase", "wanted"),
+    ("phrase", "expected"),
     [
         ("inside parentheses", "(a, b"),
         ("inside square brackets", "[a"),
@@ -311,19 +315,19 @@ def where(phrase: str, text: str = TEXT) -> str:
         ("in the indentation of a line", "\n    \n    \n\n\n\n\n"),
     ],
 )
-def test_what_holds_where(phrase, wanted):
-    assert where(phrase) == wanted
+def test_a_feature_holds_where_expected(phrase, expected):
+    assert where(phrase) == expected
 
 
-def test_an_apostrophe_opens_no_string():
+def test_an_apostrophe_begins_no_string():
     assert where("inside a quoted string", "don't 'say' it's\n'a\n") == "'say"
 
 
-def test_an_open_bracket_ends_with_its_paragraph():
+def test_a_blank_line_closes_open_brackets():
     assert where("inside parentheses", "(a\n\nb)c") == "(a"
 
 
-def test_tokens_have_no_letters():
+def test_tokens_have_no_features_of_letters():
     symbols = ["#1", "#22", "#1", "#3"]
     found = features.of_text(symbols, np.arange(4))
     phrases = {column.phrase for column in found}
@@ -331,12 +335,13 @@ def test_tokens_have_no_letters():
     assert not any("inside" in phrase for phrase in phrases)
 
 
-def test_columns_are_of_the_places_that_are_asked_for():
-    symbols, places = program(), np.array([5, 100, 4000])
-    some = features.of_text(symbols, places)
+def test_features_are_selected_at_the_given_positions():
+    symbols, positions = program(), np.array([5, 100, 4000])
+    some = features.of_text(symbols, positions)
     whole = features.of_text(symbols, np.arange(SIZE))
-    there = {column.phrase: column.values for column in whole}
-    alike = [column for column in some if column.phrase in there]
-    assert len(alike) > 30
-    for column in alike:
-        np.testing.assert_array_equal(column.values, there[column.phrase][places])
+    expected = {column.phrase: column.values for column in whole}
+    common = [column for column in some if column.phrase in expected]
+    assert len(common) > 30
+    for column in common:
+        values = expected[column.phrase][positions]
+        np.testing.assert_array_equal(column.values, values)

@@ -1,4 +1,4 @@
-"""`jaxlstm inspect`: what it leaves, for every cell and text, and what it refuses."""
+"""`jaxlstm inspect`: the page and its files, for every cell and text, and errors."""
 
 import dataclasses
 import errno
@@ -16,8 +16,7 @@ import jaxlstm as jl
 from jaxlstm.lab import cli, tasks
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab._util.files import write_atomic
-from jaxlstm.lab.analysis import inspection, readings
+from jaxlstm.lab.analysis import inspection, text
 from jaxlstm.lab.data import read
 from jaxlstm.lab.runs.trained import Trained
 from jaxlstm.lab.tasks import language_modelling as task
@@ -36,7 +35,7 @@ CELLS = {
 
 @pytest.fixture
 def model(book, tmp_path, monkeypatch):
-    """Makes models as they are before the first step, in the place of trained ones."""
+    """Return a function that makes an untrained model, which `inspect` then loads."""
 
     def make(data=None, **changes):
         whole = tiny.config(book)
@@ -65,8 +64,8 @@ def model(book, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def unpainted(monkeypatch):
-    """Pictures that only have a name, where another test draws their like."""
+def no_drawing(monkeypatch):
+    """Write empty pictures; other tests draw them."""
 
     def save(picture, path):
         path.write_bytes(b"")
@@ -74,8 +73,8 @@ def unpainted(monkeypatch):
     monkeypatch.setattr(inspection.reports, "save", save)
 
 
-def check_page(found: inspection.Inspection) -> str:
-    """The page, once every picture that it names is there, and none besides."""
+def check_page(found: jl.lab.Inspection) -> str:
+    """Return the page; check that its pictures are the files beside it."""
     page = found.page.read_text()
     named = re.findall(r"\]\(([^)]+\.png)\)", page)
     assert sorted(named) == sorted(
@@ -86,7 +85,7 @@ def check_page(found: inspection.Inspection) -> str:
 
 
 @pytest.mark.thorough
-def test_a_run_that_was_trained(book, tmp_path, capsys):
+def test_a_trained_run(book, tmp_path, capsys):
     run = tmp_path / "run"
     config = tiny.config(book, steps=10, validate_every=10)
     jl.lab.train(config, run=run, sink=tiny.Silence())
@@ -95,8 +94,8 @@ def test_a_run_that_was_trained(book, tmp_path, capsys):
     assert json.loads((run / "inspect" / "findings.json").read_text())["step"] == 10
 
 
-def test_a_planted_unit_is_found_in_a_text_of_mine(model, tmp_path, monkeypatch):
-    """Unit 0 writes 1 at a `k` and -1 at a blank, and keeps it in between."""
+def test_a_planted_unit_is_found_in_a_given_text(model, tmp_path, monkeypatch):
+    """Unit 0 writes 1 at a `k` and -1 at a blank, and keeps it otherwise."""
     made = model()
     embedding, (cell,) = made.params["embed"], made.params["rnn"]
     table = np.zeros(embedding.table.shape, np.float32)
@@ -107,16 +106,16 @@ def test_a_planted_unit_is_found_in_a_text_of_mine(model, tmp_path, monkeypatch)
     w_x[..., 0], w_h[..., 0], b[:, 0] = 0.0, 0.0, 0.0
     w_x[0, :, 0], w_x[1, :, 0] = [20, -20, 20, 0], [20, -20, -20, 0]
     b[:, 0] = [-10, 10, 0, 5]
-    planted = cell._replace(w_x=w_x, w_h=w_h, b=b)
+    cell = cell._replace(w_x=w_x, w_h=w_h, b=b)
     embedding = embedding._replace(table=table)
-    params = made.params | {"embed": embedding, "rnn": (planted,)}
+    params = made.params | {"embed": embedding, "rnn": (cell,)}
     made = dataclasses.replace(made, params=jax.tree.map(jnp.asarray, params))
     monkeypatch.setattr(inspection, "load", lambda run, **options: made)
-    text = tiny.text(seed=3, words=1200).strip()
-    found = inspection.inspect("run", text=text, out=tmp_path / "out")
+    given = tiny.text(seed=3, words=1200).strip()
+    found = inspection.inspect("run", text=given, out=tmp_path / "out")
     assert found.search is not None
-    ours = [f for f in found.search.findings if f.place.unit == 0]
-    assert [f.feature.phrase for f in ours] == ["after `k` and before a blank"]
+    planted = [f for f in found.search.findings if f.unit.unit == 0]
+    assert [f.feature.phrase for f in planted] == ["after `k` and before a blank"]
     page = check_page(found)
     assert "**Unit 0** is high after `k` and before a blank: c is" in page
     assert "opens its input gate on `k` (1.00;" in page
@@ -148,8 +147,8 @@ def test_every_cell(model, name):
     assert len(found.layers) == 2
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_tokens_without_a_text(model, tmp_path):
+@pytest.mark.usefixtures("no_drawing")
+def test_a_model_of_token_ids(model, tmp_path):
     path = tmp_path / "ids.bin"
     np.random.default_rng(0).integers(0, 30, 40000).astype(np.uint16).tofile(path)
     source = {"source": "tokens", "path": str(path), "vocabulary_size": 30}
@@ -161,21 +160,22 @@ def test_tokens_without_a_text(model, tmp_path):
     assert "No unit was found" in found.page.read_text()
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_bytes_and_a_text_too_short_to_search(model, book):
+@pytest.mark.usefixtures("no_drawing")
+def test_a_model_of_bytes_and_a_text_too_short_to_search(model, book):
     made = model(data={"unit": "byte"})
     book.unlink()
-    told = []
-    found = inspection.inspect("run", text="naïve (text)\nof mine", report=told.append)
+    warnings = []
+    given = "naïve (text)\nof mine"
+    found = inspection.inspect("run", text=given, report=warnings.append)
     page = check_page(found)
     assert found.search is None
     assert "3,000 symbols are needed" in page
-    assert "so nothing is searched for, and --text is shown" in told[0]
+    assert "only --text is shown, and nothing is searched" in warnings[0]
     assert made.vocabulary.kind == "byte"
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_the_command_line_beside_an_older_inspection(model, tmp_path, capsys):
+@pytest.mark.usefixtures("no_drawing")
+def test_the_verb_replaces_the_files_of_an_earlier_inspection(model, tmp_path, capsys):
     model(layers=2)
     out = tmp_path / "out"
     out.mkdir()
@@ -183,14 +183,14 @@ def test_the_command_line_beside_an_older_inspection(model, tmp_path, capsys):
     (out / "mine.png").write_bytes(b"kept")
     words = ["--text", "the cell keeps what it has", "--out", str(out)]
     assert cli.main(["inspect", "run", *words]) == 0
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert "input gates in layer 2 are saturated open" in said.out
-    assert re.search(r"Gradients reach \d+ ", said.out)
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "input gates in layer 2 are saturated open" in printed.out
+    assert re.search(r"Gradients reach \d+ ", printed.out)
     pictures = len(list(out.glob("*.png"))) - 1
-    assert f"{out}/findings.md, with {pictures} pictures beside it" in said.out
-    assert "![" not in said.out
-    assert "What the words mean" not in said.out
+    assert f"{out}/findings.md, with {pictures} pictures beside it" in printed.out
+    assert "![" not in printed.out
+    assert "Definitions" not in printed.out
     assert (out / "mine.png").read_bytes() == b"kept"
     assert not (out / "finding-99.png").exists()
     data = json.loads((out / "findings.json").read_text())
@@ -198,118 +198,110 @@ def test_the_command_line_beside_an_older_inspection(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "message"),
     [
         (
             {"text": "the cell keeps Unknown"},
             "--text: the symbol `U` at line 1, column 16",
         ),
-        ({"text": "the"}, "--text: 3 symbols came; at least 16"),
-        ({"text": "the cell", "input": "a.txt"}, "both --input and --text"),
+        ({"text": "the"}, "--text: got 3 symbols, expected at least 16"),
+        ({"text": "the cell", "input": "a.txt"}, "got both --input and --text"),
         ({"input": "nowhere.txt"}, "nowhere.txt"),
         ({"input": "latin.txt"}, "latin.txt.* is not utf-8"),
     ],
 )
-def test_texts_that_are_refused(model, tmp_path, monkeypatch, options, wanted):
+def test_invalid_texts_are_errors(model, tmp_path, monkeypatch, options, message):
     model()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait, caf\xe9 noir")
-    with pytest.raises(BadInput, match=wanted):
+    with pytest.raises(BadInput, match=message):
         inspection.inspect("run", **options)
 
 
-def test_the_line_end_that_ends_a_file_is_no_symbol_of_the_text(model, book, tmp_path):
+def test_the_last_line_end_of_a_file_is_removed_if_unknown(model, book, tmp_path):
     book.write_text(tiny.text().strip())
     made, file = model(), tmp_path / "mine.txt"
     file.write_text("the cell keeps what its gates let in\n")
-    read = readings.file_text(made, file)
-    assert "".join(read.symbols) == "the cell keeps what its gates let in"
+    found = text.from_file(made, file)
+    assert "".join(found.symbols) == "the cell keeps what its gates let in"
     file.write_text("the cell keeps\nwhat its gates let in\n")
     with pytest.raises(BadInput, match="a line end at line 1, column 15"):
-        readings.file_text(made, file)
+        text.from_file(made, file)
 
 
-def test_line_ends_of_other_systems_are_line_ends(model, book):
+def test_line_ends_of_other_systems_are_converted(model, book):
     book.write_text(tiny.text().replace(" the ", "\nthe "))
-    read = inspection._given(model(), None, "the cell keeps\r\nwhat its gates let in")
-    assert "".join(read.symbols) == "the cell keeps\nwhat its gates let in"
+    given = "the cell keeps\r\nwhat its gates let in"
+    found = text.from_string(model(), given, "--text")
+    assert "".join(found.symbols) == "the cell keeps\nwhat its gates let in"
 
 
-def test_data_that_are_gone_ask_for_a_text(model, book):
+def test_the_error_for_missing_data_names_input_and_text(model, book):
     model()
     book.unlink()
     with pytest.raises(BadInput, match=r"book\.txt.*--input or --text"):
         inspection.inspect("run")
 
 
-def test_data_that_changed_ask_for_a_text(model, book):
+def test_the_error_for_changed_data_names_input_and_text(model, book):
     model()
     book.write_text(tiny.text(seed=1))
     with pytest.raises(BadInput, match=r"as in the checkpoint.*--input or --text"):
         inspection.inspect("run")
 
 
-def test_a_place_that_cannot_be_written(model):
+def test_an_output_directory_that_cannot_be_written_is_an_error(model):
     model()
     place = "/proc/no/place" if os.getuid() == 0 else "/no/place"
-    with pytest.raises(BadInput, match=f"{place} cannot be written.*--out"):
+    with pytest.raises(BadInput, match=f"{place}: cannot be written.*--out"):
         inspection.inspect("run", out=place)
 
 
-@pytest.mark.parametrize("fails", ["save", "sentences"])
-def test_what_fails_leaves_the_page_and_the_pictures_of_an_earlier_time(
+@pytest.mark.parametrize("fails", ["picture", "page"])
+def test_a_failed_write_keeps_an_earlier_page_and_its_pictures(
     model, tmp_path, monkeypatch, fails
 ):
-    """A disk that is full at the first picture, or when all but the page is written."""
+    """The disk is full at the first picture, or after the last picture."""
     model()
-    (tmp_path / "findings.md").write_text("of an earlier time")
-    (tmp_path / "finding-1.png").write_bytes(b"of an earlier time")
+    (tmp_path / "findings.md").write_text("of an earlier run")
+    (tmp_path / "finding-1.png").write_bytes(b"of an earlier run")
     before = sorted(path.name for path in tmp_path.iterdir())
 
-    def full(drawing, place):
-        raise jl.lab.LabError(f"{place} cannot be written")
+    def save(picture, path):
+        raise jl.lab.LabError(f"{path}: cannot be written")
 
-    def no_space(path, data):
+    def write(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    if fails == "save":
-        monkeypatch.setattr(inspection.reports, "save", full)
+    if fails == "picture":
+        monkeypatch.setattr(inspection.reports, "save", save)
     else:
-        monkeypatch.setattr(inspection, "write_atomic", late(no_space))
+        monkeypatch.setattr(inspection, "write_atomic", write)
     with pytest.raises(jl.lab.LabError, match=r"cannot be written"):
         inspection.inspect("run", text="the cell keeps what it has", out=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     for name in "findings.md", "finding-1.png":
-        assert (tmp_path / name).read_bytes() == b"of an earlier time"
+        assert (tmp_path / name).read_bytes() == b"of an earlier run"
 
 
-def late(fails):
-    """`write_atomic`, which fails for what is not the probe of a directory."""
-
-    def write(path, data):
-        (write_atomic if path.name == ".inspect" else fails)(path, data)
-
-    return write
-
-
-def test_a_directory_in_the_place_of_the_page_is_seen_first(model, tmp_path):
+def test_a_directory_in_the_place_of_the_page_is_an_error(model, tmp_path):
     model()
     (tmp_path / "findings.md").mkdir()
-    with pytest.raises(BadInput, match=r"findings\.md is a directory.*--out"):
+    with pytest.raises(BadInput, match=r"findings\.md: is a directory.*--out"):
         inspection.inspect("run", out=tmp_path)
 
 
-def test_a_mistake_leaves_the_page_of_an_earlier_time(model, tmp_path):
+def test_an_invalid_argument_keeps_an_earlier_page(model, tmp_path):
     model()
     for name in "findings.md", "findings.json":
-        (tmp_path / name).write_text("of an earlier time")
+        (tmp_path / name).write_text("of an earlier run")
     with pytest.raises(BadInput, match="nowhere"):
         inspection.inspect("run", input="nowhere.txt", out=tmp_path)
     assert {path.read_text() for path in tmp_path.glob("findings.*")} == {
-        "of an earlier time"
+        "of an earlier run"
     }
 
 
-def test_no_run(tmp_path, capsys):
+def test_a_directory_without_a_run_is_an_error(tmp_path, capsys):
     assert cli.main(["inspect", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

@@ -7,8 +7,8 @@ from ._util.errors import BadInput as BadInput
 from ._util.errors import Diverged as Diverged
 from ._util.errors import Interrupted as Interrupted
 from ._util.errors import LabError as LabError
-from .analysis.inspection import Inspection as Inspection
 from .analysis.inspection import inspect as inspect
+from .analysis.results import Inspection as Inspection
 from .api import plot as plot
 from .api import resume as resume
 from .api import train as train

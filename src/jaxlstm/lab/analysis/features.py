@@ -1,8 +1,7 @@
-"""What can be said of each place of a text: the columns that units are compared with.
+"""Features of a text: properties of each position that units are compared with.
 
-Every column is known once the symbol of its place has been read: "inside parentheses"
-is true from `(` on, and no more at `)`. All of it is read off the text; nothing here
-has seen a network.
+A feature is known once the symbol at its position has been read: "inside parentheses"
+holds from `(` on, and no longer at `)`. Features are computed from the text alone.
 """
 
 import itertools
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 
 Flags = NDArray[np.bool_]
 
-FREQUENT = 26  # symbols, each of which may begin and end an interval
+FREQUENT = 26  # symbols that begin and end intervals
 FIRST_WORDS = 12
-_PARTNER = {"(": ")", "[": "]", "{": "}", "<": ">"}
+_CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
+_OPENING = {")": "(", "]": "[", "}": "{"}
 _NAMES = {
     "\n": "a line end",
     " ": "a blank",
@@ -30,14 +30,15 @@ _NAMES = {
 
 
 class Feature(NamedTuple):
-    """One column: what holds, or how much of it, at each place.
+    """A property of every position.
 
-    phrase     completes "where it is ...": "inside parentheses"
-    values     `[N]`, booleans for what holds, numbers for how much
-    symbol     the symbol that this is the place of, where it is no more than that
-    plain      whether it is easily said and grasped: to be preferred to what is not
-    edged      whether it names what begins and what ends it, so that a unit that goes
-               with it has to move at both
+    Attributes:
+        phrase: Its name, such as "inside parentheses".
+        values: `[N]`, booleans or amounts.
+        symbol: The symbol, for features that hold at one symbol only.
+        plain: Whether it is preferred to a feature that fits equally well.
+        edged: Whether the phrase names a first and a last symbol. A unit that follows
+            it must change at both.
     """
 
     phrase: str
@@ -48,15 +49,16 @@ class Feature(NamedTuple):
 
     @property
     def is_flag(self) -> bool:
-        """Whether it holds or does not; otherwise it is an amount."""
+        """Whether the values are booleans."""
         return self.values.dtype == np.bool_
 
 
 def symbol_name(symbol: str) -> str:
-    """A symbol as it is written in a sentence.
+    """Return the name of a symbol in a sentence.
 
-    >>> symbol_name("("), symbol_name(" "), symbol_name("417")
-    ('`(`', 'a blank', 'token 417')
+    Example:
+        >>> symbol_name("("), symbol_name(" "), symbol_name("417")
+        ('`(`', 'a blank', 'token 417')
     """
     if len(symbol) > 1:
         return f"token {symbol}"
@@ -65,198 +67,180 @@ def symbol_name(symbol: str) -> str:
     return _NAMES.get(symbol, f"`{symbol}`")
 
 
-def of_text(symbols: Sequence[str], places: NDArray[np.integer]) -> list[Feature]:
-    """All columns of a text, at some of its places.
+def of_text(symbols: Sequence[str], positions: NDArray[np.integer]) -> list[Feature]:
+    """Return all features of a text at some of its positions.
 
-    Arguments:
-        symbols: the whole text, a symbol a token; "" where a document begins.
-        places: `[N]`, those that the columns are wanted for.
+    Args:
+        symbols: The whole text; "" where a document begins.
+        positions: `[N]`.
 
-    >>> found = of_text("f(a)", np.arange(4))
-    >>> [f.phrase for f in found if f.values.tolist() == [False, True, True, False]]
-    ['inside parentheses', 'the depth of brackets']
-    >>> [f.phrase for f in of_symbols("f(a)", np.arange(4))]
-    ['on `(`', 'on `)`', 'on `a`', 'on `f`']
+    Example:
+        >>> found = of_text("f(a)", np.arange(4))
+        >>> [f.phrase for f in found if f.values.tolist() == [False, True, True, False]]
+        ['inside parentheses', 'the depth of brackets']
+        >>> [f.phrase for f in of_symbols("f(a)", np.arange(4))]
+        ['on `(`', 'on `)`', 'on `a`', 'on `f`']
     """
-    columns = [] if _are_tokens(symbols) else [*_amounts(symbols), *_places(symbols)]
-    chosen = [f._replace(values=f.values[places]) for f in columns]
-    return [*chosen, *_intervals(symbols, places), *of_symbols(symbols, places)]
+    are_letters = all(len(symbol) < 2 for symbol in symbols)
+    found = [*_lines(symbols), *_syntax(symbols)] if are_letters else []
+    chosen = [f._replace(values=f.values[positions]) for f in found]
+    return [*chosen, *_intervals(symbols, positions), *of_symbols(symbols, positions)]
 
 
-def of_symbols(symbols: Sequence[str], places: NDArray[np.integer]) -> list[Feature]:
-    """For each frequent symbol, the places where it is read."""
-    here = np.array(list(symbols), object)[places]
+def of_symbols(symbols: Sequence[str], positions: NDArray[np.integer]) -> list[Feature]:
+    """Return a feature for each frequent symbol, which holds where it is read."""
+    here = np.array(list(symbols), object)[positions]
     return [
         Feature(f"on {symbol_name(symbol)}", here == symbol, symbol)
         for symbol in _frequent(symbols, 3 * FREQUENT)
     ]
 
 
-def _are_tokens(symbols: Sequence[str]) -> bool:
-    return any(len(symbol) > 1 for symbol in symbols)
-
-
 def _frequent(symbols: Iterable[str], number: int) -> list[str]:
-    """The most frequent symbols, those that are no letters or digits before others."""
+    """Return the most frequent symbols, letters and digits after all others."""
     counts = Counter(symbols)
     order = sorted(counts, key=lambda s: (len(s) < 2 and s.isalnum(), -counts[s], s))
     return order[:number]
 
 
-def _intervals(symbols: Sequence[str], places: NDArray[np.integer]) -> list[Feature]:
-    """For each two frequent symbols: after the one, and before the other."""
+def _intervals(symbols: Sequence[str], positions: NDArray[np.integer]) -> list[Feature]:
+    """Return "after A and before B" for each pair of frequent symbols.
+
+    Of the two orders of A and B, the one that holds at fewer positions.
+    """
     text, at = np.array(list(symbols), object), np.arange(len(symbols), dtype=np.int32)
     frequent = _frequent(symbols, FREQUENT)
     last = {
-        s: np.maximum.accumulate(np.where(text == s, at, -1))[places] for s in frequent
+        s: np.maximum.accumulate(np.where(text == s, at, -1))[positions]
+        for s in frequent
     }
-    pairs = itertools.combinations(frequent, 2)
-    return [_interval(one, other, last[one] - last[other]) for one, other in pairs]
+    features = []
+    for one, other in itertools.combinations(frequent, 2):
+        lead = last[one] - last[other]
+        if (lead > 0).sum() > (lead < 0).sum():
+            one, other, lead = other, one, -lead
+        phrase = f"after {symbol_name(one)} and before {symbol_name(other)}"
+        plain = _CLOSING.get(one, "\n") == other
+        features.append(Feature(phrase, lead > 0, plain=plain, edged=True))
+    return features
 
 
-def _interval(one: str, other: str, lead: NDArray[np.integer]) -> Feature:
-    """After one symbol and before another, or the reverse: what holds more rarely."""
-    if (lead > 0).sum() > (lead < 0).sum():
-        one, other, lead = other, one, -lead
-    plain = _PARTNER.get(one, "\n") == other
-    phrase = f"after {symbol_name(one)} and before {symbol_name(other)}"
-    return Feature(phrase, lead > 0, plain=plain, edged=True)
-
-
-# -- how much ----------------------------------------------------------------
-
-
-def _amounts(symbols: Sequence[str]) -> list[Feature]:
-    """Counts along the line and the word."""
-    breaks, blank, word = _classes(symbols)
-    position = _since(breaks)
-    leading = blank & (_since(breaks | ~blank) == _since(breaks))
+def _lines(symbols: Sequence[str]) -> list[Feature]:
+    """Return positions in the line and the word, and the indentation."""
+    breaks, leading = _indentation(symbols)
+    column = _since(breaks)
+    word = np.array([s.isalnum() or s == "_" for s in symbols])
+    ago = _since(leading)
+    indent = column[np.maximum(np.arange(len(symbols)) - ago, 0)]
     return [
-        Feature("the position in the line", position),
-        Feature("the indentation", _held(leading, position, breaks)),
+        Feature("the position in the line", column),
+        Feature("the indentation", np.where(ago <= column, indent, 0) * ~breaks),
         Feature("the position in a word", np.where(word, _since(~word), 0)),
     ]
 
 
-def _classes(symbols: Sequence[str]) -> tuple[Flags, Flags, Flags]:
-    """Where lines or documents begin anew, where blanks are, where words are."""
+def _indentation(symbols: Sequence[str]) -> tuple[Flags, Flags]:
+    """Return where lines or documents begin, and the blanks that lead a line."""
     breaks = np.array([s in ("\n", "") for s in symbols])
     blank = np.array([s in (" ", "\t") for s in symbols])
-    word = np.array([s.isalnum() or s == "_" for s in symbols])
-    return breaks, blank, word
+    return breaks, blank & (_since(breaks | ~blank) == _since(breaks))
 
 
 def _since(events: Flags) -> NDArray[np.int64]:
-    """How many places ago the last event was; 0 at an event.
+    """Return the number of positions since the last event.
 
-    >>> _since(np.array([False, True, False, False])).tolist()
-    [1, 0, 1, 2]
+    Example:
+        >>> _since(np.array([False, True, False, False])).tolist()
+        [1, 0, 1, 2]
     """
     at = np.arange(len(events))
     return at - np.maximum.accumulate(np.where(events, at, -1))
 
 
-def _held(
-    when: Flags, values: NDArray[np.integer], begins: Flags
-) -> NDArray[np.integer]:
-    """The last value at a place of `when`, 0 before there is one since `begins`."""
-    ago = _since(when)
-    held = values[np.maximum(np.arange(len(when)) - ago, 0)]
-    return np.where(ago <= _since(begins), held, 0) * ~begins
-
-
-# -- where -------------------------------------------------------------------
-
-
-def _places(symbols: Sequence[str]) -> list[Feature]:
-    """Inside what a place is: brackets, strings, comments, kinds of words and lines."""
+def _syntax(symbols: Sequence[str]) -> list[Feature]:
+    """Return brackets, strings, comments, kinds of words, and first words of lines."""
     text = "".join(symbol or "\0" for symbol in symbols)
-    breaks, blank, _ = _classes(symbols)
-    brackets, quoted, comment = _lexical(text)
+    breaks, leading = _indentation(symbols)
+    depth, inside = _lexical(text)
     names = {"(": "parentheses", "[": "square brackets", "{": "curly braces"}
-    indentation = blank & (_since(breaks | ~blank) == _since(breaks))
+    flags = {
+        "inside a quoted string": inside["line"],
+        "inside a string of several lines": inside["block"],
+        "inside any string": inside["line"] | inside["block"],
+        "inside a comment": inside["comment"],
+        "in the indentation of a line": breaks | leading,
+        "in a word of capitals": _matches(r"\b[A-Z]([A-Z]+\w*)", text),
+        "in a word with a capital": _matches(r"\b([A-Z]\w+)", text),
+        "in a number": _matches(r"\b(\d[\w.]*)", text),
+    }
+    total = sum(depth.values(), np.zeros(len(text)))
     return [
-        *(Feature(f"inside {names[b]}", brackets[b] > 0) for b in "([{"),
-        Feature("the depth of brackets", sum(brackets.values(), np.zeros(len(text)))),
-        Feature("inside a quoted string", quoted["line"]),
-        Feature("inside a string of several lines", quoted["block"]),
-        Feature("inside any string", quoted["line"] | quoted["block"]),
-        Feature("inside a comment", comment),
-        Feature("in the indentation of a line", breaks | indentation),
-        Feature("in a word of capitals", _matches(r"\b[A-Z]{2,}\w*", text, 1)),
-        Feature("in a word with a capital", _matches(r"\b[A-Z]\w+", text, 0)),
-        Feature("in a number", _matches(r"\b\d[\w.]*", text, 0)),
-        *_lines(text),
+        *(Feature(f"inside {names[b]}", depth[b] > 0) for b in depth),
+        Feature("the depth of brackets", total),
+        *(Feature(phrase, values) for phrase, values in flags.items()),
+        *_first_words(text),
     ]
 
 
-def _matches(pattern: str, text: str, skipped: int) -> Flags:
-    """True inside each match, but for its first symbols."""
+def _matches(pattern: str, text: str) -> Flags:
+    """Return the positions inside the first group of each match."""
     inside = np.zeros(len(text), bool)
-    for match in re.finditer(pattern, text):
-        inside[match.start() + skipped : match.end()] = True
+    for match in re.finditer(pattern, text, re.MULTILINE):
+        inside[match.start(1) : match.end(1)] = True
     return inside
 
 
-def _lines(text: str) -> list[Feature]:
-    """For each frequent first word: the rest of its line."""
-    found = list(re.finditer(r"^[ \t]*(\w+)\b([^\n\0]*)", text, re.MULTILINE))
-    counts = Counter(match[1] for match in found)
-    features = []
-    for word, _ in counts.most_common(FIRST_WORDS):
-        inside = np.zeros(len(text), bool)
-        for match in found:
-            if match[1] == word:
-                inside[match.start(2) : match.end(2)] = True
-        features.append(Feature(f"on a line that begins with `{word}`", inside))
-    return features
+def _first_words(text: str) -> list[Feature]:
+    """Return the rest of the line after each frequent first word."""
+    counts = Counter(re.findall(r"^[ \t]*(\w+)\b", text, re.MULTILINE))
+    return [
+        Feature(
+            f"on a line that begins with `{word}`",
+            _matches(rf"^[ \t]*{word}\b([^\n\0]*)", text),
+        )
+        for word, _ in counts.most_common(FIRST_WORDS)
+    ]
 
 
-_LEXEME = re.compile(r"\\.|'''|\"\"\"|['\"#\n\0()\[\]{}]", re.DOTALL)
-_OPENS = {")": "(", "]": "[", "}": "{"}
+_LEXEME = re.compile(
+    r"""
+      \\.
+    | (?P<block> (?P<three> '''|\"\"\") (?: \\. | [^\\] )*? (?P=three) )
+    | '''|\"\"\"
+    | (?: (?<![^\W_]) | (?<=\b[rbfuRBFU]) | (?<=\b[rbfuRBFU]{2}) | (?=") )
+      (?P<line> (?P<one> ['"]) (?: \\. | [^\\\n\0] )*? (?P=one) )
+    | (?P<comment> \# [^\n\0]* )
+    | (?P<opening> [(\[{] )
+    | (?P<closing> [)\]}] )
+    | (?P<end> \0 | \n(?=\n) )
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 
 
-def _lexical(text: str) -> tuple[dict[str, NDArray[np.int32]], dict[str, Flags], Flags]:
-    """Depths of brackets, the two kinds of strings, comments: as in a program.
+def _lexical(text: str) -> tuple[dict[str, NDArray[np.int32]], dict[str, Flags]]:
+    """Return the depth of each bracket, and where strings and comments are.
 
-    A quote that is not closed on its line is taken for an apostrophe, and a bracket
-    inside a string or comment for a part of it. A blank line ends open brackets.
+    As in a Python program, with two exceptions: a quote that is not closed on its line
+    is an apostrophe, and a blank line closes all brackets.
     """
     changes = {b: np.zeros(len(text) + 1, np.int32) for b in "([{"}
-    quoted = {kind: np.zeros(len(text), bool) for kind in ("line", "block")}
-    comment, depth = np.zeros(len(text), bool), dict.fromkeys("([{", 0)
-    at = 0
-    while match := _LEXEME.search(text, at):
-        begin, mark, at = match.start(), match[0], match.end()
-        if mark in ("'", '"', "'''", '"""'):
-            end = _closing(text, mark, begin)
-            if end is not None:
-                quoted["block" if len(mark) == 3 else "line"][begin:end] = True
-                at = end + len(mark)
-        elif mark == "#":
-            end = re.compile(r"[\n\0]|\Z").search(text, begin)
-            at = end.start() if end else len(text)
-            comment[begin:at] = True
-        elif mark in "([{":
-            changes[mark][begin] += 1
-            depth[mark] += 1
-        elif mark in ")]}":
-            opened = _OPENS[mark]
+    inside = {kind: np.zeros(len(text), bool) for kind in ("block", "line", "comment")}
+    depth = dict.fromkeys("([{", 0)
+    for match in _LEXEME.finditer(text):
+        kind, begin = match.lastgroup, match.start()
+        if kind in inside:
+            quote = match["three"] or match["one"] or ""
+            inside[kind][begin : match.end() - len(quote)] = True
+        elif kind == "opening":
+            changes[match[0]][begin] += 1
+            depth[match[0]] += 1
+        elif kind == "closing":
+            opened = _OPENING[match[0]]
             changes[opened][begin] -= depth[opened] > 0
             depth[opened] = max(0, depth[opened] - 1)
-        elif mark == "\0" or text[begin : begin + 2] == "\n\n":
-            for bracket, open_ones in depth.items():
-                changes[bracket][begin] -= open_ones
-            depth = dict.fromkeys("([{", 0)
-    return {b: np.cumsum(c[:-1]) for b, c in changes.items()}, quoted, comment
-
-
-def _closing(text: str, mark: str, begin: int) -> int | None:
-    """Where the string that begins here is closed, if it is one."""
-    if mark == "'" and text[max(0, begin - 1) : begin].isalnum():
-        prefix = re.search(r"\b[rbfuRBFU]{1,2}\Z", text[max(0, begin - 3) : begin])
-        if prefix is None:
-            return None
-    body = r"(?:\\.|[^\\])*?" if len(mark) == 3 else r"(?:\\.|[^\\\n\0])*?"
-    match = re.compile(body + mark, re.DOTALL).match(text, begin + len(mark))
-    return match.end() - len(mark) if match else None
+        elif kind == "end":
+            for bracket in depth:
+                changes[bracket][begin] -= depth[bracket]
+                depth[bracket] = 0
+    return {b: np.cumsum(change[:-1]) for b, change in changes.items()}, inside

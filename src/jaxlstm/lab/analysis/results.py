@@ -1,0 +1,173 @@
+"""The results of an inspection as Markdown and as JSON."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlstm.lab.analysis import search as limits
+from jaxlstm.lab.analysis.layers import ROWS, SHARE, LayerFacts
+from jaxlstm.lab.analysis.search import Finding, Search, Unit
+from jaxlstm.lab.analysis.wording import describe_layer
+from jaxlstm.lab.tasks.base import Picture
+
+
+class Inspection(NamedTuple):
+    """The result of `jl.lab.inspect`.
+
+    Attributes:
+        page: The path of `findings.md`; pictures and `findings.json` are beside it.
+        search: Units that follow a feature of the text; None if the text was too short.
+        switches: Gates that one symbol switches.
+        layers: Statistics of each recurrent layer.
+    """
+
+    page: Path
+    search: Search | None
+    switches: list[Finding]
+    layers: list[LayerFacts]
+
+
+def to_markdown(
+    found: Inspection,
+    *,
+    title: str,
+    introduction: str,
+    of_findings: Sequence[Picture],
+    of_layers: Sequence[Sequence[Picture]],
+) -> str:
+    """Return the page.
+
+    Args:
+        found: The results.
+        title: The heading.
+        introduction: The first paragraph.
+        of_findings: A picture for each finding.
+        of_layers: The pictures of each layer.
+    """
+    parts, methods = [f"# {title}", introduction], []
+
+    def name(unit: Unit) -> str:
+        layer = f" of layer {unit.layer + 1}" if len(found.layers) > 1 else ""
+        return f"**Unit {unit.unit}**{layer}"
+
+    if (search := found.search) is not None:
+        parts.append("## Units that follow the text")
+        for finding, picture in zip(search.findings, of_findings, strict=True):
+            parts += [f"{name(finding.unit)} {finding.sentence}", show(picture)]
+        if not search.findings:
+            near = search.nearest
+            parts.append(
+                "No unit was found that follows a feature of the text. "
+                + (
+                    "No feature occurs often enough."
+                    if near is None
+                    else f"The nearest is {name(near.unit)}, with the feature "
+                    f"{near.feature.phrase}: D = {abs(near.score):.2f}, "
+                    f"{abs(near.memory or 0):.2f} without the current symbol's effect, "
+                    f"chance {near.chance:.2f}."
+                )
+            )
+        sizes = {"features": search.features, "units": search.units}
+        methods.append(_SEARCH.format(**sizes, **vars(limits)))
+    if found.switches:
+        rows = [f"- {name(one.unit)} {one.sentence}." for one in found.switches]
+        parts += ["## Gates that one symbol switches", "\n".join(rows)]
+        methods.append(_SWITCHES.format(**vars(limits)))
+    for number, pictures in enumerate(of_layers, 1):
+        rows = [f"- {s}" for s in describe_layer(number, found.layers[number - 1])]
+        parts += [f"## Layer {number}", "\n".join(rows), *map(show, pictures)]
+    methods.append(_LAYERS.format(SHARE=SHARE, ROWS=ROWS))
+    return "\n\n".join([*parts, DEFINITIONS, *methods]) + "\n"
+
+
+def show(picture: Picture) -> str:
+    """Return a picture with its caption in Markdown."""
+    caption = re.sub(r"([\\\[\]*_`<])", r"\\\1", picture.caption)
+    return f"![{caption}]({picture.name})\n\n*{caption}*"
+
+
+DEFINITIONS = "## Definitions"
+
+_SEARCH = """\
+**Units that follow the text**: {features} features of the text were compared with
+{units} units. For each feature, the unit that follows it best on one half of the text
+was tested on the other half. The scores are from the other half: of all pairs of a
+position inside and one outside, the share that the unit separates; for an amount, the
+rank correlation. *Without the current symbol's effect*: after subtracting the unit's
+mean over all positions with the same symbol, so that only memory counts. *Chance*: the
+best score of any unit with the text shifted against the units, {SHIFTS} times, or of
+any unit of an untrained network. A finding has D of at least {MIN_SCORE},
+{MIN_MEMORY} without the current symbol's effect, and both exceed chance by {MARGIN}; D
+is the rank correlation, or 2 p - 1 for a share p of pairs. If a feature names its
+first and last symbol, the unit must change at both. Each unit is listed once, and so
+are features that nearly coincide; at most {MOST} findings are listed. Pictures show the
+passage of the second half where the finding is clearest."""
+
+_SWITCHES = """\
+**Gates that one symbol switches**: for each symbol, the unit whose gate differs most
+between the symbol and all others is chosen on one half of the text. On the other half,
+the two means must differ by {GAP}, and by {MARGIN} more than those of any unit with the
+text shifted, and of any unit of an untrained network. At most {MOST_SWITCHES} symbols
+are listed for each gate."""
+
+_LAYERS = """\
+**Gradients reach** k steps back: the largest k for which the gradient of the last loss
+with respect to the state (c, or h without a c) k steps earlier is {SHARE:.0%} or more
+of its maximum, as the median over up to {ROWS} passages. **An input changes the
+output** up to k steps later: the same for the derivative of h with respect to the
+layer's input, along random directions. **Time constant**: -1 / mean log f, the number
+of steps after which 1/e is left. **Dead**: h changes by 0.01 or less. **Duplicates**:
+the correlation of two h is above 0.99."""
+
+
+def to_json(found: Inspection) -> dict[str, Any]:
+    """Return the findings and statistics as values that JSON can represent."""
+    search = found.search
+    findings = [*(search.findings if search else []), *found.switches]
+    return {
+        "searched": search
+        and {
+            "columns": search.features,
+            "units": search.units,
+            "candidates": search.features,
+        },
+        "findings": [_finding(finding) for finding in findings],
+        "layers": [_layer(facts) for facts in found.layers],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    is_gate = finding.memory is None
+    return {
+        "kind": "gate" if is_gate else "state",
+        "layer": finding.unit.layer + 1,
+        "unit": finding.unit.unit,
+        "feature": finding.feature.phrase,
+        "score": finding.score,
+        **({} if is_gate else {"memory": finding.memory}),
+        "chance": finding.chance,
+        **finding.facts,
+        "sentence": finding.sentence,
+    }
+
+
+def _layer(facts: LayerFacts) -> dict[str, Any]:
+    taus, (closed, opened) = facts.timescales, facts.saturation or ({}, {})
+    if taus is not None:  # JSON has no infinity, which a gate that is always 1 gives
+        taus = [tau if np.isfinite(tau) else None for tau in taus.tolist()]
+    return {
+        "units": facts.units,
+        "saturated": {
+            name: {"shut": float(low.mean()), "open": float(opened[name].mean())}
+            for name, low in closed.items()
+        },
+        "timescales": taus,
+        "dead": facts.dead,
+        "duplicates": facts.duplicates,
+        "gradient_reach": facts.reach,
+        "memory_span": facts.span,
+        "steps": facts.steps,
+    }

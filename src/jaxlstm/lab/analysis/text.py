@@ -1,0 +1,116 @@
+"""The text that a trained model is run on."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.analysis.features import symbol_name
+from jaxlstm.lab.data.files import open_data, quoted
+from jaxlstm.lab.data.vocabulary import UNKNOWN
+from jaxlstm.lab.runs.trained import Trained
+
+LONGEST = 1 << 19  # symbols
+SHORTEST = 16  # symbols
+SEARCHABLE = 3000  # symbols; a shorter text is shown, but not searched
+
+
+class Text(NamedTuple):
+    """Tokens `[M]`, the symbol of each, and the name of their source."""
+
+    tokens: NDArray[np.int32]
+    symbols: list[str]
+    source: str
+
+
+def choose(
+    trained: Trained,
+    path: str | Path | None,
+    text: str | None,
+    report: Callable[[str], object],
+) -> tuple[Text, Text]:
+    """Return the text that is searched for findings, and the text of the pictures.
+
+    Both are the user's text if it is long enough to be searched. Otherwise the
+    validation text is searched, if it is available.
+
+    Raises:
+        BadInput: The user's text cannot be used, or there is none and the validation
+            text is missing or has changed.
+    """
+    given = None
+    if text is not None:
+        given = from_string(trained, text, "--text")
+    elif path is not None:
+        given = from_file(trained, path)
+    if given is not None and len(given.symbols) >= SEARCHABLE:
+        return given, given
+    try:
+        validation = trained.corpus().validation[:LONGEST]
+    except BadInput as error:
+        if given is None:
+            raise BadInput(f"{error} (or give a text with --input or --text)") from None
+        report(f"{error}; only {given.source} is shown, and nothing is searched")
+        return given, given
+    tokens = np.asarray(validation, np.int32)
+    searched = _with_symbols(trained, tokens, "the validation text")
+    return searched, given or searched
+
+
+def from_string(trained: Trained, text: str, source: str) -> Text:
+    """Encode a text.
+
+    Raises:
+        BadInput: The text is too short, or contains a symbol that is not in the model's
+            vocabulary.
+    """
+    text = io.StringIO(text, newline=None).read()  # "\r\n" becomes "\n", as in files
+    tokens = trained.vocabulary.encode(text)
+    if trained.vocabulary.kind == "character" and (tokens == UNKNOWN).any():
+        at = int(np.argmax(tokens == UNKNOWN))
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        raise BadInput(
+            f"{source}: the symbol {symbol_name(text[at])} at line {line}, column "
+            f"{column} is not in the model's vocabulary; remove it"
+        )
+    if len(tokens) < SHORTEST:
+        raise BadInput(
+            f"{source}: got {len(tokens)} symbols, expected at least {SHORTEST}"
+        )
+    return _with_symbols(trained, tokens[:LONGEST], source)
+
+
+def from_file(trained: Trained, path: str | Path) -> Text:
+    """Read and encode a file, in the character encoding of the run's data.
+
+    Raises:
+        BadInput: The file cannot be read, or as `from_string`.
+    """
+    encoding = getattr(trained.config.data, "encoding", "utf-8")
+    with open_data(path, key="--input") as file:
+        try:
+            with io.TextIOWrapper(file, encoding) as reader:
+                text = reader.read(LONGEST)
+        except UnicodeDecodeError as error:
+            raise BadInput(
+                f"--input: {quoted(path)} is not {encoding} ({error.reason}); convert "
+                f"it to {encoding}"
+            ) from None
+    text = text.removeprefix("\ufeff")
+    vocabulary = trained.vocabulary
+    if vocabulary.kind == "character" and "\n" not in vocabulary.symbols:
+        text = text.removesuffix("\n")
+    return from_string(trained, text, f"--input {path}")
+
+
+def _with_symbols(trained: Trained, tokens: NDArray[np.int32], source: str) -> Text:
+    vocabulary, different = trained.vocabulary, np.unique(tokens).tolist()
+    if vocabulary.kind == "tokens":  # never of length 1, which would be a letter
+        names = {token: f"#{token}" for token in different}
+    else:
+        names = {token: vocabulary.decode([token]) for token in different}
+    return Text(tokens, [names[token] for token in tokens.tolist()], source)
