@@ -1,4 +1,4 @@
-"""The house stands: imports go down, the numbers are kept, and both checks can fail."""
+"""The package structure: import contracts, import chains and public signatures."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import house
+import architecture
 import jaxlstm
 
 LINT = Path(sys.executable).parent / "lint-imports"
@@ -28,13 +28,13 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copy(tmp_path):
-    """The package and its contracts, to be damaged."""
-    shutil.copytree(house.SOURCE, tmp_path / "src" / "jaxlstm")
-    shutil.copy(house.ROOT / "pyproject.toml", tmp_path)
+    """A copy of the package and its import contracts, for tests to modify."""
+    shutil.copytree(architecture.SOURCE, tmp_path / "src" / "jaxlstm")
+    shutil.copy(architecture.ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
-def test_imports_go_down(copy):
+def test_import_contracts_hold(copy):
     found = lint_imports(copy)
     assert found.returncode == 0, found.stdout
 
@@ -80,7 +80,7 @@ def imports_of_jax_internals(source: Path) -> list[str]:
 
 
 def test_one_file_imports_the_internals_of_jax():
-    assert imports_of_jax_internals(house.SOURCE) == ["engines/_jaxpr.py"]
+    assert imports_of_jax_internals(architecture.SOURCE) == ["engines/_jaxpr.py"]
 
 
 @pytest.mark.parametrize(
@@ -99,19 +99,19 @@ def test_a_planted_import_of_jax_internals_is_found(copy, line):
     assert found == ["engines/_jaxpr.py", "layers.py"]
 
 
-@pytest.mark.parametrize("number", house.numbers(), ids=lambda number: number.name)
-def test_house_number(number):
-    assert number.kept, f"{number.name}: {number.value:.3g}, wanted {number.wanted}"
+def test_no_module_imports_itself_through_others():
+    assert architecture.import_cycles(architecture.graph()) == []
 
 
-def test_contributing_quotes_every_house_number():
-    text = (house.ROOT / "CONTRIBUTING.md").read_text()
-    for number in house.numbers():
-        assert f"| {number.name} |" in text
-        assert f"| {number.wanted} |" in text
+def test_public_signatures_are_annotated():
+    assert architecture.unannotated_signatures() == []
 
 
-def test_every_name_at_the_door_is_there():
+def test_optional_arguments_are_keyword_only():
+    assert architecture.keyword_only_share() >= architecture.KEYWORD_ONLY_SHARE
+
+
+def test_every_public_name_exists():
     import jaxlstm
 
     for name in jaxlstm.__all__:
@@ -131,8 +131,8 @@ def test_every_name_at_the_door_is_there():
         "lab.load",
     ],
 )
-def test_a_name_can_be_the_first_that_is_used(name):
-    """The door is lazy: every path behind it must open on its own."""
+def test_each_name_can_be_imported_first(name):
+    """The top-level package is lazy: each path works without the others."""
     code = f"import jaxlstm as jl; jl.{name}"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=False

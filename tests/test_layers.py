@@ -73,8 +73,16 @@ def test_shapes_and_signature(name):
     assert jax.tree.structure(again) == jax.tree.structure(state)
 
 
-@every_layer
-@pytest.mark.parametrize("option", ["lengths", "mask"])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, "lengths") for name in LAYERS]
+    + [("stack both ways", "mask")]
+    + [
+        pytest.param(name, "mask", marks=pytest.mark.combinations)
+        for name in LAYERS
+        if name != "stack both ways"
+    ],
+)
 def test_padding_never_matters_and_stays_silent(name, option):
     layer, params = made(name)
     steps = {"lengths": LENGTHS} if option == "lengths" else {"mask": HAPPENS}

@@ -47,17 +47,31 @@ def assert_bits(ours, theirs) -> None:
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def also(*cases):
-    """Cases that take their turn with the thorough ones."""
-    return [pytest.param(*case, marks=pytest.mark.thorough) for case in cases]
+def also(*cases, mark=pytest.mark.thorough):
+    """Return the cases marked, so that the default run leaves them out."""
+    return [pytest.param(*case, marks=mark) for case in cases]
 
 
 EVERY_HOW = [(name, how) for name in LAYERS for how in HOW]
-FIRST = [case for case in EVERY_HOW if "both" in case or "noisy" in case]
+# The default run holds every layer and every option at least once.
+FIRST = [
+    ("one", "resets"),
+    ("stack", "noisy"),
+    ("both", "ragged"),
+    ("both", "masked"),
+    ("grus", "plain"),
+]
+SECOND = [
+    case
+    for case in EVERY_HOW
+    if case not in FIRST and ("both" in case or "noisy" in case)
+]
+REST = [case for case in EVERY_HOW if case not in FIRST + SECOND]
+COMBINATIONS = pytest.mark.combinations
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), FIRST + also(*(case for case in EVERY_HOW if case not in FIRST))
+    ("name", "how"), FIRST + also(*SECOND, mark=COMBINATIONS) + also(*REST)
 )
 def test_tape_names_every_layer_and_changes_no_bit(name, how):
     layer, xs = LAYERS[name], inputs()
@@ -87,11 +101,15 @@ SIZES = 12, 64  # 12 is no multiple of a vector's lanes
 MODES = "adjoint", "adjoint/lean"
 EVERY = [(name, size, mode) for name in CELLS for size in SIZES for mode in MODES]
 QUICK = [case for case in EVERY if case[1:] == (12, "adjoint") or case[0] == "lstm"]
+# Cells that differ from `lstm` or `gru` by one term of a gate.
+ALIKE = [case for case in QUICK if case[0] in ("coupled", "hard gates", "paper's gru")]
 
 
 @pytest.mark.parametrize(
     ("name", "size", "mode"),
-    QUICK + also(*(case for case in EVERY if case not in QUICK)),
+    [case for case in QUICK if case not in ALIKE]
+    + also(*ALIKE, mark=COMBINATIONS)
+    + also(*(case for case in EVERY if case not in QUICK)),
 )
 def test_trace_changes_no_bit_of_the_fast_engine(name, size, mode):
     cell, xs = CELLS[name], inputs()
@@ -106,8 +124,17 @@ def test_trace_changes_no_bit_of_the_fast_engine(name, size, mode):
     assert_bits((traced_state, trace.state.h), (state, hs))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("how", ["plain", "ragged", "resets", "masked"])
+@pytest.mark.parametrize(
+    ("how", "reverse"),
+    [
+        ("plain", False),
+        ("ragged", True),
+        ("resets", False),
+        ("masked", True),
+        *also(("plain", True), ("ragged", False), mark=COMBINATIONS),
+        *also(("resets", True), ("masked", False), mark=COMBINATIONS),
+    ],
+)
 def test_what_is_written_once_is_what_the_reference_stacks(how, reverse):
     """Of whole vectors, which are computed where they lie: values and gradients."""
     cell, xs = jl.lstm(), inputs()
