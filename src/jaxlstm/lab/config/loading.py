@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config.messages import format_errors
-from jaxlstm.lab.config.schema import NAME_LENGTH, TAGS, Config
+from jaxlstm.lab.config.schema import CONFIGS, NAME_LENGTH, Config, RunConfig
 from jaxlstm.lab.config.yaml_source import (
     Node,
     SourceError,
@@ -63,10 +63,10 @@ class ConfigError(BadInput):
 
 
 def load(
-    source: str | Path | Mapping[str, Any] | Config | None = None,
+    source: str | Path | Mapping[str, Any] | RunConfig | None = None,
     *,
     overrides: Sequence[str] = (),
-) -> Config:
+) -> Any:
     """Load and validate a config.
 
     Args:
@@ -96,7 +96,7 @@ mean "hidden_size"?
         raise ConfigError(["the config is nested too deeply"]) from None
 
 
-def dump(config: Config) -> str:
+def dump(config: RunConfig) -> str:
     """Return the config as YAML, including defaults; `load` reads an equal config.
 
     Example:
@@ -115,13 +115,22 @@ def dump(config: Config) -> str:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a config file."""
-    schema = Config.model_json_schema()
-    extends = {"description": "Config file that provides the keys missing here."}
-    schema["properties"]["extends"] = extends | {"type": "string"}
+    schemas = [_json_schema(config) for config in CONFIGS.values()]
+    schema = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def digest(config: Config) -> str:
+def _json_schema(config: type[RunConfig]) -> dict[str, Any]:
+    """Return the schema of one task, whose references stay inside it."""
+    name = config.model_fields["task"].default
+    where = "#/$defs/{model}" if len(CONFIGS) == 1 else f"#/$defs/{name}-{{model}}"
+    schema = config.model_json_schema(ref_template=where)
+    extends = {"description": "Config file that provides the keys missing here."}
+    schema["properties"]["extends"] = extends | {"type": "string"}
+    return schema
+
+
+def digest(config: RunConfig) -> str:
     """Return the SHA-256 of the config in hexadecimal."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -136,7 +145,7 @@ def _read(source: Any) -> tuple[Node, list[str]]:
         return _read_with_parent(Path(source))
     if source is None:
         return with_place({}, ""), []
-    if isinstance(source, Config):
+    if isinstance(source, RunConfig):
         return with_place(source.model_dump(), ""), []
     if isinstance(source, Mapping):
         return _migrated(with_place(source, "")), []
@@ -168,7 +177,9 @@ def _read_with_parent(path: Path) -> tuple[Node, list[str]]:
             f"{further}: extends: {path} already extends this file, and only one level "
             "is supported; write the keys out"
         )
-    return merge(_migrated(parent), child, TAGS), problems + more
+    parent = _migrated(parent)
+    tags = _model_of(parent if _task(child) is None else child).tags
+    return merge(parent, child, tags), problems + more
 
 
 def _migrated(node: Node) -> Node:
@@ -199,17 +210,42 @@ def _override(node: Node, overrides: Sequence[str], problems: list[str]) -> Node
         raise ConfigError(['overrides: got text, expected a list such as ["seed=1"]'])
     for text in overrides:
         try:
-            node = apply_override(node, text, defaults=Config().model_dump())
+            node = apply_override(node, text, defaults=_defaults(_model_of(node)))
         except SourceError as error:
             problems.append(str(error))
     return node
 
 
-def _validated(node: Node, problems: list[str]) -> Config:
+def _validated(node: Node, problems: list[str]) -> Any:
+    model = _model_of(node)
     try:
-        config = Config.model_validate(plain(node))
+        config = model.model_validate(plain(node))
     except ValidationError as error:
-        raise ConfigError(problems + format_errors(error, node)) from None
+        raise ConfigError(problems + format_errors(error, node, model)) from None
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _task(node: Node) -> Any:
+    """Return the value of `task`, None where the config does not have it."""
+    is_mapping = isinstance(node.value, dict) and "task" in node.value
+    return node.value["task"].value if is_mapping else None
+
+
+def _model_of(node: Node) -> type[RunConfig]:
+    """Return the config model of a task; `Config` refuses an unknown one."""
+    task = _task(node)
+    return CONFIGS.get(task, Config) if isinstance(task, str) else Config
+
+
+def _defaults(model: type[RunConfig]) -> dict[str, Any]:
+    """Return the values of the keys that have a default, as plain data."""
+    fields = {k: field for k, field in model.model_fields.items() if k != "task"}
+    defaults = {
+        name: field.default for name, field in fields.items() if not field.is_required()
+    }
+    return {
+        name: value.model_dump() if isinstance(value, BaseModel) else value
+        for name, value in defaults.items()
+    }

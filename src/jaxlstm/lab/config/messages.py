@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from jaxlstm.lab._util.wording import describe, did_you_mean, dotted, join_names
 from jaxlstm.lab.config.optimizer import OptimizerError
-from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.config.schema import CONFIGS
 from jaxlstm.lab.config.yaml_source import KeyPath, Node, place_of
 
 Section = type[BaseModel]
@@ -36,20 +36,21 @@ _KINDS = {
 }
 
 
-def format_errors(error: ValidationError, node: Node) -> list[str]:
+def format_errors(error: ValidationError, node: Node, root: Section) -> list[str]:
     """Return one line per error, in the order of the config's fields.
 
     Args:
-        error: The exception that `Config.model_validate` raised.
+        error: The exception that `root.model_validate` raised.
         node: The validated config with its places in the source.
+        root: The config model of the task.
     """
     found: dict[KeyPath, list[Any]] = {}
     for item in error.errors(include_url=False):
-        found.setdefault(_locate(item["loc"]).path, []).append(item)
+        found.setdefault(_locate(item["loc"], root).path, []).append(item)
     return [
         _line(node, at, text)
         for path, items in found.items()
-        for at, text in _explained(path, items)
+        for at, text in _explained(path, items, root)
     ]
 
 
@@ -64,10 +65,12 @@ def _line(node: Node, path: KeyPath, text: str) -> str:
 # -- messages -----------------------------------------------------------------
 
 
-def _explained(path: KeyPath, items: list[Any]) -> Iterator[tuple[KeyPath, str]]:
+def _explained(
+    path: KeyPath, items: list[Any], root: Section
+) -> Iterator[tuple[KeyPath, str]]:
     """Yield the messages for one place; errors of a union's members become one."""
     item = items[0]
-    location = _locate(item["loc"])
+    location = _locate(item["loc"], root)
     cause = item.get("ctx", {}).get("error")
     if isinstance(cause, OptimizerError):
         yield from (((*path, *at), text) for at, text in cause.problems)
@@ -100,7 +103,8 @@ def _wrong_value(items: list[Any], location: "_Location") -> str:
     value = items[0]["input"]
     if items[0]["type"] == "union_tag_invalid":
         value = value[_discriminator(items[0])]
-    choices = _choices(location.field)
+    is_task = location.path == ("task",)
+    choices = list(CONFIGS) if is_task else _choices(location.field)
     kinds = [_KINDS[item["type"]] for item in items if item["type"] in _KINDS]
     limits = items[0].get("ctx", {})
     expected = [kind.format(**limits) for kind in kinds]
@@ -139,7 +143,7 @@ def _unknown_key(location: "_Location") -> str:
         tag = describe(location.tag)
         return f"unknown key for {tag}; it belongs to {join_names(knowing)}"
     fields = location.owner.model_fields
-    elsewhere = [dotted(path) for path in _paths(Config) if path[-1] == key]
+    elsewhere = [dotted(path) for path in _paths(location.root) if path[-1] == key]
     meant = did_you_mean(key, fields)
     if elsewhere and not meant:
         meant = f"; did you mean {describe(elsewhere[0])}?"
@@ -165,6 +169,7 @@ class _Location(NamedTuple):
         kinds: The sections that are possible in place of `owner`, by tag.
         tag: The tag of `owner`.
         field: The field of the last key, None for an unknown key.
+        root: The config model that contains all of this.
     """
 
     path: KeyPath
@@ -172,18 +177,19 @@ class _Location(NamedTuple):
     kinds: dict[str, Section]
     tag: str
     field: FieldInfo | None
+    root: Section
 
 
-def _locate(loc: KeyPath) -> _Location:
-    location = _Location((), Config, {}, "", None)
-    section: Section | None = Config
+def _locate(loc: KeyPath, root: Section) -> _Location:
+    location = _Location((), root, {}, "", None, root)
+    section: Section | None = root
     kinds: dict[str, Section] = {}
     tag = ""
     rest = list(loc)
     while rest and section is not None:
         key = rest.pop(0)
         field = section.model_fields.get(str(key))
-        location = _Location((*location.path, key), section, kinds, tag, field)
+        location = _Location((*location.path, key), section, kinds, tag, field, root)
         kinds = _kinds(field)
         tag = str(rest.pop(0)) if rest and len(kinds) > 1 else next(iter(kinds), "")
         section = kinds.get(tag)

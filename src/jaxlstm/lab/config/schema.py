@@ -5,7 +5,8 @@ language modelling are in `language_modelling` and importable from here too.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
@@ -138,18 +139,18 @@ class Training(Section):
 # -- the config ---------------------------------------------------------------
 
 
-class Config(Section):
-    """The config of one run.
+class RunConfig(Section):
+    """The keys that the configs of all tasks have.
 
-    Example:
-        >>> Config().model.cell.name
-        'lstm'
+    A task's own config derives from it, narrows `task`, `data` and `model`, adds the
+    sections of its results, and is registered with `register`.
     """
 
+    # Keys whose value is one of several kinds of section, and the key that says which.
+    tags: ClassVar[Mapping[tuple[str | int, ...], str]] = {}
+
     config_version: Literal[2] = Field(default=2, description="Version of the format.")
-    task: Literal["language_modelling"] = Field(
-        default="language_modelling", description="Task to train."
-    )
+    task: Any = Field(description="Task to train.")
     name: str = Field(
         default="quickstart",
         max_length=NAME_LENGTH,
@@ -162,16 +163,13 @@ class Config(Section):
     device: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         default="auto", description="Device; auto selects the fastest available."
     )
-    data: Data = Field(default=PythonData(), description="Training data.")
-    model: Model = Field(default=Model(), description="Model to train.")
+    data: Any = Field(description="Training data.")
+    model: Any = Field(description="Model to train.")
     optimizer: Optimizer = Field(
         default=QUICKSTART_OPTIMIZER,
         description="Optax transformations by name, applied in this order.",
     )
     training: Training = Field(default=Training(), description="Training loop.")
-    sample: Sample = Field(
-        default=Sample(), description="Text generated at the end of the run."
-    )
 
     @field_validator("name")
     @classmethod
@@ -184,5 +182,30 @@ class Config(Section):
         return name
 
 
-# Sections that are one of several kinds, and the key that selects the kind.
-TAGS = {("data",): "source", ("model", "cell"): "name"}
+class Config(RunConfig):
+    """The config of a language model.
+
+    Example:
+        >>> Config().model.cell.name
+        'lstm'
+    """
+
+    tags: ClassVar = {("data",): "source", ("model", "cell"): "name"}
+
+    task: Literal["language_modelling"] = Field(
+        default="language_modelling", description="Task to train."
+    )
+    data: Data = Field(default=PythonData(), description="Training data.")
+    model: Model = Field(default=Model(), description="Model to train.")
+    sample: Sample = Field(
+        default=Sample(), description="Text generated at the end of the run."
+    )
+
+
+CONFIGS: dict[str, type[RunConfig]] = {"language_modelling": Config}
+"""The config model of each task; a config without `task` is a language model's."""
+
+
+def register(config: type[RunConfig]) -> None:
+    """Make the config model of a task known to `load`, by the default of `task`."""
+    CONFIGS[config.model_fields["task"].default] = config

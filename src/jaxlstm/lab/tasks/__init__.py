@@ -2,6 +2,8 @@
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import did_you_mean, join_names
+from jaxlstm.lab.config import RunConfig
+from jaxlstm.lab.config import register as register_config
 from jaxlstm.lab.tasks.base import Artifact as Artifact
 from jaxlstm.lab.tasks.base import Dataset as Dataset
 from jaxlstm.lab.tasks.base import Losses as Losses
@@ -12,6 +14,17 @@ from jaxlstm.lab.tasks.base import Task as Task
 from jaxlstm.lab.tasks.language_modelling import LanguageModelling
 
 TASKS: dict[str, Task] = {task.name: task for task in (LanguageModelling(),)}
+
+
+def register(task: Task, config: type[RunConfig]) -> None:
+    """Make a task and the config model that names it known to `lab`.
+
+    Args:
+        task: an object with the methods of `Task`.
+        config: its config model; the default of its field `task` is `task.name`.
+    """
+    TASKS[task.name] = task
+    register_config(config)
 
 
 def get(name: str) -> Task:

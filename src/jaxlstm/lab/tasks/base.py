@@ -75,7 +75,8 @@ class Losses(NamedTuple):
         """Return the mean over the examples that count."""
         if self.weights is None:
             return self.values.mean()
-        return self._sum(self.values) / self.weights.sum()
+        weight = self.weights.sum().astype(self.values.dtype)
+        return self._sum(self.values) / weight
 
     def sums(self) -> Sums:
         """Return the sums over the examples that count.

@@ -1,0 +1,159 @@
+"""A task that is no part of the package: predict the sum of a random sequence.
+
+`register()` makes it known; after that, configs may say `task: sum`.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import Field
+
+import jaxlstm as jl
+from jaxlstm.lab import tasks
+from jaxlstm.lab.config import RunConfig
+from jaxlstm.lab.config.sections import Section, Size
+from jaxlstm.lab.tasks import Artifact, Losses, Metric
+
+
+class SumData(Section):
+    """Sequences of numbers from 0 to 1."""
+
+    length: Size = Field(default=5, description="Steps of a sequence.")
+
+
+class SumModel(Section):
+    """One LSTM layer and a read-out of its last output."""
+
+    units: Size = Field(default=8, description="Units of the layer.")
+
+
+class SumConfig(RunConfig):
+    """The config of the task."""
+
+    task: Literal["sum"] = Field(default="sum", description="Task to train.")
+    data: SumData = Field(default=SumData(), description="Training data.")
+    model: SumModel = Field(default=SumModel(), description="Model to train.")
+
+
+class SumBatch(NamedTuple):
+    """Sequences `[T, B, 1]` and their sums `[B]`."""
+
+    xs: Any
+    sums: Any
+
+
+class SumDataset:
+    """Batches that follow from the seed and the step."""
+
+    spec = 1
+    batch_axes = SumBatch(1, 0)
+    steps_per_epoch = 10
+
+    def __init__(self, config: SumConfig) -> None:
+        self._shape = (config.data.length, config.training.batch_size, 1)
+        self._seed = config.seed
+        digest = hashlib.sha256(f"{self._shape} {self._seed}".encode()).hexdigest()
+        self.description = {"sha256": [digest]}
+
+    def batch(self, step: int) -> SumBatch:
+        draw = np.random.default_rng((self._seed, step))
+        xs = draw.random(self._shape, np.float32)
+        return SumBatch(xs, xs.sum((0, 2)))
+
+    def batches(self, first_step: int, count: int) -> SumBatch:
+        each = [self.batch(step) for step in range(first_step, first_step + count)]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+    def eval_batches(self, *, full: bool = True) -> Iterable[SumBatch]:
+        return [self.batch(10**9 + k) for k in range(4 if full else 2)]
+
+
+class Sum:
+    """The task; "best" is the largest share of sums that are off by less than 0.2."""
+
+    name = "sum"
+    primary = Metric("share_close", "max")
+    positions = ()
+
+    def data(self, config: SumConfig) -> SumDataset:
+        return SumDataset(config)
+
+    def check(self, config: SumConfig, spec: int) -> None:
+        pass
+
+    def model(self, config: SumConfig, spec: int) -> jl.Layer:
+        rnn = jl.recurrent(jl.lstm(), config.model.units)
+        layers = jl.serial(rnn=rnn, head=jl.linear(1))
+
+        def init(key: Any, input_size: int | None = None) -> Any:
+            return layers.init(key, spec)
+
+        return layers._replace(init=init)
+
+    def batch_like(self, config: SumConfig, spec: int) -> SumBatch:
+        return jax.eval_shape(lambda: SumDataset(config).batch(0))
+
+    def loss(self, model: Any, params: Any, carry: Any, batch: Any, *, key: Any = None):
+        _, ys = model.apply(params, batch.xs, key=key)
+        off = jnp.abs(ys[-1, :, 0] - batch.sums)
+        close = (off < 0.2).astype(jnp.float32)
+        return Losses(off**2, extra={"share_close": close}), ()
+
+    def metrics(self, spec: int, means: Mapping[str, float]) -> dict[str, float]:
+        return dict(means)
+
+    def conclude(self, trained: Any, dataset: Any) -> list[Artifact]:
+        batch = dataset.batch(0)
+        _, ys = trained.model.apply(trained.params, batch.xs)
+        rows = zip(batch.sums, ys[-1, :, 0], strict=True)
+        text = "\n".join(f"{wanted:.3f} {found:.3f}" for wanted, found in rows)
+        return [Artifact("Sums and predictions", text)]
+
+    def artifacts(self, trained: Any, dataset: Any) -> list[Artifact]:
+        return []
+
+    def facts(self, config: SumConfig, dataset: Any) -> dict[str, str]:
+        return {"sequences": f"of {config.data.length} numbers"}
+
+    def spec_to_json(self, spec: int) -> Any:
+        return spec
+
+    def spec_from_json(self, written: Any) -> int:
+        return written
+
+
+def register() -> None:
+    """Make the task known to `jaxlstm.lab`."""
+    tasks.register(Sum(), SumConfig)
+
+
+def config(**training: Any) -> dict[str, Any]:
+    """Sixty steps, validated every twenty."""
+    return {
+        "task": "sum",
+        "name": "sums",
+        "optimizer": [{"adam": {"learning_rate": 0.05}}],
+        "training": {
+            "steps": 60,
+            "batch_size": 8,
+            "shards": 1,
+            "steps_per_dispatch": 10,
+            "log_every": 20,
+            "validate_every": 20,
+            "checkpoint_every": 10,
+            **training,
+        },
+    }
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jaxlstm.lab import cli
+
+    register()
+    sys.exit(cli.main())

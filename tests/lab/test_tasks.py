@@ -1,0 +1,202 @@
+"""A second task runs through the same code as language modelling: nothing in
+`jaxlstm.lab` knows a task by name.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sum_task
+import tiny
+from ruamel.yaml import YAML
+
+import jaxlstm as jl
+from jaxlstm.lab import checkpoints, config, runs, tasks
+from jaxlstm.lab.config import loading, messages, schema
+from jaxlstm.lab.tasks import Losses, Metric
+from jaxlstm.lab.training.experiment import Experiment
+from jaxlstm.lab.training.state import train_steps
+
+SOURCE = Path(jl.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    """The task, known until the end of a test."""
+    monkeypatch.setattr(schema, "CONFIGS", dict(schema.CONFIGS))
+    monkeypatch.setattr(loading, "CONFIGS", schema.CONFIGS)
+    monkeypatch.setattr(messages, "CONFIGS", schema.CONFIGS)
+    monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
+    sum_task.register()
+
+
+def command(*words, **options) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, sum_task.__file__, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_it_trains_evaluates_and_reports(tmp_path):
+    trained = jl.lab.train(
+        sum_task.config(steps=200), run=tmp_path / "run", sink=tiny.Silence()
+    )
+    records = [r for r in trained.metrics() if r["split"] == "validation"]
+    assert records[-1]["loss"] < records[0]["loss"] / 4
+    best = max(records, key=lambda record: record["share_close"])
+    assert trained.step == best["step"]
+    scores = trained.evaluate()
+    assert set(scores) == {"loss", "share_close"}
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "## Sums and predictions" in report
+    assert "| sequences | of 5 numbers |" in report
+    assert (tmp_path / "run" / "plots" / "loss.png").exists()
+    with pytest.raises(jl.lab.BadInput, match="task sum, which generates no text"):
+        trained.sample()
+    with pytest.raises(jl.lab.BadInput, match="got a run of the task sum"):
+        jl.lab.inspect(tmp_path / "run")
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path):
+    """By the command line, `kill -9` between two checkpoints."""
+    path = tmp_path / "sums.yaml"
+    long = {"steps": 1200, "log_every": 100, "validate_every": 600}
+    long["checkpoint_every"] = 100
+    with path.open("w") as file:
+        YAML(typ="safe").dump(sum_task.config(**long), file)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    processes = [command("train", path, "--run", run) for run in (whole, killed)]
+    while max(checkpoints.steps(killed / "checkpoints"), default=0) < 100:
+        assert processes[1].poll() is None
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGKILL)
+    assert processes[1].wait() == -signal.SIGKILL
+    assert runs.finished(runs.open(killed)) is None
+    resumed = command("resume", killed)
+    for process in (processes[0], resumed):
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    for name in ("metrics.jsonl", "weights.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    evaluated = command("evaluate", killed, "--json")
+    found = json.loads(evaluated.communicate(timeout=60)[0])
+    assert found["step"] == jl.lab.load(killed).step
+
+
+def test_shards_split_each_field_along_its_own_axis():
+    """Two shards give the update of the whole batch, up to rounding."""
+    after = []
+    for shards in (1, 2):
+        made = config.load(sum_task.config(shards=shards))
+        experiment = Experiment.build(made)
+        from jaxlstm.lab.training import programs
+
+        dataset, state = experiment.dataset, experiment.initial_state()
+        batches = dataset.batches(0, 3)
+        parts = (experiment.task, experiment.model, experiment.optimizer)
+        if shards == 1:
+            run = jax.jit(lambda s, b, parts=parts: train_steps(*parts, s, b))
+        else:
+            run = programs.shards.program(
+                programs.halves(*parts),
+                state,
+                batches,
+                batch_axes=dataset.batch_axes,
+                shards=shards,
+            )
+        after.append(run(state, batches)[0].params)
+    for one, other in zip(*map(jax.tree.leaves, after), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_population_is_vmap_of_the_steps():
+    """Three members with their own seeds equal the same runs alone; one of them
+    diverges and stands still while the others go on.
+    """
+    experiment = Experiment.build(config.load(sum_task.config()))
+    parts = (experiment.task, experiment.model, experiment.optimizer)
+    batches = jax.tree.map(jnp.asarray, experiment.dataset.batches(0, 5))
+
+    def started(seed):
+        from jaxlstm.lab.training.state import initial_state
+
+        return initial_state(*parts, experiment.dataset.batch(0), seed=seed)
+
+    members = jax.jit(jax.vmap(started))(jnp.arange(3))
+    head = members.params["head"]
+    members = members._replace(
+        params=members.params | {"head": head._replace(b=head.b.at[1].set(jnp.nan))}
+    )
+    run = jax.jit(jax.vmap(lambda s: train_steps(*parts, s, batches)))
+    after, metrics = run(members)
+    assert metrics.healthy.tolist() == [[True] * 5, [False] * 5, [True] * 5]
+    assert after.step.tolist() == [5, 0, 5]
+    for seed in (0, 2):
+        alone, _ = jax.jit(lambda s: train_steps(*parts, s, batches))(started(seed))
+        member = jax.tree.map(lambda leaf, k=seed: leaf[k], after.params)
+        pairs = zip(*map(jax.tree.leaves, (alone.params, member)), strict=True)
+        for one, other in pairs:
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_config_of_a_task_has_its_own_sections(tmp_path):
+    found = config.load({"task": "sum", "data": {"length": 7}})
+    assert type(found) is sum_task.SumConfig
+    assert config.load(found, overrides=["model.units=3"]).model.units == 3
+    assert config.dump(found).startswith("config_version: 2\ntask: sum\n")
+    path = tmp_path / "again.yaml"
+    path.write_text(config.dump(found))
+    assert config.load(path).data.length == 7
+    with pytest.raises(config.ConfigError, match=r"sample: unknown key"):
+        config.load({"task": "sum", "sample": {"length": 3}})
+    with pytest.raises(config.ConfigError, match=r'data\.lenght: .*"length"'):
+        config.load({"task": "sum", "data": {"lenght": 3}})
+    with pytest.raises(config.ConfigError, match='"language_modelling" or "sum"'):
+        config.load({"task": "summ"})
+    schemas = config.json_schema()["oneOf"]
+    assert [s["properties"]["task"]["const"] for s in schemas] == list(schema.CONFIGS)
+
+
+def test_no_part_of_lab_knows_a_task_by_name():
+    """Outside of tasks and config; the help of `new` names one as an example."""
+    free = [
+        path
+        for path in (SOURCE / "lab").rglob("*.py")
+        if not {"tasks", "config"} & set(path.relative_to(SOURCE).parts)
+        and path.name != "new.py"
+    ]
+    assert len(free) > 30
+    for path in free:
+        assert "language_modelling" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("weights", [[True, False, True], [1.0, 0.0, 0.5]])
+def test_weights_of_losses(weights):
+    """The mean over what counts; NaN at weight 0 does not matter."""
+    values = jnp.asarray([1.0, jnp.nan, 4.0])
+    losses = Losses(values, jnp.asarray(weights), {"extra": values * 2})
+    wanted = np.average([1.0, 4.0], weights=[weights[0], weights[2]])
+    assert float(losses.mean()) == pytest.approx(wanted)
+    sums = losses.sums()
+    extra = float(sums.extra["extra"]) / float(sums.weight)
+    assert extra == pytest.approx(2 * wanted)
+
+
+def test_better_by_mode_and_margin():
+    loss, share = Metric("loss"), Metric("share", "max")
+    assert loss.better(0.8, 1.0, margin=0.1)
+    assert not loss.better(0.95, 1.0, margin=0.1)
+    assert share.better(0.8, 0.5, margin=0.1)
+    assert not share.better(0.55, 0.5, margin=0.1)
+    assert loss.better(1e9, loss.worst)
+    assert share.better(-1e9, share.worst)
