@@ -80,7 +80,8 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path):
         assert processes[1].poll() is None
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGKILL)
-    assert processes[1].wait() == -signal.SIGKILL
+    processes[1].communicate()
+    assert processes[1].returncode == -signal.SIGKILL
     assert runs.finished(runs.open(killed)) is None
     resumed = command("resume", killed)
     for process in (processes[0], resumed):
