@@ -14,19 +14,19 @@
 # %% [markdown]
 # # From nothing to a trained LSTM, in under a minute
 #
-# An LSTM reads a sequence one step at a time and keeps a *cell state* `c`. Four gates
-# decide at each step what becomes of it:
+# An LSTM reads a sequence one step at a time and keeps a *cell state* `c`, which three
+# gates and a candidate update at each step:
 #
 # $$i, f, o = \sigma(z_i), \sigma(z_f), \sigma(z_o) \qquad g = \tanh(z_g)$$
 # $$c_t = f \odot c_{t-1} + i \odot g \qquad h_t = o \odot \tanh(c_t)$$
 #
-# where $z = W_x x_t + W_h h_{t-1} + b$. The forget gate `f` says how much of the past
-# is kept, the input gate `i` how much of the candidate `g` is written, and the output
-# gate `o` how much of the cell is shown.
+# where $z = W_x x_t + W_h h_{t-1} + b$. The forget gate `f` determines how much of the
+# cell state is kept, the input gate `i` how much of the candidate `g` is added, and the
+# output gate `o` how much of the cell state is output.
 #
-# Here we build a model that writes Python, train it with a loop of our own, and then
-# look at its gates while it reads. Nothing is downloaded: the text is the source of
-# Python's standard library. You need no experience with JAX.
+# This notebook trains a model that generates Python code, with a training loop written
+# out, and then plots its gates while it reads. Nothing is downloaded: the text is the
+# source of Python's standard library. You need no experience with JAX.
 
 # %%
 import os
@@ -46,23 +46,22 @@ STEPS = 60 if os.environ.get("FAST", "0") != "0" else 600
 # %% [markdown]
 # ## JAX in five lines
 #
-# - `jnp` is NumPy on other engines: the same functions, on a CPU, GPU or TPU. Its
-#   arrays never change in place.
+# - `jnp` has the functions of NumPy and runs on a CPU, GPU or TPU. Its arrays are never
+#   modified in place.
 # - Random numbers come from a *key*, `jax.random.key(0)`. The same key gives the same
-#   numbers, so each use gets a key of its own: `jax.random.split` makes several of one.
-# - `jax.value_and_grad(f)` is a function that gives `f` and its derivative by the first
-#   argument.
-# - `jax.jit(f)` compiles `f` when it is first called. What `f` would change it has to
-#   take as an argument and give back: parameters, state, the optimiser's memory.
-# - A model's parameters are arrays in named records, lists and dicts, to look at and to
-#   change like any other.
+#   numbers, so each use needs its own key: `jax.random.split` makes several from one.
+# - `jax.value_and_grad(f)` returns a function that computes `f` and its gradient with
+#   respect to the first argument.
+# - `jax.jit(f)` compiles `f` at the first call. A compiled function must not modify
+#   anything outside it: pass parameters and state in and return them.
+# - A model's parameters are arrays in NamedTuples, tuples and dicts, which you can
+#   print and replace like any others.
 #
 # ## One step
 #
-# A cell is a record of pure functions: what they give follows from their arguments, and
-# nothing else is changed. `init` draws parameters, `project` does what
-# does not wait for the past, `step` does the rest and gives back the new state and the
-# gates. Gates are fields with names, not numbers in an array.
+# A cell is a record of pure functions: their results depend on their arguments only.
+# `init` draws parameters, `project` computes $W_x x + b$, and `step` computes the rest
+# and returns the new state and the gates. Gates are named fields, `gates.f`.
 
 # %%
 cell = jl.lstm()
@@ -76,15 +75,15 @@ print("forget gate", gates.f)
 print("cell state ", state.c)
 
 # %% [markdown]
-# The forget gates scatter around 0.73, because their bias begins at 1 and σ(1) is 0.73;
-# the input moves each of them. An untrained LSTM remembers before it has
-# learnt what to forget.
+# The forget gates lie around 0.73, because their bias is initialised to 1 and σ(1) is
+# 0.73; the input moves each of them. An untrained LSTM therefore keeps most of its
+# state.
 #
 # ## A whole sequence
 #
 # `unroll` carries the state through time. Time is the first axis, features are the
-# last, and you may put any number of batch axes between them. Here the second of two
-# sequences has only 4 real steps; the rest is padding, and `lengths` says so.
+# last, and any number of batch axes may lie between them. Here the second of two
+# sequences has a length of 4; its other steps are padding.
 
 # %%
 xs = jax.random.normal(jax.random.key(1), (7, 2, 3))  # 7 steps of 2 sequences
@@ -97,10 +96,10 @@ print("its final state is that of step 4:", bool((state.h[1] == hs[3, 1]).all())
 # %% [markdown]
 # ## The text
 #
-# Some files of the standard library, cut into 32 streams that run side by side. Batch
-# *n + 1* of a stream goes on where batch *n* ended, so the state can be carried over.
-# (At its end a stream starts over, with the state that it ended with: once in a while
-# the model is surprised.)
+# Some files of the standard library, split into 32 streams that are read in parallel.
+# Batch *n + 1* of a stream begins where batch *n* ended, so the state can be carried
+# over. (At its end a stream restarts with the state it ended with, so that once in a
+# while the state does not match the text.)
 
 # %%
 library = Path(sysconfig.get_path("stdlib"))
@@ -115,14 +114,14 @@ text = text.encode("ascii", "ignore").decode()
 alphabet = sorted(set(text))
 tokens = np.array([alphabet.index(character) for character in text], np.int32)
 streams, window = 32, 64
-assert len(tokens) > streams * (window + 1), "a longer text, or fewer streams, please"
+assert len(tokens) > streams * (window + 1), "use a longer text or fewer streams"
 rows = (
     tokens[: len(tokens) // streams * streams].reshape(streams, -1).T
 )  # [time, stream]
 
 
 def batch(step):
-    """Inputs and targets `[window, streams]` of one step, around and around."""
+    """Return inputs and targets `[window, streams]`; the text is read repeatedly."""
     at = step * window % (len(rows) - window - 1)
     return rows[at : at + window], rows[at + 1 : at + window + 1]
 
@@ -133,20 +132,22 @@ print(text[:200])
 # %% [markdown]
 # ## The model, and one step of training
 #
-# Layers are put together by `serial`: `embed` has a vector of 32 numbers for each
-# character, and `linear` makes of what the LSTM shows a score (a *logit*) for each
-# character that may come next. A layer's `init` gives the parameters and the size of
-# its output, which is not needed here. `model.apply(params, inputs, state)` gives the
-# state after the inputs, and the outputs; `state=None` is the initial state.
+# `serial` composes named layers: `embed` maps each character to a vector of 32 numbers,
+# and `linear` maps the output of the LSTM to one score (a *logit*) for each possible
+# next character. `init` returns the parameters and the output size, which is not needed
+# here. `model.apply(params, inputs, state)` returns the state after the inputs, and the
+# outputs; `state=None` starts from the initial state.
 #
-# The loss of a batch, its gradient, an update by Optax: that is all, and `jax.jit`
-# compiles it. The optimizer is a chain: the gradient is shortened where it is longer
-# than 1, and Adam takes steps that get smaller towards the end. (`has_aux=True`: the
-# loss comes with something that has no part in the derivative, here the state.)
+# A training step computes the loss of a batch and its gradient, and updates the
+# parameters with Optax. The optimizer is a chain: it clips the gradient to norm 1 and
+# then applies Adam with a decaying learning rate. (With `has_aux=True` the loss
+# function returns a second result that is not differentiated, here the state.)
 
 # %%
 model = jl.serial(
-    jl.embed(len(alphabet), 32), jl.recurrent(cell, 128), jl.linear(len(alphabet))
+    embed=jl.embed(len(alphabet), 32),
+    rnn=jl.recurrent(cell, 128),
+    unembed=jl.linear(len(alphabet)),
 )
 params, _ = model.init(jax.random.key(0))
 schedule = optax.cosine_decay_schedule(1e-2, STEPS)
@@ -154,16 +155,16 @@ optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
 def loss(params, state, inputs, targets):
-    """Mean of -log p(target), in bits per character, and the state to carry on."""
+    """Return the mean of -log2 p(target), in bits per character, and the new state."""
     state, logits = model.apply(params, inputs, state)
-    # by the natural logarithm, in nats, of which one is 1 / log(2) bits
+    # Optax uses the natural logarithm; one nat is 1 / log(2) bits.
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return nats.mean() / jnp.log(2), state
 
 
 @jax.jit
 def train_step(params, opt_state, state, inputs, targets):
-    """One update of the parameters."""
+    """Update the parameters once."""
     with_gradient = jax.value_and_grad(loss, has_aux=True)
     (bits, state), gradient = with_gradient(params, state, inputs, targets)
     updates, opt_state = optimizer.update(gradient, opt_state, params)
@@ -187,15 +188,15 @@ jl.plots.loss_curve(records, ax=ax)
 plt.show()
 
 # %% [markdown]
-# A character chosen blindly out of this alphabet costs log₂ of its size, 6 to 7 bits.
-# The model has learnt letters, words, indentation.
+# A uniform guess costs log₂ of the alphabet's size, 6 to 7 bits per character. The
+# model has learnt letters, words and indentation.
 #
-# ## Let it write
+# ## Generate text
 #
-# Streaming is the same function with the state fed back: one character goes in, as a
-# sequence of one step, and the odds of the next come out. The *temperature* makes
-# likely characters more likely where it is below 1, and the text more of a surprise
-# above; `jax.random.categorical` draws one by these odds.
+# To generate, call the same function with one character at a time and pass the state
+# back in: the logits are those of the next character. A *temperature* below 1 makes
+# likely characters more likely, one above 1 makes the text more random.
+# `jax.random.categorical` draws a character from these probabilities.
 
 
 # %%
@@ -204,7 +205,7 @@ TEMPERATURE = 0.6
 
 @jax.jit
 def write_one(params, state, token, key):
-    """The state after a token, and a token drawn from what the model expects next."""
+    """Return the state after a token, and a next token drawn from the model."""
     state, logits = model.apply(params, token[None], state)
     return state, jax.random.categorical(key, logits[0] / TEMPERATURE)
 
@@ -218,26 +219,26 @@ print("".join(written))
 # %% [markdown]
 # ## Look inside
 #
-# `model.trace` is `model.apply` with a tape of every gate and state of every step, by
-# the place of the layer in the parameters: the LSTM stands at 1, between the embedding
-# and the output. Here are the forget gates of all 128 units while the model reads a
-# line, those that keep most on top: bright keeps, dark lets go.
+# `model.trace` is `model.apply` that also returns the gates and states of every step,
+# as a dict with an entry for each recurrent layer. The plot shows the forget gates of
+# all 128 units while the model reads two lines, sorted by their mean: bright is open,
+# dark is closed.
 
 # %%
-# With a text of your own take a line of it: line = text[:80]
+# With your own text, use a part of it: line = text[:80]
 line = '    def __init__(self, name: str = "x") -> None:\n        self.name = name\n'
 read = jnp.array([alphabet.index(character) for character in line])
-_, _, tape = model.trace(params, read)
-trace = tape["1"]
+_, _, traces = model.trace(params, read)
+trace = traces["rnn"]
 
 fig, ax = plt.subplots(figsize=(11, 5))
 jl.plots.gate_heatmap(list(line), trace.gates.f, "forget gate f", ax=ax)
 plt.show()
 
 # %% [markdown]
-# Some units hold on through a good part of the line, some through a word, and most for
-# a character or less. How long a unit remembers follows from its forget gate: what it
-# holds fades by a factor e in −1 / mean(log f) steps.
+# Some units keep their state for a large part of a line, some for a word, and most for
+# a character or less. The forget gate determines for how long: the cell state decays by
+# a factor e in −1 / mean(log f) steps, the unit's *timescale*.
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 4))
@@ -245,8 +246,8 @@ jl.plots.timescales(trace.gates.f, ax=ax)
 plt.show()
 
 # %% [markdown]
-# One unit on its own, the one whose forget gate and cell move most: its gates, its
-# cell, its output.
+# One single unit, the one whose forget gate and cell state vary most: its gates, cell
+# state and output.
 
 # %%
 spread = np.asarray(trace.gates.f).std(0) * np.asarray(jnp.tanh(trace.state.c)).std(0)

@@ -14,14 +14,13 @@
 # %% [markdown]
 # # Functional LSTM: state, lengths, masks, resets, streaming
 #
-# Nothing here is hidden in an object. A cell is a record of functions, its parameters
-# are arrays that you hold, and its state is an array that goes in and comes out. This
-# notebook shows what follows from that, and checks each statement as it goes: where two
-# things are said to be equal, the cell compares them.
+# A cell is a record of pure functions, its parameters are arrays, and its state is
+# passed in and returned. This notebook shows what follows from that. Where the text
+# says that two results are equal, the code compares them.
 #
-# One convention for everything: time is axis 0, features are the last axis, and what
-# lies between are as many batch axes as you like. The state comes first in what is
-# returned, as in `jax.lax.scan`.
+# One convention everywhere: time is axis 0, features are the last axis, and any number
+# of batch axes lie between them. Functions return the state first, as `jax.lax.scan`
+# does.
 
 # %%
 import jax
@@ -38,21 +37,21 @@ jax.tree.map(jnp.shape, params)
 
 
 # %% [markdown]
-# A helper: are two results the same, to the last bit?
+# A helper that compares two results bit for bit:
 
 
 # %%
 def same_bits(one, other):
-    """Whether all arrays of two results are equal in every bit."""
+    """Return whether all arrays of two results are equal bit for bit."""
     equal = jax.tree.map(lambda a, b: bool((a == b).all()), one, other)
     return all(jax.tree.leaves(equal))
 
 
 # %% [markdown]
-# ## The state is yours
+# ## The state
 #
-# `unroll` returns the state after the last step. Hand it back, and the next part goes
-# on where the first one ended. A sequence split anywhere is the unsplit one.
+# `unroll` returns the state after the last step. Pass it to the next call to continue.
+# Splitting a sequence anywhere gives the result of the unsplit sequence.
 
 # %%
 state, hs = jl.unroll(cell, params, xs)
@@ -63,43 +62,43 @@ print("outputs:", np.abs(jnp.concatenate([first, second]) - hs).max())
 print("state:  ", np.abs(at_the_end.c - state.c).max())
 
 # %% [markdown]
-# No state means the cell's initial state. `jl.LSTMState(h, c)` is one of your own;
-# numbers are spread over the batch.
+# Without a state, the cell starts from its initial state. Pass `jl.LSTMState(h, c)` to
+# start from another one; numbers are broadcast.
 
 # %%
 warm, _ = jl.unroll(cell, params, xs, jl.LSTMState(h=0.0, c=1.0))
-print("c of the first units, begun at 0:", state.c[0, :4])
-print("c of the first units, begun at 1:", warm.c[0, :4])
+print("c of the first units, initially 0:", state.c[0, :4])
+print("c of the first units, initially 1:", warm.c[0, :4])
 
 # %% [markdown]
 # ## Rows of unequal length
 #
-# `lengths` says how many steps of each row happen. A step that does not happen leaves
-# the state untouched and emits zeros; what stands in its place in `xs` never matters.
-# Even NaN there changes nothing, in the values and in the gradients alike.
+# `lengths` gives the number of steps of each row; the rest is padding. A padded step
+# keeps the state and emits zeros, and its value in `xs` has no influence: even NaN
+# there changes neither values nor gradients.
 
 # %%
 lengths = jnp.array([12, 5, 0, 8])
 padding = jnp.arange(12)[:, None] >= lengths
-spoilt = jnp.where(padding[..., None], jnp.nan, xs)
+with_nan = jnp.where(padding[..., None], jnp.nan, xs)
 
 
 def loss(params, xs):
-    """Any loss will do: the sum of squares of the outputs."""
+    """Return the sum of squares of the outputs."""
     _, hs = jl.unroll(cell, params, xs, lengths=lengths)
     return (hs**2).sum()
 
 
-clean, from_spoilt = (jax.grad(loss)(params, inputs) for inputs in (xs, spoilt))
-print("gradients, padding or NaN:", same_bits(clean, from_spoilt))
+clean, from_nan = (jax.grad(loss)(params, inputs) for inputs in (xs, with_nan))
+print("gradients are equal with NaN in the padding:", same_bits(clean, from_nan))
 
-state, hs = jl.unroll(cell, params, spoilt, lengths=lengths)
+state, hs = jl.unroll(cell, params, with_nan, lengths=lengths)
 print("row 1 ends in the state of its step 5:", same_bits(state.h[1], hs[4, 1]))
-print("row 2, without a step, ends as it began:", bool((state.c[2] == 0).all()))
+print("row 2, of length 0, keeps its state:", bool((state.c[2] == 0).all()))
 
 # %% [markdown]
-# A mask says the same step by step, for holes in the middle. Here row 0 does not see
-# steps 3 to 5, and the result is that of the sequence without them.
+# A mask selects single steps, also in the middle of a row. Here row 0 skips steps 3 to
+# 5, and the result is that of the sequence without them.
 
 # %%
 mask = jnp.ones((12, 4), bool).at[3:6, 0].set(False)
@@ -108,30 +107,30 @@ without, _ = jl.unroll(cell, params, jnp.delete(xs, jnp.arange(3, 6), axis=0))
 print(np.abs(masked.h[0] - without.h[0]).max())
 
 # %% [markdown]
-# Backwards, `lengths` needs no flipping: `reverse=True` begins at the last step that
-# happens, and the outputs stay where they belong.
+# In reverse, rows need no flipping: `reverse=True` begins at the last step of each row,
+# and each output stays at its own step.
 
 # %%
 state, hs = jl.unroll(cell, params, xs, lengths=lengths, reverse=True)
 alone, _ = jl.unroll(cell, params, xs[:5, 1][::-1])
-print("row 1 backwards:", np.abs(state.h[1] - alone.h).max())
+print("row 1 in reverse:", np.abs(state.h[1] - alone.h).max())
 
 # %% [markdown]
 # ## Resets
 #
-# Several episodes, or several documents, in one row: `resets` says before which steps
-# the cell begins again. Nothing crosses such a border, neither the state nor a
-# gradient.
+# A row may contain several episodes or documents. `resets` is True at the steps before
+# which the state returns to the cell's initial state. Neither the state nor a gradient
+# crosses a reset.
 
 # %%
 resets = jnp.zeros((12, 4), bool).at[7].set(True)
 _, hs = jl.unroll(cell, params, xs, resets=resets)
-_, afresh = jl.unroll(cell, params, xs[7:])
-print("after the reset as if begun there:", np.abs(hs[7:] - afresh).max())
+_, from_step_7 = jl.unroll(cell, params, xs[7:])
+print("from the reset on:", np.abs(hs[7:] - from_step_7).max())
 
 
 def last_output(xs):
-    """The sum of the outputs of the last step."""
+    """Return the sum of the outputs of the last step."""
     return jl.unroll(cell, params, xs, resets=resets)[1][-1].sum()
 
 
@@ -145,14 +144,13 @@ plt.show()
 assert (reach[:7] == 0).all()
 
 # %% [markdown]
-# `jl.resets_from_segments` makes resets out of the segment ids that packed data comes
-# with.
+# `jl.resets_from_segments` computes resets from the segment ids of packed data.
 #
-# ## What comes out
+# ## Outputs
 #
-# `emit` says what is stacked over time: `jl.emit.hidden` (as above), `states`, `trace`
-# (every gate too), `nothing`, or any function of the state and the gates. Only what it
-# returns is kept, so a summary of a long sequence costs no memory.
+# `emit` determines what is stacked over time: `jl.emit.hidden` (the default), `states`,
+# `trace` (states and gates), `nothing`, or any function of the state and the gates.
+# Only its results are stored, so a summary of a long sequence needs little memory.
 
 # %%
 state, trace = jl.unroll(cell, params, xs, emit=jl.emit.trace)
@@ -160,18 +158,18 @@ print("gates:", trace.gates._fields, "of", trace.gates.f.shape)
 
 
 def summary(state, gates):
-    """How open the forget gates are, and how full the cells."""
+    """Return the mean forget gate and the mean magnitude of the cell state."""
     return gates.f.mean(-1), jnp.abs(state.c).mean(-1)
 
 
-_, (openness, fill) = jl.unroll(cell, params, xs, emit=summary)
-print("summary:", openness.shape, fill.shape)
+_, (mean_f, mean_c) = jl.unroll(cell, params, xs, emit=summary)
+print("summary:", mean_f.shape, mean_c.shape)
 
 # %% [markdown]
 # ## One input at a time
 #
-# When inputs arrive one by one, `jl.stream` gives a compiled step. It prepares what
-# follows from the parameters once, and not at every step.
+# When inputs arrive one at a time, `jl.stream` returns a compiled step. What depends on
+# the parameters alone is computed once, not at every step.
 
 # %%
 step, state = jl.stream(cell, params, xs[0])
@@ -185,9 +183,9 @@ print("streamed and unrolled:", np.abs(jnp.stack(outputs) - hs).max())
 # %% [markdown]
 # ## Transformations
 #
-# `unroll` is a pure function, and so JAX's transformations do what they always do:
-# `jit` compiles it, `vmap` adds an axis, `grad` and `jvp` differentiate it. Here are
-# ten networks at once, drawn from ten keys, over the same inputs.
+# `unroll` is a pure function, so JAX's transformations apply: `jit` compiles it, `vmap`
+# adds an axis, `grad` and `jvp` differentiate it. Here ten networks, initialised from
+# ten keys, read the same inputs.
 
 # %%
 keys = jax.random.split(jax.random.key(2), 10)
@@ -196,34 +194,34 @@ ten = jax.vmap(lambda key: cell.init(key, 3, 16))(keys)
 
 @jax.jit
 def outputs_of_all(ten, xs):
-    """The outputs of ten networks: [10, 12, 4, 16]."""
+    """Return the outputs of ten networks, [10, 12, 4, 16]."""
     return jax.vmap(lambda params: jl.unroll(cell, params, xs)[1])(ten)
 
 
 print(outputs_of_all(ten, xs).shape)
 
 # %% [markdown]
-# The gradient of one sequence at a time, which many libraries cannot give without a
-# loop: `vmap` of `grad`, over axis 1.
+# `vmap` of `grad` over axis 1 computes one gradient per sequence:
 
 
 # %%
 def loss_of_one(params, xs):
-    """The loss of a single sequence [12, 3]: no batch axis at all."""
+    """Return the loss of one sequence [12, 3], without a batch axis."""
     return (jl.unroll(cell, params, xs)[1] ** 2).sum()
 
 
-each = jax.vmap(jax.grad(loss_of_one), in_axes=(None, 1))(params, xs)
+per_row = jax.vmap(jax.grad(loss_of_one), in_axes=(None, 1))(params, xs)
 whole = jax.grad(lambda params: (jl.unroll(cell, params, xs)[1] ** 2).sum())(params)
-print("one gradient for each row:", each.w_h.shape)
-print("their sum is that of the batch:", np.abs(each.w_h.sum(0) - whole.w_h).max())
+print("one gradient per row:", per_row.w_h.shape)
+print("sum and batch gradient:", np.abs(per_row.w_h.sum(0) - whole.w_h).max())
 
 # %% [markdown]
-# ## Who computed it
+# ## Engines
 #
-# Behind `unroll` stand several engines. They all mean the same; `explain` says which
-# one serves a call, how, and what becomes of the others that are tried unasked. Those
-# of the README's table that are missing here serve by name only: `engine="native"`.
+# `unroll` has several engines, which compute the same result in different ways.
+# `explain` prints which one serves a call, and for each other engine that is tried by
+# default why it would not. Further engines are used only if you name them, as in
+# `engine="native"`.
 
 # %%
 print(jl.explain(cell, params, xs, lengths=lengths))
@@ -231,18 +229,18 @@ print(jl.explain(cell, params, xs, lengths=lengths))
 # %% [markdown]
 # ## Deep networks
 #
-# Layers are put together by `serial`, `stack`, `bidirectional`, `residual`. Lengths,
-# masks, resets and the state mean in a deep network what they mean in a single layer.
-# `trace` is `apply` with a tape: all gates of all layers, by name. Gates of steps that
-# do not happen are zeros there, which a mean over steps has to leave out.
+# `serial`, `stack`, `bidirectional` and `residual` compose layers. Lengths, masks,
+# resets and the state behave in a deep network as in a single layer. `trace` is `apply`
+# that also returns the gates and states of all layers, by name. They are zero at padded
+# steps, which a mean over steps must leave out.
 
 # %%
-deep = jl.serial(jl.stack(cell, (16, 16), bidirectional=True), jl.linear(2))
+deep = jl.serial(rnn=jl.stack(cell, (16, 16), bidirectional=True), unembed=jl.linear(2))
 deep_params, _ = deep.init(jax.random.key(3), 3)
 state, ys = deep.apply(deep_params, xs, lengths=lengths)
-_, traced, tape = deep.trace(deep_params, xs, lengths=lengths)
+_, traced, traces = deep.trace(deep_params, xs, lengths=lengths)
 print("the same outputs:", same_bits(ys, traced))
-happens = jnp.arange(len(xs))[:, None] < lengths
-for name, seen in tape.items():
-    share = (seen.gates.f > 0.75)[happens].mean()
-    print(f"{name:13} forget gates open {100 * share:.0f} %")
+active = jl.StepMask.from_lengths(lengths, time=len(xs)).active
+for name, trace in traces.items():
+    share = (trace.gates.f > 0.75)[active].mean()
+    print(f"{name:14} forget gates above 0.75: {100 * share:.0f} %")
