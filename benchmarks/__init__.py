@@ -1,9 +1,9 @@
-"""How fast, beside whom: `python -m benchmarks run`, and the page beside this file.
+"""Benchmarks of jaxlstm and other libraries: `python -m benchmarks run`.
 
-cases       what is computed: the grid, and the cases beside it, as data
-peers/      who computes it: one contender, one record
-measure     one case, all contenders in alternation, in one process
-harness     all cases, each in a process of its own; the peaks of memory
+cases       computations to measure, as data
+peers/      libraries and modes that compute them, one record each
+measure     one case with all contenders in alternation, in one process
+harness     all cases, one process per case; peak memory
 machine     cores, versions, date
-report      results/*.json -> README.md and its pictures
+report      results/*.json to README.md and its plots
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks run | report | list`; `--help` says more."""
+"""`python -m benchmarks run | report | list`; see `--help`."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Carry out a command line; a mistake is one sentence and exit code 2."""
+    """Run a command line; an invalid one prints one line and returns exit code 2."""
     arguments = _parser().parse_args(words)
     try:
         arguments.carry_out(arguments)
@@ -25,12 +25,14 @@ def _run(arguments: argparse.Namespace) -> None:
     chosen = cases.chosen(_words(arguments.cases))
     names = peers.chosen(_words(arguments.peers))
     if arguments.seconds < 0:
-        raise ValueError(f"--seconds is {arguments.seconds:g}; 0 or more is needed")
+        raise ValueError(f"--seconds: got {arguments.seconds:g}, expected 0 or more")
     cores = harness.use_cores(arguments.cores)
     RESULTS.mkdir(exist_ok=True)
     out = Path(arguments.out or RESULTS / f"cpu-{cores}-cores.json")
     if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no directory {out.parent}")
+        raise ValueError(
+            f"--out: got {out}, expected an existing directory, not {out.parent}"
+        )
     harness.run(
         chosen,
         names,
@@ -40,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
         say=lambda text: print(text, flush=True),
         save=lambda result: out.write_text(harness.written(result)),
     )
-    print(f"wrote {out}; python -m benchmarks report puts it into README.md")
+    print(f"wrote {out}; python -m benchmarks report adds it to README.md")
 
 
 def _words(given: str | None) -> list[str]:
@@ -66,7 +68,7 @@ def _list(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure jaxlstm beside its peers, and write the page about it.",
+        description="Measure jaxlstm and other libraries, and write README.md.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     run = verbs.add_parser("run", help="measure, and write results/NAME.json")
@@ -74,15 +76,20 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--cases", metavar="A,B", help="groups or names; default all")
     run.add_argument("--peers", metavar="A,B", help="contenders; default all")
     run.add_argument(
-        "--seconds", type=float, default=4.0, help="for each of a case; default 4"
+        "--seconds",
+        type=float,
+        default=4.0,
+        help="seconds per contender of a case; default 4",
     )
-    run.add_argument("--cores", type=int, metavar="N", help="default all there are")
+    run.add_argument("--cores", type=int, metavar="N", help="default: all cores")
     run.add_argument("--out", metavar="JSON", help="default results/cpu-N-cores.json")
-    run.add_argument("--no-peaks", action="store_true", help="leave out peak memory")
-    report = verbs.add_parser("report", help="results/*.json -> README.md, pictures")
+    run.add_argument(
+        "--no-peaks", action="store_true", help="do not measure peak memory"
+    )
+    report = verbs.add_parser("report", help="results/*.json to README.md and plots")
     report.set_defaults(carry_out=_report)
     report.add_argument("results", nargs="*", metavar="JSON", help="default all")
-    listed = verbs.add_parser("list", help="contenders and cases")
+    listed = verbs.add_parser("list", help="list contenders and cases")
     listed.set_defaults(carry_out=_list)
     return parser
 

@@ -1,6 +1,6 @@
-"""What is computed: the grid and the cases beside it, as data, with their arithmetic.
+"""The computations to measure, as data, with their FLOPs and their inputs.
 
-Nothing here imports JAX: every contender makes its own arrays of what is drawn.
+Nothing here imports JAX: each contender converts the NumPy inputs to its own arrays.
 """
 
 from typing import Literal, NamedTuple
@@ -18,9 +18,9 @@ H_RATE, C_RATE = 0.05, 0.2  # of zoneout
 class Case(NamedTuple):
     """One computation.
 
-    group         what it belongs to, and the first word of its name
+    group         first word of its name
     time, batch, features, units     T, B, D, H
-    layers, bidirectional            more than one plain layer
+    layers, bidirectional            arrangement of the layers
     ragged        rows of unequal length, half of all steps padding
     cell          the kind of cell
     measures      `forward`: the outputs [T, B, H]. `training`: the gradient of all
@@ -28,7 +28,7 @@ class Case(NamedTuple):
                   `step`: one step from a state that is fed back
     compiles      how often compiling is timed
     runs          whether running is timed
-    contenders    the only ones who are asked; empty for all
+    contenders    the only ones to measure; empty for all
     """
 
     group: str
@@ -47,7 +47,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The group and T, B, D, H.
+        """The group, T, B, D and H.
 
         >>> Case("grid", 128, 32, 64, 256).name
         'grid-128-32-64-256'
@@ -68,7 +68,7 @@ class Case(NamedTuple):
 
     @property
     def flops_forward(self) -> int:
-        """`8 T B H (D + H)` for each layer and direction, T B being steps that happen.
+        """`8 T B H (D + H)` for each layer and direction, with T B executed steps.
 
         >>> Case("grid", 10, 2, 3, 4).flops_forward == 8 * 10 * 2 * 4 * (3 + 4)
         True
@@ -78,7 +78,7 @@ class Case(NamedTuple):
         return 8 * steps * self.output_size * sum(d + self.units for d in inputs)
 
     def flops(self, what: What) -> int:
-        """Forward, or three times that with the backward pass."""
+        """Return the FLOPs of a forward pass, or three times as many for training."""
         return self.flops_forward * (3 if what == "training" else 1)
 
 
@@ -91,12 +91,12 @@ class Weights(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What all contenders of a case are given.
+    """Weights and inputs of a case, the same for all contenders.
 
     layers    for each layer the weights of each direction
     xs        [T, B, D]
-    d_hs      [T, B, output_size], zero where there is padding
-    lengths   [B], None where no row has padding
+    d_hs      [T, B, output_size], zero at padding
+    lengths   [B], None without padding
     """
 
     layers: list[list[Weights]]
@@ -106,7 +106,7 @@ class Inputs(NamedTuple):
 
 
 def draw(case: Case) -> Inputs:
-    """The same numbers for everybody, U(±1/√H) the weights and N(0, 1) the rest."""
+    """Draw the inputs of a case: weights U(±1/√H), everything else N(0, 1)."""
     drawn = np.random.default_rng(0)
 
     def weights(features: int) -> Weights:
@@ -128,7 +128,7 @@ def draw(case: Case) -> Inputs:
 
 
 def lengths(case: Case) -> NDArray[np.int32]:
-    """From 1 to T - 1, evenly spread and shuffled: half of all steps are padding.
+    """Return lengths spread evenly from 1 to T - 1, shuffled; half of it is padding.
 
     >>> sorted(lengths(Case("ragged", 8, 4, 3, 5)).tolist())
     [1, 3, 5, 7]
@@ -151,7 +151,7 @@ def _grid() -> list[Case]:
 
 
 def _beside() -> list[Case]:
-    shape = (128, 32, 128, 128)  # a point of the grid, so that the cost can be told
+    shape = (128, 32, 128, 128)  # also a point of the grid, for comparison
     return [
         Case("stacked", *shape, layers=2),
         Case("bidirectional", *shape, layers=2, bidirectional=True),
@@ -196,13 +196,14 @@ GROUPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))
 
 
 def chosen(words: list[str]) -> list[Case]:
-    """The cases of these groups or names; all of them for no words.
+    """Return the cases of these groups or names; all cases for an empty list.
 
-    Errors: `ValueError` for a word that is neither.
+    Raises:
+        ValueError: a word is neither a group nor a name.
     """
     for word in words:
         if word not in GROUPS and word not in {case.name for case in CASES}:
             raise ValueError(
-                f"no case is called {word!r}; the groups are {', '.join(GROUPS)}"
+                f"cases: got {word!r}, expected one of {', '.join(GROUPS)}"
             )
     return [c for c in CASES if not words or c.group in words or c.name in words]

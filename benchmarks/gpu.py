@@ -1,18 +1,18 @@
-"""All that is measured when a GPU is at hand, one section after the other:
+"""Measurements on a GPU, in sections:
 
-    python benchmarks/gpu.py --name h100           what is written, half an hour at most
-    python benchmarks/gpu.py --name h100 --resume  go on where time was up
-    python benchmarks/gpu.py --smoke               tiny sizes, on whatever there is
+    python benchmarks/gpu.py --name h100           run and write, half an hour at most
+    python benchmarks/gpu.py --name h100 --resume  continue after the time limit
+    python benchmarks/gpu.py --smoke               tiny sizes, on any device
 
-    contract    the tests of the contract, on the GPU
+    contract    the tests of the public contract, on the GPU
     baselines   torch, `jax.experimental.rnn`, Flax and our engines, in alternation
-    parity      the cuDNN engine beside the reference in float64
+    parity      the cuDNN engine against the reference in float64
 
-with PYTHONPATH=src where the package is not installed. `--sections` and `--minutes` cut
-it into pieces for a machine that is lent for a short time.
+Set PYTHONPATH=src if the package is not installed. `--sections` and `--minutes` select
+a part that fits a short time on the device.
 
-Each section runs in a process of its own and for so many minutes, and its rows are
-saved as they come, so that what goes wrong in one costs nothing else. Results are in
+Each section runs in its own process with a time limit, and its rows are saved as they
+are measured, so that a failure loses nothing else. Results are in
 `benchmarks/results/gpu/NAME.json`, with the machine, the versions and the date.
 """
 
@@ -67,16 +67,16 @@ SMOKE_CONTRACT = ("tests/test_unroll_engines.py::test_factories_are_cached",)
 
 
 def contract(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:
-    """A row for each file of tests: how many passed, and which did not."""
+    """Yield a row for each test file: how many passed, and which did not."""
     for target in SMOKE_CONTRACT if smoke else CONTRACT:
         if target not in [row["tests"] for row in known]:
             yield {"tests": target, **_tested(target, 60 * minutes)}
 
 
 def _tested(target: str, seconds: float) -> Row:
-    """What pytest says of it, on whatever device JAX takes by itself.
+    """Return the result of pytest on the default device of JAX.
 
-    Products of float32 are taken in float32, as the tolerances are made for that.
+    Products are computed in full float32, which the tolerances assume.
     """
     environment = dict(os.environ, JAX_DEFAULT_MATMUL_PRECISION="highest")
     environment.pop("JAX_PLATFORMS", None)
@@ -105,7 +105,7 @@ def _tested(target: str, seconds: float) -> Row:
 
 
 def counts(report: str) -> Row:
-    """What stands in a report in JUnit's XML: how many of each, and the failures."""
+    """Return the counts and failures of a JUnit XML report."""
     suites = xml.etree.ElementTree.fromstring(report).iter("testsuite")
     found: Row = {"tests_run": 0, "failures": 0, "errors": 0, "skipped": 0, "names": []}
     for suite in suites:
@@ -122,14 +122,14 @@ def counts(report: str) -> Row:
 
 
 class Point(NamedTuple):
-    """T steps, B rows, H units, and as many features."""
+    """T steps, B rows, H units and H features."""
 
     time: int
     batch: int
     hidden: int
 
 
-# What says most comes first, as time may be up before the end.
+# The most important come first, because the time limit may end the run early.
 GRID = [
     Point(time, batch, hidden)
     for time in (1024, 128)
@@ -140,10 +140,10 @@ SMOKE_GRID = [Point(4, 2, 8)]
 
 
 class Calls(NamedTuple):
-    """One run of each, which returns when its device has finished.
+    """Functions that run once and return when the device has finished.
 
     forward    the outputs
-    training   the gradient of the mean square of the outputs, of parameters and inputs
+    training   the gradient of the mean square of the outputs
     """
 
     forward: Callable[[], Any]
@@ -156,7 +156,7 @@ Contender = Callable[[Point], Calls]
 def jitted(
     run: Callable[[Any, jax.Array], jax.Array], params: Any, xs: jax.Array
 ) -> Calls:
-    """The calls of a function of parameters and inputs that gives the outputs."""
+    """Return the calls of a function `(params, xs) -> outputs`."""
 
     def loss(params: Any, xs: jax.Array) -> jax.Array:
         return jnp.mean(jnp.square(run(params, xs).astype(jnp.float32)))
@@ -169,13 +169,13 @@ def jitted(
 
 
 def drawn(point: Point) -> np.ndarray:
-    """The inputs, `[T, B, D]`."""
+    """Return the inputs, `[T, B, D]`."""
     shape = (point.time, point.batch, point.hidden)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def ours(engine: str, dtype: str) -> Contender:
-    """One of our engines."""
+    """Return the calls of one engine of jaxlstm."""
 
     def make(point: Point) -> Calls:
         cell = jl.lstm()
@@ -190,7 +190,7 @@ def ours(engine: str, dtype: str) -> Contender:
 
 
 def vendor(point: Point) -> Calls:
-    """`jax.experimental.rnn` as it comes, batch first."""
+    """Return the calls of `jax.experimental.rnn`, batch first."""
     if missing := cudnn.no_cuda():
         raise NotImplementedError(missing)
     size, rows = point.hidden, point.batch
@@ -207,7 +207,7 @@ def vendor(point: Point) -> Calls:
 
 
 def flax(point: Point) -> Calls:
-    """Flax's `linen.RNN` of its faster LSTM."""
+    """Return the calls of Flax's `linen.RNN` over `OptimizedLSTMCell`."""
     from flax import linen
 
     layer = linen.RNN(linen.OptimizedLSTMCell(point.hidden), time_major=True)
@@ -218,7 +218,7 @@ def flax(point: Point) -> Calls:
 
 
 def torch_lstm(dtype: str) -> Contender:
-    """torch's `nn.LSTM`, which is cuDNN where there is CUDA."""
+    """Return the calls of torch's `nn.LSTM`, which uses cuDNN on CUDA."""
 
     def make(point: Point) -> Calls:
         import torch
@@ -249,7 +249,7 @@ def torch_lstm(dtype: str) -> Contender:
     return make
 
 
-# The first of each dtype is what the others are compared with.
+# The others are compared with the first of each dtype.
 CONTENDERS: dict[str, Contender] = {
     "torch float32": torch_lstm("float32"),
     "torch bfloat16": torch_lstm("bfloat16"),
@@ -265,7 +265,7 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def baselines(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:
-    """A row for each point, with the figures of every contender."""
+    """Yield a row for each size, with the figures of every contender."""
     done = [tuple(row[name] for name in Point._fields) for row in known]
     for point in SMOKE_GRID if smoke else GRID:
         if tuple(point) not in done:
@@ -275,7 +275,7 @@ def baselines(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row
 
 
 def compared(point: Point, *, rounds: int) -> dict[str, Row]:
-    """Medians of alternating runs, in µs per step; those who cannot say why."""
+    """Return medians of alternating runs in µs per step, or reasons for no figure."""
     found: dict[str, Row] = {}
     ready: dict[str, Calls] = {}
     for name, make in CONTENDERS.items():
@@ -301,13 +301,13 @@ def compared(point: Point, *, rounds: int) -> dict[str, Row]:
 
 
 def rotated(names: list[str], turn: int) -> list[str]:
-    """The names, another one first at each turn."""
+    """Yield the names, with another one first each time."""
     start = turn % max(len(names), 1)
     return names[start:] + names[:start]
 
 
 def said(error: Exception) -> Row:
-    """Why there is no figure: a refusal in a sentence, a failure with its traceback."""
+    """Return why there is no figure: a refusal, or a failure with its traceback."""
     if isinstance(error, NotImplementedError | ImportError):
         return {"refused": str(error)}
     return {"failed": f"{type(error).__name__}: {error}"[:400], "where": _trace(error)}
@@ -321,9 +321,10 @@ def _trace(error: Exception) -> str:
 
 
 class Question(NamedTuple):
-    """One sequence, or a stack; lengths are those of the first rows, the rest full.
+    """One sequence, or a stack.
 
-    lengths    None for none; `()` for traced ones that are all T
+    lengths    of the first rows, all others are T; None for no lengths, `()` for
+               traced lengths that are all T
     """
 
     name: str
@@ -365,9 +366,9 @@ ROUNDED = {"highest": 1e-4, "tensorfloat32": 3e-2}  # what an error is let to be
 
 
 def parity(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:
-    """A row for each question, engine and precision: the largest errors.
+    """Yield the largest errors for each question, engine and precision.
 
-    The engine `adjoint` is asked as well: its errors are what float32 costs anyway.
+    The engine `adjoint` is included to show the errors of float32 itself.
     """
     done = {(row["question"], row["engine"], row["precision"]) for row in known}
     for question in SMOKE_QUESTIONS if smoke else QUESTIONS:
@@ -386,7 +387,7 @@ def parity(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:
 
 
 def answered(question: Question, engine: str, dtype: type) -> dict[str, Any]:
-    """Outputs, last state, and the gradients of parameters, inputs and state."""
+    """Return outputs, last state, and gradients of parameters, inputs and state."""
     rng = np.random.default_rng(0)
     frame = (question.time, question.batch)
     steps = happening(question, rng)
@@ -419,7 +420,7 @@ def answered(question: Question, engine: str, dtype: type) -> dict[str, Any]:
 
 
 def happening(question: Question, rng: np.random.Generator) -> Row:
-    """`lengths` or `mask` as arguments, or neither."""
+    """Return `lengths` or `mask` as keyword arguments, or neither."""
     if question.holes:
         mask = rng.random((question.time, question.batch)) < 0.6
         mask[:, 0] = False
@@ -432,7 +433,7 @@ def happening(question: Question, rng: np.random.Generator) -> Row:
 
 
 def _program(question: Question, engine: str) -> tuple[Callable[..., Any], Any]:
-    """`(params, xs, state, steps) -> (state, outputs)`, and shapes of parameters."""
+    """Return `(params, xs, state, steps) -> (state, outputs)` and parameter shapes."""
     cell, sizes = jl.lstm(), (question.hidden,) * max(question.layers, 1)
     stack = jl.stack(
         cell,
@@ -456,7 +457,7 @@ def _program(question: Question, engine: str) -> tuple[Callable[..., Any], Any]:
 
 
 def errors(got: dict[str, Any], wanted: dict[str, Any], limit: float) -> Row:
-    """The largest of each kind, relative to the largest value, and if all are small."""
+    """Return the largest relative error of each kind, and whether all are small."""
 
     def error(one: Any, other: Any) -> float:
         largest = np.max(np.abs(other), initial=1e-6)
@@ -472,15 +473,15 @@ def errors(got: dict[str, Any], wanted: dict[str, Any], limit: float) -> Row:
 
 
 def _bad(error: float) -> float:
-    """NaN is worse than anything."""
+    """Return the larger error; NaN is larger than everything."""
     return np.inf if np.isnan(error) else error
 
 
-# -- from top to bottom ----------------------------------------------------------------
+# -- running the sections --------------------------------------------------------------
 
 
 class Section(NamedTuple):
-    """What gives rows, and for how many minutes."""
+    """A function that yields rows, and its time limit in minutes."""
 
     rows: Callable[[bool, Sequence[Row], float], Iterator[Row]]
     minutes: float
@@ -498,7 +499,7 @@ NOT_WRITTEN = {
 
 
 def machine() -> Row:
-    """Device, versions and date."""
+    """Return device, versions and date."""
     packages = ("jax", "jaxlib", "numpy", "flax", "torch", "jaxlstm")
     found: Row = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -521,7 +522,7 @@ def machine() -> Row:
 
 
 def work(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
-    """One section, in this process: its rows go into the file as they come."""
+    """Run one section in this process and save each row as it is measured."""
     record = json.loads(path.read_text())
     section = record["sections"].setdefault(name, {"rows": []})
     begun, section["status"] = time.monotonic(), "began"
@@ -538,14 +539,14 @@ def work(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
 
 
 def save(path: Path, record: Row) -> None:
-    """Written whole or not at all."""
+    """Write a file atomically."""
     whole = path.with_suffix(".part")
     whole.write_text(json.dumps(record, indent=1) + "\n")
     whole.replace(path)
 
 
 def supervised(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
-    """One section in a process of its own; if that dies, the record says how."""
+    """Run one section in its own process; if it dies, record how."""
     command = [sys.executable, __file__, "--child", name, "--path", str(path)]
     command += ["--minutes", str(minutes), *(["--smoke"] if smoke else [])]
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -567,7 +568,7 @@ def supervised(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
 
 
 def table(record: Row) -> str:
-    """What was found, as lines."""
+    """Return the results as lines."""
     sections = record["sections"]
     lines = [f"{name}: {found['status']}" for name, found in sections.items()]
     lines += [f"{name}: not written yet ({what})" for name, what in NOT_WRITTEN.items()]
@@ -586,7 +587,7 @@ def _contract_lines(rows: list[Row]) -> list[str]:
 
 
 def _baseline_lines(rows: list[Row]) -> list[str]:
-    """µs per step, and how many times faster than torch in the same dtype."""
+    """Return µs per step, and the ratio to torch in the same dtype."""
     lines = [
         f"{'T':>5} {'B':>4} {'H':>5}  {'contender':28} {'forward':>16} {'training':>16}"
     ]
@@ -632,7 +633,7 @@ SHOWN = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the sections asked for, and print one table."""
+    """Run the selected sections and print one table."""
     parser = argparse.ArgumentParser(
         description="All that is measured when a GPU is at hand."
     )

@@ -1,6 +1,6 @@
-"""All cases, each in a process of its own, and every peak of memory in another.
+"""Measure all cases, one process per case, and each memory peak in a further process.
 
-A process that dies takes its case with it, and the result says which and why.
+If a process dies, only its case is lost, and the result states the reason.
 """
 
 import json
@@ -23,23 +23,26 @@ LIMIT = 3600.0  # seconds for one process
 
 
 def environment() -> dict[str, str]:
-    """Of the processes that measure: what is set already stays."""
+    """Return the environment of the measuring processes; set variables are kept."""
     return SETTINGS | dict(os.environ)
 
 
 def use_cores(count: int | None) -> int:
-    """Let this process and all it starts run on the first so many of its cores.
+    """Restrict this process and its children to the first `count` cores.
 
-    Errors: `ValueError` where there are fewer.
+    Raises:
+        ValueError: fewer cores are available.
     """
     if not hasattr(os, "sched_setaffinity"):
         if count is not None:
-            raise ValueError("--cores needs Linux; leave it out to use every core")
+            raise ValueError(
+                "--cores works on Linux only; leave it out to use all cores"
+            )
         return os.cpu_count() or 1
     there = sorted(os.sched_getaffinity(0))
     count = len(there) if count is None else count
     if not 1 <= count <= len(there):
-        raise ValueError(f"--cores is {count}; this process may use {len(there)}")
+        raise ValueError(f"--cores: got {count}, expected 1 to {len(there)}")
     os.sched_setaffinity(0, there[:count])
     return count
 
@@ -54,12 +57,12 @@ def run(
     say: Callable[[str], object],
     save: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
-    """The result of all cases as plain JSON; what did not run says why.
+    """Return the result of all cases as plain JSON, with reasons for what did not run.
 
-    Arguments:
-        peaks: whether the peaks of memory are measured too, in processes of their own.
-        say: is told what is being measured.
-        save: is given the result as far as it is there, after each case.
+    Args:
+        peaks: also measure peak memory, each in its own process.
+        say: receives a line about each case before it is measured.
+        save: receives the result so far, after each case.
     """
     absent = {n: why for n, why in peers.absent().items() if n in names}
     there = [name for name in names if name not in absent]
@@ -88,8 +91,9 @@ def run(
 
 
 def in_processes(cases: Sequence[Case]) -> list[list[Case]]:
-    """Which cases share a process: those of a group that is read as one, such as
-    growth, where what counts is the ratio of one case to another.
+    """Return lists of cases that share a process.
+
+    Cases of a group share one if their ratio is reported, as for growth.
     """
     shared: dict[str, list[Case]] = {}
     for case in cases:
@@ -99,7 +103,7 @@ def in_processes(cases: Sequence[Case]) -> list[list[Case]]:
 
 
 def written(result: Mapping[str, Any]) -> str:
-    """The result as JSON of one line for each figure, so that a diff can be read.
+    """Return the result as JSON with one line per figure, for readable diffs.
 
     >>> print(written({"seconds": 4.0, "rows": [{"case": "a"}, {"case": "b"}]}), end="")
     {
@@ -133,7 +137,7 @@ def _gather(result: dict[str, Any], answer: dict[str, Any]) -> None:
 def _peaks(
     together: Sequence[Case], names: Sequence[str], answer: dict[str, Any]
 ) -> list[tuple[Case, str, str]]:
-    """Whose peak is measured: all who ran a training step."""
+    """Return the (case, contender, what) whose peak is measured: all training steps."""
     rows = answer["rows"]
     ran = {(r["case"], r["contender"]) for r in rows if r["what"] == "training"}
     pairs = ((case, name) for case in together for name in names)
@@ -147,7 +151,7 @@ def order(
     seconds: float = 0.0,
     peak: str | None = None,
 ) -> dict[str, Any]:
-    """The answer of a process that carries this out and nothing else."""
+    """Run an order in its own process and return its answer."""
     asked: dict[str, Any] = {"cases": [case._asdict() for case in together]}
     asked["contenders"] = list(names)
     with tempfile.TemporaryDirectory() as place:
@@ -168,7 +172,7 @@ def order(
 
 
 def _process(words: Sequence[str]) -> str | None:
-    """Carry out a command; None, or how it failed."""
+    """Run a command; return None, or a description of the failure."""
     try:
         done = subprocess.run(
             words,
@@ -183,5 +187,5 @@ def _process(words: Sequence[str]) -> str | None:
         return f"the process did not end within {LIMIT:.0f} s"
     if done.returncode == 0:
         return None
-    last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     return f"the process ended with code {done.returncode}: {last}"

@@ -1,4 +1,4 @@
-"""On what: the machine, the versions, the settings that decide speed, the day."""
+"""The machine, the versions, the settings that affect speed, and the date."""
 
 import datetime
 import importlib.metadata
@@ -21,12 +21,12 @@ LIBRARIES = (
     "onnxruntime",
     "numpy",
 )
-DECISIVE = ("XLA_", "JAX_", "OMP_", "MKL_", "KMP_", "GLIBC_TUNABLES", "MALLOC_", "LD_")
+RELEVANT = ("XLA_", "JAX_", "OMP_", "MKL_", "KMP_", "GLIBC_TUNABLES", "MALLOC_", "LD_")
 VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
 
 
 def describe(cores: int, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What a figure cannot be read without.
+    """Return everything that a figure depends on, as JSON.
 
     >>> describe(2, {"XLA_FLAGS": "", "HOME": "/"})["settings"]
     {'XLA_FLAGS': ''}
@@ -42,12 +42,12 @@ def describe(cores: int, environment: Mapping[str, str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": _commit(),
         "versions": versions(),
-        "settings": {k: v for k, v in sorted(environment.items()) if _decides(k)},
+        "settings": {k: v for k, v in sorted(environment.items()) if _is_relevant(k)},
     }
 
 
 def versions() -> dict[str, str | None]:
-    """Of each library, None where it is not installed."""
+    """Return the version of each library, None if it is not installed."""
     return {name: _version(name) for name in LIBRARIES}
 
 
@@ -58,8 +58,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _decides(variable: str) -> bool:
-    return variable.startswith(DECISIVE)
+def _is_relevant(variable: str) -> bool:
+    return variable.startswith(RELEVANT)
 
 
 def _cpu(field: str) -> str:
@@ -80,11 +80,14 @@ def _memory_gb() -> float | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, + where it was changed; None outside of one."""
-    told = [_git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain")]
-    if told[0] is None:
+    """Return the commit, with a + if files were changed; None outside a checkout."""
+    commit, changes = (
+        _git("rev-parse", "--short", "HEAD"),
+        _git("status", "--porcelain"),
+    )
+    if commit is None:
         return None
-    return told[0] + ("+" if told[1] else "")
+    return commit + ("+" if changes else "")
 
 
 def _git(*words: str) -> str | None:

@@ -1,12 +1,12 @@
-"""Some cases: all contenders in alternation, in this process, and what came of it.
+"""Measure cases with all contenders in alternation, in this process.
 
 A row is (case, contender, what): the median, the quartiles and the number of runs.
 
     forward, training, step     seconds of one run
-    compile WHAT                seconds from the function to its program
-    temp WHAT, total WHAT       bytes by XLA's own analysis: what lies between
-                                arguments and results, and all of it together
-    peak WHAT                   bytes by which the process grew, at its highest
+    compile WHAT                seconds to compile
+    temp WHAT, total WHAT       bytes by XLA's own analysis: temporary arrays, and all
+                                together with arguments and results
+    peak WHAT                   largest growth of the process in bytes
 """
 
 import gc
@@ -30,7 +30,7 @@ LACKS = {"training": "computes no gradients", "step": "takes no single steps"}
 
 
 class Row(NamedTuple):
-    """One figure with its spread: of which case, of whom, of what."""
+    """One figure with its spread, for a case, a contender and a measure."""
 
     case: str
     contender: str
@@ -42,13 +42,13 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, case: Case, contender: str, what: str, spread: Spread) -> "Row":
-        """The row of a spread, to six digits."""
+        """Return the row of a spread, to six digits."""
         median, low, high = (float(f"{figure:.6g}") for figure in spread[:3])
         return cls(case.name, contender, what, median, low, high, spread.runs)
 
 
 class Refusal(NamedTuple):
-    """Who does not take part in what, and why."""
+    """The reason why a contender was not measured."""
 
     case: str
     contender: str
@@ -57,13 +57,13 @@ class Refusal(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """All that came of it."""
+    """Rows and refusals of some cases."""
 
     rows: list[Row]
     refusals: list[Refusal]
 
     def failed(self, entry: "Entry", what: str, error: Exception) -> None:
-        """Note that an entry takes part no further."""
+        """Record that an entry failed."""
         reason = _failure(error)
         self.refusals.append(Refusal(entry.case.name, entry.contender, what, reason))
 
@@ -82,10 +82,10 @@ def measure(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome:
-    """Every measure of these cases, all in alternation.
+    """Measure these cases with all contenders in alternation.
 
-    Arguments:
-        seconds: for each contender at each case.
+    Args:
+        seconds: time per contender and case.
     """
     outcome, inputs = Outcome([], []), {case: cases.draw(case) for case in together}
     entered = list(itertools.product(together, list(contenders)))
@@ -108,7 +108,7 @@ def measure(
 def prepare(
     contender: Contender, case: Case, inputs: Inputs, what: What
 ) -> Prepared | Refusal:
-    """The contender with the inputs in place, or why it does not take part."""
+    """Return the contender with its inputs loaded, or why it is not measured."""
 
     def refused(reason: str) -> Refusal:
         return Refusal(case.name, contender.name, what, reason)
@@ -141,7 +141,7 @@ def _compiled(
     outcome: Outcome,
     clock: Callable[[], float],
 ) -> dict[Entry, Program]:
-    """The programs, each compiled as often as its case asks, in alternation."""
+    """Compile each program as often as its case says, in alternation."""
     programs: dict[Entry, Program] = {}
     times: dict[Entry, list[float]] = {entry: [] for entry in prepared}
     drawn = random.Random(0)
@@ -149,7 +149,7 @@ def _compiled(
         for entry in drawn.sample(list(times), len(times)):
             if n >= entry.case.compiles:
                 continue
-            jax.clear_caches()  # else what was traced before is found again
+            jax.clear_caches()  # so that nothing is already traced
             began = clock()
             try:
                 programs[entry] = prepared[entry].compile()
@@ -179,7 +179,7 @@ def _run(
     seconds: float,
     clock: Callable[[], float],
 ) -> None:
-    """Those that run at all, in alternation."""
+    """Run the programs in alternation; those that fail are recorded."""
     running: dict[Entry, Callable[[], Any]] = {}
     for entry, program in programs.items():
         if not entry.case.runs:
@@ -196,7 +196,7 @@ def _run(
 
 
 def chosen_engine(case: Case) -> str | None:
-    """The engine that `unroll` takes by itself at a point of the grid."""
+    """Return the engine that `unroll` chooses at a size of the grid."""
     from benchmarks.peers import ours
 
     if case.group != "grid":
@@ -211,10 +211,10 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak(case: Case, name: str, what: What) -> Row | Refusal:
-    """By how much this process grows, at its highest, in its first run of a program.
+    """Measure the largest growth of this process during the first run of a program.
 
-    Weights, inputs and the program itself are there before. Each contender needs a
-    process of its own for this: memory that another one gave back is there already.
+    Weights, inputs and the program itself exist before. Each contender needs its own
+    process, because memory that another one freed would be reused.
     """
     found = prepare(peers.find(name), case, cases.draw(case), what)
     if isinstance(found, Refusal):
@@ -222,12 +222,12 @@ def peak(case: Case, name: str, what: What) -> Row | Refusal:
     try:
         program = found.compile()
         gc.collect()
-        CLEAR.write_text("5")  # the high-water mark goes back to what is held now
+        CLEAR.write_text("5")  # reset the high-water mark to the current memory
         before = _held("VmRSS")
         result = program.run()
         grown = _held("VmHWM") - before
     except OSError as error:
-        reason = f"this system does not tell ({error.strerror})"
+        reason = f"not available on this system ({error.strerror})"
         return Refusal(case.name, name, f"peak {what}", reason)
     except Exception as error:
         return Refusal(case.name, name, f"peak {what}", _failure(error))
@@ -236,24 +236,24 @@ def peak(case: Case, name: str, what: What) -> Row | Refusal:
 
 
 def _held(field: str) -> int:
-    """Bytes, of a field of this process's status that the kernel tells in kB."""
+    """Return a field of this process's status, which is in kB, in bytes."""
     lines = STATUS.read_text().splitlines()
     words = next(line.split() for line in lines if line.startswith(field))
     return 1024 * int(words[1])
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-# -- a process of its own: what `harness` starts ------------------------------
+# -- entry point of the processes that `harness` starts ------------------------------
 
 
 def carry_out(order: dict[str, Any]) -> dict[str, Any]:
-    """Some cases or a peak, as the harness orders it in JSON, and the answer to it."""
+    """Run an order of the harness, some cases or one peak, and return the answer."""
     together = [_case(fields) for fields in order["cases"]]
     names: list[str] = order["contenders"]
     jax.config.update("jax_enable_compilation_cache", False)
@@ -273,7 +273,7 @@ def carry_out(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _case(fields: dict[str, Any]) -> Case:
-    """The case that JSON made lists of."""
+    """Return the case of a JSON object, with tuples for its lists."""
     again: dict[str, Any] = dict(fields)
     for key in ("measures", "contenders"):
         again[key] = tuple(fields[key])
@@ -281,7 +281,7 @@ def _case(fields: dict[str, Any]) -> Case:
 
 
 def _found(case: Case, names: Iterable[str]) -> tuple[list[Contender], list[Refusal]]:
-    """The contenders, and those whose library cannot be imported."""
+    """Return the contenders, and refusals for libraries that cannot be imported."""
     found, failed = [], []
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""The pictures of one result: ratios to torch, and growth with T. Black on white."""
+"""Plots of one result: ratios to torch, and growth with T, in black and white."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ LINES = ("-", "--", ":", "-.")
 
 
 def draw(result: Result, stem: Path) -> list[Path]:
-    """`STEM-ratio.png` and `STEM-growth.png`, as far as there are figures for them."""
+    """Write `STEM-ratio.png` and `STEM-growth.png`, if there are figures for them."""
     drawn = {"ratio": ratios(result), "growth": growth(result)}
     written = []
     for name, figure in drawn.items():
@@ -28,9 +28,7 @@ def draw(result: Result, stem: Path) -> list[Path]:
 
 
 def ratios(result: Result) -> Figure | None:
-    """Bars at each point of the grid: how many times faster than torch; None if
-    torch was not measured.
-    """
+    """Return bars of the ratio to torch at each size, or None without torch."""
     cases = [c for c in result.cases("grid") if "torch" in result.at(c, "training")]
     if not cases:
         return None
@@ -67,14 +65,14 @@ def _bars(axes: Axes, result: Result, cases: list[str], what: str) -> None:
 
 
 def _to_torch(result: Result, case: str, what: str, name: str) -> float:
-    """0 where there is no steady figure: no bar."""
+    """Return the ratio to torch, or 0 for no bar if there is no steady figure."""
     at = steady(result.at(case, what))
     who = best(at, JAX_PEERS) if name == "best JAX peer" else name
     return 0.0 if who is None else ratio(at, "torch", who) or 0.0
 
 
 def growth(result: Result) -> Figure | None:
-    """Lines over T: µs for each step of a training step; None without such cases."""
+    """Return lines of µs per step of training over T, or None without such cases."""
     cases = result.cases("growth")
     modes = {f"{OURS} {mode}" for mode in MODES} - {NATIVE}
     names = [n for n in result.contenders(cases, "training") if n not in modes]

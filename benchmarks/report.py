@@ -1,4 +1,4 @@
-"""results/*.json -> the tables and pictures of README.md, between its two markers."""
+"""Write results/*.json as tables and plots into README.md, between its two markers."""
 
 import json
 import os
@@ -15,17 +15,21 @@ BESIDE = ("stacked", "bidirectional", "ragged", "layer_norm", "zoneout")
 
 
 def write(results: Sequence[Path], *, page: Path = PAGE) -> list[Path]:
-    """Put the results into the page, and their pictures beside them.
+    """Write the results into the page, and their plots next to the JSON files.
 
-    Returns: the files that were written.
+    Returns:
+        The files that were written.
 
-    Errors: `ValueError` for no results, and for a page without its markers.
+    Raises:
+        ValueError: no results, or a page without its markers.
     """
     if not results:
-        raise ValueError("there are no results yet; python -m benchmarks run")
+        raise ValueError(
+            "results: got none; measure first with python -m benchmarks run"
+        )
     text = page.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page} needs the lines {BEGIN} and {END}, once each")
+        raise ValueError(f"{page}: expected the lines {BEGIN} and {END}, once each")
     sections, written = [], [page]
     for path in results:
         result = Result.of(json.loads(path.read_text()))
@@ -39,7 +43,7 @@ def write(results: Sequence[Path], *, page: Path = PAGE) -> list[Path]:
 
 
 def section(name: str, result: Result, links: Sequence[str]) -> str:
-    """All that is said of one result."""
+    """Return the section of one result."""
     grid, streams = result.cases("grid"), result.cases("stream")
     beside = [case for group in BESIDE for case in result.cases(group)]
     kept = [*grid, *beside, *result.cases("growth"), *result.cases("long")]
@@ -49,37 +53,38 @@ def section(name: str, result: Result, links: Sequence[str]) -> str:
         *(f"![{_alt(link)}]({link})" for link in links),
         *_titled("Training step, the grid", _times(result, grid, "training")),
         *_titled("Forward, the grid", _times(result, grid, "forward")),
-        *_titled("Training step, beside it", _times(result, beside, "training")),
-        *_titled("Forward, beside it", _times(result, beside, "forward")),
+        *_titled("Training step, other models", _times(result, beside, "training")),
+        *_titled("Forward, other models", _times(result, beside, "forward")),
         *_titled("One step at a time", _times(result, streams, "step", tables.US)),
         *_titled("Growth with T", tables.growth(result)),
         *_titled("Compiling a gradient", tables.compiling(result)),
         *_titled(
-            "Memory between arguments and results of a training step, MB, by XLA",
+            "Temporary memory of a training step, MB, by XLA",
             tables.memory(result, kept, "temp training"),
         ),
         *_titled(
-            "Growth of the process in its first training step, at its highest, MB",
+            "Peak growth of the process in its first training step, MB",
             tables.memory(result, kept, "peak training"),
         ),
         *_titled(
-            "The same with arguments and results, for long sequences, MB, by XLA",
+            "Memory including arguments and results, for long sequences, MB, by XLA",
             tables.memory(result, result.cases("long"), "total training"),
         ),
-        *_titled("What `unroll` chooses by itself", tables.rule(result)),
-        *_titled("The gate tape, beside the forward pass", tables.tape(result)),
-        "### Where we lose",
-        _list(tables.losses(result)) or "Nowhere, of what was measured here.",
-        "### Too noisy to be read",
-        _list(tables.noisy(result)) or "None: all quartiles lie within 15 %.",
-        "### Who did not take part",
-        _list(_absences(result.plain)) or "All did.",
+        *_titled("Engine chosen by `unroll`", tables.rule(result)),
+        *_titled("Cost of a trace, relative to the forward pass", tables.tape(result)),
+        "### Where another library is faster",
+        _list(tables.losses(result)) or "Nowhere in these measurements.",
+        "### Too noisy to use",
+        _list(tables.noisy(result))
+        or "None: half the interquartile range is below 15 % of each median.",
+        "### Not measured",
+        _list(_absences(result.plain)) or "Everything was measured.",
     ]
     return "\n\n".join(parts)
 
 
 def machine(plain: Mapping[str, Any]) -> str:
-    """On what, with what, when."""
+    """Return a line about date, machine, versions and settings."""
     on, seconds = plain["machine"], plain["seconds"]
     versions = [f"{name} {v}" for name, v in on["versions"].items() if v]
     settings = [f"`{name}={value}`" for name, value in on["settings"].items()]
@@ -88,7 +93,7 @@ def machine(plain: Mapping[str, Any]) -> str:
         f"{on['cpu']} ({', '.join(on['vectors'])}), {on['memory_gb']} GB, "
         f"{on['system']}, Python {on['python']}. {', '.join(versions)}; "
         f"commit {on['commit']}. Settings: {', '.join(settings) or 'none'}. "
-        f"float32, {seconds:g} s of measuring for each contender of a case."
+        f"float32, {seconds:g} s per contender of a case."
     )
 
 
@@ -100,14 +105,14 @@ def _times(
 
 
 def _titled(title: str, table: str) -> list[str]:
-    """A table below its title; nothing where the table has no rows."""
+    """Return a title and its table, or nothing if the table has no rows."""
     return [f"### {title}", table] if table.count("\n") > 1 else []
 
 
 def _alt(link: str) -> str:
     if link.endswith("-growth.png"):
         return "Time per step of a training step as sequences grow"
-    return "Speed beside torch at each point of the grid"
+    return "Speed relative to torch at each size of the grid"
 
 
 def _list(sentences: Sequence[str]) -> str:
@@ -115,7 +120,7 @@ def _list(sentences: Sequence[str]) -> str:
 
 
 def _absences(plain: Mapping[str, Any]) -> list[str]:
-    """A line for each reason: who, why, and in which cases."""
+    """Return a line for each reason: contenders, reason, cases."""
     found = [(name, reason, "") for name, reason in plain["absent"].items()]
     found += [
         (row["contender"], row["reason"], f"{row['case']} {row['what']}")

@@ -1,6 +1,6 @@
-"""The figures of one result as the rows of Markdown tables, and what they come to.
+"""The figures of one result as Markdown tables.
 
-A ratio says how many times faster `jaxlstm` is: above 1 it is ahead, below 1 behind.
+A ratio is how many times faster `jaxlstm` is; above 1 it is faster than the other.
 """
 
 import math
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from benchmarks.peers import JAX_PEERS, MODES
 
 OURS = "jaxlstm"
-NATIVE = "jaxlstm native"  # chosen by name only
+NATIVE = "jaxlstm native"  # used only by name
 TIMES = ("forward", "training", "step")
-NOISY, STALLED = 0.15, 0.3  # half the quartiles' distance, as a share of the median
+NOISY, STALLED = 0.15, 0.3  # half the interquartile range over the median
 
 
 class Figure(NamedTuple):
@@ -25,7 +25,7 @@ class Figure(NamedTuple):
 
     @property
     def scatter(self) -> float:
-        """Half the distance of the quartiles, as a share of the median."""
+        """Half the interquartile range as a share of the median."""
         return (self.high - self.low) / 2 / self.median
 
 
@@ -37,7 +37,7 @@ class Result(NamedTuple):
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Result":
-        """The result in a JSON file that the harness wrote."""
+        """Return the result of a JSON file that the harness wrote."""
         figures: dict[tuple[str, str], dict[str, Figure]] = {}
         for row in plain["rows"]:
             figure = Figure(*(row[field] for field in Figure._fields))
@@ -46,47 +46,49 @@ class Result(NamedTuple):
         return cls(plain, figures)
 
     def cases(self, group: str) -> list[str]:
-        """The names of the cases of a group, in their order."""
+        """Return the names of the cases of a group, in order."""
         of = self.plain["cases"]
         return [name for name, case in of.items() if case["group"] == group]
 
     def at(self, case: str, what: str) -> Mapping[str, Figure]:
-        """The figures of all contenders; none where nothing was measured."""
+        """Return the figures of all contenders; empty if none was measured."""
         return self.figures.get((case, what), {})
 
     def contenders(self, cases: Iterable[str], what: str) -> list[str]:
-        """Who has a figure in any of the cases, in the order of the result."""
+        """Return the contenders with a figure in any of the cases, in order."""
         there = {name for case in cases for name in self.at(case, what)}
         return [name for name in self.plain["contenders"] if name in there]
 
     def flops(self, case: str, what: str) -> float:
-        """The work of one run."""
+        """Return the FLOPs of one run."""
         work = self.plain["cases"][case]["flops_forward"]
         return work * (3 if what == "training" else 1)
 
 
 def ratio(at: Mapping[str, Figure], other: str, ours: str = OURS) -> float | None:
-    """How many times faster one of ours is than another."""
+    """Return how many times faster `ours` is than `other`."""
     if ours not in at or other not in at:
         return None
     return at[other].median / at[ours].median
 
 
 def best(at: Mapping[str, Figure], names: Iterable[str]) -> str | None:
-    """The fastest of those that have a figure."""
+    """Return the fastest of the names that have a figure."""
     there = [name for name in names if name in at]
     return min(there, key=lambda name: at[name].median) if there else None
 
 
 def steady(at: Mapping[str, Figure]) -> dict[str, Figure]:
-    """The figures fit for a ratio: a library that stalled in half of its runs (torch's
-    threads do, on a busy machine) would make all others look fast.
+    """Return the figures that are steady enough for a ratio.
+
+    A library that stalled in half of its runs, as torch's threads do on a busy machine,
+    would make all others look fast.
     """
     return {name: figure for name, figure in at.items() if figure.scatter <= STALLED}
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known.
+    """Return the geometric mean of the values that are not None.
 
     >>> geometric_mean([1.0, None, 4.0])
     2.0
@@ -96,7 +98,7 @@ def geometric_mean(values: Iterable[float | None]) -> float | None:
 
 
 def is_peer(name: str) -> bool:
-    """Whether it is somebody else's library."""
+    """Return whether a contender is another library."""
     return name.split()[0] != OURS
 
 
@@ -109,7 +111,7 @@ MB: Unit = ("MB", 1e-6)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first column to the left and the others to the right.
+    """Return a table; the first column is aligned left, the others right.
 
     >>> print(markdown(["case", "ms"], [["a", "1"]]))
     | case | ms |
@@ -121,9 +123,11 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def times(result: Result, cases: Sequence[str], what: str, unit: Unit = MS) -> str:
-    """A row for each case: work, ratios of what `unroll` chooses and of the engine
-    `native`, and everybody's median ± half the quartiles' distance; below them the
-    geometric means of the ratios. No ratio is told of times that are not `steady`.
+    """Return a table of times, with a row for each case.
+
+    Columns: FLOP/s, ratios of the default engine and of `native`, and the median ± half
+    the interquartile range of each contender. The last row has the geometric means of
+    the ratios. Times that are not `steady` have no ratio.
     """
     names = result.contenders(cases, what)
     ours = [name for name in (OURS, NATIVE) if name in names]
@@ -160,7 +164,7 @@ def tape(result: Result) -> str:
 
 
 def growth(result: Result) -> str:
-    """Time per step, in µs, as T grows; last, the longest to the shortest."""
+    """Return a table of µs per step as T grows, and the ratio of the ends."""
     cases = result.cases("growth")
     rows = []
     for name in result.contenders(cases, "training"):
@@ -172,14 +176,14 @@ def growth(result: Result) -> str:
 
 
 def per_step(result: Result, case: str, name: str) -> float | None:
-    """µs of a training step of a sequence, for each of its steps."""
+    """Return the time of a training step divided by T, in µs."""
     figure = result.at(case, "training").get(name)
     steps = result.plain["cases"][case]["time"]
     return None if figure is None else 1e6 * figure.median / steps
 
 
 def compiling(result: Result) -> str:
-    """Seconds to compile a gradient, for few steps and for many."""
+    """Return a table of the seconds to compile a gradient, for short and long T."""
     cases, what = result.cases("compile"), "compile training"
     rows = []
     for name in result.contenders(cases, what):
@@ -194,7 +198,7 @@ def compiling(result: Result) -> str:
 
 
 def memory(result: Result, cases: Sequence[str], what: str) -> str:
-    """Bytes, in MB; everybody has a column, and every case with a figure a row."""
+    """Return a table of MB, a column per contender and a row per case with a figure."""
     names = result.contenders(cases, what)
     cases = [case for case in cases if result.at(case, what)]
     rows = [
@@ -205,9 +209,7 @@ def memory(result: Result, cases: Sequence[str], what: str) -> str:
 
 
 def rule(result: Result) -> str:
-    """What `unroll` chose by itself at each point of the grid, beside the best of the
-    modes that it chooses from.
-    """
+    """Return a table of the engine that `unroll` chose and of the fastest one."""
     modes = [f"{OURS} {mode}" for mode in MODES if f"{OURS} {mode}" != NATIVE]
     rows = []
     for case in result.cases("grid"):
@@ -227,7 +229,7 @@ def rule(result: Result) -> str:
 
 
 def losses(result: Result) -> list[str]:
-    """Where somebody else is faster than `jaxlstm`, the worst first."""
+    """Return a line for each case where another library is faster, the worst first."""
     found = []
     for (case, what), at in result.figures.items():
         if what not in TIMES or OURS not in at:
@@ -242,7 +244,7 @@ def losses(result: Result) -> list[str]:
 
 
 def noisy(result: Result) -> list[str]:
-    """Times whose quartiles lie far from the median."""
+    """Return a line for each time whose interquartile range is large."""
     return [
         f"{case}, {what}: {name} by {100 * figure.scatter:.0f} %"
         for (case, what), at in result.figures.items()
@@ -264,7 +266,7 @@ def _times(value: float | None) -> str:
 
 
 def _spread(figure: Figure | None, unit: Unit) -> str:
-    """The median and half the distance of the quartiles, to three digits.
+    """Return the median ± half the interquartile range, to three digits.
 
     >>> _spread(Figure(0.01234, 0.012, 0.013, 5), MS)
     '12.3 ± 0.5'

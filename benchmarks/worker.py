@@ -1,4 +1,4 @@
-"""`python -m benchmarks.worker ORDER ANSWER`: one order of the harness, in JSON."""
+"""`python -m benchmarks.worker ORDER ANSWER`: run one order of the harness, in JSON."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Read the order, carry it out, write the answer."""
+    """Read the order, run it, and write the answer."""
     order, answer = (Path(word) for word in sys.argv[1:])
     from benchmarks.measure import carry_out
 

@@ -1,4 +1,4 @@
-"""The harness measures what it says: cases, contenders, rows, tables, pictures."""
+"""The benchmark harness: cases, contenders, rows, tables and plots."""
 
 import doctest
 import functools
@@ -51,7 +51,7 @@ def test_examples(module):
     assert found.failed == 0
 
 
-def test_every_case_has_a_name_of_its_own():
+def test_case_names_are_unique():
     names = [case.name for case in cases.CASES]
     assert len(set(names)) == len(names)
     assert [c.name for c in cases.chosen(["stream", "grid-512-8-64-64"])] == [
@@ -59,18 +59,18 @@ def test_every_case_has_a_name_of_its_own():
         *(f"stream-1-1-{h}-{h}" for h in (64, 256, 512)),
     ]
     assert cases.chosen([]) == list(cases.CASES)
-    with pytest.raises(ValueError, match="no case is called 'gird'; the groups are"):
+    with pytest.raises(ValueError, match="cases: got 'gird', expected one of"):
         cases.chosen(["gird"])
 
 
-def test_the_grid_is_that_of_seven_points():
+def test_the_grid_has_seven_sizes():
     sizes = [case[1:5] for case in cases.chosen(["grid"])]
     assert len(sizes) == 7
     assert (1000, 1, 64, 64) in sizes
     assert (64, 16, 512, 1024) in sizes
 
 
-def test_work_is_counted_by_layer_direction_and_step():
+def test_flops_count_layers_directions_and_steps():
     plain, both = SMALL, SMALL._replace(layers=2, bidirectional=True)
     assert plain.flops_forward == 8 * 6 * 8 * 5 * (3 + 5)
     assert both.flops_forward == 2 * 8 * 6 * 8 * 5 * ((3 + 5) + (10 + 5))
@@ -79,7 +79,7 @@ def test_work_is_counted_by_layer_direction_and_step():
     assert ragged.flops_forward * 2 == plain.flops_forward
 
 
-def test_half_of_a_ragged_case_is_padding_without_a_cotangent():
+def test_half_of_a_ragged_case_is_padding_with_zero_cotangents():
     inputs = cases.draw(SMALL._replace(ragged=True))
     assert inputs.lengths.sum() * 2 == 6 * 8
     assert 1 <= inputs.lengths.min() <= inputs.lengths.max() <= 5
@@ -128,7 +128,7 @@ def assert_agree(name: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", ["jaxlstm", "jaxlstm split"])
-def test_ours_agree(name, relaxed):
+def test_engines_agree(name, relaxed):
     assert peers.find(name).supports(SMALL) is None
     assert_agree(name, SMALL)
 
@@ -143,7 +143,7 @@ def test_checkpoints_agree(relaxed):
 @pytest.mark.thorough
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["jaxlstm", *PEERS])
-def test_all_have_the_same_numbers(name, variant, relaxed):
+def test_all_libraries_compute_the_same_numbers(name, variant, relaxed):
     """Outputs, and the gradient of the inputs, which needs every weight in place."""
     pytest.importorskip(peers.FILES[name][1])
     case = SMALL._replace(**VARIANTS[variant])
@@ -157,7 +157,7 @@ def test_all_have_the_same_numbers(name, variant, relaxed):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", PEERS)
-def test_all_take_the_same_steps(name, relaxed):
+def test_single_steps_of_all_libraries_agree(name, relaxed):
     """The third output from a state that is fed back."""
     pytest.importorskip(peers.FILES[name][1])
     case = Case("stream", 1, 2, 3, 5, measures=("step",))
@@ -168,17 +168,17 @@ def test_all_take_the_same_steps(name, relaxed):
     np.testing.assert_allclose(*thirds, rtol=1e-4, atol=1e-5)
 
 
-def test_a_mode_is_one_line():
+def test_each_mode_is_a_contender():
     for mode in peers.MODES:
         name = f"jaxlstm {mode}"
         assert name in peers.FILES
         assert peers.find(name).name == name
     assert peers.chosen(["torch"]) == ["jaxlstm", "torch"]
-    with pytest.raises(ValueError, match="no contender is called 'tourch'"):
+    with pytest.raises(ValueError, match="peers: got 'tourch', expected"):
         peers.chosen(["tourch"])
 
 
-def test_what_is_not_installed_is_named(monkeypatch):
+def test_missing_packages_are_reported(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torch" else object()
     )
@@ -221,7 +221,7 @@ class Clock:
         return Contender(name, name, lambda case: refused, prepared, training)
 
 
-def test_a_case_gives_rows_and_names_whoever_does_not_take_part():
+def test_a_case_returns_rows_and_refusals():
     clock = Clock()
     fail = ("supports", "prepare", "compile", "run", "training")
     entered = [
@@ -255,7 +255,7 @@ def test_a_case_gives_rows_and_names_whoever_does_not_take_part():
     }
 
 
-def test_a_case_may_ask_some_contenders_only_and_not_be_run():
+def test_a_case_may_select_contenders_and_skip_running():
     clock = Clock()
     entered = [clock.contender("a"), clock.contender("b")]
     case = SMALL._replace(contenders=("a",), runs=False, measures=("training",))
@@ -264,7 +264,7 @@ def test_a_case_may_ask_some_contenders_only_and_not_be_run():
     assert [refusal.reason for refusal in refusals] == ["measured for a only"]
 
 
-def test_cases_that_are_compared_take_turns():
+def test_compared_cases_run_in_alternation():
     """All runs of both cases, in one alternation."""
     clock, order = Clock(), []
 
@@ -292,7 +292,7 @@ def test_cases_that_are_compared_take_turns():
     assert rounds == [(7, 9)] * 3
 
 
-def test_the_peak_sees_what_a_run_takes(monkeypatch):
+def test_the_peak_includes_the_memory_of_a_run(monkeypatch):
     size = 100_000_000
 
     def run() -> np.ndarray:
@@ -306,7 +306,7 @@ def test_the_peak_sees_what_a_run_takes(monkeypatch):
     assert size <= row.median < 1.5 * size
 
 
-def test_an_order_is_carried_out_as_it_was_given_in_json(relaxed, monkeypatch):
+def test_an_order_in_json_is_run(relaxed, monkeypatch):
     """All but the process: the case survives JSON, and the rows come back."""
     case = SMALL._replace(group="grid", measures=("training",))
     asked = {"cases": [case._asdict()], "contenders": ["jaxlstm scan"]}
@@ -337,7 +337,7 @@ def row(case: str, contender: str, what: str, median: float, half: float = 0.0):
     }
 
 
-def test_cases_and_peaks_have_processes_of_their_own(monkeypatch):
+def test_cases_and_peaks_run_in_separate_processes(monkeypatch):
     orders, saved = [], []
 
     def order(together, names, *, seconds=0.0, peak=None):
@@ -384,7 +384,7 @@ def test_cases_and_peaks_have_processes_of_their_own(monkeypatch):
     assert json.loads(harness.written(result)) == json.loads(saved[-1])
 
 
-def test_a_process_that_dies_is_named_for_everybody_in_it(monkeypatch):
+def test_a_crash_is_reported_for_each_contender_of_the_process(monkeypatch):
     dies = "import sys; print('so it goes', file=sys.stderr); sys.exit(7)"
     process = harness._process
     monkeypatch.setattr(
@@ -400,7 +400,7 @@ def test_a_process_that_dies_is_named_for_everybody_in_it(monkeypatch):
         )
 
 
-def test_a_process_that_does_not_end_is_ended(monkeypatch):
+def test_a_process_over_the_time_limit_is_stopped(monkeypatch):
     monkeypatch.setattr(harness, "LIMIT", 0.2)
     said = harness._process([sys.executable, "-c", "import time; time.sleep(60)"])
     assert said == "the process did not end within 0 s"
@@ -423,14 +423,17 @@ def test_the_command_measures_one_case(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run", "--cases", "gird"], "no case is called 'gird'"),
-        (["run", "--peers", "tourch"], "no contender is called 'tourch'"),
-        (["run", "--seconds", "-1"], "--seconds is -1; 0 or more is needed"),
-        (["run", "--cores", "0"], "--cores is 0"),
-        (["run", "--out", "nowhere/a.json"], "there is no directory nowhere"),
+        (["run", "--cases", "gird"], "cases: got 'gird', expected one of grid"),
+        (["run", "--peers", "tourch"], "peers: got 'tourch', expected one of"),
+        (["run", "--seconds", "-1"], "--seconds: got -1, expected 0 or more"),
+        (["run", "--cores", "0"], "--cores: got 0, expected 1 to"),
+        (
+            ["run", "--out", "nowhere/a.json"],
+            "--out: got nowhere/a.json, expected an existing",
+        ),
     ],
 )
-def test_a_mistake_is_one_sentence(words, said, capsys):
+def test_an_invalid_command_line_prints_one_line(words, said, capsys):
     assert __main__.main(words) == 2
     err = capsys.readouterr().err
     assert said in err
@@ -535,7 +538,7 @@ def with_native():
     return tables.Result.of(plain)
 
 
-def test_native_has_ratios_of_its_own_and_is_not_for_the_rule_to_choose():
+def test_native_has_its_own_ratios_and_is_no_candidate_of_the_rule():
     result = with_native()
     heads, _, first, *_ = tables.times(result, [FIRST.name], "training").splitlines()
     assert "| to best JAX peer | native to torch | native to best JAX peer |" in heads
@@ -543,7 +546,7 @@ def test_native_has_ratios_of_its_own_and_is_not_for_the_rule_to_choose():
     assert "grid-10-2-3-4 training | adjoint | scan | 1.25" in tables.rule(result)
 
 
-def test_the_table_of_the_tape(made):
+def test_the_table_of_traces(made):
     assert tables.tape(with_native()) == (
         "| trace to forward | jaxlstm | jaxlstm native |\n"
         "| :--- | ---: | ---: |\n"
@@ -552,7 +555,7 @@ def test_the_table_of_the_tape(made):
     assert tables.tape(made).count("\n") == 1  # heads and rule: left out of the page
 
 
-def test_the_tables_of_growth_and_of_compiling(made):
+def test_the_tables_of_growth_and_compile_time(made):
     assert tables.growth(made) == (
         "| µs per step | T = 10 | T = 1,000 | last to first |\n"
         "| :--- | ---: | ---: | ---: |\n"
@@ -565,7 +568,7 @@ def test_the_tables_of_growth_and_of_compiling(made):
     )
 
 
-def test_the_rule_is_held_to_the_best_mode(made):
+def test_the_chosen_engine_is_compared_with_the_best_one(made):
     assert tables.rule(made) == (
         "|  | chosen | best | chosen to best | within 10 % | same twice |\n"
         "| :--- | ---: | ---: | ---: | ---: | ---: |\n"
@@ -574,7 +577,7 @@ def test_the_rule_is_held_to_the_best_mode(made):
     )
 
 
-def test_where_we_lose_is_told(made):
+def test_faster_libraries_are_listed(made):
     assert tables.losses(made) == ["grid-20-2-3-4, training: torch is 2.00x faster"]
 
 
@@ -588,14 +591,14 @@ def with_torch_off_by(half):
     return tables.Result.of(plain)
 
 
-def test_what_is_too_noisy_is_told(made):
+def test_noisy_times_are_listed(made):
     assert tables.noisy(made) == []
     assert tables.noisy(with_torch_off_by(0.0004)) == [
         "grid-10-2-3-4, training: torch by 20 %"
     ]
 
 
-def test_no_ratio_is_made_of_a_time_that_stalled():
+def test_stalled_times_have_no_ratio():
     """Or it would make ours look fast; the time itself is told."""
     noisy, stalled = (with_torch_off_by(half) for half in (0.0005, 0.0007))
     assert "| 2.00x | 3.00x |" in tables.times(noisy, [FIRST.name], "training")
@@ -607,7 +610,7 @@ def test_no_ratio_is_made_of_a_time_that_stalled():
     assert pictures._to_torch(stalled, FIRST.name, "training", "jaxlstm") == 0.0
 
 
-def test_the_page_keeps_what_stands_outside_of_its_markers(tmp_path):
+def test_text_outside_of_the_markers_is_kept(tmp_path):
     page, place = tmp_path / "README.md", tmp_path / "results"
     place.mkdir()
     (place / "two.json").write_text(json.dumps(made_up()))
@@ -638,12 +641,12 @@ def test_the_page_keeps_what_stands_outside_of_its_markers(tmp_path):
         assert picture.stat().st_size < 100_000
 
 
-def test_a_report_of_nothing_and_a_page_without_markers(tmp_path):
+def test_a_report_needs_results_and_markers(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("no markers")
-    with pytest.raises(ValueError, match="no results yet"):
+    with pytest.raises(ValueError, match="results: got none"):
         report.write([], page=page)
-    with pytest.raises(ValueError, match="needs the lines"):
+    with pytest.raises(ValueError, match="expected the lines"):
         report.write([tmp_path / "a.json"], page=page)
 
 

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` runs from top to bottom without a GPU, and says what it lacks."""
+"""`benchmarks/gpu.py` runs without a GPU and reports what is missing."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ OURS = ("scan float32", "adjoint float32")
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The script as a module, its contenders only those that JAX alone makes."""
+    """The script as a module, with the contenders that need only JAX."""
     spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -33,7 +33,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def path(tmp_path):
-    """A record of nothing yet."""
+    """An empty record."""
     path = tmp_path / "record.json"
     path.write_text('{"sections": {}}')
     return path

@@ -1,7 +1,7 @@
-"""Who is measured. A contender is one record; a library, one small file.
+"""The contenders: one record each, one small file per library.
 
-A file is imported when its contender is asked for, so that a process holds only the
-libraries that it measures, and a library that is not installed costs a reason only.
+A file is imported when its contender is needed, so that a process imports only the
+libraries that it measures. A library that is not installed is reported and left out.
 """
 
 import importlib
@@ -10,8 +10,8 @@ import os
 
 from benchmarks.peers.base import Contender
 
-# Engines that are measured by name. `jaxlstm` is what `unroll` chooses by itself: what
-# it chose is measured twice, and the two figures tell how noisy all the others are.
+# Engines measured by name. `jaxlstm` is the engine that `unroll` chooses, which is thus
+# measured twice; the difference of the two figures is the noise of the measurement.
 MODES = (
     "adjoint",
     "adjoint/lean",
@@ -21,7 +21,7 @@ MODES = (
     "native",
 )
 
-# Each contender: the file it is in, and the package that it needs.
+# The file of each contender, and the package that it needs.
 FILES: dict[str, tuple[str, str]] = {
     "jaxlstm": ("ours", "jaxlstm"),
     **{f"jaxlstm {mode}": ("ours", "jaxlstm") for mode in MODES},
@@ -41,7 +41,7 @@ JAX_PEERS = ("flax linen", "flax nnx", "haiku", "equinox", "keras")
 
 
 def absent() -> dict[str, str]:
-    """Contenders whose package is not installed, and why they cannot be measured."""
+    """Return the contenders whose package is not installed, with the reason."""
     return {
         name: f"not installed (no package {package})"
         for name, (_, package) in FILES.items()
@@ -50,23 +50,22 @@ def absent() -> dict[str, str]:
 
 
 def chosen(words: list[str]) -> list[str]:
-    """The contenders of these names, `jaxlstm` among them; all of them for no words.
+    """Return the contenders of these names and `jaxlstm`; all for an empty list.
 
-    Errors: `ValueError` for a name that nobody has.
+    Raises:
+        ValueError: an unknown name.
 
     >>> chosen(["torch"])
     ['jaxlstm', 'torch']
     """
     for word in words:
         if word not in FILES:
-            raise ValueError(
-                f"no contender is called {word!r}; there are {', '.join(FILES)}"
-            )
+            raise ValueError(f"peers: got {word!r}, expected one of {', '.join(FILES)}")
     return [n for n in FILES if not words or n in words or n == "jaxlstm"]
 
 
 def find(name: str) -> Contender:
-    """The contender of a name; its library is imported."""
+    """Import the library of a contender and return the contender."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     file = importlib.import_module(f"benchmarks.peers.{FILES[name][0]}")
     return next(one for one in file.CONTENDERS if one.name == name)

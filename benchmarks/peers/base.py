@@ -1,4 +1,4 @@
-"""What a contender is, and what it hands to those who measure."""
+"""The record of a contender and of its programs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,11 +7,11 @@ from benchmarks.cases import Case, Inputs
 
 
 class Program(NamedTuple):
-    """What is run.
+    """A compiled computation.
 
-    run           once, to the end: returns when the result is there
-    temp_bytes    what lies between arguments and results, by XLA's own analysis
-    total_bytes   arguments and results too
+    run           runs once and returns when the result is computed
+    temp_bytes    temporary memory by XLA's own analysis
+    total_bytes   the same with arguments and results
     """
 
     run: Callable[[], Any]
@@ -20,11 +20,11 @@ class Program(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A contender at a case, its weights loaded and its inputs in place.
+    """A contender with the weights and inputs of a case loaded.
 
-    compile     makes the program, afresh each time
-    compiled    whether that is work of its own
-    time_axis   where time is in the outputs and in the gradient of the inputs
+    compile     compiles the program, without any cache
+    compiled    whether compiling takes time worth measuring
+    time_axis   the time axis of the outputs and of the gradient of the inputs
     """
 
     compile: Callable[[], Program]
@@ -33,13 +33,13 @@ class Prepared(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """A library, or one of our modes.
+    """A library, or one mode of jaxlstm.
 
     name            in tables
-    library         the distribution whose version is told
-    supports        why it does not take a case; None where it does
-    forward         `run` gives the outputs
-    training_step   `run` gives the gradients: (of the parameters, of the inputs)
+    library         the distribution whose version is reported
+    supports        reason why a case is not supported, or None
+    forward         `run` returns the outputs
+    training_step   `run` returns the gradients of the parameters and of the inputs
     step            `run` takes one step from the state it left, and gives h; None
                     where the library has no single step
     """
@@ -53,5 +53,5 @@ class Contender(NamedTuple):
 
 
 def joined(weight: Any) -> Any:
-    """`[..., 4, H]` with the gates side by side, `[..., 4H]`."""
+    """Reshape `[..., 4, H]` to `[..., 4H]`."""
     return weight.reshape(*weight.shape[:-2], -1)

@@ -1,6 +1,4 @@
-"""Equinox: `LSTMCell`, scanned over time and mapped over the batch by hand, as its
-users do; one row after the other is laid out batch first.
-"""
+"""Equinox: `LSTMCell`, scanned over time and mapped over the batch, batch first."""
 
 from typing import Any
 
@@ -16,7 +14,7 @@ Array = jax.Array
 
 
 def _load(case: Case, weights: Weights) -> Any:
-    """The arrays of the cell; what else it is holds no numbers."""
+    """Return a cell with these weights."""
     cell = _empty(weights.w_x.shape[0], case.units)
     own = tuple(jnp.asarray(joined(leaf).T) for leaf in weights)
     return equinox.tree_at(

@@ -16,7 +16,7 @@ IGFO = np.array([0, 2, 1, 3])  # its order of gates
 
 
 def _load(case: Case, weights: Weights) -> Any:
-    """One matrix for [x, h]; 1 is added to the forget gate in the forward pass."""
+    """Return one matrix for [x, h] and the bias, without the 1 that Haiku adds to f."""
     w_x, w_h, b = weights
     fused = np.concatenate([w_x, w_h])[:, IGFO]
     bias = (b - np.eye(4, dtype=np.float32)[1][:, None])[IGFO]

@@ -1,4 +1,4 @@
-"""What all contenders on JAX share: compiled functions, and layers put together."""
+"""Shared by all contenders on JAX: compiled functions, and composed layers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ class Model(NamedTuple):
     """A whole model in a library's own layout.
 
     apply       `(params, xs, *extra) -> hs`
-    params, xs, d_hs, extra     what it is called with; extra has no gradient
-    time_axis   where time is in xs and hs
+    params, xs, d_hs, extra     its arguments; extra has no gradient
+    time_axis   the time axis of xs and hs
     """
 
     apply: Callable[..., Array]
@@ -29,12 +29,12 @@ class Model(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """How a library runs one layer in one direction, and one step of it.
+    """Functions of a library that run one layer in one direction, and one step.
 
     load        `(case, weights) -> params`
     run         `(case, params, xs, lengths or None, reverse) -> hs`, every output at
                 the time of its input
-    start       `case -> state` before the first of single steps
+    start       `case -> state` before the first step
     step        `(case, params, state, x [B, D]) -> state, h`
     time_axis   1 for libraries that put the batch first
     """
@@ -49,7 +49,7 @@ class Layers(NamedTuple):
 def contender(
     name: str, library: str, supports: Callable[[Case], str | None], layers: Layers
 ) -> Contender:
-    """The contender whose layers are these, one on the other, both ways if asked."""
+    """Return the contender that stacks these layers, also in both directions."""
     return Contender(
         name,
         library,
@@ -61,7 +61,7 @@ def contender(
 
 
 def deep(case: Case, inputs: Inputs, layers: Layers) -> Model:
-    """The layers of a case; the two directions of a layer are concatenated."""
+    """Return the layers of a case; outputs of both directions are concatenated."""
     params = [[layers.load(case, way) for way in ways] for ways in inputs.layers]
     params = jax.tree.map(jnp.asarray, params)
 
@@ -83,13 +83,13 @@ def deep(case: Case, inputs: Inputs, layers: Layers) -> Model:
 
 
 def forward(model: Model) -> Prepared:
-    """The outputs."""
+    """Return the program of the outputs."""
     arguments = (model.params, model.xs, *model.extra)
     return Prepared(lambda: program(model.apply, *arguments), time_axis=model.time_axis)
 
 
 def training(model: Model) -> Prepared:
-    """The gradients of the parameters and of the inputs."""
+    """Return the program of the gradients of parameters and inputs."""
 
     def gradients(params: Any, xs: Array, d_hs: Array, *extra: Any) -> Any:
         _, pull = jax.vjp(
@@ -102,7 +102,7 @@ def training(model: Model) -> Prepared:
 
 
 def stepping(case: Case, inputs: Inputs, layers: Layers) -> Prepared:
-    """One step from the state that the last one left; its output is waited for."""
+    """Return the program of one step that continues from the last state and waits."""
     params = jax.tree.map(jnp.asarray, layers.load(case, inputs.layers[0][0]))
     x = jnp.asarray(inputs.xs[0])
 
@@ -124,7 +124,7 @@ def stepping(case: Case, inputs: Inputs, layers: Layers) -> Prepared:
 
 
 def program(function: Callable[..., Any], *arguments: Any) -> Program:
-    """A function, compiled afresh for these arguments."""
+    """Compile a function for these arguments, without any cache."""
     compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
 
     def run() -> Any:
@@ -139,7 +139,7 @@ def program(function: Callable[..., Any], *arguments: Any) -> Program:
 
 
 def only(library: str, *, lengths: bool) -> Callable[[Case], str | None]:
-    """The usual cell only; with or without rows of unequal length."""
+    """Return `supports` of a library with the plain LSTM, with or without lengths."""
     names = {"layer_norm": "layer-normalised LSTM", "zoneout": "zoneout"}
 
     def supports(case: Case) -> str | None:

@@ -35,7 +35,7 @@ def _load(case: Case, weights: Weights) -> list[Array]:
 def _run(
     case: Case, params: Any, xs: Array, lengths: Array | None, reverse: bool
 ) -> Array:
-    """Running backwards, its outputs come in the order of the run."""
+    """Run a layer; Keras returns the outputs of a reversed one in reversed order."""
     layer = _layer(xs.shape[-1], case.units, reverse)
     steps = jnp.arange(xs.shape[1])
     mask = None if lengths is None else steps < lengths[:, None]

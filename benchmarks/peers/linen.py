@@ -1,4 +1,4 @@
-"""Flax linen: `nn.RNN` over `OptimizedLSTMCell`, batch first; layer norm by hand."""
+"""Flax linen: `nn.RNN` over `OptimizedLSTMCell`, batch first."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ Array = jax.Array
 
 
 class LayerNormLSTMCell(nn.RNNCellBase):
-    """What a user writes who wants layer norm: linen has no such cell."""
+    """A layer-normalised LSTM of linen's parts, because linen has none."""
 
     features: int
 
     @nn.compact
     def __call__(self, carry: Any, inputs: Array) -> tuple[Any, Array]:
-        """One step."""
+        """Return carry and output of one step."""
         c, h = carry
         dense = nn.Dense(4 * self.features, use_bias=False, name="i")(inputs)
         hidden = nn.Dense(4 * self.features, use_bias=False, name="h")(h)
@@ -32,7 +32,7 @@ class LayerNormLSTMCell(nn.RNNCellBase):
         return (c, h), h
 
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Any:
-        """Zeros."""
+        """Return a carry of zeros."""
         zeros = jnp.zeros((*input_shape[:-1], self.features))
         return zeros, zeros
 
@@ -43,7 +43,7 @@ class LayerNormLSTMCell(nn.RNNCellBase):
 
 
 def supports(case: Case) -> str | None:
-    """Everything but zoneout; layer norm with the cell above."""
+    """Return why a case is not supported: linen has no zoneout."""
     return "linen has no zoneout" if case.cell == "zoneout" else None
 
 
@@ -88,8 +88,9 @@ def _run(
 
 
 def _step(case: Case, params: Any, state: Any, x: Array) -> Any:
-    """`LSTMCell` of the same parameters: the optimized one joins its kernels first,
-    which takes longer than a single step does.
+    """Run one step by `LSTMCell`, which has the same parameters.
+
+    `OptimizedLSTMCell` concatenates its kernels, which takes longer than the step.
     """
     return nn.LSTMCell(case.units).apply({"params": params}, state, x)
 

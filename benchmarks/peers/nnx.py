@@ -1,7 +1,7 @@
 """Flax nnx: `nnx.RNN` over `OptimizedLSTMCell`, batch first, by split and merge.
 
-`nnx.jit` walks through the module in Python at each call; what is measured is the
-functional form that its documentation recommends for speed.
+`nnx.jit` traverses the module in Python at each call. The functional form is measured,
+which Flax's documentation recommends for speed.
 """
 
 import functools
@@ -20,7 +20,7 @@ Array = jax.Array
 
 @functools.cache
 def _split(features: int, units: int, reverse: bool) -> Any:
-    """(what the module is, its parameters, all else), with nothing loaded."""
+    """Return graph definition, parameters and other state of an initialised module."""
     rngs = nnx.Rngs(0)
     cell = nnx.OptimizedLSTMCell(features, units, rngs=rngs)
     rnn = nnx.RNN(cell, reverse=reverse, keep_order=True, rngs=rngs)
@@ -28,7 +28,7 @@ def _split(features: int, units: int, reverse: bool) -> Any:
 
 
 def _load(case: Case, weights: Weights) -> Any:
-    """Gates side by side, one dense layer for each side; the bias on the side of h."""
+    """Return one dense layer each for x and h, gates concatenated, the bias with h."""
     _, params, _ = _split(weights.w_x.shape[0], case.units, False)
     w_x, w_h, b = (jnp.asarray(joined(leaf)) for leaf in weights)
     own = {"dense_i": {"kernel": w_x}, "dense_h": {"kernel": w_h, "bias": b}}

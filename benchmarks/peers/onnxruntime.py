@@ -15,7 +15,7 @@ IOFC = np.array([0, 3, 1, 2])  # its order of gates
 
 
 def supports(case: Case) -> str | None:
-    """The usual LSTM; a program of inference takes no gradient."""
+    """Return why a case is not supported: inference of plain LSTMs only."""
     if case.cell != "lstm":
         return "the ONNX node LSTM is the usual LSTM only"
     if "forward" not in case.measures and "step" not in case.measures:
@@ -24,7 +24,7 @@ def supports(case: Case) -> str | None:
 
 
 def _graph(case: Case, inputs: Inputs, states: tuple[str, ...] = ()) -> onnx.ModelProto:
-    """X [T, B, D] -> Y [T, B, output_size]; states go in and out by these names."""
+    """Return the graph X [T, B, D] -> Y [T, B, output_size], with named states."""
     nodes, constants, flow = (
         [],
         [_constant("shape", np.array([0, 0, -1], np.int64))],
@@ -57,7 +57,7 @@ def _graph(case: Case, inputs: Inputs, states: tuple[str, ...] = ()) -> onnx.Mod
 
 
 def _weights(ways: list[Weights]) -> dict[str, np.ndarray]:
-    """W [d, 4H, D], R [d, 4H, H], B [d, 8H]: our one bias is the sum of two."""
+    """Return W [d, 4H, D], R [d, 4H, H], B [d, 8H]; the second bias is 0."""
     ordered = [Weights(w.w_x[:, IOFC], w.w_h[:, IOFC], w.b[IOFC]) for w in ways]
     w, r, b = (
         np.stack([joined(leaf).T for leaf in leaves])
@@ -77,7 +77,7 @@ def _typed(name: str) -> onnx.ValueInfoProto:
 
 
 def _session(model: onnx.ModelProto) -> Any:
-    """On as many threads as this process has cores."""
+    """Return a session with one thread per available core."""
     options = onnxruntime.SessionOptions()
     if hasattr(os, "sched_getaffinity"):
         options.intra_op_num_threads = len(os.sched_getaffinity(0))
@@ -88,7 +88,7 @@ def _session(model: onnx.ModelProto) -> Any:
 
 
 def forward(case: Case, inputs: Inputs) -> Prepared:
-    """The outputs."""
+    """Return the program of the outputs."""
     session = _session(_graph(case, inputs))
     feed: dict[str, np.ndarray] = {"X": inputs.xs}
     if inputs.lengths is not None:
@@ -99,7 +99,7 @@ def forward(case: Case, inputs: Inputs) -> Prepared:
 
 
 def step(case: Case, inputs: Inputs) -> Prepared:
-    """A sequence of one step, with its state going in and out."""
+    """Return the program of a sequence of one step whose state is fed back."""
     states = ("h", "c")
     session = _session(_graph(case, inputs, states))
     zeros = np.zeros((1, case.batch, case.units), np.float32)

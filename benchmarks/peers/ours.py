@@ -1,4 +1,4 @@
-"""jaxlstm as a user gets it, each engine by its name, and two ways of using it."""
+"""jaxlstm: the default, each engine by name, and variants of its use."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ CELLS: dict[Kind, Callable[[], jl.Cell]] = {
 def model(
     case: Case, inputs: Inputs, engine: str | None, checkpoint_every: Any = None
 ) -> jitted.Model:
-    """`unroll` for one layer, `stack` for more; time first."""
+    """Return the model: `unroll` for one layer, `stack` for more; time first."""
     cell, sizes = CELLS[case.cell](), (case.units,) * case.layers
     stack = jl.stack(cell, sizes, bidirectional=case.bidirectional, engine=engine)
     single = case.layers == 1 and not case.bidirectional
@@ -58,7 +58,7 @@ def model(
 
 
 def load(case: Case, weights: Weights) -> Any:
-    """The weights in the record of the case's cell."""
+    """Return the weights as parameters of the case's cell."""
     params = CELLS[case.cell]().init(
         jax.random.key(0), weights.w_x.shape[0], case.units
     )
@@ -80,7 +80,7 @@ STEPS = jitted.Layers(load, lambda *_: jnp.zeros(()), _start, _step, 0)
 
 
 def with_engine(name: str, engine: str | None) -> Contender:
-    """`jl.unroll(..., engine=engine)`; a step by itself has no engine to choose."""
+    """Return the contender `jl.unroll(..., engine=engine)`, for sequences only."""
     named = f"a single step has no engine; {name!r} is a way to run sequences"
     return Contender(
         name,
@@ -127,7 +127,7 @@ def _traced(engine: str | None, case: Case, inputs: Inputs) -> Prepared:
 
 
 def with_trace(name: str, engine: str | None) -> Contender:
-    """`unroll(..., emit=jl.emit.trace)`: what the forward pass is, and all gates."""
+    """Return the contender `unroll(..., emit=jl.emit.trace)`, forward only."""
     traced = functools.partial(_traced, engine)
     return Contender(name, "jaxlstm", _shows_gates, traced, None)
 
@@ -147,12 +147,12 @@ def _can_split(case: Case) -> str | None:
 
 
 def _mesh() -> jax.sharding.Mesh:
-    """One axis, given by the devices, whose axis types are the automatic ones."""
+    """Return a mesh of all devices with one axis of automatic type."""
     return jax.sharding.Mesh(jax.devices(), ("rows",))
 
 
 def _placed(case: Case, inputs: Inputs) -> jitted.Model:
-    """The model with its rows on all host devices and its parameters on each."""
+    """Return the model with rows split over the host devices and replicated params."""
     one, mesh = model(case, inputs, None), _mesh()
     rows, everywhere = (NamedSharding(mesh, spec) for spec in (P(None, "rows"), P()))
     return one._replace(
@@ -163,7 +163,7 @@ def _placed(case: Case, inputs: Inputs) -> jitted.Model:
 
 
 def _of_all(program: Program) -> Program:
-    """XLA tells the bytes of one device."""
+    """Multiply the memory by the devices, because XLA reports that of one."""
     count, (temp, total) = len(jax.devices()), program[1:]
     if temp is None or total is None:
         return program
@@ -179,7 +179,7 @@ def _split_forward(case: Case, inputs: Inputs) -> Prepared:
 
 
 def _split_training(case: Case, inputs: Inputs) -> Prepared:
-    """Each device gives gradients of its own, added up by a program of their own."""
+    """Return the gradients of each device, summed by a second program."""
     placed = _placed(case, inputs)
 
     def gradients(params: Any, xs: jax.Array, d_hs: jax.Array) -> Any:

@@ -14,7 +14,7 @@ if hasattr(os, "sched_getaffinity"):
 
 
 def supports(case: Case) -> str | None:
-    """The usual LSTM, in every arrangement."""
+    """Return why a case is not supported: plain LSTMs only."""
     missing = {
         "layer_norm": "nn.LSTM has no layer norm",
         "zoneout": "nn.LSTM has no zoneout",
@@ -23,7 +23,7 @@ def supports(case: Case) -> str | None:
 
 
 def _load(module: torch.nn.Module, weights: Weights, suffix: str) -> None:
-    """Our one bias is the sum of torch's two."""
+    """Load the weights; torch has two biases, the second of which is set to 0."""
     own = {
         "weight_ih": joined(weights.w_x).T,
         "weight_hh": joined(weights.w_h).T,
@@ -46,7 +46,7 @@ def _lstm(case: Case, inputs: Inputs) -> torch.nn.LSTM:
 
 
 def _hs(lstm: torch.nn.LSTM, xs: torch.Tensor, lengths: Any) -> torch.Tensor:
-    """Rows of unequal length are packed on the way in and padded on the way out."""
+    """Run the LSTM; rows of unequal length are packed before and padded after."""
     if lengths is None:
         return lstm(xs)[0]
     packed = pack_padded_sequence(xs, lengths, enforce_sorted=False)
@@ -58,7 +58,7 @@ def _lengths(inputs: Inputs) -> torch.Tensor | None:
 
 
 def forward(case: Case, inputs: Inputs) -> Prepared:
-    """The outputs, without a graph."""
+    """Return the program of the outputs, without autograd."""
     lstm, xs, lengths = _lstm(case, inputs), torch.tensor(inputs.xs), _lengths(inputs)
 
     def run() -> torch.Tensor:
@@ -69,7 +69,7 @@ def forward(case: Case, inputs: Inputs) -> Prepared:
 
 
 def training_step(case: Case, inputs: Inputs) -> Prepared:
-    """The gradients of all parameters and of the inputs."""
+    """Return the program of the gradients of parameters and inputs."""
     lstm, lengths = _lstm(case, inputs), _lengths(inputs)
     xs, d_hs = torch.tensor(inputs.xs, requires_grad=True), torch.tensor(inputs.d_hs)
 
@@ -83,7 +83,7 @@ def training_step(case: Case, inputs: Inputs) -> Prepared:
 
 
 def step(case: Case, inputs: Inputs) -> Prepared:
-    """One step of `nn.LSTMCell`, without a graph."""
+    """Return the program of one step of `nn.LSTMCell`, without autograd."""
     cell = torch.nn.LSTMCell(case.features, case.units)
     _load(cell, inputs.layers[0][0], "")
     x, zeros = torch.tensor(inputs.xs[0]), torch.zeros(case.batch, case.units)
