@@ -14,14 +14,14 @@
 # %% [markdown]
 # # A cell of your own
 #
-# You have an idea for a recurrent cell. Here it takes four short functions, each about
-# a single instant, and the rest comes with it: whole sequences, lengths, masks, resets,
-# both directions, stacks, wrappers, a fast gradient, and the diagnostics.
+# A cell is four single-step functions. Sequences, lengths, masks, resets, both
+# directions, stacks, wrappers, a fast gradient and the diagnostics then work without
+# more code.
 #
-# The cell of this notebook is an LSTM with nothing but a forget gate (van der
+# The cell of this notebook is an LSTM with only a forget gate (van der
 # Westhuizen and Lasenby, [*The unreasonable effectiveness of the forget
-# gate*](https://arxiv.org/abs/1804.04849), 2018). What is forgotten makes room for what
-# is written, and the state is its own output:
+# gate*](https://arxiv.org/abs/1804.04849), 2018). One gate controls both forgetting and
+# writing, and the state is the output:
 #
 # $$f = \sigma(W_f x + U_f h + b_f) \qquad g = \tanh(W_g x + U_g h + b_g)$$
 # $$h_t = f \odot h_{t-1} + (1 - f) \odot g$$
@@ -44,15 +44,15 @@ SEEDS = 3 if os.environ.get("FAST", "0") != "0" else 8
 # %% [markdown]
 # ## Four functions
 #
-# Parameters, state and gates are records with names of your choice. Three names mean
-# something to the library: a state field `h` is what a layer gives to the next, a gate
-# `f` is what the diagnostics take for the forget gate, and recurrent weights called
-# `w_h` are what `jl.weight_drop` drops.
+# Parameters, state and gates are NamedTuples with names of your choice. The library
+# uses three names: a layer passes the state field `h` to the next layer, the
+# diagnostics take a gate `f` as the forget gate, and `jl.weight_drop` drops recurrent
+# weights called `w_h`.
 
 
 # %%
 class Params(NamedTuple):
-    """Weights of the input, of the state, and biases; the gates are f, g."""
+    """Input weights, recurrent weights and biases; axis 1 holds f and g."""
 
     w_x: jax.Array  # [D, 2, H]
     w_h: jax.Array  # [H, 2, H]
@@ -60,20 +60,20 @@ class Params(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that is carried from step to step."""
+    """State carried from step to step."""
 
     h: jax.Array
 
 
 class OwnGates(NamedTuple):
-    """What is shown of a step."""
+    """Gates of one step."""
 
     f: jax.Array
     g: jax.Array
 
 
 def init(key, input_size, hidden_size, *, dtype=jnp.float32):
-    """Draw the parameters; the forget gates begin at σ(1) = 0.73."""
+    """Draw the parameters; the forget gates start at σ(1) = 0.73."""
     for_x, for_h = jax.random.split(key)
     draw = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0)
     w_x = draw(for_x, (input_size, 2 * hidden_size), dtype)
@@ -83,17 +83,17 @@ def init(key, input_size, hidden_size, *, dtype=jnp.float32):
 
 
 def initial_state(params, batch_shape=(), *, dtype=None):
-    """Where a sequence begins, and where it begins again after a reset."""
+    """Return the state at the start of a sequence and after a reset."""
     return State(jnp.zeros((*batch_shape, params.b.shape[-1]), dtype))
 
 
 def project(params, x):
-    """All of the step that does not wait for the past: known for all steps at once."""
+    """Return W x + b, which needs no earlier state, for one step or for all."""
     return affine(x, params.w_x, params.b)
 
 
 def step(params, state, z):
-    """One step: the new state, and the gates. z is what `project` made of the input."""
+    """Return the state after one step and the gates; z is the result of `project`."""
     past = jnp.einsum("...k,kgh->...gh", state.h, params.w_h)
     f = jax.nn.sigmoid(z[..., 0, :] + past[..., 0, :])
     g = jnp.tanh(z[..., 1, :] + past[..., 1, :])
@@ -103,10 +103,10 @@ def step(params, state, z):
 janet = jl.Cell(init, initial_state, project, step)
 
 # %% [markdown]
-# ## What comes with it
+# ## What works without more code
 #
-# Lengths, resets, both directions, a stack, zoneout: nothing of this is in the four
-# functions.
+# Lengths, resets, both directions, a stack and zoneout, none of which the four
+# functions mention.
 
 # %%
 xs = jax.random.normal(jax.random.key(1), (20, 4, 3))
@@ -115,12 +115,12 @@ model = jl.stack(jl.zoneout(janet, h_rate=0.1), (16, 16), bidirectional=True)
 params, size = model.init(jax.random.key(0), 3)
 state, ys = model.apply(params, xs, lengths=lengths, key=jax.random.key(2))
 print("outputs", ys.shape, " padding is zero:", bool((ys[5:, 1] == 0).all()))
-_, _, tape = model.trace(params, xs, lengths=lengths)
-print("gates by name:", sorted(tape))
+_, _, traces = model.trace(params, xs, lengths=lengths)
+print("gates by name:", sorted(traces))
 
 # %% [markdown]
-# The fast engine takes it too. It traces `step` once, sorts its operations by what they
-# wait for, and makes the gradient of `w_h` by one product over all steps.
+# The default engine serves it too. It traces `step` once, sorts its operations by what
+# they depend on, and computes the gradient of `w_h` by one product over all steps.
 
 # %%
 params = janet.init(jax.random.key(0), 3, 16)
@@ -129,13 +129,13 @@ print(jl.explain(janet, params, xs))
 # %% [markdown]
 # ## Is it right?
 #
-# Three checks that every cell deserves. First, a loop over the equations, written by
-# hand in NumPy with 64 bits:
+# Three checks for every new cell. First, a loop over the equations in NumPy and
+# float64:
 
 
 # %%
 def by_hand(params, xs):
-    """The equations, one step after the other, for one sequence [T, D]."""
+    """Return the outputs of one sequence [T, D], step by step."""
     w_x, w_h, b = (np.asarray(leaf, np.float64) for leaf in params)
     h, outputs = np.zeros(b.shape[-1]), []
     for x in np.asarray(xs, np.float64):
@@ -150,8 +150,8 @@ _, hs = jl.unroll(janet, params, xs)
 print("largest difference:", np.abs(by_hand(params, xs[:, 0]) - hs[:, 0]).max())
 
 # %% [markdown]
-# Second, the gradient against finite differences: a small step along a random
-# direction, in 64 bits, which `jax.enable_x64` switches on for a while.
+# Second, the gradient against finite differences along a random direction, in float64,
+# which `jax.enable_x64` enables within the block.
 
 # %%
 with jax.enable_x64(True):
@@ -160,7 +160,7 @@ with jax.enable_x64(True):
     )
 
     def loss(params):
-        """Some number that depends on everything."""
+        """Return a scalar that depends on every output."""
         return jnp.sin(jl.unroll(janet, params, ws, lengths=lengths)[1]).sum()
 
     keys = jax.random.split(jax.random.key(3), 3)
@@ -181,12 +181,13 @@ with jax.enable_x64(True):
     print(f"by differences {differences:.10f}, by jax.grad {along:.10f}")
 
 # %% [markdown]
-# Third, the engine against the reference, `lax.scan` with automatic differentiation:
+# Third, the default engine against the reference, `lax.scan` with automatic
+# differentiation:
 
 
 # %%
 def total(params, engine):
-    """A loss, by an engine of our choice."""
+    """Return a loss, computed by the named engine."""
     return (jl.unroll(janet, params, xs, lengths=lengths, engine=engine)[1] ** 2).sum()
 
 
@@ -195,11 +196,11 @@ for name, one, other in zip(Params._fields, fast, reference, strict=True):
     print(f"{name:4} largest difference {np.abs(one - other).max():.1e}")
 
 # %% [markdown]
-# ## Is it any good?
+# ## Does it learn?
 #
-# A sign, +1 or −1, stands at the first step; 25 steps of noise follow; say the sign at
-# the end. Our cell against an LSTM and a plain RNN of the same number of units, each
-# trained from several seeds at once: `jax.vmap` over the seeds.
+# The first input is a sign, +1 or −1, followed by 25 steps of noise; the task is to
+# output the sign at the end. We compare the cell with an LSTM and a plain RNN of the
+# same number of units, each trained from several seeds in parallel by `jax.vmap`.
 
 # %%
 LAG, UPDATES = 25, 250
@@ -208,7 +209,7 @@ optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 
 
 def draw_task(key):
-    """32 sequences [LAG + 1, 32, 2], and their signs."""
+    """Return 32 sequences [LAG + 1, 32, 2] and their signs."""
     for_sign, for_noise = jax.random.split(key)
     sign = jax.random.rademacher(for_sign, (32,), jnp.float32)
     noise = jax.random.normal(for_noise, (LAG + 1, 32)).at[0].set(sign)
@@ -216,24 +217,24 @@ def draw_task(key):
 
 
 def learn(cell, key):
-    """The loss after each update, for one seed."""
+    """Return the loss at each update, for one seed."""
     for_cell, for_head, for_tasks = jax.random.split(key, 3)
     params = cell.init(for_cell, 2, 16), head.init(for_head, 16)[0]
 
     def loss(params, key):
         xs, sign = draw_task(key)
         state, _ = jl.unroll(cell, params[0], xs, emit=jl.emit.nothing)
-        said = head.apply(params[1], state.h[None])[1][0, :, 0]
-        return ((said - sign) ** 2).mean()
+        answer = head.apply(params[1], state.h[None])[1][0, :, 0]
+        return ((answer - sign) ** 2).mean()
 
     def update(carry, key):
-        params, memory = carry
+        params, opt_state = carry
         error, gradient = jax.value_and_grad(loss)(params, key)
-        changes, memory = optimizer.update(gradient, memory, params)
-        return (optax.apply_updates(params, changes), memory), error
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), error
 
-    begin = params, optimizer.init(params)
-    return jax.lax.scan(update, begin, jax.random.split(for_tasks, UPDATES))[1]
+    start = params, optimizer.init(params)
+    return jax.lax.scan(update, start, jax.random.split(for_tasks, UPDATES))[1]
 
 
 keys = jax.random.split(jax.random.key(4), SEEDS)
@@ -256,21 +257,20 @@ for name, each in losses.items():
     print(f"{name:17} error in the last 25 updates: {each[:, -25:].mean(1).round(2)}")
 
 # %% [markdown]
-# Guessing costs 1. Look at the numbers of the single seeds too: a median over few seeds
-# says little.
+# Always answering 0 has an error of 1. Read the numbers of the single seeds too: a
+# median over few seeds is uncertain.
 #
-# ## What it does
+# ## Diagnostics
 #
-# The diagnostics work for our cell as for any: how far does the gradient of the last
-# output reach back, in networks that were only drawn? A line is the median of as many
-# draws as above.
+# The diagnostics work for this cell as for any other. How far back does the gradient of
+# the last output reach in untrained networks? A line is the median over the seeds.
 
 # %%
 noise = jax.random.normal(jax.random.key(5), (SEEDS, LAG + 1, 2))
 
 
 def flow_of(cell):
-    """The gradient's norm by step, `[seeds, steps]`."""
+    """Return the norm of the gradient at each step, `[seeds, steps]`."""
 
     @jax.jit
     @jax.vmap
@@ -289,5 +289,5 @@ fig, ax = plt.subplots(figsize=(8, 4))
 jl.plots.gradient_flow(flows, ax=ax)
 plt.show()
 for name, norm in flows.items():
-    left = norm[:, 0] / norm[:, -1]
-    print(f"{name:17} of the gradient {np.median(left):.1e} is left {LAG} steps back")
+    share = norm[:, 0] / norm[:, -1]
+    print(f"{name:17} share of the gradient {LAG} steps back: {np.median(share):.1e}")
