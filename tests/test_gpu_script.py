@@ -46,7 +46,7 @@ def worked(gpu, name: str, path: Path, **options):
 
 @pytest.mark.thorough
 def test_parity(gpu, path, monkeypatch):
-    """What cannot run is refused in a sentence; what can is right."""
+    """Engines that cannot run are refused with a message; the others are correct."""
     monkeypatch.setattr(gpu, "ROUNDED", {"highest": 1e-4})
     monkeypatch.setattr(gpu, "SMOKE_QUESTIONS", gpu.SMOKE_QUESTIONS[:1])
     record = worked(gpu, "parity", path)
@@ -66,7 +66,7 @@ def test_parity(gpu, path, monkeypatch):
 
 @pytest.mark.thorough
 def test_baselines(gpu, path, monkeypatch):
-    """Figures, refusals and failures, each beside the others."""
+    """Rows hold figures, refusals and failures of the contenders."""
 
     def broken(point):
         raise ValueError("this one is broken")
@@ -85,8 +85,8 @@ def test_baselines(gpu, path, monkeypatch):
     assert "ValueError: this one is broken" in gpu.table(record)
 
 
-def test_what_is_known_is_not_asked_again(gpu, path, monkeypatch):
-    """And a section whose time is up keeps what it has."""
+def test_known_results_are_not_measured_again(gpu, path, monkeypatch):
+    """A section at its time limit keeps its rows."""
     asked = []
 
     def compared(point, *, rounds):
@@ -103,7 +103,7 @@ def test_what_is_known_is_not_asked_again(gpu, path, monkeypatch):
     assert asked == points
 
 
-def test_the_death_of_a_section_is_recorded(gpu, path, tmp_path, monkeypatch):
+def test_a_crash_of_a_section_is_recorded(gpu, path, tmp_path, monkeypatch):
     deadly = tmp_path / "python"
     deadly.write_text("#!/bin/sh\necho it is all over >&2\nexit 134\n")
     deadly.chmod(0o755)
@@ -113,7 +113,7 @@ def test_the_death_of_a_section_is_recorded(gpu, path, tmp_path, monkeypatch):
     assert (section["status"], section["failure"]) == ("failed", "it is all over\n")
 
 
-def test_reports_of_tests_are_counted(gpu):
+def test_junit_reports_are_counted(gpu):
     report = """<testsuites><testsuite tests="3" failures="1" errors="1" skipped="0">
         <testcase name="good"/>
         <testcase name="bad"><failure/></testcase>
@@ -128,7 +128,7 @@ def test_reports_of_tests_are_counted(gpu):
     }
 
 
-def test_errors_see_what_is_wrong(gpu):
+def test_errors_of_wrong_results_are_large(gpu):
     right = {"ys": [1.0, 2.0], "state": [1.0]}
     for wrong in (1.1, math.nan, math.inf):
         assert not gpu.errors({"ys": [1.0, wrong], "state": [1.0]}, right, 1e-3)[
@@ -145,7 +145,7 @@ def test_every_target_exists(gpu):
 
 @pytest.mark.thorough
 def test_the_whole_script(tmp_path):
-    """As it is typed, with every contender that is installed."""
+    """The command runs with every installed contender."""
     command = [sys.executable, SCRIPT, "--smoke", "--results", tmp_path]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     record = json.loads((tmp_path / "smoke.json").read_text())
