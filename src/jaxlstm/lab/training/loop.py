@@ -116,7 +116,7 @@ def fit(job: Job, state: TrainState, loop: LoopState) -> bool:
 
         last, stopping = step == training.steps, job.listener.stopping()
         due = [c for c in job.callbacks if c.due(step, last=last, stopping=stopping)]
-        if not due:
+        if not (due or last or stopping):
             continue
         loop, in_flight = _read(job, state, loop, clock, *in_flight), None
         with clock.paused():
