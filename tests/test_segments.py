@@ -78,9 +78,9 @@ def test_turning_resets_is_compiled_once():
     arguments = {"mask": np.arange(6) != 1, "resets": resets}
     layer.apply(params, xs, **arguments)
     with jax.log_compiles(False), jax.check_tracer_leaks(False):
-        before = masking.turned._cache_size()
+        before = masking.reverse_resets._cache_size()
         layer.apply(params, xs, **arguments)
-        assert masking.turned._cache_size() == before
+        assert masking.reverse_resets._cache_size() == before
 
 
 def test_the_gradient_of_a_single_step_knows_of_no_other():
