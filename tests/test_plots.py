@@ -1,9 +1,7 @@
-"""The pictures: what they show, what they refuse, and that they can be drawn."""
+"""Plots of runs, gates and units: what they show, and which arguments they refuse."""
 
 import itertools
-import warnings
 
-import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -11,47 +9,14 @@ from matplotlib.figure import Figure
 from jaxlstm import diagnostics, plots
 from jaxlstm.cells.base import Gates, LSTMState
 from jaxlstm.cells.emit import Trace
-
-
-@pytest.fixture(autouse=True)
-def no_window():
-    """Draw without a screen, and leave no figure behind."""
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context({"backend": "agg"}):
-        yield
-    pyplot.close("all")
-
-
-@pytest.fixture
-def ax():
-    return Figure(figsize=(8, 5), layout="constrained").add_subplot()
-
-
-def drawn(ax):
-    """Draw for real, with every warning an error; give the axes back."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ax.figure.draw_without_rendering()
-    return ax
-
-
-def words(ax):
-    return " ".join(text.get_text() for text in ax.texts)
+from plotting import drawn, new_axes, no_window, trace, words  # noqa: F401  (fixtures)
 
 
 def record(step, loss, split="train", **more):
     return {"step": step, "split": split, "loss": loss, **more}
 
 
-def trace(steps, units, seed=0):
-    draw = np.random.default_rng(seed).random
-    shape = (steps, units)
-    gates = Gates(draw(shape), draw(shape), draw(shape) * 2 - 1, draw(shape))
-    return Trace(LSTMState(draw(shape) - 0.5, draw(shape) * 4), gates)
-
-
-def test_the_best_validation_is_marked_not_the_last(ax):
+def test_the_best_validation_is_marked(ax):
     records = [record(n, loss, "validation") for n, loss in ((1, 3), (2, 1.5), (3, 2))]
     assert "best 1.500 nats\nat step 2" in words(
         drawn(plots.loss_curve(records, ax=ax))
@@ -66,19 +31,19 @@ def test_the_best_validation_is_marked_not_the_last(ax):
         ({"bits_per_character": 2.0}, "bits per character"),
     ],
 )
-def test_the_score_is_the_one_the_records_have(ax, more, label):
+def test_the_metric_is_the_first_one_in_the_records(ax, more, label):
     records = [record(1, 1.4, **more), record(1, 1.5, "validation", **more)]
     assert drawn(plots.loss_curve(records, ax=ax)).get_ylabel() == label
 
 
-def test_the_first_descent_is_cut_and_named(ax):
+def test_a_steep_first_descent_is_cut_off_and_its_value_written(ax):
     records = [record(n, 9.0 if n == 1 else 2 + 1 / n) for n in range(1, 101)]
     plots.loss_curve(records, ax=ax)
     assert ax.get_ylim()[1] < 3
-    assert "from 9" in words(drawn(ax))
+    assert "starts at 9" in words(drawn(ax))
 
 
-def test_a_slow_descent_is_shown_whole(ax):
+def test_a_slow_descent_is_not_cut_off(ax):
     plots.loss_curve([record(n, 5 - n / 50) for n in range(1, 101)], ax=ax)
     assert ax.get_ylim()[1] > 4.98
 
@@ -94,12 +59,12 @@ def test_a_slow_descent_is_shown_whole(ax):
         [record(1, 1.0, gradient_norm=None, learning_rate=1e-3)],
     ],
 )
-def test_few_missing_and_infinite_numbers_can_be_drawn(records):
+def test_records_with_missing_and_infinite_values_can_be_drawn(records):
     drawn(plots.loss_curve(records, ax=Figure().add_subplot()))
     drawn(plots.training_health(records, ax=Figure().add_subplot()))
 
 
-def test_training_health_has_two_panels_over_the_same_steps(ax):
+def test_training_health_has_two_panels_with_the_same_steps(ax):
     records = [record(n, 1.0, gradient_norm=n, learning_rate=1e-3) for n in (1, 2, 3)]
     top = drawn(plots.training_health(records, ax=ax))
     bottom = ax.figure.axes[1]
@@ -107,7 +72,7 @@ def test_training_health_has_two_panels_over_the_same_steps(ax):
     assert top.get_xlim() == bottom.get_xlim()
 
 
-def test_runs_are_compared_in_a_unit_that_all_have(ax):
+def test_runs_are_compared_in_a_metric_that_all_have(ax):
     both = [record(1, 1.5, "validation", bits_per_character=2.1)]
     plain = [record(1, 1.4, "validation")]
     drawn(plots.compare_runs({"a": both, "b": plain, "empty": []}, ax=ax))
@@ -116,21 +81,21 @@ def test_runs_are_compared_in_a_unit_that_all_have(ax):
     assert ax.get_ylabel() == "validation loss (nats per token)"
 
 
-def test_more_runs_than_styles_stay_distinct(ax):
+def test_more_runs_than_styles_are_distinct(ax):
     run = [record(1, 1.5, "validation")]
     plots.compare_runs({str(n): run for n in range(12)}, ax=ax)
     looks = {(line.get_color(), line.get_linestyle()) for line in drawn(ax).lines}
     assert len(looks) == 12
 
 
-def test_the_heatmap_sorts_units_by_their_mean(ax):
+def test_the_heatmap_sorts_units_by_mean(ax):
     values = np.array([[0.1, 0.9, 0.5], [0.2, 0.8, 0.5]])
     plots.gate_heatmap("ab", values, "forget gate f", ax=ax)
     shown = np.asarray(drawn(ax).images[0].get_array())
     np.testing.assert_array_equal(shown, [[0.9, 0.8], [0.5, 0.5], [0.1, 0.2]])
 
 
-def test_symbols_are_written_as_they_are_or_with_a_stand_in(ax):
+def test_invisible_symbols_are_written_as_visible_ones(ax):
     symbols = ["$", "$", "\n", "\t", " ", "\x1b", "漢", "\U000f0000"]
     plots.gate_heatmap(symbols, np.zeros((8, 2)), "f", ax=ax)
     labels = [label.get_text() for label in drawn(ax).get_xticklabels()]
@@ -138,25 +103,25 @@ def test_symbols_are_written_as_they_are_or_with_a_stand_in(ax):
     assert labels[-1] == "□"
 
 
-def test_words_stand_upright(ax):
+def test_words_are_written_vertically(ax):
     plots.gate_heatmap(["the", "cat"], np.zeros((2, 2)), "f", ax=ax)
     assert drawn(ax).get_xticklabels()[0].get_rotation() == 90
 
 
-def test_a_unit_shows_its_gates_its_cell_and_its_output(ax):
+def test_a_unit_trace_has_panels_of_gates_cell_and_output(ax):
     plots.unit_trace("abcd", trace(4, 3), 1, ax=ax)
     names = [panel.get_ylabel() for panel in drawn(ax).figure.axes]
     wanted = ["input i", "forget f", "output o", "candidate g", "cell c", "output h"]
     assert names == wanted
 
 
-def test_a_silent_unit_can_be_drawn(ax):
+def test_a_unit_of_zeros_can_be_drawn(ax):
     zeros = np.zeros((3, 2))
     still = Trace(LSTMState(zeros, zeros), Gates(zeros, zeros, zeros, zeros))
     drawn(plots.unit_trace("abc", still, 0, ax=ax))
 
 
-def test_a_nan_in_a_unit_is_a_gap_and_hides_nothing_else(ax):
+def test_nan_in_a_unit_is_a_gap(ax):
     values = np.where(np.arange(6)[:, None] < 3, -2.0, np.nan) * np.ones((6, 2))
     gate = np.full((6, 2), 0.5)
     broken = Trace(LSTMState(values, values), Gates(gate, gate, values, gate))
@@ -165,7 +130,7 @@ def test_a_nan_in_a_unit_is_a_gap_and_hides_nothing_else(ax):
         assert panel.get_ylim()[0] < -2
 
 
-def test_rows_keep_their_order_where_some_values_are_not_numbers(ax):
+def test_rows_are_sorted_by_the_mean_of_finite_values(ax):
     values = np.array(
         [[0.1, 0.9, np.nan], [np.nan, 0.8, np.nan], [0.2, np.nan, np.nan]]
     )
@@ -173,26 +138,26 @@ def test_rows_keep_their_order_where_some_values_are_not_numbers(ax):
     (image,) = ax.images
     rows = np.ma.filled(image.get_array(), np.nan)
     np.testing.assert_array_equal(rows, values.T[[1, 0, 2]])
-    assert ax.figure.axes[-1].get_ylabel() == "share that passes"
+    assert ax.figure.axes[-1].get_ylabel() == "gate value"
 
 
-def test_a_text_too_long_to_be_read_has_its_steps_numbered(ax):
+def test_a_long_text_has_step_numbers(ax):
     drawn(plots.gate_heatmap("ab" * 1000, np.zeros((2000, 2)), "f", ax=ax))
     assert len(ax.get_xticks()) < 20
-    assert ax.get_xlabel() == "step, one symbol each"
+    assert ax.get_xlabel() == "step (one symbol per step)"
     drawn(plots.gate_heatmap("ab", np.zeros((2, 2)), "f", ax=ax))
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
 
 
-def test_a_time_constant_is_that_of_the_mean_logarithm(ax):
+def test_timescales_use_the_mean_logarithm(ax):
     forget = np.stack([np.full(6, 0.5), np.tile([0.9, 0.4], 3)], axis=1)
     plots.timescales(forget, ax=ax)
     tau = [1 / np.log(2), -2 / np.log(0.36)]
     assert f"median {np.median(tau):.3g} steps" in words(drawn(ax))
 
 
-def test_time_constants_of_ragged_rows_are_those_of_the_diagnostic(ax):
-    """0, inf and NaN, which it may give, are drawn as well."""
+def test_timescales_of_the_diagnostic_can_be_drawn(ax):
+    """The diagnostic may return 0, inf and NaN."""
     gates = np.full((6, 2, 3), 0.5, np.float32)
     gates[:, :, 1] = 0.9
     gates[3:, 1] = 0.0  # padding
@@ -205,17 +170,17 @@ def test_time_constants_of_ragged_rows_are_those_of_the_diagnostic(ax):
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1.0])
-def test_gates_that_are_shut_or_open_for_ever_are_counted(ax, value):
+def test_gates_that_are_always_closed_or_open_are_counted(ax, value):
     plots.timescales(np.full((5, 2, 4), value), ax=ax)
     assert sum(bar.get_height() for bar in drawn(ax).patches) == 4
 
 
-def test_units_without_a_number_are_left_out_and_counted(ax):
+def test_units_with_nan_are_left_out_and_their_number_written(ax):
     forget = np.full((5, 4), 0.5)
     forget[2, 1] = np.nan
     plots.timescales(forget, ax=ax)
     assert sum(bar.get_height() for bar in drawn(ax).patches) == 3
-    assert words(ax) == "median 1.44 steps\n1 unit without a number"
+    assert words(ax) == "median 1.44 steps\n1 unit with NaN"
 
 
 @pytest.mark.parametrize("longest", [0.9, 0.99999])
@@ -228,21 +193,21 @@ def test_labels_of_timescales_do_not_overlap(longest):
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(shown))
 
 
-def test_a_single_unit_has_a_whole_number(ax):
+def test_a_single_unit_has_an_integer_tick(ax):
     plots.gate_heatmap("ab", [[0.1], [0.2]], "$ one _ and $", ax=ax)
     shown = [tick for tick in drawn(ax).get_yticks() if abs(tick) < 0.5]
     assert shown == [0]
     assert not ax.title.get_parse_math()
 
 
-def test_many_runs_are_named_beside_the_axes(ax):
+def test_the_legend_of_many_runs_is_beside_the_axes(ax):
     run = [record(1, 1.5, "validation"), record(2, 1.4, "validation")]
     drawn(plots.compare_runs({str(n): run for n in range(7)}, ax=ax))
     assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
 
 
 @pytest.mark.parametrize(
-    ("draw", "sentence"),
+    ("draw", "message"),
     [
         (
             lambda: plots.gate_heatmap("abc", np.zeros((2, 4)), "f"),
@@ -250,41 +215,59 @@ def test_many_runs_are_named_beside_the_axes(ax):
         ),
         (
             lambda: plots.gate_heatmap("ab", np.zeros((2, 1, 4)), "f"),
-            "one text of a batch",
+            "one row of a batch",
         ),
-        (lambda: plots.gate_heatmap("", np.zeros((0, 4)), "f"), "at least one symbol"),
-        (lambda: plots.unit_trace("abc", trace(3, 2), 2), "0 to 1, but is 2"),
+        (
+            lambda: plots.gate_heatmap("", np.zeros((0, 4)), "f"),
+            "0 symbols, at least one",
+        ),
+        (
+            lambda: plots.unit_trace("abc", trace(3, 2), 2),
+            "unit: got 2, expected 0 to 1",
+        ),
         (lambda: plots.unit_trace("ab", trace(3, 2), 1), "each of the 2 symbols"),
         (lambda: plots.gate_heatmap("a", [[0.5]], "f", limits=(1, 0)), "low < high"),
         (lambda: plots.gate_heatmap("a", [[0.5]], "f", limits=(1, 1)), "low < high"),
-        (lambda: plots.unit_trace("abc", trace(3, 2), 1.0), "0 to 1, but is 1.0"),
+        (
+            lambda: plots.unit_trace("abc", trace(3, 2), 1.0),
+            "unit: got 1.0, expected 0 to 1",
+        ),
         (
             lambda: plots.unit_trace("abc", trace(3, 2)._replace(state=()), 1),
-            "without c, h; the trace of an LSTM",
+            "trace.state: got tuple without c, h, expected the trace of an LSTM",
         ),
-        (lambda: plots.timescales(np.zeros((0, 4))), r"shape \[0, 4\]; a forget gate"),
+        (
+            lambda: plots.timescales(np.zeros((0, 4))),
+            r"got shape \[0, 4\], expected a forget",
+        ),
         (
             lambda: plots.timescales([0.5, -2.0]),
-            "holds -2; a time constant is at least",
+            "values: got -2, expected timescales >= 0",
         ),
         (lambda: plots.timescales([np.nan]), "NaN in every unit"),
         (lambda: plots.timescales(0.5), r"shape \[\]"),
-        (lambda: plots.timescales([[0.5, 1.5]]), "holds 1.5; a gate is between"),
+        (
+            lambda: plots.timescales([[0.5, 1.5]]),
+            "values: got 1.5, expected gates in 0",
+        ),
         (lambda: plots.timescales([[np.nan, np.nan]]), "NaN in every unit"),
-        (lambda: plots.loss_curve([]), "0 in all, hold no loss"),
-        (lambda: plots.compare_runs({}), "runs is {}; a dict such as"),
+        (lambda: plots.loss_curve([]), "records: got 0 without loss"),
+        (
+            lambda: plots.compare_runs({}),
+            "compare_runs: runs: got {}, expected a dict such as",
+        ),
         (
             lambda: plots.training_health([], ax=Figure().add_axes((0, 0, 1, 1))),
-            "must come from subplots",
+            "training_health: ax: got axes that cannot be split",
         ),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_a_sentence(draw, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_wrong_arguments_raise(draw, message):
+    with pytest.raises(ValueError, match=message):
         draw()
 
 
-def test_a_picture_is_drawn_beside_others():
+def test_plots_can_share_a_figure():
     figure = Figure(layout="constrained")
     left, right = figure.subplots(1, 2)
     plots.unit_trace("abc", trace(3, 2), 0, ax=left)

@@ -1,4 +1,4 @@
-"""The pictures of what happens inside: gradients, cells, gates, scores."""
+"""Plots of gradients, cells, gates and predictions."""
 
 import itertools
 from types import SimpleNamespace
@@ -15,16 +15,11 @@ from jaxlstm import plots
 from jaxlstm.cells.base import Gates, LSTMState
 from jaxlstm.cells.emit import Trace
 from jaxlstm.plots import canvas
-from test_plots import drawn, no_window, trace, words  # noqa: F401  (a fixture)
-
-
-@pytest.fixture
-def ax():
-    return Figure(figsize=(8, 5), layout="constrained").add_subplot()
+from plotting import drawn, new_axes, no_window, trace, words  # noqa: F401  (fixtures)
 
 
 def lines(ax):
-    """The curves by name: what each line holds."""
+    """Return the lines by label."""
     return {line.get_label(): line for line in ax.lines}
 
 
@@ -33,17 +28,17 @@ def legend(ax):
 
 
 def luminance(colour):
-    """As a printer in black and white has it, from 0 to 1."""
+    """Return the brightness in greyscale, from 0 to 1."""
     return float(np.dot(to_rgb(colour), [0.2126, 0.7152, 0.0722]))
 
 
 # -- colours -------------------------------------------------------------------
 
 
-def test_neighbours_differ_in_black_and_white_or_in_style():
-    looks = [canvas.look(n) for n in range(25)]
-    assert len(set(looks)) == 25
-    for (one, style), (other, another) in itertools.pairwise(looks):
+def test_neighbouring_curves_differ_in_brightness_and_style():
+    styles = [canvas.curve_style(n) for n in range(25)]
+    assert len(set(styles)) == 25
+    for (one, style), (other, another) in itertools.pairwise(styles):
         assert abs(luminance(one) - luminance(other)) > 0.07
         assert style != another
 
@@ -51,7 +46,7 @@ def test_neighbours_differ_in_black_and_white_or_in_style():
 # -- gradients through time ----------------------------------------------------
 
 
-def test_gradient_flow_is_drawn_against_the_lag_on_a_logarithmic_axis(ax):
+def test_gradient_flow_has_lags_and_a_logarithmic_axis(ax):
     flows = {"RNN": [1e-9, 1e-3, 1.0], "LSTM": np.full((4, 3), 0.5)}
     plots.gradient_flow(flows, ax=ax)
     assert drawn(ax).get_yscale() == "log"
@@ -59,10 +54,10 @@ def test_gradient_flow_is_drawn_against_the_lag_on_a_logarithmic_axis(ax):
     np.testing.assert_array_equal(lines(ax)["RNN"].get_ydata(), [1e-9, 1e-3, 1.0])
     assert legend(ax) == ["RNN", "LSTM"]
     assert "median of 4" in ax.get_legend().get_title().get_text()
-    assert "units of L per unit of h" in ax.get_ylabel()
+    assert ax.get_ylabel() == "gradient norm ‖dL/dh‖"
 
 
-def test_a_flow_of_the_diagnostics_has_its_rows_as_seeds(ax):
+def test_rows_of_a_gradient_flow_are_drawn_as_seeds(ax):
     norm = LSTMState(h=np.full((5, 3), 2.0), c=np.arange(15.0).reshape(5, 3) + 1)
     flow = SimpleNamespace(norm=norm)
     plots.gradient_flow({"one": flow}, of="c", against="step", ax=ax)
@@ -72,22 +67,22 @@ def test_a_flow_of_the_diagnostics_has_its_rows_as_seeds(ax):
     assert len(ax.collections) == 1
 
 
-def test_cells_that_were_compared_are_drawn_as_they_are(ax):
+def test_the_result_of_compare_can_be_drawn(ax):
     cells = {"LSTM": jl.lstm(), "RNN": jl.simple_rnn()}
-    drawn_weights = {
+    pairs = {
         name: (cell, cell.init(jax.random.key(0), 2, 3)) for name, cell in cells.items()
     }
     flows = jl.diagnostics.compare(
-        drawn_weights, jnp.ones((6, 2)), loss=lambda state, hs: hs[-1].sum()
+        pairs, jnp.ones((6, 2)), loss=lambda state, hs: hs[-1].sum()
     )
     plots.gradient_flow(flows, ax=ax)
     for name, flow in flows.items():
         np.testing.assert_allclose(lines(ax)[name].get_ydata(), flow.norm.h)
-    with pytest.raises(ValueError, match=r'flows\["RNN"\] has no c'):
+    with pytest.raises(ValueError, match=r"of: got 'c', expected a state of flows"):
         plots.gradient_flow(flows, of="c")
 
 
-def test_a_band_holds_the_middle_half_and_a_line_the_median(ax):
+def test_the_line_is_the_median_and_the_band_the_middle_half(ax):
     seeds = np.arange(1.0, 6.0)[:, None] * np.ones(3)
     plots.gradient_flow({"a": seeds}, ax=ax)
     (band,) = drawn(ax).collections
@@ -96,37 +91,37 @@ def test_a_band_holds_the_middle_half_and_a_line_the_median(ax):
     np.testing.assert_array_equal(lines(ax)["a"].get_ydata(), [3.0] * 3)
 
 
-def test_a_curve_that_becomes_zero_ends_and_does_not_fall(ax):
+def test_a_curve_ends_where_it_becomes_zero(ax):
     plots.gradient_flow({"a": [0.0, 0.0, 1e-3, 1.0]}, ax=ax)
     shown = lines(drawn(ax))["a"].get_ydata()
     np.testing.assert_array_equal(shown, [np.nan, np.nan, 1e-3, 1.0])
     assert ax.get_ylim()[0] > 1e-5
 
 
-def test_the_smallest_and_largest_numbers_can_be_drawn(ax):
+def test_the_smallest_and_largest_floats_can_be_drawn(ax):
     drawn(plots.gradient_flow({"a": [5e-324, 1.0, 1e300]}, ax=ax))
     assert np.isfinite(ax.get_ylim()).all()
 
 
 @pytest.mark.parametrize(
     ("value", "mark"),
-    [(0.0, "exactly 0"), (np.inf, "infinite"), (np.nan, "not a number")],
+    [(0.0, "exactly 0"), (np.inf, "infinite"), (np.nan, "NaN")],
 )
-def test_what_a_logarithmic_axis_cannot_show_is_marked(ax, value, mark):
+def test_values_that_a_logarithmic_axis_cannot_show_are_marked(ax, value, mark):
     plots.gradient_flow({"a": [1.0, value, 0.1], "b": [1.0, 1.0, 1.0]}, ax=ax)
     assert mark in legend(drawn(ax))
     marks = [line for line in ax.lines if line.get_transform() != ax.transData]
     assert [list(line.get_xdata()) for line in marks if len(line.get_xdata())] == [[1]]
 
 
-def test_nothing_but_zeros_can_be_drawn(ax):
+def test_a_curve_of_zeros_can_be_drawn(ax):
     assert legend(drawn(plots.gradient_flow({"a": np.zeros(4)}, ax=ax))) == [
         "a",
         "exactly 0",
     ]
 
 
-def test_the_carousel_stands_beside_the_truth_without_its_sign(ax):
+def test_the_carousel_shows_the_product_and_the_absolute_derivative(ax):
     product = np.array([[[0.25, 0.1]], [[0.5, 0.2]], [[1.0, 1.0]]])
     found = SimpleNamespace(product=product, derivative=-2 * product)
     plots.carousel(found, unit=0, ax=ax)
@@ -135,14 +130,14 @@ def test_the_carousel_stands_beside_the_truth_without_its_sign(ax):
         curves["product of forget gates"].get_ydata(), [0.25, 0.5, 1.0]
     )
     np.testing.assert_array_equal(
-        curves["|dc_T / dc_t|, the truth"].get_ydata(), [0.5, 1.0, 2.0]
+        curves["exact |dc_T / dc_t|"].get_ydata(), [0.5, 1.0, 2.0]
     )
     assert ax.get_title() == "unit 0"
 
 
-def test_a_spectrum_counts_what_lies_beyond_the_circle(ax):
+def test_a_spectrum_counts_eigenvalues_outside_the_circle(ax):
     plots.spectrum(np.array([[2j, 0.5], [-0.5, 0.5j]]), ax=ax)
-    assert "largest modulus 2\n25 % beyond" in words(drawn(ax))
+    assert "largest modulus 2\n25 % outside the unit circle" in words(drawn(ax))
     assert ax.get_aspect() == 1
 
 
@@ -152,11 +147,11 @@ def test_lyapunov_exponents_are_ranked_and_lost_directions_marked(ax):
     np.testing.assert_array_equal(lines(ax)["RNN"].get_xdata(), [1, 2, 3])
 
 
-def test_loss_bands_leave_no_seed_that_diverged_unsaid(ax):
+def test_loss_bands_name_and_mark_seeds_that_diverged(ax):
     losses = np.linspace(3, 1, 5) + np.arange(4)[:, None] / 10
     losses[3, 3:] = np.nan
     plots.loss_bands({"LSTM": losses}, ax=ax)
-    assert legend(drawn(ax)) == ["LSTM (1 of 4 diverged)", "not a number"]
+    assert legend(drawn(ax)) == ["LSTM (1 of 4 diverged)", "NaN"]
     line = lines(ax)["LSTM (1 of 4 diverged)"]
     assert line.get_ydata()[0] == pytest.approx(3.15)
     assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
@@ -165,7 +160,7 @@ def test_loss_bands_leave_no_seed_that_diverged_unsaid(ax):
 # -- gates and cells -----------------------------------------------------------
 
 
-def test_a_signal_stands_above_the_gate_it_moved(ax):
+def test_a_signal_is_drawn_above_the_gate(ax):
     signal, gate = np.sin(np.arange(20.0)), np.random.default_rng(0).random((20, 6))
     top = plots.signal_heatmap(signal, gate, "input gate i", label="x (volt)", ax=ax)
     panels = drawn(top).figure.axes
@@ -175,42 +170,42 @@ def test_a_signal_stands_above_the_gate_it_moved(ax):
     assert top.get_xlim() == panels[1].get_xlim()
 
 
-def test_saturation_has_a_panel_for_each_gate_and_its_mean_in_words(ax):
+def test_saturation_has_a_panel_per_gate_with_its_mean(ax):
     low = Gates(*(np.full(4, share) for share in (0.1, 0.2, 0.3, 0.4)))
     high = Gates(*(np.array([0.0, 0.5, 0.25, 0.25]) for _ in range(4)))
     top = plots.saturation((low, high), ax=ax)
     panels = drawn(top).figure.axes
     assert [panel.get_title(loc="left") for panel in panels] == [
-        "i: shut 10 %, open 25 %",
-        "f: shut 20 %, open 25 %",
+        "i: closed 10 %, open 25 %",
+        "f: closed 20 %, open 25 %",
         "g: at -1 30 %, at 1 25 %",
-        "o: shut 40 %, open 25 %",
+        "o: closed 40 %, open 25 %",
     ]
-    assert panels[3].get_xlabel() == "unit, the most open f first"
-    assert [panel.get_ylabel() for panel in panels].count("share of steps") == 1
-    assert legend(top) == ["shut (or -1)", "open (or 1)"]
+    assert panels[3].get_xlabel() == "unit, ranked by how often f is open"
+    assert [panel.get_ylabel() for panel in panels].count("fraction of steps") == 1
+    assert legend(top) == ["closed (or -1)", "open (or 1)"]
     np.testing.assert_array_equal(panels[1].patches[0].get_data().values, [0.2] * 4)
     wide = panels[1].patches[1].get_data()
     np.testing.assert_array_equal(1 - wide.baseline, [0.5, 0.25, 0.25, 0.0])
 
 
-def test_the_unrolled_cell_says_its_true_numbers(ax):
+def test_the_unrolled_cell_shows_the_values_of_the_trace(ax):
     seen = trace(5, 3)
     plots.unrolled_cell("hello", seen, 2, start=1, steps=3, ax=ax)
-    said = words(drawn(ax))
+    shown = words(drawn(ax))
     for t in (1, 2, 3):
         for name in "ifo":
-            assert f"{name}\n{getattr(seen.gates, name)[t, 2]:.2f}" in said
-        assert f"g\n{seen.gates.g[t, 2]:+.2f}" in said
-        assert f"$c_{{{t}}}$\n{seen.state.c[t, 2]:+.2f}" in said
-        assert f"$h_{{{t}}}$\n{seen.state.h[t, 2]:+.2f}" in said
-    assert f"$c_{{0}}$\n{seen.state.c[0, 2]:+.2f}" in said
+            assert f"{name}\n{getattr(seen.gates, name)[t, 2]:.2f}" in shown
+        assert f"g\n{seen.gates.g[t, 2]:+.2f}" in shown
+        assert f"$c_{{{t}}}$\n{seen.state.c[t, 2]:+.2f}" in shown
+        assert f"$h_{{{t}}}$\n{seen.state.h[t, 2]:+.2f}" in shown
+    assert f"$c_{{0}}$\n{seen.state.c[0, 2]:+.2f}" in shown
     kept = seen.gates.f[1, 2] * seen.state.c[0, 2]
-    assert f"{kept:+.2f}" in said
+    assert f"{kept:+.2f}" in shown
     assert ax.get_title() == "unit 2, steps 1 to 3"
 
 
-def test_the_line_of_the_cell_is_as_thick_as_its_number(ax):
+def test_the_line_of_c_has_the_thickness_of_its_value(ax):
     one = np.ones((2, 1))
     gates = Gates(i=0 * one, f=np.array([[1.0], [0.5]]), g=0 * one, o=one)
     seen = Trace(LSTMState(one, np.array([[4.0], [2.0]])), gates)
@@ -224,7 +219,7 @@ def test_the_line_of_the_cell_is_as_thick_as_its_number(ax):
     np.testing.assert_allclose(heights, [thick] * 4 + [thin] * 3)
 
 
-def test_a_negative_cell_is_a_hollow_line_and_no_zero_is_negative(ax):
+def test_a_negative_c_is_a_hollow_line_and_zero_has_no_sign(ax):
     c = np.array([[1.0], [-1.0]])
     gates = Gates(*(np.full((2, 1), share) for share in (1.0, 0.001, -0.0, 0.5)))
     seen = Trace(LSTMState(-0.0 * c, c), gates)
@@ -235,7 +230,7 @@ def test_a_negative_cell_is_a_hollow_line_and_no_zero_is_negative(ax):
     assert "-0.00" not in words(drawn(ax))
 
 
-def test_the_gates_of_a_diagram_are_filled_as_far_as_they_are_open(ax):
+def test_gates_of_a_diagram_are_filled_up_to_their_value(ax):
     seen = trace(3, 2)
     plots.unrolled_cell("abc", seen, 1, start=2, steps=1, ax=ax)
     filled = [bar.get_height() for bar in drawn(ax).patches if bar.get_alpha()]
@@ -247,7 +242,7 @@ def test_the_gates_of_a_diagram_are_filled_as_far_as_they_are_open(ax):
     np.testing.assert_allclose(sorted(filled), sorted(wanted))
 
 
-def test_the_diagram_fits_letters_to_the_room_it_has():
+def test_the_font_of_a_diagram_scales_with_the_figure():
     sizes = []
     for inches in (4, 12):
         ax = Figure(figsize=(inches, inches / 3)).add_subplot()
@@ -264,32 +259,32 @@ def test_a_confusion_matrix_is_shaded_by_the_true_class(ax):
     plots.confusion_matrix(counts, ["cat", "dog", "$x$"], ax=ax)
     shown = np.asarray(drawn(ax).images[0].get_array())
     np.testing.assert_allclose(shown, [[0.8, 0.2, 0], [0.1, 0.9, 0], [0, 0, 0]])
-    assert ax.get_title() == "right: 85 % of 20"
-    assert len(ax.lines) == 1  # the class that never occurred is crossed out
+    assert ax.get_title() == "accuracy 85 % (20 examples)"
+    assert len(ax.lines) == 1  # the class without examples is crossed out
     assert {"8", "2", "1", "9"} <= set(words(ax).split())
 
 
-def test_a_fan_tells_what_its_bands_hold(ax):
+def test_the_legend_of_a_fan_has_the_coverage_of_its_bands(ax):
     levels = {0.05: [0.0, 0, 0, 0], 0.25: [1.0] * 4, 0.5: [2.0] * 4}
     levels |= {0.75: [3.0] * 4, 0.95: [4.0] * 4}
     truth = [2.0, 0.5, 9.0, np.nan]
     plots.forecast_fan([1.0, 2.0], levels, truth=truth, label="load (kW)", ax=ax)
     assert legend(drawn(ax))[-2:] == [
-        "90 % band, holds 66.7 %",
-        "50 % band, holds 33.3 %",
+        "90 % band, contains 66.7 %",
+        "50 % band, contains 33.3 %",
     ]
     np.testing.assert_array_equal(lines(ax)["history"].get_xdata(), [-1, 0])
     shades = [luminance(band.get_facecolor()[0][:3]) for band in ax.collections]
     assert shades[0] - shades[1] > 0.1  # the inner band is darker, in grey too
 
 
-def test_gates_without_a_candidate_are_shut_or_open(ax):
+def test_saturation_without_a_candidate_has_no_minus_one(ax):
     plots.saturation(({"f": [0.5]}, {"f": [0.5]}), ax=ax)
-    assert legend(drawn(ax)) == ["shut", "open"]
+    assert legend(drawn(ax)) == ["closed", "open"]
     assert [tick for tick in ax.get_xticks() if abs(tick) < 0.5] == [0]
 
 
-def test_many_bands_are_named_beside_the_axes(ax):
+def test_the_legend_of_many_bands_is_beside_the_axes(ax):
     drawn(plots.loss_bands({str(n): [2.0, 1.0] for n in range(8)}, ax=ax))
     assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
 
@@ -299,7 +294,7 @@ def test_classes_can_be_numbers(ax):
     assert [label.get_text() for label in drawn(ax).get_xticklabels()] == ["0", "1"]
 
 
-def test_a_fan_of_one_step_can_be_seen(ax):
+def test_a_fan_of_one_step_is_visible(ax):
     plots.forecast_fan([1.0], {0.1: [0.5], 0.5: [1.0], 0.9: [2.0]}, ax=ax)
     assert np.ptp(lines(drawn(ax))["median forecast"].get_xdata()) > 0.1
     assert lines(ax)["history"].get_marker() == "."
@@ -308,39 +303,57 @@ def test_a_fan_of_one_step_can_be_seen(ax):
     assert (ends.y0, ends.y1) == (0.5, 2.0)
 
 
-def test_a_step_without_a_band_is_no_miss(ax):
+def test_a_step_without_a_band_does_not_count(ax):
     levels = {0.1: [0.0, np.nan, 0.0], 0.9: [1.0, 1.0, 1.0]}
     plots.forecast_fan([1.0], levels, truth=[0.5, 0.5, 2.0], ax=ax)
-    assert legend(drawn(ax))[-1] == "80 % band, holds 50 %"
+    assert legend(drawn(ax))[-1] == "80 % band, contains 50 %"
 
 
 @pytest.mark.parametrize(
-    ("draw", "sentence"),
+    ("draw", "message"),
     [
-        (lambda: plots.gradient_flow({}), "flows is {}"),
-        (lambda: plots.gradient_flow({"a": [-1.0]}), "a norm is at least 0"),
-        (lambda: plots.gradient_flow({"a": np.ones((2, 2, 2))}), "has the shape"),
-        (lambda: plots.gradient_flow({"a": [1.0]}, of="z"), 'of is \'z\'; "h" or "c"'),
+        (
+            lambda: plots.gradient_flow({}),
+            "gradient_flow: flows: got {}, expected a dict",
+        ),
+        (lambda: plots.gradient_flow({"a": [-1.0]}), "got -1, expected norms >= 0"),
+        (lambda: plots.gradient_flow({"a": np.ones((2, 2, 2))}), "got shape"),
+        (
+            lambda: plots.gradient_flow({"a": [1.0]}, of="z"),
+            'of: got \'z\', expected "h" or "c"',
+        ),
         (
             lambda: plots.gradient_flow({"a": [1.0]}, within=(0.9, 0.1)),
             "low < high",
         ),
         (lambda: plots.spectrum([]), "at least one"),
-        (lambda: plots.spectrum([np.nan]), "1 are not"),
-        (lambda: plots.loss_bands({"a": [1.0]}, steps=[1, 2]), r"\[1\] is needed"),
+        (lambda: plots.spectrum([np.nan]), "1 values not finite"),
+        (
+            lambda: plots.loss_bands({"a": [1.0]}, steps=[1, 2]),
+            r"expected \[1\], one step",
+        ),
         (lambda: plots.signal_heatmap([1.0], np.ones((2, 2)), "i"), "1 steps"),
-        (lambda: plots.signal_heatmap(np.ones((2, 9)), np.ones((2, 2)), "i"), "1 to 5"),
-        (lambda: plots.unrolled_cell("ab", trace(2, 1), 1), "0 to 0, but is 1"),
-        (lambda: plots.unrolled_cell("ab", trace(2, 1), 0), "0 to 1 is needed"),
+        (
+            lambda: plots.signal_heatmap(np.ones((2, 9)), np.ones((2, 2)), "i"),
+            "from 1 to 5",
+        ),
+        (
+            lambda: plots.unrolled_cell("ab", trace(2, 1), 1),
+            "unit: got 1, expected 0 to 0",
+        ),
+        (
+            lambda: plots.unrolled_cell("ab", trace(2, 1), 0),
+            "start, steps: got 0 and 3, expected .* 0 to 1",
+        ),
         (
             lambda: plots.confusion_matrix([[1]], ["a", "b"]),
-            "for each of the labels|a row",
+            "a row and a column for each of the labels",
         ),
-        (lambda: plots.confusion_matrix([[-1]], ["a"]), "at least 0"),
-        (lambda: plots.confusion_matrix([], []), "labels is empty"),
+        (lambda: plots.confusion_matrix([[-1]], ["a"]), "counts >= 0"),
+        (lambda: plots.confusion_matrix([], []), "labels: got none"),
         (
             lambda: plots.unrolled_cell([*np.ones((3, 2))], trace(3, 2), 0),
-            r"symbols\[0\] is array.* a text or a number",
+            r"symbols\[0\]: got array.* expected text or a number",
         ),
         (lambda: plots.saturation(({}, {})), "two records"),
         (lambda: plots.saturation(trace(3, 2).gates), "two records"),
@@ -349,13 +362,13 @@ def test_a_step_without_a_band_is_no_miss(ax):
         (lambda: plots.saturation(({"f": [0.0] * 4}, {"f": [1.0] * 3})), "the same"),
         (
             lambda: plots.forecast_fan([1.0], {0.1: [0, 2], 0.9: [1, 1]}),
-            r"0\.1\] is 2 at step 2, above the 1 of quantiles\[0\.9\]",
+            r"0\.1\]: got 2 at step 2, expected at most the 1 of quantiles\[0\.9\]",
         ),
-        (lambda: plots.forecast_fan([1.0], {}), "quantiles is {}"),
+        (lambda: plots.forecast_fan([1.0], {}), "quantiles: got {}"),
         (lambda: plots.forecast_fan([1.0], {0.1: [1.0]}), "also 0.9"),
-        (lambda: plots.forecast_fan([], {0.5: [1.0]}), "history has the shape"),
+        (lambda: plots.forecast_fan([], {0.5: [1.0]}), "history: got shape"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_a_sentence(draw, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_wrong_arguments_raise(draw, message):
+    with pytest.raises(ValueError, match=message):
         draw()

@@ -1,20 +1,20 @@
-"""One function per picture. Numbers in, a Matplotlib `Axes` out.
+"""Plots: one function per plot, from numbers to a Matplotlib `Axes`.
 
-    learning   loss curves, runs and seeds compared, the gradient's norm
+    learning   loss curves, comparisons of runs and seeds, gradient norms
     gates      a gate over a text or a signal, timescales, saturation
-    units      one unit's life over a text
-    cells      the unrolled cell as a diagram, with its real values
+    units      one unit over a text
+    cells      a diagram of the unrolled cell with its values
     flow       gradients through time, the carousel, spectra of Jacobians
-    scores     a confusion matrix, a fan of forecasts
+    scores     a confusion matrix, quantile forecasts
 
-Each draws into `ax`, or into a new figure where it is None, and returns the axes.
-A picture of several panels splits `ax` and returns the top panel. The colours are
-told apart by a colour-blind reader, and line style or lightness tells them apart
-in black and white.
+Each function draws into `ax`, or into a new figure if it is None, and returns the axes.
+A plot of several panels splits `ax` and returns the top panel. Curves remain
+distinguishable for colour-blind readers, and in greyscale by line style or lightness.
 
-In `gradient_flow`, `carousel`, `lyapunov_exponents` and `loss_bands` what is no number
-(NaN), infinite, or 0 on a logarithmic axis is marked at the edge, and the legend says
-so. `timescales` says how many units are without a number; elsewhere a NaN is a gap.
+`gradient_flow`, `carousel`, `lyapunov_exponents` and `loss_bands` mark values that the
+axis cannot show at its edge: NaN, infinities, and 0 on a logarithmic axis; the legend
+names the marks. `timescales` writes the number of units with NaN. Elsewhere NaN is a
+gap.
 """
 
 from importlib import import_module as _import_module

@@ -1,14 +1,18 @@
-"""What the pictures share: colours, axes, panels, scales."""
+"""Colours, axes, panels, ticks and errors that all plots share."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from math import ceil, log10
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-# Okabe and Ito's colours, in falling order of contrast with white.
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Colours of Okabe and Ito, in decreasing order of contrast with white.
 INK, BLUE, VERMILION, GREEN, PURPLE, ORANGE = (
     "#222222",
     "#0072B2",
@@ -18,20 +22,35 @@ INK, BLUE, VERMILION, GREEN, PURPLE, ORANGE = (
     "#E69F00",
 )
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-QUIET = "#777777"
+GREY = "#777777"
 
-# Of several curves, in an order in which neighbours differ in lightness too.
+# Colours of several curves; neighbours differ in lightness, for black and white.
 CURVES = (INK, BLUE, ORANGE, PURPLE, GREEN)
 
 
-def look(index: int) -> tuple[str, object]:
-    """The colour and the line style of one of several curves, 25 in all."""
-    turn, place = divmod(index, len(CURVES))
-    return CURVES[place], STYLES[(place + turn) % len(STYLES)]
+def prefix_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Prefix the message of a `ValueError` with the name of the public function."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise
+            raise ValueError(f"{function.__name__}: {error}") from error
+
+    return call
+
+
+def curve_style(index: int) -> tuple[str, object]:
+    """Return the colour and line style of a curve; 25 are distinct."""
+    cycle, position = divmod(index, len(CURVES))
+    return CURVES[position], STYLES[(position + cycle) % len(STYLES)]
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
-    """The axes that were given, or those of a new figure of so many inches."""
+    """Return `ax`, or the axes of a new figure of this size in inches."""
     if ax is not None:
         return ax
     from matplotlib import pyplot
@@ -39,12 +58,17 @@ def new_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
     return pyplot.subplots(figsize=size, layout="constrained")[1]
 
 
-def panels_of(ax: Axes, heights: Sequence[float]) -> list[Axes]:
-    """Split `ax` into panels one above the other that share their steps."""
+def split_panels(ax: Axes, heights: Sequence[float]) -> list[Axes]:
+    """Split `ax` into panels above each other that share the x axis.
+
+    Raises:
+        ValueError: ax has no place in a grid.
+    """
     spec = ax.get_subplotspec()
     if spec is None:
         raise ValueError(
-            "ax must come from subplots or add_subplot, because it is split in panels"
+            "ax: got axes that cannot be split into panels, expected axes that "
+            "subplots or add_subplot returned."
         )
     grid = spec.subgridspec(len(heights), 1, height_ratios=heights, hspace=0.08)
     ax.set_subplotspec(grid[0])
@@ -55,10 +79,10 @@ def panels_of(ax: Axes, heights: Sequence[float]) -> list[Axes]:
     return panels
 
 
-def plain_logarithm(axis: Axis) -> None:
-    """Numbers as they are said, 0.5 and 200, instead of powers of ten.
+def plain_log_ticks(axis: Axis) -> None:
+    """Label ticks 0.5 and 200 instead of powers of ten.
 
-    The axis must have its limits; only where they are near stand 2 and 5 between.
+    The axis must have its limits. Short axes also have ticks at 2 and 5.
     """
     low, high = axis.get_view_interval()
     subs = (1,) if log10(high) - log10(low) > 3.5 else (1, 2, 5)
@@ -67,20 +91,20 @@ def plain_logarithm(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def whole_numbers(axis: Axis, most: int) -> None:
-    """Ticks at whole numbers only, at a single one too."""
+def integer_ticks(axis: Axis, most: int) -> None:
+    """Place at most `most` ticks, at integers only, and at least one."""
     steps = [1, 2, 5, 10]
     axis.set_major_locator(MaxNLocator(most, steps=steps, integer=True, min_n_ticks=1))
 
 
-def name_curves(
+def add_legend(
     ax: Axes,
     count: int,
     *,
     loc: Literal["best", "upper right"] = "best",
     title: str | None = None,
 ) -> None:
-    """A legend within the axes, or beside them where it would cover the curves."""
+    """Add a legend within the axes, or beside them if it has more than 6 entries."""
     if count <= 6:
         ax.legend(frameon=False, loc=loc, title=title, title_fontsize="small")
         return
@@ -96,21 +120,21 @@ def name_curves(
     )
 
 
-def tidy(ax: Axes) -> Axes:
-    """No frame at the top and right, and quiet lines to read values by."""
+def style_axes(ax: Axes) -> Axes:
+    """Remove the frame at the top and right, and add light horizontal grid lines."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="#dddddd", lw=0.6)
     ax.set_axisbelow(True)
     return ax
 
 
-def points_across(ax: Axes) -> float:
-    """About how wide the axes are, in points (a 72nd of an inch)."""
+def width_in_points(ax: Axes) -> float:
+    """Return the approximate width of the axes in points (1/72 inch)."""
     figure = ax.figure.get_figure(root=True)
     return 72 * figure.get_figwidth() * ax.get_position().width
 
 
-def points_up(ax: Axes) -> float:
-    """About how high the axes are, in points."""
+def height_in_points(ax: Axes) -> float:
+    """Return the approximate height of the axes in points."""
     figure = ax.figure.get_figure(root=True)
     return 72 * figure.get_figheight() * ax.get_position().height

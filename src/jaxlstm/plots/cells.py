@@ -1,4 +1,4 @@
-"""The unrolled cell: one unit over a few steps, with its real values."""
+"""Diagram of an unrolled LSTM cell with the values of one unit."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 
 from jaxlstm.plots import diagram
-from jaxlstm.plots.canvas import new_axes
+from jaxlstm.plots.canvas import new_axes, prefix_errors
 from jaxlstm.plots.diagram import Step
-from jaxlstm.plots.traces import of_unit
+from jaxlstm.plots.traces import unit_series
 
 if TYPE_CHECKING:
     from jaxlstm.cells.emit import Trace
 
 
+@prefix_errors
 def unrolled_cell(
     symbols: Sequence[object],
     trace: "Trace",
@@ -24,52 +25,55 @@ def unrolled_cell(
     initial: tuple[float, float] = (0.0, 0.0),
     ax: Axes | None = None,
 ) -> Axes:
-    """One unit of an LSTM, unrolled over a few steps: the diagram with its numbers.
+    """Draw one unit of an LSTM over a few steps, as a diagram with its values:
 
         c_t = f · c_{t-1} + i · g        the thick line: × f, then + i · g
-        h_t = o · tanh(c_t)              the way down on the right
+        h_t = o · tanh(c_t)              the branch at the right of each step
 
-    The line of the cell is as thick as its number is large, and hollow where that is
-    negative: what the forget gate lets go of makes it thinner. A gate is filled as far
-    as it is open; g, between -1 and 1, from the middle. Where c_t is not that sum, as
-    in a cell that clips its state or lets units keep it (zoneout), at a reset, and at a
-    step that does not happen, the numbers under the line do not add up to it.
+    The line of c is as thick as |c|, and hollow where c is negative. A gate is filled
+    up to its value; g, which lies in -1..1, from the middle. The numbers below the
+    line are f · c_{t-1} and i · g. They do not sum to c_t if a wrapper changes the
+    state after the step (`clip_cell`, `zoneout`), at a reset, and at a masked step.
 
-    Arguments:
-        symbols: the T inputs: symbols of a text, or numbers.
-        trace: what `unroll(..., emit=jl.emit.trace)` gives, with arrays `[T, H]`.
-        unit: which of the H.
-        start, steps: the first step to draw, from 0, and how many; 2 to 4 fit a page.
+    Args:
+        symbols: the T inputs, as text or numbers.
+        trace: the result of `unroll(..., emit=jl.emit.trace)` for one row: arrays
+            `[T, H]`.
+        unit: index of the unit, from 0.
+        start: the first step to draw, from 0.
+        steps: how many steps to draw; 2 to 4 fit on a page.
         initial: h and c of the unit before step 0.
+        ax: the axes; None for a new figure.
 
-    Errors: `ValueError` for a unit or steps that are not there, for symbols that are
-    neither text nor numbers, for the trace of another cell than an LSTM, and for one
-    that does not fit the symbols.
+    Raises:
+        ValueError: the unit or the steps do not exist, a symbol is neither text nor a
+            number, or the trace is not of an LSTM or does not fit the symbols.
 
-    >>> import numpy as np
-    >>> from jaxlstm.cells.base import Gates, LSTMState
-    >>> from jaxlstm.cells.emit import Trace
-    >>> half = np.full((3, 2), 0.5)
-    >>> trace = Trace(LSTMState(half, half), Gates(half, half, half, half))
-    >>> unrolled_cell("abc", trace, 1, steps=2).get_title()
-    'unit 1, steps 0 to 1'
+    Example:
+        >>> import numpy as np
+        >>> from jaxlstm.cells.base import Gates, LSTMState
+        >>> from jaxlstm.cells.emit import Trace
+        >>> half = np.full((3, 2), 0.5)
+        >>> trace = Trace(LSTMState(half, half), Gates(half, half, half, half))
+        >>> unrolled_cell("abc", trace, 1, steps=2).get_title()
+        'unit 1, steps 0 to 1'
     """
-    written = [_written(place, symbol) for place, symbol in enumerate(symbols)]
-    shown = _steps(written, trace, unit, range(start, start + steps), initial)
+    labels = [_label(place, symbol) for place, symbol in enumerate(symbols)]
+    shown = _steps(labels, trace, unit, range(start, start + steps), initial)
     ax = diagram.draw(new_axes(ax, diagram.size(steps)), shown)
     ax.set_title(f"unit {unit}, steps {start} to {start + steps - 1}")
     return ax
 
 
-def _written(place: int, symbol: object) -> str:
+def _label(place: int, symbol: object) -> str:
     if isinstance(symbol, str):
         return symbol
     try:
         return f"{symbol:.3g}"
     except (TypeError, ValueError):
         raise ValueError(
-            f"symbols[{place}] is {symbol!r:.60}; a text or a number is needed, such "
-            "as one feature of an input."
+            f"symbols[{place}]: got {symbol!r:.60}, expected text or a number, such as "
+            "one feature of the input."
         ) from None
 
 
@@ -80,21 +84,20 @@ def _steps(
     chosen: range,
     initial: tuple[float, float],
 ) -> list[Step]:
-    """What the unit does in the chosen steps."""
-    found = {
-        name: each.tolist() for name, each in of_unit(symbols, trace, unit).items()
-    }
+    """Return the values of the unit in the chosen steps."""
+    series = unit_series(symbols, trace, unit)
+    values = {name: column.tolist() for name, column in series.items()}
     if not len(chosen) or chosen.start < 0 or chosen.stop > len(symbols):
         raise ValueError(
-            f"start is {chosen.start} and steps is {len(chosen)}; at least one of the "
-            f"steps 0 to {len(symbols) - 1} is needed, and none beyond."
+            f"start, steps: got {chosen.start} and {len(chosen)}, expected one or more "
+            f"of the steps 0 to {len(symbols) - 1}."
         )
-    states = [initial, *zip(found["h"], found["c"], strict=True)]
+    states = [initial, *zip(values["h"], values["c"], strict=True)]
     return [
         Step(
             t,
             symbols[t],
-            {name: found[name][t] for name in "ifgo"},
+            {name: values[name][t] for name in "ifgo"},
             *states[t : t + 2],
         )
         for t in chosen

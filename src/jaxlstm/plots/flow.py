@@ -1,4 +1,4 @@
-"""What flows back through time: gradients, the carousel, spectra."""
+"""Plots of gradients through time, of the carousel and of spectra."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
@@ -9,44 +9,53 @@ from matplotlib.patches import Circle
 from numpy.typing import ArrayLike, NDArray
 
 from jaxlstm.plots import bands
-from jaxlstm.plots.canvas import BLUE, INK, QUIET, new_axes, tidy, whole_numbers
+from jaxlstm.plots.canvas import (
+    BLUE,
+    GREY,
+    INK,
+    integer_ticks,
+    new_axes,
+    prefix_errors,
+    style_axes,
+)
 
 Floats = NDArray[np.float64]
 _WITHIN = (0.25, 0.75)
 
 
 class Flow(Protocol):
-    """What `diagnostics.gradient_flow` finds: a record of norms `[T, *b]`."""
+    """Result of `diagnostics.gradient_flow`: a record of norms `[T, *b]`."""
 
     @property
     def norm(self) -> Any:
-        """A record of the norms of dL/dh_t and of dL/dc_t."""
+        """Norms of dL/dh_t and dL/dc_t."""
         ...
 
 
-class Beside(Protocol):
-    """What `diagnostics.carousel` finds, `[T, *b, H]` each."""
+class CarouselResult(Protocol):
+    """Result of `diagnostics.carousel`, `[T, *b, H]` each."""
 
     @property
     def product(self) -> ArrayLike:
-        """The product of the forget gates."""
+        """Product of the later forget gates."""
         ...
 
     @property
     def derivative(self) -> ArrayLike:
-        """The derivative of c_T by c_t."""
+        """Derivative of c_T with respect to c_t."""
         ...
 
 
 class Eigenvalues(Protocol):
-    """What `diagnostics.jacobian_spectrum` finds, complex numbers of any shape."""
+    """Result of `diagnostics.jacobian_spectrum`: complex numbers of any shape."""
 
     @property
     def eigenvalues(self) -> ArrayLike:
-        """Those of the Jacobian of each step."""
+        """Eigenvalues of the Jacobian of each step."""
         ...
 
 
+@prefix_errors
 def gradient_flow(
     flows: Mapping[str, ArrayLike | Flow],
     *,
@@ -55,183 +64,201 @@ def gradient_flow(
     within: tuple[float, float] = _WITHIN,
     ax: Axes | None = None,
 ) -> Axes:
-    """How large the gradient of a loss is at each step, for several cells:
+    """Plot the norm of the gradient of a loss at each step, for several cells:
 
-        ‖dL/dh_t‖ or ‖dL/dc_t‖        on a logarithmic axis, in units of L per unit of h
+        ‖dL/dh_t‖ or ‖dL/dc_t‖        on a logarithmic axis
 
-    A straight line that falls is a gradient that vanishes by a fixed factor a step, a
-    flat one is carried. Zeros, which gradients too small for their dtype become, are
-    marked at the bottom; what is infinite or not a number is marked at the top.
+    A falling straight line is a gradient that vanishes by a constant factor per step.
+    Exact zeros, for example by underflow, are marked at the bottom; infinities and NaN
+    at the top.
 
-    Arguments:
-        flows: for each name what `diagnostics.gradient_flow` found, of which the rows
-            are the seeds, or norms `[T]` or `[seeds, T]`. `diagnostics.compare` gives
-            such a dict. Time comes first in a record: make one over seeds by
-            `jax.vmap(..., out_axes=1)`.
+    Args:
+        flows: by name, the result of `diagnostics.gradient_flow`, whose rows are drawn
+            as seeds, or norms `[T]` or `[seeds, T]`. `diagnostics.compare` returns
+            such a dict. Records have time first: use `jax.vmap(..., out_axes=1)` for
+            several seeds.
         of: the state that the gradient is taken with respect to.
-        against: "lag", how many steps before the last, or "step", from 0. The last is
-            that of the arrays: draw rows of unequal length apart, or against "step".
-        within: the ends of the band, as shares of the seeds.
+        against: x axis: "lag", the number of steps before the last step of the arrays,
+            or "step", from 0. Rows of unequal length have their last steps at
+            different lags: draw them against "step".
+        within: the quantiles of the seeds that limit the band.
+        ax: the axes; None for a new figure.
 
-    Errors: `ValueError` for no flows, arrays of other shapes, norms below 0, and a
-    state that a flow does not have.
+    Raises:
+        ValueError: flows is empty, an array has another shape, a norm is negative, or
+            a flow lacks the state `of`.
 
-    >>> ax = gradient_flow({"RNN": [1e-3, 1e-2, 1e-1], "LSTM": [0.8, 0.9, 1.0]})
-    >>> ax.get_yscale(), ax.get_xlabel()
-    ('log', 'steps back from the last')
+    Example:
+        >>> ax = gradient_flow({"RNN": [1e-3, 1e-2, 1e-1], "LSTM": [0.8, 0.9, 1.0]})
+        >>> ax.get_yscale(), ax.get_xlabel()
+        ('log', 'steps before the last')
     """
-    _one_of("of", of, ("h", "c"))
-    _one_of("against", against, ("lag", "step"))
+    _check_choice("of", of, ("h", "c"))
+    _check_choice("against", against, ("lag", "step"))
     ax = new_axes(ax)
     example = '{"LSTM": norms}'
     curves = {}
-    for name, flow in bands.named("flows", flows, example).items():
+    for name, flow in bands.check_mapping("flows", flows, example).items():
         norms = _norms(f'flows["{name}"]', flow, of)
         curves[name] = _time(norms, against), norms
     bands.draw(ax, curves, within, logarithmic=True)
-    ax.set(ylabel=f"‖dL/d{of}‖ (units of L per unit of {of})")
-    return _over_time(ax, against)
+    ax.set(ylabel=f"gradient norm ‖dL/d{of}‖")
+    return _label_time(ax, against)
 
 
+@prefix_errors
 def carousel(
-    found: Beside,
+    result: CarouselResult,
     *,
     unit: int | None = None,
     against: Literal["lag", "step"] = "lag",
     within: tuple[float, float] = _WITHIN,
     ax: Axes | None = None,
 ) -> Axes:
-    """The product of the forget gates beside the true derivative of c_T by c_t.
+    """Plot the product of the forget gates and the exact derivative of c_T:
 
-    Where the two lines agree the carousel alone carries the gradient; where the
-    derivative is the larger, the rest went by way of h and the gates. The derivative
-    is drawn without its sign.
+        ∏ f_s  over t < s <= T        |dc_T / dc_t|
 
-    Arguments:
-        found: what `diagnostics.carousel` found, `[T, *b, H]`.
-        unit: draw this one, with a band over the rows; None draws the median of all
-            units and rows, and the band that holds most of them.
-        against, within: as in `gradient_flow`.
+    Where the lines agree, the carousel carries the gradient. A larger derivative is
+    the part that passes through h and the gates.
 
-    Errors: `ValueError` for a unit that is not there and for arrays of other shapes.
+    Args:
+        result: the result of `diagnostics.carousel`, `[T, *b, H]`.
+        unit: index of the unit to draw, with a band over rows; None for the median and
+            band over all units and rows.
+        against: as in `gradient_flow`.
+        within: as in `gradient_flow`.
+        ax: the axes; None for a new figure.
 
-    >>> import numpy as np
-    >>> from jaxlstm.diagnostics import Carousel
-    >>> halves = np.array([[0.25], [0.5], [1.0]])
-    >>> ax = carousel(Carousel(halves, halves, halves[:, 0]), unit=0)
-    >>> ax.get_ylabel()
-    'what of c_t reaches c_T (share)'
+    Raises:
+        ValueError: the unit does not exist, or an array has another shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxlstm.diagnostics import Carousel
+        >>> halves = np.array([[0.25], [0.5], [1.0]])
+        >>> ax = carousel(Carousel(halves, halves, halves[:, 0]), unit=0)
+        >>> ax.get_ylabel()
+        'derivative of c_T with respect to c_t'
     """
-    _one_of("against", against, ("lag", "step"))
-    product = _each_unit("found.product", found.product, unit)
-    derivative = np.abs(_each_unit("found.derivative", found.derivative, unit))
+    _check_choice("against", against, ("lag", "step"))
+    product = _unit_rows("result.product", result.product, unit)
+    derivative = np.abs(_unit_rows("result.derivative", result.derivative, unit))
     ax = new_axes(ax)
-    rows = {"|dc_T / dc_t|, the truth": derivative, "product of forget gates": product}
+    rows = {"exact |dc_T / dc_t|": derivative, "product of forget gates": product}
     time = _time(product, against)
     curves = {name: (time, values) for name, values in rows.items()}
     bands.draw(ax, curves, within, logarithmic=True)
-    title = f"{len(product)} units and rows" if unit is None else f"unit {unit}"
-    ax.set(ylabel="what of c_t reaches c_T (share)", title=title)
-    return _over_time(ax, against)
+    title = f"all units and rows ({len(product)})" if unit is None else f"unit {unit}"
+    ax.set(ylabel="derivative of c_T with respect to c_t", title=title)
+    return _label_time(ax, against)
 
 
+@prefix_errors
 def spectrum(eigenvalues: ArrayLike | Eigenvalues, *, ax: Axes | None = None) -> Axes:
-    """The eigenvalues of the Jacobians of the steps in the complex plane.
+    """Plot the eigenvalues of the Jacobians of the steps in the complex plane.
 
-    Those within the unit circle shrink what the state carries, those on it keep it,
-    those beyond let it grow.
+    Eigenvalues inside the unit circle shrink changes of the state, those on it keep
+    them, and those outside amplify them.
 
-    Arguments:
-        eigenvalues: what `diagnostics.jacobian_spectrum` found, or complex numbers of
-            any shape.
+    Args:
+        eigenvalues: the result of `diagnostics.jacobian_spectrum`, or complex numbers
+            of any shape.
+        ax: the axes; None for a new figure.
 
-    Errors: `ValueError` for none, and for some that are not finite.
+    Raises:
+        ValueError: there are no eigenvalues, or some are not finite.
 
-    >>> ax = spectrum([0.5 + 0.5j, 0.5 - 0.5j, 1.25])
-    >>> ax.texts[0].get_text()
-    'largest modulus 1.25\\n33.3 % beyond the circle'
+    Example:
+        >>> ax = spectrum([0.5 + 0.5j, 0.5 - 0.5j, 1.25])
+        >>> ax.texts[0].get_text()
+        'largest modulus 1.25\\n33.3 % outside the unit circle'
     """
-    found = np.asarray(getattr(eigenvalues, "eigenvalues", eigenvalues), complex)
-    if found.size == 0 or not np.isfinite(found).all():
-        lost = int((~np.isfinite(found)).sum())
+    values = np.asarray(getattr(eigenvalues, "eigenvalues", eigenvalues), complex)
+    if values.size == 0 or not np.isfinite(values).all():
+        invalid = int((~np.isfinite(values)).sum())
         raise ValueError(
-            f"eigenvalues has the shape {list(found.shape)}, of which {lost} are not "
-            "finite; at least one and only finite numbers are needed."
+            f"eigenvalues: got shape {list(values.shape)} with {invalid} values not "
+            "finite, expected at least one value, and only finite ones."
         )
     ax = new_axes(ax, (5.5, 5.5))
-    found = found.ravel()
+    values = values.ravel()
     ax.add_patch(Circle((0, 0), 1, fill=False, ec=INK, lw=1.4, label="unit circle"))
-    faint = float(np.clip(200 / found.size, 0.08, 0.8))
-    ax.plot(np.real(found), np.imag(found), "o", color=BLUE, ms=3, mew=0, alpha=faint)
-    modulus = np.abs(found)
-    beyond = f"{100 * (modulus > 1).mean():.3g} % beyond the circle"
-    note = f"largest modulus {modulus.max():.4g}\n{beyond}"
+    alpha = float(np.clip(200 / values.size, 0.08, 0.8))
+    ax.plot(np.real(values), np.imag(values), "o", color=BLUE, ms=3, mew=0, alpha=alpha)
+    modulus = np.abs(values)
+    outside = f"{100 * (modulus > 1).mean():.3g} % outside the unit circle"
+    note = f"largest modulus {modulus.max():.4g}\n{outside}"
     ax.annotate(note, (0.02, 0.98), xycoords="axes fraction", va="top")
     reach = 1.1 * max(1.0, modulus.max())
     ax.set(xlim=(-reach, reach), ylim=(-reach, 1.15 * reach), aspect="equal")
-    ax.set(xlabel="real part (per step)", ylabel="imaginary part (per step)")
-    return tidy(ax)
+    ax.set(xlabel="real part", ylabel="imaginary part")
+    return style_axes(ax)
 
 
+@prefix_errors
 def lyapunov_exponents(
     exponents: Mapping[str, ArrayLike],
     *,
     within: tuple[float, float] = _WITHIN,
     ax: Axes | None = None,
 ) -> Axes:
-    """The Lyapunov exponents of several networks, from the largest on.
+    """Plot the Lyapunov exponents of several networks in decreasing order.
 
-    Above 0 nearby states part: chaos. At 0 the network remembers, below it forgets. A
-    direction that is lost in one step, at -inf, is marked at the bottom.
+    Above 0, nearby states diverge: chaos. At 0, information is kept; below, it is
+    forgotten. Exponents of -inf, of directions that one step loses, are marked at the
+    bottom.
 
-    Arguments:
-        exponents: for each name what `diagnostics.lyapunov_exponents` found, `[count]`
+    Args:
+        exponents: by name, the result of `diagnostics.lyapunov_exponents`, `[count]`
             or `[rows, count]`, in nats per step.
-        within: the ends of the band, as shares of the rows.
+        within: the quantiles of the rows that limit the band.
+        ax: the axes; None for a new figure.
 
-    Errors: `ValueError` for none and for arrays of other shapes.
+    Raises:
+        ValueError: exponents is empty, or an array has another shape.
 
-    >>> lyapunov_exponents({"RNN": [0.1, -0.2, -0.5]}).get_ylabel()
-    'Lyapunov exponent λ (nats per step)'
+    Example:
+        >>> lyapunov_exponents({"RNN": [0.1, -0.2, -0.5]}).get_ylabel()
+        'Lyapunov exponent λ (nats per step)'
     """
     ax = new_axes(ax)
     curves = {}
-    for name, found in bands.named("exponents", exponents, '{"RNN": found}').items():
-        rows = bands.rows(f'exponents["{name}"]', found, "[rows, count] is needed")
+    example = '{"RNN": exponents}'
+    for name, values in bands.check_mapping("exponents", exponents, example).items():
+        rows = bands.as_rows(f'exponents["{name}"]', values, "[count] or [rows, count]")
         curves[name] = np.arange(1.0, rows.shape[1] + 1), rows
-    ax.axhline(0.0, color=QUIET, lw=1.0)
+    ax.axhline(0.0, color=GREY, lw=1.0)
     bands.draw(ax, curves, within, logarithmic=False)
     ax.set(xlabel="rank of the exponent", ylabel="Lyapunov exponent λ (nats per step)")
-    whole_numbers(ax.xaxis, 8)
-    return tidy(ax)
+    integer_ticks(ax.xaxis, 8)
+    return style_axes(ax)
 
 
 def _norms(name: str, flow: Any, of: str) -> Floats:
-    """The norms `[S, T]` of one curve."""
+    """Return the norms `[S, T]` of one curve."""
     if hasattr(flow, "norm"):
         if not hasattr(flow.norm, of):
             fields = ", ".join(flow.norm._fields)
-            raise ValueError(f"{name} has no {of}; of must be one of its {fields}.")
+            raise ValueError(f"of: got {of!r}, expected a state of {name}: {fields}.")
         norm = np.asarray(getattr(flow.norm, of), float)
         flow = np.moveaxis(norm, 0, -1).reshape(-1, len(norm))
-    norms = bands.rows(name, flow, "norms [T] or [seeds, T] are needed")
+    norms = bands.as_rows(name, flow, "norms [T] or [seeds, T]")
     if (norms < 0).any():
-        raise ValueError(f"{name} holds {norms[norms < 0][0]:g}; a norm is at least 0.")
+        raise ValueError(f"{name}: got {norms[norms < 0][0]:g}, expected norms >= 0.")
     return norms
 
 
-def _each_unit(name: str, values: ArrayLike, unit: int | None) -> Floats:
-    """`[T, *b, H]` as rows over time, of all units or of one."""
-    found = np.asarray(values, float)
-    if found.ndim < 2 or found.size == 0:
-        raise ValueError(
-            f"{name} has the shape {list(found.shape)}; [T, *b, H] is needed."
-        )
-    units = found.shape[-1]
+def _unit_rows(name: str, values: ArrayLike, unit: int | None) -> Floats:
+    """Return `[T, *b, H]` as rows over time, of all units or of one."""
+    array = np.asarray(values, float)
+    if array.ndim < 2 or array.size == 0:
+        raise ValueError(f"{name}: got shape {list(array.shape)}, expected [T, *b, H].")
+    units = array.shape[-1]
     if unit is not None and not 0 <= unit < units:
-        raise ValueError(f"unit must be one of 0 to {units - 1}, but is {unit}")
-    chosen = found if unit is None else found[..., unit : unit + 1]
-    return np.moveaxis(chosen, 0, -1).reshape(-1, len(found))
+        raise ValueError(f"unit: got {unit}, expected 0 to {units - 1}.")
+    chosen = array if unit is None else array[..., unit : unit + 1]
+    return np.moveaxis(chosen, 0, -1).reshape(-1, len(array))
 
 
 def _time(values: Floats, against: str) -> Floats:
@@ -239,13 +266,13 @@ def _time(values: Floats, against: str) -> Floats:
     return time[::-1] if against == "lag" else time
 
 
-def _over_time(ax: Axes, against: str) -> Axes:
-    ax.set(xlabel="step t" if against == "step" else "steps back from the last")
-    whole_numbers(ax.xaxis, 8)
-    return tidy(ax)
+def _label_time(ax: Axes, against: str) -> Axes:
+    ax.set(xlabel="step t" if against == "step" else "steps before the last")
+    integer_ticks(ax.xaxis, 8)
+    return style_axes(ax)
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        listed = " or ".join(f'"{one}"' for one in allowed)
-        raise ValueError(f"{name} is {value!r}; {listed} is needed.")
+        listed = " or ".join(f'"{choice}"' for choice in allowed)
+        raise ValueError(f"{name}: got {value!r}, expected {listed}.")

@@ -1,4 +1,4 @@
-"""What the gates do: over a text, over a signal, over all steps."""
+"""Plots of gates over a text or a signal, of timescales and of saturation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,18 +13,20 @@ from jaxlstm.plots.canvas import (
     BLUE,
     INK,
     ORANGE,
-    look,
+    curve_style,
+    integer_ticks,
     new_axes,
-    panels_of,
-    plain_logarithm,
-    tidy,
-    whole_numbers,
+    plain_log_ticks,
+    prefix_errors,
+    split_panels,
+    style_axes,
 )
 from jaxlstm.plots.symbols import per_symbol, write_symbols
 
-_CANDIDATES = ("g", "n")  # between -1 and 1
+_CANDIDATES = ("g", "n")  # in -1..1
 
 
+@prefix_errors
 def gate_heatmap(
     symbols: Sequence[str],
     values: ArrayLike,
@@ -33,26 +35,35 @@ def gate_heatmap(
     limits: tuple[float, float] = (0.0, 1.0),
     ax: Axes | None = None,
 ) -> Axes:
-    """The values `[T, units]` of a gate over a text of T symbols.
+    """Plot the values of a gate over a text: a row per unit, a column per symbol.
 
-    A row is a unit, a column a symbol; the rows stand in order of their mean. Dark
-    is the lower of `limits`, bright the upper, on screen and on paper.
+    Rows are sorted by their mean, the highest on top. Dark is the lower limit and
+    bright the upper one, in colour and in greyscale.
 
-    Errors: `ValueError` for values that do not fit the symbols, and for limits that do
-    not rise.
+    Args:
+        symbols: the T symbols of the text.
+        values: `[T, units]`, the gate.
+        name: the title.
+        limits: the values of the darkest and brightest colour.
+        ax: the axes; None for a new figure.
 
-    >>> gate_heatmap("abc", [[0.1, 0.9]] * 3, "forget gate f").get_title()
-    'forget gate f'
+    Raises:
+        ValueError: the values do not fit the symbols, or not low < high.
+
+    Example:
+        >>> gate_heatmap("abc", [[0.1, 0.9]] * 3, "forget gate f").get_title()
+        'forget gate f'
     """
     values = per_symbol(symbols, values)
-    _rising(limits)
+    _check_limits(limits)
     ax = new_axes(ax)
-    _heat(ax, [ax], values, limits)
+    _draw_heatmap(ax, [ax], values, limits)
     ax.set_title(name, parse_math=False)
     write_symbols(ax, symbols)
     return ax
 
 
+@prefix_errors
 def signal_heatmap(
     signal: ArrayLike,
     values: ArrayLike,
@@ -62,61 +73,77 @@ def signal_heatmap(
     label: str = "input x",
     ax: Axes | None = None,
 ) -> Axes:
-    """The values `[T, units]` of a gate below the signal that the cell read.
+    """Plot the values of a gate below the signal that the cell read.
 
-    As `gate_heatmap`, for inputs that are numbers. `signal` is `[T]`, or `[T, D]` of
-    which each of at most 5 features is a line; `label` says what it is, and in which
-    unit.
+    As `gate_heatmap`, for numerical inputs.
 
-    Errors: `ValueError` for a signal and values that do not fit, for limits that do not
-    rise, and for axes that cannot be split.
+    Args:
+        signal: `[T]`, or `[T, D]` with at most 5 features, one line each.
+        values: `[T, units]`, the gate.
+        name: the title.
+        limits: the values of the darkest and brightest colour.
+        label: name and unit of the signal.
+        ax: the axes to split into panels; None for a new figure.
 
-    >>> signal_heatmap([0.0, 1.0, 0.5], [[0.1, 0.9]] * 3, "input gate i").get_ylabel()
-    'input x'
+    Returns:
+        The axes of the signal.
+
+    Raises:
+        ValueError: the signal and the values do not fit, not low < high, or the axes
+            cannot be split.
+
+    Example:
+        >>> gate = [[0.1, 0.9]] * 3
+        >>> signal_heatmap([0.0, 1.0, 0.5], gate, "input gate i").get_ylabel()
+        'input x'
     """
     values = np.asarray(values, float)
-    lines = _signal(signal, values)
-    _rising(limits)
-    top, bottom = panels_of(new_axes(ax), [1, 2.5])
+    lines = _signal_lines(signal, values)
+    _check_limits(limits)
+    top, bottom = split_panels(new_axes(ax), [1, 2.5])
     for index, line in enumerate(lines):
-        colour, style = look(index)
-        named = f"{index}" if len(lines) > 1 else None
-        top.plot(line, color=colour, ls=style, lw=1.3, label=named)
+        colour, style = curve_style(index)
+        feature = f"feature {index}" if len(lines) > 1 else None
+        top.plot(line, color=colour, ls=style, lw=1.3, label=feature)
     if len(lines) > 1:
         top.legend(frameon=False, ncols=len(lines), fontsize="small")
     top.set_title(name, parse_math=False)
     top.set_ylabel(label)
-    _heat(bottom, [top, bottom], values, limits)
+    _draw_heatmap(bottom, [top, bottom], values, limits)
     bottom.set(xlabel="step", xlim=(-0.5, len(values) - 0.5))
-    whole_numbers(bottom.xaxis, 8)
-    return tidy(top)
+    integer_ticks(bottom.xaxis, 8)
+    return style_axes(top)
 
 
-def timescales(found: ArrayLike, *, ax: Axes | None = None) -> Axes:
-    """How long each unit remembers, as a histogram over the units.
+@prefix_errors
+def timescales(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
+    """Plot a histogram of the memory timescales of the units:
 
-    What a unit holds shrinks by f at each step, so that over a text it fades by a
-    factor e in
+        τ = -1 / mean(log f)        in steps
 
-        tau = -1 / mean(log f)     steps.
+    The cell state decays by a factor of e in τ steps. Units that never forget are in
+    the last bar; units with NaN are left out and their number is written.
 
-    `found` is `[H]`, what `diagnostics.timescales` found, or `[T, *b, H]`, the forget
-    gate over a text of which every step happens: gates are 0 at a step that does not,
-    so that of ragged rows the former is needed. Units that never forget stand in the
-    last bar; those with a NaN are left out and counted in words.
+    Args:
+        values: `[H]`, the result of `diagnostics.timescales`; or `[T, *b, H]`, the
+            forget gate over steps that are all active. Gates are 0 at masked and
+            padded steps: use `diagnostics.timescales` if there are any.
+        ax: the axes; None for a new figure.
 
-    Errors: `ValueError` for another shape, for gates outside 0 to 1, for time constants
-    below 0, and for a NaN in every unit.
+    Raises:
+        ValueError: another shape, gates outside 0..1, negative timescales, or NaN in
+            every unit.
 
-    >>> import numpy as np
-    >>> timescales(np.full((10, 4), 0.9)).get_xlabel()
-    'time constant of a unit (steps)'
+    Example:
+        >>> import numpy as np
+        >>> timescales(np.full((10, 4), 0.9)).get_xlabel()
+        'timescale τ of a unit (steps)'
     """
-    found = np.asarray(found, float)
-    every = _remembering(found) if found.ndim == 1 else _time_constants(found)
+    array = np.asarray(values, float)
+    every = _checked_timescales(array) if array.ndim == 1 else _from_forget_gate(array)
     tau = every[~np.isnan(every)]
-    lost = every.size - tau.size
-    note = f"\n{lost} unit{'s' * (lost > 1)} without a number" if lost else ""
+    missing = every.size - tau.size
+    note = f"\n{missing} unit{'s' * (missing > 1)} with NaN" if missing else ""
     ax = new_axes(ax)
     longest = tau[np.isfinite(tau)].max(initial=5.0)
     edges = np.geomspace(np.clip(tau.min(), 0.01, 0.3), 2 * longest, 31)
@@ -131,134 +158,141 @@ def timescales(found: ArrayLike, *, ax: Axes | None = None) -> Axes:
         textcoords="offset points",
         va="top",
     )
-    ax.set(xscale="log", xlabel="time constant of a unit (steps)")
+    ax.set(xscale="log", xlabel="timescale τ of a unit (steps)")
     ax.set(ylabel="number of units")
     ax.margins(y=0.15)
-    plain_logarithm(ax.xaxis)
-    whole_numbers(ax.yaxis, 5)
-    return tidy(ax)
+    plain_log_ticks(ax.xaxis)
+    integer_ticks(ax.yaxis, 5)
+    return style_axes(ax)
 
 
-def _remembering(tau: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Time constants `[H]`, with a number in some unit at least."""
+def _checked_timescales(tau: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return timescales `[H]`, checked."""
     if (tau < 0).any():
-        raise ValueError(
-            f"found holds {tau[tau < 0][0]:g}; a time constant is at least 0."
-        )
-    return _with_a_number(tau)
+        raise ValueError(f"values: got {tau[tau < 0][0]:g}, expected timescales >= 0.")
+    return _check_some_number(tau)
 
 
-def _time_constants(forget: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Those of a forget gate `[T, *b, H]`."""
+def _from_forget_gate(forget: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the timescales `[H]` of a forget gate `[T, *b, H]`."""
     if forget.ndim < 2 or forget.size == 0:
         raise ValueError(
-            f"found has the shape {list(forget.shape)}; a forget gate [T, *b, H], or "
-            "time constants [H], and a step and a unit at least are needed."
+            f"values: got shape {list(forget.shape)}, expected a forget gate "
+            "[T, *b, H] or timescales [H], with at least one step and unit."
         )
-    beyond = forget[(forget < 0) | (forget > 1)]
-    if beyond.size:
-        raise ValueError(f"found holds {beyond[0]:g}; a gate is between 0 and 1.")
+    outside = forget[(forget < 0) | (forget > 1)]
+    if outside.size:
+        raise ValueError(f"values: got {outside[0]:g}, expected gates in 0..1.")
     tiny = np.finfo(np.float32).tiny
     logarithm = np.log(np.clip(forget, tiny, 1.0)).reshape(-1, forget.shape[-1])
     with np.errstate(divide="ignore"):
-        return _with_a_number(1.0 / np.abs(logarithm.mean(0)))
+        return _check_some_number(1.0 / np.abs(logarithm.mean(0)))
 
 
-def _with_a_number(tau: NDArray[np.float64]) -> NDArray[np.float64]:
+def _check_some_number(tau: NDArray[np.float64]) -> NDArray[np.float64]:
     if np.isnan(tau).all():
         raise ValueError(
-            "found holds a NaN in every unit, or no unit; the weights of a training "
-            "that did not diverge, and a step, are needed."
+            "values: got NaN in every unit, or no unit, expected at least one number; "
+            "the training may have diverged."
         )
     return tau
 
 
+@prefix_errors
 def saturation(
-    found: tuple[Any, Any], *, order: str | None = None, ax: Axes | None = None
+    result: tuple[Any, Any], *, order: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """The share of steps at which each gate of each unit is shut, open or between.
+    """Plot the fraction of steps at which each gate of each unit is closed or open.
 
-    A panel for each gate, a column for each unit: dark from the bottom the share of
-    steps below the lower threshold, bright from the top the share above the higher
-    one, white what lies between. A candidate, g or n, is at -1 where a gate is shut
-    and at 1 where it is open.
+    One panel per gate, one column per unit: dark from the bottom is the fraction of
+    steps below the lower threshold, bright from the top the fraction above the upper
+    one. For a candidate, g or n, these are values near -1 and near 1.
 
-    Arguments:
-        found: what `diagnostics.saturation` found: two records of gates, `[H]` each.
-        order: the gate by which the units stand in order, the most open first; for
-            None f, or z, or else the first.
+    Args:
+        result: the result of `diagnostics.saturation`: two records of gates, `[H]`
+            each.
+        order: the gate by which units are sorted, the most open first; None for f, or
+            z, or else the first gate.
+        ax: the axes to split into panels; None for a new figure.
 
-    Errors: `ValueError` for anything but two such records, for a gate that is not
-    there, and for axes that cannot be split.
+    Returns:
+        The axes of the top panel.
 
-    >>> import numpy as np
-    >>> from jaxlstm.diagnostics import Saturation
-    >>> ax = saturation(Saturation({"f": np.zeros(4)}, {"f": np.ones(4)}))
-    >>> ax.get_title(loc="left")
-    'f: shut 0 %, open 100 %'
+    Raises:
+        ValueError: result is not two such records, the gate `order` does not exist, or
+            the axes cannot be split.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxlstm.diagnostics import Saturation
+        >>> ax = saturation(Saturation({"f": np.zeros(4)}, {"f": np.ones(4)}))
+        >>> ax.get_title(loc="left")
+        'f: closed 0 %, open 100 %'
     """
-    low, high = _both(found)
+    low, high = _both_records(result)
     first, units = _order(high, order)
-    panels = panels_of(new_axes(ax), [1] * len(low))
+    panels = split_panels(new_axes(ax), [1] * len(low))
     signed = any(gate in _CANDIDATES for gate in low)
-    labels = ("shut (or -1)", "open (or 1)") if signed else ("shut", "open")
+    labels = ("closed (or -1)", "open (or 1)") if signed else ("closed", "open")
     for panel, gate in zip(panels, low, strict=True):
-        _shares(panel, gate, low[gate][units], high[gate][units], labels)
-    panels[-1].set_xlabel(f"unit, the most open {first} first")
-    panels[len(panels) // 2].set_ylabel("share of steps")
-    whole_numbers(panels[-1].xaxis, 8)
+        _draw_saturation(panel, gate, low[gate][units], high[gate][units], labels)
+    panels[-1].set_xlabel(f"unit, ranked by how often {first} is open")
+    panels[len(panels) // 2].set_ylabel("fraction of steps")
+    integer_ticks(panels[-1].xaxis, 8)
     panels[0].legend(
         loc="lower right", bbox_to_anchor=(1, 1.15), ncols=2, frameon=False
     )
     return panels[0]
 
 
-def _heat(
+def _draw_heatmap(
     ax: Axes,
     beside: list[Axes],
     values: NDArray[np.float64],
     limits: tuple[float, float],
 ) -> AxesImage:
-    """A row for each unit in order of the mean, and a scale beside those axes."""
+    """Draw a row per unit, sorted by mean, and a colour bar beside the axes."""
     rows = values[:, np.argsort(-_means(values), kind="stable")].T
     low, high = limits
     image = ax.imshow(
         rows, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="none"
     )
-    what = "share that passes" if limits == (0.0, 1.0) else "value"
-    ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25, label=what)
-    ax.set(ylabel="rank of the unit, highest mean on top")
-    whole_numbers(ax.yaxis, 6)
+    label = "gate value" if limits == (0.0, 1.0) else "value"
+    ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25, label=label)
+    ax.set(ylabel="unit, ranked by mean")
+    integer_ticks(ax.yaxis, 6)
     return image
 
 
 def _means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of each unit over what are numbers, the least of all where none is."""
+    """Return the mean of the finite values of each unit; -inf if there are none."""
     finite = np.isfinite(values)
     number = finite.sum(0)
     total = np.where(finite, values, 0.0).sum(0)
     return np.where(number, total / np.maximum(number, 1), -np.inf)
 
 
-def _rising(limits: tuple[float, float]) -> None:
+def _check_limits(limits: tuple[float, float]) -> None:
     low, high = limits
     if not -np.inf < low < high < np.inf:
-        raise ValueError(f"limits is {limits!r}; finite low < high is needed.")
+        raise ValueError(f"limits: got {limits!r}, expected finite low < high.")
 
 
-def _signal(signal: ArrayLike, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The lines `[D, T]` of a signal that fits the values."""
-    found = np.asarray(signal, float)
-    lines = found[None] if found.ndim == 1 else found.T
-    if found.ndim not in (1, 2) or not 0 < len(lines) <= 5:
+def _signal_lines(
+    signal: ArrayLike, values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the lines `[D, T]` of a signal that fits the values."""
+    array = np.asarray(signal, float)
+    lines = array[None] if array.ndim == 1 else array.T
+    if array.ndim not in (1, 2) or not 0 < len(lines) <= 5:
         raise ValueError(
-            f"signal has the shape {list(found.shape)}; [T] or [T, D] is needed, with "
-            "D from 1 to 5."
+            f"signal: got shape {list(array.shape)}, expected [T] or [T, D] with D "
+            "from 1 to 5."
         )
     if values.ndim != 2 or values.size == 0 or len(values) != lines.shape[1]:
         raise ValueError(
-            f"values has the shape {list(values.shape)}; [T, units] is needed, with a "
-            f"row for each of the {lines.shape[1]} steps of the signal."
+            f"values: got shape {list(values.shape)}, expected [T, units] with one row "
+            f"for each of the {lines.shape[1]} steps of the signal."
         )
     return lines
 
@@ -266,27 +300,31 @@ def _signal(signal: ArrayLike, values: NDArray[np.float64]) -> NDArray[np.float6
 _ByGate = Mapping[str, NDArray[np.float64]]
 
 
-def _both(found: Any) -> tuple[_ByGate, _ByGate]:
-    """The records of low and of high by gate, with the same `[H]` for each gate."""
-    pair = tuple(_by_gate(one) for one in found) if isinstance(found, tuple) else ()
+def _both_records(result: Any) -> tuple[_ByGate, _ByGate]:
+    """Return low and high by gate, with the same `[H]` for each gate."""
+    pair = (
+        tuple(_by_gate(record) for record in result)
+        if isinstance(result, tuple)
+        else ()
+    )
     if len(pair) != 2 or not all(pair) or set(pair[0]) != set(pair[1]):
         raise ValueError(
-            f"found is {found!r:.60}; what diagnostics.saturation found is needed: two "
-            "records, low and high, of the same gates."
+            f"result: got {result!r:.60}, expected the result of "
+            "diagnostics.saturation: two records, low and high, of the same gates."
         )
     shapes = [[values.shape for values in record.values()] for record in pair]
     first = shapes[0][0]
     if {*shapes[0], *shapes[1]} != {first} or len(first) != 1 or first == (0,):
-        named = [dict(zip(pair[n], shapes[n], strict=True)) for n in (0, 1)]
+        by_gate = [dict(zip(pair[n], shapes[n], strict=True)) for n in (0, 1)]
         raise ValueError(
-            f"found has the shapes {named[0]} below and {named[1]} above; the same [H] "
-            "is needed for each gate, of at least one unit."
+            f"result: got shapes {by_gate[0]} of low and {by_gate[1]} of high, "
+            "expected the same [H] for each gate, with at least one unit."
         )
     return pair[0], pair[1]
 
 
 def _by_gate(record: Any) -> _ByGate:
-    """The gates of a record by name; none for what is no record."""
+    """Return the gates of a record by name; an empty dict if it is not a record."""
     fields = record._asdict() if hasattr(record, "_asdict") else record
     if not isinstance(fields, Mapping):
         return {}
@@ -294,34 +332,34 @@ def _by_gate(record: Any) -> _ByGate:
 
 
 def _order(high: _ByGate, order: str | None) -> tuple[str, NDArray[np.int64]]:
-    """A gate, and the units in the order of how often it is open."""
+    """Return the gate to sort by, and the units in decreasing order of its openness."""
     if order is None:
         order = next((name for name in "fz" if name in high), next(iter(high)))
     if order not in high:
-        raise ValueError(f"order is {order!r}; one of {', '.join(high)} is needed.")
+        raise ValueError(f"order: got {order!r}, expected one of {', '.join(high)}.")
     return order, np.argsort(-high[order], kind="stable")
 
 
-def _shares(
+def _draw_saturation(
     ax: Axes,
     gate: str,
-    shut: NDArray[np.float64],
-    wide: NDArray[np.float64],
+    closed: NDArray[np.float64],
+    opened: NDArray[np.float64],
     labels: tuple[str, str],
 ) -> None:
-    edges = np.arange(shut.size + 1) - 0.5
-    at_low, at_high = ("at -1", "at 1") if gate in _CANDIDATES else ("shut", "open")
-    ax.stairs(shut, edges, fill=True, color=INK, label=labels[0])
+    edges = np.arange(closed.size + 1) - 0.5
+    at_low, at_high = ("at -1", "at 1") if gate in _CANDIDATES else ("closed", "open")
+    ax.stairs(closed, edges, fill=True, color=INK, label=labels[0])
     ax.stairs(
-        np.ones_like(wide),
+        np.ones_like(opened),
         edges,
-        baseline=1 - wide,
+        baseline=1 - opened,
         fill=True,
         color=ORANGE,
         label=labels[1],
     )
     ax.set(ylim=(0, 1), xlim=(edges[0], edges[-1]), yticks=(0, 0.5, 1))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    shares = 100 * shut.mean(), 100 * wide.mean()
-    means = f"{gate}: {at_low} {shares[0]:.3g} %, {at_high} {shares[1]:.3g} %"
-    ax.set_title(means, loc="left", fontsize="small", pad=2)
+    percent = 100 * closed.mean(), 100 * opened.mean()
+    title = f"{gate}: {at_low} {percent[0]:.3g} %, {at_high} {percent[1]:.3g} %"
+    ax.set_title(title, loc="left", fontsize="small", pad=2)

@@ -1,4 +1,4 @@
-"""How a training went: scores against the step, of one run or of several."""
+"""Learning curves of one run or several."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,26 +11,27 @@ from jaxlstm.plots import bands
 from jaxlstm.plots.canvas import (
     BLUE,
     GREEN,
+    GREY,
     INK,
     ORANGE,
     PURPLE,
-    QUIET,
     STYLES,
     VERMILION,
-    name_curves,
+    add_legend,
     new_axes,
-    panels_of,
-    plain_logarithm,
-    tidy,
+    plain_log_ticks,
+    prefix_errors,
+    split_panels,
+    style_axes,
 )
 
-# The lines of `metrics.jsonl`: mappings with `step`, `split`, `loss` and whatever else
-# was measured. None stands for a number that is not finite.
+# A line of `metrics.jsonl`: a mapping with `step`, `split`, `loss` and other metrics.
+# None stands for a number that is not finite.
 Record = Mapping[str, Any]
 
 
 class _Score(NamedTuple):
-    """A number to learn by: its key in a record and its name on an axis."""
+    """Metric to plot: its key in a record, its axis label and its unit."""
 
     key: str
     label: str
@@ -44,27 +45,34 @@ _SCORES = (
 )
 
 
+@prefix_errors
 def loss_curve(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
-    """Training and validation against the step, with the best validation marked.
+    """Plot training and validation against the step, with the best validation marked.
 
-    The score is bits per character where the records have it, else perplexity,
-    else the loss. The first steep descent is cut off at the top, and named, so
-    that the rest can be read.
+    The metric is bits per character if the records have it, else perplexity, else the
+    loss. If the first steps are much worse than the rest, the y axis is cut off above
+    and the first value is written there.
 
-    Errors: `ValueError` for records without a score of training or validation.
+    Args:
+        records: the records of a run, as in `metrics.jsonl`.
+        ax: the axes; None for a new figure.
 
-    >>> records = [{"step": n, "split": "train", "loss": 9 / n} for n in (1, 2, 3)]
-    >>> loss_curve(records).get_xlabel()
-    'step'
+    Raises:
+        ValueError: no record has the metric of training or validation.
+
+    Example:
+        >>> records = [{"step": n, "split": "train", "loss": 9 / n} for n in (1, 2, 3)]
+        >>> loss_curve(records).get_xlabel()
+        'step'
     """
     score = _score(records)
     train = _series(records, "train", score.key)
     validation = _series(records, "validation", score.key)
     if not train.values.size + validation.values.size:
         raise ValueError(
-            f"records, {len(records)} in all, hold no {score.key} of training or "
-            'validation; one such as {"step": 1, "split": "train", "loss": 2.3} is '
-            "needed."
+            f"records: got {len(records)} without {score.key} of training or "
+            'validation, expected records such as {"step": 1, "split": "train", '
+            '"loss": 2.3}.'
         )
     ax = new_axes(ax)
     ax.plot(*train, color=BLUE, lw=1.0, label="training")
@@ -74,24 +82,31 @@ def loss_curve(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
     _cut_descent(ax, [train, validation])
     ax.set(xlabel="step", ylabel=score.label)
     ax.legend(loc="upper right", frameon=False)
-    return tidy(ax)
+    return style_axes(ax)
 
 
+@prefix_errors
 def compare_runs(
     runs: Mapping[str, Sequence[Record]], *, ax: Axes | None = None
 ) -> Axes:
-    """The validation curves of several runs, each named with its best.
+    """Plot the validation curves of several runs, each labelled with its best value.
 
-    `runs` maps a name to the records of a run. All are drawn in the same unit: the
-    first of bits per character, perplexity and loss that every run has.
+    All runs are drawn in the same metric: the first of bits per character, perplexity
+    and loss that every run has.
 
-    Errors: `ValueError` for no runs.
+    Args:
+        runs: the records of each run by name.
+        ax: the axes; None for a new figure.
 
-    >>> run = [{"step": 9, "split": "validation", "loss": 1.5}]
-    >>> compare_runs({"a": run, "b": run}).get_ylabel()
-    'validation loss (nats per token)'
+    Raises:
+        ValueError: runs is empty.
+
+    Example:
+        >>> run = [{"step": 9, "split": "validation", "loss": 1.5}]
+        >>> compare_runs({"a": run, "b": run}).get_ylabel()
+        'validation loss (nats per token)'
     """
-    bands.named("runs", runs, '{"one": records, "other": records}')
+    bands.check_mapping("runs", runs, '{"one": records, "other": records}')
     ax = new_axes(ax)
     score = _score(*runs.values())
     colours = (INK, VERMILION, BLUE, GREEN, PURPLE, ORANGE)
@@ -103,35 +118,48 @@ def compare_runs(
         ax.plot(*curve, color=colour, ls=style, lw=1.6, marker="o", ms=3, label=best)
     _cut_descent(ax, curves)
     ax.set(xlabel="step", ylabel=f"validation {score.label}")
-    name_curves(ax, len(curves), loc="upper right")
-    return tidy(ax)
+    add_legend(ax, len(curves), loc="upper right")
+    return style_axes(ax)
 
 
+@prefix_errors
 def training_health(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
-    """The gradient's norm, and the learning rate below it, against the step.
+    """Plot the gradient norm and the learning rate against the step.
 
-    A norm that climbs while the loss does not fall asks for a smaller learning
-    rate or for clipping.
+    If the norm grows while the loss does not fall, lower the learning rate or clip
+    gradients.
 
-    >>> record = {"step": 1, "gradient_norm": 0.5, "learning_rate": 1e-3}
-    >>> training_health([record]).get_ylabel()
-    'gradient norm'
+    Args:
+        records: the records of a run, as in `metrics.jsonl`.
+        ax: the axes to split into panels; None for a new figure.
+
+    Returns:
+        The axes of the gradient norm.
+
+    Raises:
+        ValueError: the axes cannot be split.
+
+    Example:
+        >>> record = {"step": 1, "gradient_norm": 0.5, "learning_rate": 1e-3}
+        >>> training_health([record]).get_ylabel()
+        'gradient norm'
     """
-    top, bottom = panels_of(new_axes(ax), [3, 2])
+    top, bottom = split_panels(new_axes(ax), [3, 2])
     norm = _series(records, "train", "gradient_norm")
     top.plot(*norm, color=BLUE, lw=1.0)
     top.set(ylabel="gradient norm")
     if (norm.values > 0).any():
         top.set_yscale("log")
-        plain_logarithm(top.yaxis)
+        plain_log_ticks(top.yaxis)
     bottom.plot(*_series(records, "train", "learning_rate"), color=INK, lw=1.5)
     bottom.set(xlabel="step", ylabel="learning rate")
     bottom.set_ylim(bottom=0)
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    tidy(bottom)
-    return tidy(top)
+    style_axes(bottom)
+    return style_axes(top)
 
 
+@prefix_errors
 def loss_bands(
     runs: Mapping[str, ArrayLike],
     *,
@@ -140,47 +168,49 @@ def loss_bands(
     label: str = "loss (nats per token)",
     ax: Axes | None = None,
 ) -> Axes:
-    """The loss of several seeds as a band, for each of several models.
+    """Plot the loss of several seeds as a band, for several models.
 
-    A line is the median of the seeds at each step, and the band leaves out the best
-    and the worst quarter. A seed that diverged counts as the worst; the legend says
-    how many did.
+    The line is the median of the seeds at each step; by default the band leaves out
+    the best and the worst quarter. A seed that diverged counts as the worst, and the
+    legend shows how many did.
 
-    Arguments:
-        runs: for each name the losses `[seeds, steps]`; `[steps]` is one seed.
-        steps: `[steps]`, at which step each was measured; 1, 2, 3 and so on for None.
-        within: the ends of the band, as shares of the seeds.
-        label: what is measured, and in which unit.
+    Args:
+        runs: by name, the losses `[seeds, steps]`; `[steps]` is one seed.
+        steps: `[steps]`, the step of each loss; None for 1, 2, 3, ...
+        within: the quantiles of the seeds that limit the band.
+        label: name and unit of the loss.
+        ax: the axes; None for a new figure.
 
-    Errors: `ValueError` for no runs, for arrays of other shapes, and for steps that
-    do not fit.
+    Raises:
+        ValueError: runs is empty, an array has another shape, or the steps do not fit.
 
-    >>> loss_bands({"LSTM": [[3.0, 2.0], [3.1, 2.2]]}).get_ylabel()
-    'loss (nats per token)'
+    Example:
+        >>> loss_bands({"LSTM": [[3.0, 2.0], [3.1, 2.2]]}).get_ylabel()
+        'loss (nats per token)'
     """
     ax = new_axes(ax)
     curves = {}
-    for name, run in bands.named("runs", runs, '{"LSTM": losses}').items():
-        values = bands.rows(f'runs["{name}"]', run, "[seeds, steps] is needed")
-        at = _at(steps, values.shape[1], name)
-        lost = int((~np.isfinite(values[:, -1])).sum())
-        note = f" ({lost} of {len(values)} diverged)" if lost else ""
-        curves[f"{name}{note}"] = at, values
+    for name, run in bands.check_mapping("runs", runs, '{"LSTM": losses}').items():
+        values = bands.as_rows(f'runs["{name}"]', run, "[steps] or [seeds, steps]")
+        xs = _loss_steps(steps, values.shape[1], name)
+        diverged = int((~np.isfinite(values[:, -1])).sum())
+        note = f" ({diverged} of {len(values)} diverged)" if diverged else ""
+        curves[f"{name}{note}"] = xs, values
     bands.draw(ax, curves, within, logarithmic=False)
     ax.set(xlabel="step", ylabel=label)
-    return tidy(ax)
+    return style_axes(ax)
 
 
-def _at(steps: ArrayLike | None, count: int, name: str) -> NDArray[np.float64]:
+def _loss_steps(steps: ArrayLike | None, count: int, name: str) -> NDArray[np.float64]:
     if steps is None:
         return np.arange(1.0, count + 1)
-    found = np.asarray(steps, float)
-    if found.shape != (count,):
+    array = np.asarray(steps, float)
+    if array.shape != (count,):
         raise ValueError(
-            f"steps has the shape {list(found.shape)}; [{count}] is needed, one for "
+            f"steps: got shape {list(array.shape)}, expected [{count}], one step for "
             f'each loss of runs["{name}"].'
         )
-    return found
+    return array
 
 
 class _Curve(NamedTuple):
@@ -189,7 +219,7 @@ class _Curve(NamedTuple):
 
 
 def _series(records: Sequence[Record], split: str, key: str) -> _Curve:
-    """The steps and values of `key` in one split; None becomes NaN, a gap."""
+    """Return steps and values of `key` in one split; None becomes NaN, a gap."""
     rows = [
         (record["step"], np.nan if record[key] is None else record[key])
         for record in records
@@ -199,7 +229,7 @@ def _series(records: Sequence[Record], split: str, key: str) -> _Curve:
 
 
 def _score(*runs: Sequence[Record]) -> _Score:
-    """The first score that every run has."""
+    """Return the first metric that every run has."""
     for score in _SCORES[:-1]:
         if all(any(score.key in record for record in run) for run in runs):
             return score
@@ -207,7 +237,7 @@ def _score(*runs: Sequence[Record]) -> _Score:
 
 
 def _best(curve: _Curve) -> tuple[float, float]:
-    """(step, value) of the lowest finite value; NaN where there is none."""
+    """Return step and value of the lowest finite value; NaN if there is none."""
     if not np.isfinite(curve.values).any():
         return np.nan, np.nan
     index = np.nanargmin(curve.values)
@@ -231,7 +261,7 @@ def _mark_best(ax: Axes, curve: _Curve, score: _Score) -> None:
 
 
 def _cut_descent(ax: Axes, curves: Sequence[_Curve]) -> None:
-    """Give the room to what comes after the first twentieth of the steps."""
+    """Limit the y axis to the values after the first 5 % of the steps."""
     steps, values = np.concatenate(curves, axis=1)
     finite = np.isfinite(values)
     if finite.sum() < 20:
@@ -241,11 +271,11 @@ def _cut_descent(ax: Axes, curves: Sequence[_Curve]) -> None:
     if first - low > 1.5 * (high - low):
         ax.set_ylim(low - 0.08 * (high - low), high + 0.05 * (high - low))
         ax.annotate(
-            f"\u2191 from {first:.3g}",
+            f"\u2191 starts at {first:.3g}",
             (0.05 * steps.max(), 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(8, -4),
             textcoords="offset points",
             va="top",
-            color=QUIET,
+            color=GREY,
         )

@@ -1,4 +1,4 @@
-"""One unit of a trace: its gates and its state, checked."""
+"""Gates and state of one unit of a trace."""
 
 from collections.abc import Sequence
 from operator import index
@@ -13,47 +13,47 @@ if TYPE_CHECKING:
     from jaxlstm.cells.emit import Trace
 
 
-def of_unit(
+def unit_series(
     symbols: Sequence[object], trace: "Trace", unit: int
 ) -> dict[str, NDArray[np.float64]]:
-    """The `[T]` of i, f, g, o, c and h of one unit.
+    """Return i, f, g, o, c and h of one unit, `[T]` each.
 
-    Errors: `ValueError` for a trace of another cell than an LSTM, for one that does
-    not fit the symbols, for an h of another size than c, and for a unit that is not
-    there.
+    Raises:
+        ValueError: the trace is not of an LSTM or does not fit the symbols, h and c
+            have different sizes, or the unit does not exist.
     """
     state, gates = _records(trace)
-    found = {name: getattr(gates, name) for name in "ifgo"}
-    found |= {name: getattr(state, name) for name in "ch"}
-    values = {name: per_symbol(symbols, each) for name, each in found.items()}
-    shapes = {name: list(each.shape) for name, each in values.items()}
+    fields = {name: getattr(gates, name) for name in "ifgo"}
+    fields |= {name: getattr(state, name) for name in "ch"}
+    series = {name: per_symbol(symbols, field) for name, field in fields.items()}
+    shapes = {name: list(values.shape) for name, values in series.items()}
     if any(shape != shapes["c"] for shape in shapes.values()):
         raise ValueError(
-            f"trace has the shapes {shapes}; one shape is needed, so that a unit is "
-            "the same column in all."
+            f"trace: got shapes {shapes}, expected one shape for all, so that a unit "
+            "is the same column in each."
         )
-    place = _index(unit, shapes["c"][-1])
-    return {name: each[:, place] for name, each in values.items()}
+    column = _index(unit, shapes["c"][-1])
+    return {name: values[:, column] for name, values in series.items()}
 
 
 def _records(trace: "Trace") -> tuple[object, object]:
-    """The state and the gates, which have what an LSTM has."""
+    """Return the state and the gates; both must have the fields of an LSTM."""
     for name, fields in (("gates", "ifgo"), ("state", "ch")):
         record = getattr(trace, name, None)
         missing = [field for field in fields if not hasattr(record, field)]
         if missing:
             raise ValueError(
-                f"trace.{name} is a {type(record).__name__} without "
-                f"{', '.join(missing)}; the trace of an LSTM is needed."
+                f"trace.{name}: got {type(record).__name__} without "
+                f"{', '.join(missing)}, expected the trace of an LSTM."
             )
     return trace.state, trace.gates
 
 
 def _index(unit: int, units: int) -> int:
     try:
-        place = index(unit)
+        column = index(unit)
     except TypeError:
-        place = -1
-    if not 0 <= place < units:
-        raise ValueError(f"unit must be one of 0 to {units - 1}, but is {unit!r}")
-    return place
+        column = -1
+    if not 0 <= column < units:
+        raise ValueError(f"unit: got {unit!r}, expected 0 to {units - 1}.")
+    return column

@@ -1,4 +1,4 @@
-"""One unit of a trained cell: its life over a text."""
+"""Plot of one unit over a text."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,44 +11,56 @@ from numpy.typing import NDArray
 from jaxlstm.plots.canvas import (
     BLUE,
     GREEN,
+    GREY,
     INK,
     ORANGE,
     PURPLE,
-    QUIET,
     VERMILION,
     new_axes,
-    panels_of,
-    tidy,
+    prefix_errors,
+    split_panels,
+    style_axes,
 )
 from jaxlstm.plots.symbols import write_symbols
-from jaxlstm.plots.traces import of_unit
+from jaxlstm.plots.traces import unit_series
 
 if TYPE_CHECKING:
     from jaxlstm.cells.emit import Trace
 
 
-_GATE = (-0.12, 1.12)  # a gate's 0 to 1, with room for the labels of its axis
+_GATE = (-0.12, 1.12)  # limits of 0..1 with space for the tick labels
 
 
+@prefix_errors
 def unit_trace(
     symbols: Sequence[str], trace: "Trace", unit: int, *, ax: Axes | None = None
 ) -> Axes:
-    """All that one unit does over a text: its gates, its cell c, its output h.
+    """Plot the gates, the cell state c and the output h of one unit over a text.
 
-    `trace` is what `unroll(..., emit=emit.trace)` gives, with arrays `[T, H]`.
+    Args:
+        symbols: the T symbols of the text.
+        trace: the result of `unroll(..., emit=jl.emit.trace)` for one row: arrays
+            `[T, H]`.
+        unit: index of the unit, from 0.
+        ax: the axes to split into panels; None for a new figure.
 
-    Errors: `ValueError` for a unit that is not there, for the trace of another cell
-    than an LSTM, and for one that does not fit the symbols.
+    Returns:
+        The axes of the top panel.
 
-    >>> import numpy as np
-    >>> from jaxlstm.cells.base import Gates, LSTMState
-    >>> from jaxlstm.cells.emit import Trace
-    >>> half = np.full((3, 2), 0.5)
-    >>> trace = Trace(LSTMState(half, half), Gates(half, half, half, half))
-    >>> unit_trace("abc", trace, 1).get_title()
-    'unit 1'
+    Raises:
+        ValueError: the unit does not exist, or the trace is not of an LSTM or does not
+            fit the symbols.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxlstm.cells.base import Gates, LSTMState
+        >>> from jaxlstm.cells.emit import Trace
+        >>> half = np.full((3, 2), 0.5)
+        >>> trace = Trace(LSTMState(half, half), Gates(half, half, half, half))
+        >>> unit_trace("abc", trace, 1).get_title()
+        'unit 1'
     """
-    found = of_unit(symbols, trace, unit)
+    series = unit_series(symbols, trace, unit)
     rows = (
         ("input i", GREEN, True),
         ("forget f", BLUE, True),
@@ -57,37 +69,38 @@ def unit_trace(
         ("cell c", INK, False),
         ("output h", VERMILION, False),
     )
-    panels = panels_of(new_axes(ax), [1, 1, 1, 1.3, 1.6, 1.3])
+    panels = split_panels(new_axes(ax), [1, 1, 1, 1.3, 1.6, 1.3])
     for panel, (name, colour, is_gate) in zip(panels, rows, strict=True):
-        series = found[name[-1]]
-        _strip(panel, name, series, colour, _GATE if is_gate else _around(series))
+        values = series[name[-1]]
+        limits = _GATE if is_gate else _limits_with_margin(values)
+        _draw_series(panel, name, values, colour, limits)
     panels[0].set_title(f"unit {unit}")
     write_symbols(panels[-1], symbols)
     return panels[0]
 
 
-def _strip(
+def _draw_series(
     ax: Axes,
     name: str,
     series: NDArray[np.float64],
     colour: str,
     limits: tuple[float, float],
 ) -> None:
-    """One row of a unit's trace: a filled step line with its name at the left."""
+    """Draw one panel: a filled step line with its name at the left."""
     edges = np.arange(series.size + 1) - 0.5
     ax.stairs(series, edges, fill=True, color=colour, alpha=0.3, lw=0)
     ax.stairs(series, edges, baseline=None, color=colour, lw=1.3)
-    ax.axhline(0.0, color=QUIET, lw=0.6)
+    ax.axhline(0.0, color=GREY, lw=0.6)
     ax.set_ylim(*limits)
     ax.set_ylabel(name, rotation=0, ha="right", va="center")
     ax.tick_params(axis="x", length=0)
     ax.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-    tidy(ax)
+    style_axes(ax)
 
 
-def _around(series: NDArray[np.float64]) -> tuple[float, float]:
-    """Limits that hold the series and zero, with a little room."""
+def _limits_with_margin(series: NDArray[np.float64]) -> tuple[float, float]:
+    """Return limits that include the series and zero, with a margin."""
     finite = series[np.isfinite(series)]
     low, high = finite.min(initial=0.0), finite.max(initial=0.0)
-    room = 0.08 * (high - low) or 1.0
-    return low - room * (low < 0), high + room * (high > 0 or low == 0)
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin * (low < 0), high + margin * (high > 0 or low == 0)

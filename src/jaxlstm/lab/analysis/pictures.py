@@ -166,21 +166,21 @@ def _is_lstm(trace: Any) -> bool:
 def _unit(ax: Axes, symbols: Sequence[str], trace: Any, unit: int) -> None:
     """Draw the gates and states of a unit, one panel each."""
     from jaxlstm import plots
-    from jaxlstm.plots.canvas import panels_of, tidy
+    from jaxlstm.plots.canvas import split_panels, style_axes
     from jaxlstm.plots.symbols import write_symbols
 
     if _is_lstm(trace):
         plots.unit_trace(symbols, trace, unit, ax=ax)
         return
     rows = traces.gates(trace) | dict([traces.memory(trace)])
-    panels = panels_of(ax, [1.0] * (len(rows) - 1) + [1.6])
+    panels = split_panels(ax, [1.0] * (len(rows) - 1) + [1.6])
     for panel, (name, values) in zip(panels, rows.items(), strict=True):
         edges = np.arange(len(values) + 1) - 0.5
         panel.stairs(values[:, unit], edges, fill=True, color=_INK, alpha=0.35)
         panel.stairs(values[:, unit], edges, baseline=None, color=_INK, lw=1.3)
         panel.set_ylabel(name, rotation=0, ha="right", va="center")
         panel.tick_params(axis="x", length=0)
-        tidy(panel)
+        style_axes(panel)
     write_symbols(panels[-1], symbols)
 
 
