@@ -46,7 +46,7 @@ def test_import_contracts_hold(copy):
         ("cells/lstm.py", "from jaxlstm.unrolling import unroll"),
         ("engines/scan.py", "import jaxlstm.layers"),
         ("engines/scan.py", "from jaxlstm.engines import adjoint"),
-        ("layers.py", "from jaxlstm.lab import runs"),
+        ("layers/base.py", "from jaxlstm.lab import runs"),
         ("unrolling.py", "import optax"),
         ("masking.py", "import pathlib"),
         ("engines/native/engine.py", "import subprocess"),

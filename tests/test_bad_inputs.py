@@ -245,17 +245,19 @@ def test_b012_carry_of_another_depth():
     xs = problem()[1]
     state, _ = layer.apply(params, xs)
     for given, piece in [
-        (state[:2], r"state has 2 entries for 3 layers"),
-        (state[0], r"state is a LSTMState; a tuple with an entry"),
-        (jnp.zeros((3, B, 3)), r"state is a .*; a tuple with an entry"),
+        (state[:2], r"state: got 2 entries, expected 3, one per layer"),
+        (state[0], r"state: got LSTMState, expected a tuple of 3 entries"),
+        (jnp.zeros((3, B, 3)), r"state: got ArrayImpl, expected a tuple of 3 entries"),
     ]:
-        with pytest.raises(ValueError, match=f"^serial: {piece}"):
+        with pytest.raises(ValueError, match=f"^stack: {piece}"):
             layer.apply(params, xs, given)
-    with pytest.raises(ValueError, match=r"^serial: params has 2 entries for 3"):
+    with pytest.raises(ValueError, match=r"^stack: params: got 2 entries, expected 3"):
         layer.apply(params[:2], xs)
     both = jl.stack(CELL, (3,), bidirectional=True)
     params, _ = both.init(jax.random.key(0), D)
-    with pytest.raises(ValueError, match=r"^bidirectional: state is a LSTMState"):
+    with pytest.raises(
+        ValueError, match=r"^bidirectional: state: got LSTMState, expected a tuple of 2"
+    ):
         both.apply(params, xs, (state[0],))
 
 
@@ -458,7 +460,9 @@ def test_b040_tokens_outside_the_vocabulary(token):
     layer = jl.embed(10, 3)
     params, _ = layer.init(jax.random.key(0))
     tokens = jnp.array([[3, token]])
-    with pytest.raises(ValueError, match=rf"^embed: xs holds the token {token}; .*10"):
+    with pytest.raises(
+        ValueError, match=rf"^embed: xs: got the token {token}, expected 0 to 9 "
+    ):
         layer.apply(params, tokens)
     _, rows = jax.jit(layer.apply)(params, tokens)
     assert np.isnan(rows[0, 1]).all()
@@ -738,7 +742,7 @@ def test_b065_rates_that_cannot_be(rate):
         lambda: jl.recurrent_dropout(CELL, rate),
         lambda: jl.weight_drop(CELL, rate),
     ):
-        message = rf"rate(:| is) (got )?{re.escape(repr(rate))}"
+        message = rf"(rate|dropout): got {re.escape(repr(rate))}, expected a number"
         with pytest.raises(ValueError, match=message):
             build()
 
@@ -809,9 +813,9 @@ def test_b068_params_of_another_tree(name):
 def test_b068_params_of_layers():
     _, xs, _ = problem()
     lstm = CELL.init(jax.random.key(0), D, H)
-    with pytest.raises(ValueError, match=r"^linear: params is a LSTMParams.*w, b"):
+    with pytest.raises(ValueError, match=r"^linear: params: got LSTMParams.*w, b"):
         jl.linear(3).apply(lstm, xs)
-    with pytest.raises(ValueError, match=r"^embed: params is a tuple.*table"):
+    with pytest.raises(ValueError, match=r"^embed: params: got tuple.*table"):
         jl.embed(3, 3).apply((), jnp.zeros((T, B), int))
 
 

@@ -34,10 +34,10 @@ from .layers import bidirectional as bidirectional
 from .layers import dropout as dropout
 from .layers import embed as embed
 from .layers import linear as linear
-from .layers import recurrent as recurrent
 from .layers import residual as residual
 from .layers import serial as serial
 from .layers import stack as stack
+from .layers.recurrent import recurrent as recurrent
 from .masking import StepMask as StepMask
 from .masking import resets_from_segments as resets_from_segments
 from .streaming import stream as stream

@@ -261,7 +261,7 @@ def test_refusals_are_sentences():
         model.apply(variables, np.ma.masked_invalid(BATCH.xs))
     with pytest.raises(ValueError, match=r"layer is Cell.*; a Layer is needed"):
         drawn(Recurrent(jl.lstm()))
-    with pytest.raises(ValueError, match="num_layers is 0"):
+    with pytest.raises(ValueError, match="num_layers: got 0, expected an integer"):
         drawn(LSTM(HIDDEN, num_layers=0))
 
 

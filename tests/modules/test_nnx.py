@@ -332,11 +332,11 @@ def test_refusals_are_sentences():
         model([[[1.0]], [[1.0], [2.0]]])
     with pytest.raises(ValueError, match=r"layer is Cell.*; a Layer is needed"):
         Recurrent(jl.lstm(), FEATURES, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="num_layers is 0"):
+    with pytest.raises(ValueError, match="num_layers: got 0, expected an integer"):
         LSTM(FEATURES, HIDDEN, num_layers=0, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="hidden_size is 0"):
+    with pytest.raises(ValueError, match="hidden_size: got 0, expected an integer"):
         LSTM(FEATURES, 0, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"dropout: rate is 1\.0"):
+    with pytest.raises(ValueError, match=r"^stack: dropout: got 1\.0"):
         LSTM(FEATURES, HIDDEN, dropout=1.0, rngs=nnx.Rngs(0))
 
 

@@ -1,0 +1,292 @@
+"""The `Layer` record, its protocols, and the checks that all layers share.
+
+`make_layer` builds a `Layer` from two functions, `init` and `run`. Its `apply` and
+`trace` check the key, the inputs and the step mask once and collect them in a `Call`.
+Combinators pass this `Call` to the layers inside with `call_layer`, which skips the
+checks that were already made.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from jax.typing import ArrayLike
+
+from jaxlstm import masking
+from jaxlstm.cells.base import Params, State, check_size
+from jaxlstm.cells.emit import Trace
+from jaxlstm.masking import StepMask
+from jaxlstm.typing import Features, Key, as_key, as_key_or_none
+
+Traces = dict[str, Trace]
+"""The `Trace` of each recurrent layer, by the name of the layer."""
+
+
+class LayerInit(Protocol):
+    """Draw the parameters of a layer for inputs of `input_size` features."""
+
+    def __call__(self, key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        """Return the parameters, and the number of features of the outputs."""
+        ...
+
+
+class Apply(Protocol):
+    """Map a sequence `[T, *b, D]` to a sequence `[T, *b, output_size]`.
+
+    `state=None` starts from the initial state. `lengths`, `mask` and `resets` are those
+    of `unroll`, and `mask` may be a `StepMask`. Without a key, nothing is random.
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        xs: ArrayLike,
+        state: State | None = None,
+        *,
+        key: Key | None = None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | StepMask | None = None,
+        resets: ArrayLike | None = None,
+    ) -> tuple[State, Features]:
+        """Return the state after the last step, and the outputs."""
+        ...
+
+
+class TraceFn(Protocol):
+    """Compute what `Apply` computes, and keep the gates and states of every step.
+
+    The traces are a dict with a `Trace` for each recurrent layer inside. The key is the
+    path of the layer in the parameters, such as "1/0", "1/0/forward" or "rnn/0", and ""
+    if the layer itself is recurrent. For cells without wrappers, state and outputs have
+    the bits of `apply` (see `emit.trace`), except that `engine="scan"` may differ in
+    the last bit.
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        xs: ArrayLike,
+        state: State | None = None,
+        *,
+        key: Key | None = None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | StepMask | None = None,
+        resets: ArrayLike | None = None,
+    ) -> tuple[State, Features, Traces]:
+        """Return the state after the last step, the outputs, and the traces."""
+        ...
+
+
+class Layer(NamedTuple):
+    """A function of whole sequences with parameters: a record of pure functions.
+
+    Attributes:
+        init: see `LayerInit`.
+        apply: see `Apply`.
+        trace: see `TraceFn`; None for a layer that reports no traces.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> model = jl.serial(
+        ...     jl.embed(9, 4), jl.stack(jl.lstm(), (5, 3), bidirectional=True)
+        ... )
+        >>> params, _ = model.init(jax.random.key(0))
+        >>> state, ys, traces = model.trace(params, jnp.zeros((7, 2), jnp.int32))
+        >>> sorted(traces)
+        ['1/0/backward', '1/0/forward', '1/1/backward', '1/1/forward']
+        >>> traces["1/0/forward"].gates.f.shape
+        (7, 2, 5)
+    """
+
+    init: LayerInit
+    apply: Apply
+    trace: TraceFn | None = None
+
+
+class Call(NamedTuple):
+    """Options of one call of `apply` or `trace`.
+
+    Attributes:
+        key: a checked key; None for no noise.
+        lengths: as the caller passed them, for layers that `make_layer` did not build.
+        mask: likewise.
+        resets: likewise.
+        steps: the checked step mask; None if the shape `[T, *b]` is not known yet.
+        with_trace: whether to return the traces of recurrent layers.
+    """
+
+    key: Key | None = None
+    lengths: ArrayLike | None = None
+    mask: ArrayLike | StepMask | None = None
+    resets: ArrayLike | None = None
+    steps: StepMask | None = None
+    with_trace: bool = False
+
+    def step_mask(self, frame: tuple[int, ...]) -> StepMask:
+        """Return the checked step mask for steps of the shape `[T, *b]`."""
+        if self.steps is not None:
+            return self.steps
+        return masking.steps(
+            frame, lengths=self.lengths, mask=self.mask, resets=self.resets
+        )
+
+
+Result = tuple[State, Features, Traces]
+Run = Callable[[Any, Any, State, Call], Result]
+CheckInputs = Callable[[ArrayLike], tuple[Any, tuple[int, ...]]]
+
+
+def feature_inputs(xs: ArrayLike, spatial_axes: int = 0) -> tuple[Features, Any]:
+    """Return xs as features `[T, *b, *space, D]`, and their shape `[T, *b]`."""
+    xs = masking.features("xs", xs, spatial_axes=spatial_axes)
+    return xs, xs.shape[: xs.ndim - 1 - spatial_axes]
+
+
+class Definition(NamedTuple):
+    """A layer as `make_layer` received it.
+
+    Attributes:
+        name: prefix of error messages.
+        run: function `(params, xs, state, call) -> (state, ys, traces)`.
+        check_inputs: function `xs -> (xs, [T, *b])` that raises for wrong inputs; None
+            if a layer that `make_layer` did not build reads the inputs.
+    """
+
+    name: str
+    run: Run
+    check_inputs: CheckInputs | None
+
+    def __call__(self, params: Params, xs: Any, state: State, call: Call) -> Result:
+        """Check the inputs, and the step mask unless it is checked, then run."""
+        if self.check_inputs is not None:
+            with masking.error_prefix(self.name):
+                xs, frame = self.check_inputs(xs)
+                call = call._replace(steps=call.step_mask(frame))
+        return self.run(params, xs, state, call)
+
+
+def make_layer(
+    name: str, init: LayerInit, run: Run, check_inputs: CheckInputs | None
+) -> Layer:
+    """Return a layer that checks the arguments of every call once.
+
+    Args:
+        name: prefix of error messages.
+        init: draws the parameters from a checked key.
+        run: see `Definition`.
+        check_inputs: see `Definition`.
+    """
+    definition = Definition(name, run, check_inputs)
+
+    def checked_init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        return init(as_key(name, key), input_size)
+
+    def apply(
+        params: Params,
+        xs: ArrayLike,
+        state: State | None = None,
+        *,
+        key: Key | None = None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | StepMask | None = None,
+        resets: ArrayLike | None = None,
+    ) -> tuple[State, Features]:
+        call = Call(as_key_or_none(name, key), lengths, mask, resets)
+        return definition(params, xs, state, call)[:2]
+
+    def trace(
+        params: Params,
+        xs: ArrayLike,
+        state: State | None = None,
+        *,
+        key: Key | None = None,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | StepMask | None = None,
+        resets: ArrayLike | None = None,
+    ) -> Result:
+        call = Call(as_key_or_none(name, key), lengths, mask, resets, with_trace=True)
+        return definition(params, xs, state, call)
+
+    for function in apply, trace:
+        setattr(function, "definition", definition)  # noqa: B010
+    return Layer(checked_init, apply, trace)
+
+
+def definition_of(function: Apply | TraceFn) -> Definition | None:
+    """Return the definition behind `apply` or `trace`; None if it has none."""
+    return getattr(function, "definition", None)
+
+
+def input_check_of(layer: Layer) -> CheckInputs | None:
+    """Return the function that checks the layer's inputs; None if it has none."""
+    definition = definition_of(layer.apply)
+    return None if definition is None else definition.check_inputs
+
+
+def call_layer(
+    layer: Layer, params: Params, xs: Any, state: State, call: Call
+) -> Result:
+    """Apply a layer, without a second check of what has been checked.
+
+    A layer that `make_layer` did not build gets the options as the caller passed them.
+    """
+    traced = call.with_trace and layer.trace is not None
+    function: Any = layer.trace if traced else layer.apply
+    definition = definition_of(function)
+    if definition is not None:
+        return definition(params, xs, state, call._replace(with_trace=traced))
+    result = function(
+        params,
+        xs,
+        state,
+        key=call.key,
+        lengths=call.lengths,
+        mask=call.mask,
+        resets=call.resets,
+    )
+    return result if traced else (*result, {})
+
+
+def prefix_names(prefix: str, traces: Traces) -> Traces:
+    """Return the traces of an inner layer under the names of the outer layer."""
+    return {f"{prefix}/{name}".rstrip("/"): trace for name, trace in traces.items()}
+
+
+def require_input_size(layer: str, input_size: int | None) -> int:
+    """Return the number of input features.
+
+    Raises:
+        ValueError: it is None, or not an integer >= 1.
+    """
+    if input_size is None:
+        raise ValueError(
+            f"{layer}: input_size: got None, expected the number of input features; "
+            "pass it to init."
+        )
+    check_layer_size(layer, "input_size", input_size)
+    return input_size
+
+
+def check_layer_size(layer: str, name: str, size: int) -> None:
+    """Raise a `ValueError` with the layer's name if size is not an integer >= 1."""
+    with masking.error_prefix(layer):
+        check_size(name, size)
+
+
+def check_layers(combinator: str, *layers: Layer) -> None:
+    """Raise a `ValueError` if one of the layers is not a `Layer`."""
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            raise ValueError(
+                f"{combinator}: got {layer!r:.60}, expected a Layer; "
+                "jl.recurrent(cell, size) makes one from a cell."
+            )
+
+
+def check_params(params: Params, record: type) -> None:
+    """Raise a `ValueError` if the params are not an instance of the record."""
+    if not isinstance(params, record):
+        fields = ", ".join(getattr(record, "_fields", ()))
+        raise ValueError(
+            f"params: got {type(params).__name__}, expected "
+            f"{record.__name__}({fields}), as init returns it."
+        )

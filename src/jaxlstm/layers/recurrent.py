@@ -1,0 +1,87 @@
+"""The layer that runs a cell over time."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+from jax.typing import ArrayLike
+
+from jaxlstm import masking
+from jaxlstm.cells import emit
+from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.layers.base import (
+    Call,
+    Layer,
+    Result,
+    check_layer_size,
+    feature_inputs,
+    make_layer,
+    require_input_size,
+)
+from jaxlstm.typing import Key
+from jaxlstm.unrolling import unroll
+
+
+def recurrent(
+    cell: Cell,
+    hidden_size: int,
+    *,
+    reverse: bool = False,
+    checkpoint_every: int | str | None = None,
+    engine: str | Sequence[str] | None = None,
+) -> Layer:
+    """Return the layer that runs a cell over time with `unroll`.
+
+    Parameters and state are those of the cell.
+
+    Args:
+        cell: the cell.
+        hidden_size: number of hidden units.
+        reverse: run from the last step to the first; outputs stay at their own t.
+        checkpoint_every: see `unroll`.
+        engine: see `unroll`.
+
+    Raises:
+        ValueError: cell is not a `Cell`, or hidden_size is not an integer >= 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> layer = jl.recurrent(jl.lstm(), 5)
+        >>> params, size = layer.init(jax.random.key(0), 3)
+        >>> state, ys = layer.apply(params, jnp.ones((7, 2, 3)))
+        >>> ys.shape
+        (7, 2, 5)
+    """
+    if not isinstance(cell, Cell):
+        raise ValueError(
+            f"recurrent: cell: got {cell!r:.60}, expected a Cell; pass for example "
+            "jl.lstm() or Cell(init, initial_state, project, step)."
+        )
+    check_layer_size("recurrent", "hidden_size", hidden_size)
+
+    def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        with masking.error_prefix("recurrent"):
+            input_size = require_input_size("recurrent", input_size)
+            params = cell.init(key, input_size, hidden_size)
+            state = jax.eval_shape(cell.initial_state, params)
+            return params, emit.hidden(state, None).shape[-1]
+
+    def run(params: Params, xs: ArrayLike, state: State, call: Call) -> Result:
+        state, emitted = unroll(
+            cell,
+            params,
+            xs,
+            state,
+            mask=call.steps,
+            reverse=reverse,
+            emit=emit.trace if call.with_trace else emit.hidden,
+            key=call.key,
+            checkpoint_every=checkpoint_every,
+            engine=engine,
+        )
+        if not call.with_trace:
+            return state, emitted, {}
+        return state, emit.hidden(*emitted), {"": emitted}
+
+    check_inputs = functools.partial(feature_inputs, spatial_axes=cell.spatial_axes)
+    return make_layer("recurrent", init, run, check_inputs)
