@@ -11,23 +11,16 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab._util.files import reason, sync, write_atomic
-from jaxlstm.lab.analysis import (
-    features,
-    pictures,
-    results,
-    search,
-    traces,
-    wording,
-)
-from jaxlstm.lab.analysis import (
-    text as texts,
-)
+from jaxlstm.lab.analysis import features, pictures, results, search, traces, wording
+from jaxlstm.lab.analysis import text as texts
 from jaxlstm.lab.analysis.features import Feature
 from jaxlstm.lab.analysis.layers import facts_of_layers
 from jaxlstm.lab.analysis.results import Inspection
@@ -132,31 +125,34 @@ def _search(
         [column for column in columns if column.symbol is None],
         np.concatenate(states, axis=1),
         seen.text.tokens[positions],
-        [
-            Unit(layer, unit)
-            for layer, state in enumerate(states)
-            for unit in range(state.shape[1])
-        ],
+        [unit for layer, state in enumerate(states) for unit in _units(layer, state)],
         np.concatenate(others, axis=1),
     )
-    symbols, findings = [seen.text.symbols[at] for at in positions], []
-    for finding in result.findings:
-        trace = seen.layers[finding.unit.layer]
-        values = traces.gates(trace) | dict([traces.memory(trace)])
-        unit = {
-            name: traces.flat(v)[:, finding.unit.unit] for name, v in values.items()
-        }
-        findings.append(wording.with_sentence(finding, unit, symbols))
+    symbols = [seen.text.symbols[at] for at in positions]
+    findings = [
+        wording.with_sentence(finding, _values(seen, finding.unit), symbols)
+        for finding in result.findings
+    ]
     single, switches = [column for column in columns if column.symbol is not None], []
     for layer, pair in enumerate(zip(seen.layers, untrained.layers, strict=True)):
         gates, before = (
             {name: traces.flat(v) for name, v in traces.gates(trace).items()}
             for trace in pair
         )
-        size = max((gate.shape[1] for gate in gates.values()), default=0)
-        units = [Unit(layer, unit) for unit in range(size)]
+        units = _units(layer, next(iter(gates.values()))) if gates else []
         switches += search.gate_switches(single, gates, units, before)
     return result._replace(findings=findings), switches
+
+
+def _units(layer: int, values: NDArray[Any]) -> list[Unit]:
+    return [Unit(layer, unit) for unit in range(values.shape[1])]
+
+
+def _values(seen: Traces, unit: Unit) -> dict[str, NDArray[Any]]:
+    """Return the gates and the c or h `[N]` of a unit."""
+    trace = seen.layers[unit.layer]
+    values = traces.gates(trace) | dict([traces.memory(trace)])
+    return {name: traces.flat(value)[:, unit.unit] for name, value in values.items()}
 
 
 # -- output ------------------------------------------------------------------

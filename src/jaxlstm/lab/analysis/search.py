@@ -293,36 +293,47 @@ def gate_switches(
     """
     findings = []
     for letter, gate in gates.items():
-        if letter not in SWITCHES:
-            continue
-        words, sign = SWITCHES[letter]
-        first, second = np.array_split(gate, [len(gate) // 2])
-        beside, switches = untrained[letter][len(first) :], []
-        for feature in features:
-            before, at = np.array_split(np.asarray(feature.values, bool), [len(first)])
-            if not all(EPISODES <= half.sum() < len(half) for half in (before, at)):
-                continue
-            chosen, tested = sign * _gap(first, before), sign * _gap(second, at)
-            unit = int(chosen.argmax())
-            if min(chosen[unit], tested[unit]) < GAP:
-                continue
-            gaps = [_gap(beside, at), *(_gap(second, moved) for moved in _shifted(at))]
-            chance = max(float((sign * gap).max()) for gap in gaps)
-            if tested[unit] < chance + MARGIN:
-                continue
-            own = second[:, unit]
-            there, elsewhere = float(own[at].mean()), float(own[~at].mean())
-            name = symbol_name(feature.symbol or "")
-            sentence = f"{words} on {name} ({there:.2f}; {elsewhere:.2f} elsewhere)"
-            facts = {"there": there, "elsewhere": elsewhere}
-            score = float(tested[unit])
-            finding = Finding(
-                units[unit], feature, score, chance, sentence=sentence, facts=facts
-            )
-            switches.append((chosen[unit], finding))
-        switches.sort(key=lambda pair: -pair[0])
-        findings += [finding for _, finding in switches[:MOST_SWITCHES]]
+        if letter in SWITCHES:
+            other = untrained[letter]
+            tested = (_test_switch(letter, f, gate, units, other) for f in features)
+            found = sorted(filter(None, tested), key=lambda pair: -pair[0])
+            findings += [finding for _, finding in found[:MOST_SWITCHES]]
     return findings
+
+
+def _test_switch(
+    letter: str,
+    feature: Feature,
+    gate: Floats,
+    units: Sequence[Unit],
+    untrained: Floats,
+) -> tuple[float, Finding] | None:
+    """Return the difference on the first half and the finding, or None."""
+    words, sign = SWITCHES[letter]
+    middle = len(gate) // 2
+    first, second, untrained = gate[:middle], gate[middle:], untrained[middle:]
+    before, at = np.array_split(np.asarray(feature.values, bool), [middle])
+    if not all(EPISODES <= half.sum() < len(half) for half in (before, at)):
+        return None
+    chosen, tested = sign * _gap(first, before), sign * _gap(second, at)
+    unit = int(chosen.argmax())
+    if min(chosen[unit], tested[unit]) < GAP:
+        return None
+    gaps = [_gap(untrained, at), *(_gap(second, moved) for moved in _shifted(at))]
+    chance, score = max(float((sign * g).max()) for g in gaps), float(tested[unit])
+    if score < chance + MARGIN:
+        return None
+    there, elsewhere = (float(second[where, unit].mean()) for where in (at, ~at))
+    name = symbol_name(feature.symbol or "")
+    finding = Finding(
+        units[unit],
+        feature,
+        score,
+        chance,
+        sentence=f"{words} on {name} ({there:.2f}; {elsewhere:.2f} elsewhere)",
+        facts={"there": there, "elsewhere": elsewhere},
+    )
+    return float(chosen[unit]), finding
 
 
 def _gap(gate: Floats, at: Flags) -> Floats:
