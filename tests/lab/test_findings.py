@@ -68,9 +68,9 @@ def test_a_planted_unit_is_found_and_no_other(sign, level):
     assert sign * one.score > 0.9
     assert one.memory is not None
     assert sign * one.memory > 0.8
-    told = wording.with_sentence(one, {"c": states[:, 7]}, symbols)
-    assert told.sentence.startswith(f"is {level} {one.feature.phrase}: c is ")
-    assert " % of pairs (" in told.sentence
+    described = wording.with_sentence(one, {"c": states[:, 7]}, symbols)
+    assert described.sentence.startswith(f"is {level} {one.feature.phrase}: c is ")
+    assert " % of pairs (" in described.sentence
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.9, 0.995, 1.0])
@@ -108,8 +108,8 @@ def test_a_counter_follows_the_position_in_the_line():
     assert one.unit == Unit(0, 1)
     assert one.feature.phrase == "the position in the line"
     assert one.score < -0.99
-    told = wording.with_sentence(one, {"h": states[:, 1]}, symbols)
-    assert told.sentence == (
+    described = wording.with_sentence(one, {"h": states[:, 1]}, symbols)
+    assert described.sentence == (
         "follows the position in the line: h falls with it (rank correlation "
         f"{one.score:.2f}; {abs(one.memory or 0):.2f} without the current symbol's "
         f"effect; chance {one.chance:.2f})."
@@ -139,17 +139,17 @@ def test_the_sentence_describes_the_gates():
         "f": np.where(here == ")", 0.05, 0.95),
     }
     finding = Finding(Unit(0, 0), Feature("inside", inside), 0.9, 0.1, 0.8)
-    told = wording.with_sentence(finding, unit, symbols)
-    assert told.sentence == (
+    described = wording.with_sentence(finding, unit, symbols)
+    assert described.sentence == (
         "is high inside: c is 1.50 there and -0.25 elsewhere. It opens its input gate "
         "on `(` (0.90; 0.10 elsewhere) and keeps c (f = 0.95; 0.92 elsewhere) until "
         "`)` (0.05). c separates inside from outside in 95 % of pairs (90 % without "
         "the current symbol's effect; chance 55 %). This occurs "
-        f"{told.facts['occurs']:.0f} times."
+        f"{described.facts['occurs']:.0f} times."
     )
     begins = [one == "(" for one in symbols]
-    assert told.facts["occurs"] == sum(begins)
-    assert told.facts["kept_end"] == pytest.approx(0.05)
+    assert described.facts["occurs"] == sum(begins)
+    assert described.facts["kept_end"] == pytest.approx(0.05)
 
 
 def test_the_sentence_says_any_if_every_such_symbol_opens_the_gate():
@@ -160,8 +160,8 @@ def test_the_sentence_says_any_if_every_such_symbol_opens_the_gate():
     only = opened | {"i": np.where(np.arange(120) % 6 == 0, 0.9, 0.1)}
     finding = Finding(Unit(0, 0), Feature("early", at), 0.9, 0.1, 0.8)
     for unit, words in (opened, "on any `b` (0.90; "), (only, "on `b` (0.90; "):
-        told = wording.with_sentence(finding, unit, symbols)
-        assert f"opens its input gate {words}" in told.sentence
+        described = wording.with_sentence(finding, unit, symbols)
+        assert f"opens its input gate {words}" in described.sentence
 
 
 def test_what_an_untrained_network_follows_is_no_finding():

@@ -121,7 +121,7 @@ def _sensitivity(
         return task.cross_entropy(logits[0], tokens[-1]).sum()
 
     def projections(state: Any) -> jax.Array:
-        """Project h on random directions, of which each takes one backward pass."""
+        """Project h on random directions; each takes one backward pass."""
         shape = state.h.shape[-1], DIRECTIONS
         return state.h @ jax.random.normal(jax.random.key(0), shape, state.h.dtype)
 

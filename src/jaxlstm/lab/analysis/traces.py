@@ -21,7 +21,7 @@ LARGEST_TRACE = 1 << 28  # numbers
 
 
 class Traces(NamedTuple):
-    """What every layer computed on stretches of a text.
+    """States and gates of every layer on stretches of a text.
 
     Attributes:
         text: The text.
