@@ -1,8 +1,8 @@
-"""Random cases for whole sequences, and how the library and the oracle answer them.
+"""Random cases for sequences, and the results of the library and of the oracle.
 
-A case always has a non-zero initial state and cotangents on hs, h_T and c_T, and
-NaN and infinities wherever a step does not happen. `answer` takes the imported
-package as its first argument, so that a mutated copy answers the same questions.
+A case always has a non-zero initial state and cotangents on hs, h_T and c_T, and NaN
+and infinities at every inactive step. `answer` takes the imported package as its first
+argument, so that a mutated copy can be tested with the same cases.
 """
 
 from functools import lru_cache
@@ -13,7 +13,7 @@ import numpy as np
 
 from oracle import Gradients, Weights, Which, backward, forward
 
-POISON = np.array([np.nan, np.inf, -np.inf])
+NON_FINITE = np.array([np.nan, np.inf, -np.inf])
 
 
 class Shape(NamedTuple):
@@ -26,7 +26,7 @@ class Shape(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """Which of unroll's options a case uses; masking is none, lengths or mask."""
+    """Options of `unroll` that a case uses; masking is none, lengths or mask."""
 
     masking: str = "none"
     resets: bool = False
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One question: arguments of unroll, and the cotangents to pull back."""
+    """Arguments of `unroll`, and the cotangents of its results."""
 
     weights: Weights
     xs: np.ndarray
@@ -56,12 +56,12 @@ class Answer(NamedTuple):
 
 
 def draw(rng: np.random.Generator, shape: Shape, kind: Kind) -> Case:
-    """One random case; padding of xs holds NaN, inf or -inf."""
+    """Draw a case; padding of xs holds NaN, inf or -inf."""
     time, batch, features, hidden = shape
     which = draw_which(rng, shape, kind)
     xs = rng.normal(size=(time, *batch, features))
-    skipped = ~steps_that_happen(which, time, batch)
-    xs[skipped] = rng.choice(POISON, size=(skipped.sum(), features))
+    skipped = ~active_steps(which, time, batch)
+    xs[skipped] = rng.choice(NON_FINITE, size=(skipped.sum(), features))
     return Case(
         draw_weights(rng, features, hidden),
         xs,
@@ -73,7 +73,7 @@ def draw(rng: np.random.Generator, shape: Shape, kind: Kind) -> Case:
 
 
 def draw_weights(rng: np.random.Generator, features: int, hidden: int) -> Weights:
-    """Weights large enough that every gate leaves its linear part."""
+    """Draw weights large enough that every gate leaves its linear range."""
     return Weights(
         rng.normal(size=(features, 4, hidden)),
         rng.normal(size=(hidden, 4, hidden)),
@@ -82,7 +82,7 @@ def draw_weights(rng: np.random.Generator, features: int, hidden: int) -> Weight
 
 
 def draw_which(rng: np.random.Generator, shape: Shape, kind: Kind) -> Which:
-    """Lengths from 0 to T, both ends included; masks with holes; frequent resets."""
+    """Draw lengths from 0 to T inclusive, masks with holes, and frequent resets."""
     time, batch = shape.time, shape.batch
     lengths = rng.integers(0, time + 1, size=batch, dtype=np.int32)
     return Which(
@@ -93,8 +93,8 @@ def draw_which(rng: np.random.Generator, shape: Shape, kind: Kind) -> Which:
     )
 
 
-def steps_that_happen(which: Which, time: int, batch: tuple[int, ...]) -> np.ndarray:
-    """bool [T, *b]."""
+def active_steps(which: Which, time: int, batch: tuple[int, ...]) -> np.ndarray:
+    """Return the executed steps, bool [T, *b]."""
     active = np.ones((time, *batch), bool)
     if which.lengths is not None:
         t = np.arange(time).reshape(-1, *(1 for _ in batch))
@@ -103,7 +103,7 @@ def steps_that_happen(which: Which, time: int, batch: tuple[int, ...]) -> np.nda
 
 
 def expected(case: Case) -> Answer:
-    """What the oracle says."""
+    """Return the result of the oracle."""
     weights, xs, h, c, which, d_hs, d_h, d_c = case
     run = forward(weights, xs, h, c, which)
     gradients = backward(weights, xs, h, c, which, d_hs, d_h, d_c)
@@ -111,7 +111,7 @@ def expected(case: Case) -> Answer:
 
 
 def answer(jl, case: Case, *, jit: bool = True, checkpoint_every=None) -> Answer:
-    """What the package `jl` says: traced under jit, or with concrete values."""
+    """Return the result of the package `jl`, under jit or with concrete values."""
     weights, xs, h, c, which, d_hs, d_h, d_c = case
     function = pulled(jl, which.reverse, checkpoint_every)
     out, gradients = (jax.jit(function) if jit else function)(
@@ -126,7 +126,7 @@ def answer(jl, case: Case, *, jit: bool = True, checkpoint_every=None) -> Answer
 
 @lru_cache
 def pulled(jl, reverse: bool, checkpoint_every):
-    """(inputs, steps, cotangents) -> (values, gradients); one object per program."""
+    """Return `(inputs, steps, cotangents) -> (values, gradients)`, cached."""
 
     def values_and_gradients(inputs, steps, cotangents):
         lengths, mask, resets = steps
@@ -151,7 +151,7 @@ def pulled(jl, reverse: bool, checkpoint_every):
 
 
 def assert_same(got, wanted, tolerance: float = 1e-12) -> None:
-    """Equal leaf for leaf, in structure, shape and value."""
+    """Assert that all leaves are equal in number, shape and value."""
     got_leaves, wanted_leaves = jax.tree.leaves(got), jax.tree.leaves(wanted)
     assert len(got_leaves) == len(wanted_leaves)
     for one, other in zip(got_leaves, wanted_leaves, strict=True):
@@ -160,7 +160,7 @@ def assert_same(got, wanted, tolerance: float = 1e-12) -> None:
 
 
 def same_bits(one, other) -> bool:
-    """Equal in structure, dtype and every bit."""
+    """Return whether all leaves are equal in number, dtype and every bit."""
     leaves, wanted = jax.tree.leaves(one), jax.tree.leaves(other)
     return len(leaves) == len(wanted) and all(
         a.dtype == b.dtype and np.array_equal(a, b)
@@ -169,5 +169,5 @@ def same_bits(one, other) -> bool:
 
 
 def finite(tree) -> bool:
-    """No NaN and no infinity in any leaf."""
+    """Return whether no leaf has a NaN or an infinity."""
     return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))

@@ -1,13 +1,13 @@
-"""The whole recurrent family in NumPy: one row, one step at a time, from the papers.
+"""All cells and wrappers in NumPy: one row and one step at a time, from the papers.
 
-It shares no code with the library and knows no batch, no mask arithmetic and no loop
-primitive: a row is a Python loop, a step that does not happen is a `continue`, a
-length is the end of a `range`, and a convolution is a loop over its kernel. Nothing
-here asks for a dtype, so it also runs on complex numbers, and `along` takes exact
-derivatives from there: Im f(a + i h v) / h, with h = 1e-30 and nothing to cancel.
+It shares no code with the library, and has no batches, mask arithmetic or loop
+primitives: a row is a Python loop, an inactive step is a `continue`, a length is the
+end of a `range`, and a convolution is a loop over its kernel. No function depends on a
+dtype, so complex numbers work, and `along` computes derivatives by the complex step:
+Im f(a + i h v) / h, with h = 1e-30, which has no cancellation.
 
-Parameters, states and gates are dictionaries, with the names of the library's
-records. Wrappers stand for what they mean without a key.
+Parameters, states and gates are dicts with the names of the library's records. Wrappers
+have their behaviour without a key.
 """
 
 import functools
@@ -39,7 +39,7 @@ def same(value):
 
 
 def sigmoid(z):
-    """1 / (1 + exp(-z)), which is (1 + tanh(z / 2)) / 2 and cannot overflow."""
+    """Return 1 / (1 + exp(-z)) = (1 + tanh(z / 2)) / 2, which cannot overflow."""
     return 0.5 + 0.5 * np.tanh(0.5 * z)
 
 
@@ -47,7 +47,7 @@ def sigmoid(z):
 
 
 def sums(p: Named, x, h) -> list:
-    """`W_x x + W_h h + b`, one for each gate."""
+    """Return `W_x x + W_h h + b` of each gate."""
     gates = range(len(p["b"]))
     return [x @ p["w_x"][:, k] + h @ p["w_h"][:, k] + p["b"][k] for k in gates]
 
@@ -64,7 +64,7 @@ def written(z_i, z_f, z_g, z_o, c, shown):
 
 
 def classic(p, h, c, x, shown):
-    """1997: nothing is ever forgotten."""
+    """Hochreiter and Schmidhuber 1997, without a forget gate."""
     z_i, z_g, z_o = sums(p, x, h)
     i, g, o = sigmoid(z_i), np.tanh(z_g), sigmoid(z_o)
     c = shown(c + i * g)
@@ -72,7 +72,7 @@ def classic(p, h, c, x, shown):
 
 
 def peephole(p, h, c, x, shown):
-    """Gers and Schmidhuber 2000: the output gate sees the new c, the others the old."""
+    """Gers and Schmidhuber 2000: o reads the new c, i and f the old."""
     z_i, z_f, z_g, z_o = sums(p, x, h)
     i, f = sigmoid(z_i + p["p_i"] * c), sigmoid(z_f + p["p_f"] * c)
     g = np.tanh(z_g)
@@ -82,7 +82,7 @@ def peephole(p, h, c, x, shown):
 
 
 def coupled(p, h, c, x, shown):
-    """Greff et al. 2017, CIFG: what is not kept is written."""
+    """Greff et al. 2017, CIFG: i = 1 - f."""
     z_f, z_g, z_o = sums(p, x, h)
     f = sigmoid(z_f if p["p_f"] is None else z_f + p["p_f"] * c)
     g = np.tanh(z_g)
@@ -92,7 +92,7 @@ def coupled(p, h, c, x, shown):
 
 
 def projected(p, h, c, x, shown):
-    """Sak et al. 2014: fewer units are shown than kept."""
+    """Sak et al. 2014: h is a projection to fewer units."""
     h, c, gates = lstm(p, h, c, x, shown)
     return h @ p["w_p"], c, gates
 
@@ -118,7 +118,7 @@ def conv_lstm(p, h, c, x, shown):
 
 
 def convolved(x, w):
-    """[*space, K] and [*kernel, K, G, H] -> [*space, G, H]; zeros beyond the edge."""
+    """Convolve [*space, K] with [*kernel, K, G, H] to [*space, G, H], zero-padded."""
     space, kernel = x.shape[:-1], w.shape[:-3]
     rows = []
     for place in np.ndindex(space):
@@ -141,7 +141,7 @@ def simple_rnn(p, h, c, x, shown):
 
 
 def gru(p, h, c, x, shown):
-    """Cho et al. 2014; with b_h, as cuDNN has it: reset after the product."""
+    """Cho et al. 2014; with b_h the form of cuDNN, which resets after the product."""
     w_h = p["w_h"]
     of_x = [x @ p["w_x"][:, k] + p["b"][k] for k in range(3)]
     r, z = (sigmoid(of_x[k] + h @ w_h[:, k]) for k in range(2))
@@ -153,7 +153,7 @@ def gru(p, h, c, x, shown):
 
 
 def model(equations) -> Model:
-    """The cell with these equations, zeros its initial state."""
+    """Return the model of these equations, with zeros as its initial state."""
 
     def begin(p: Named, space: tuple[int, ...]) -> Named:
         hidden = p["b"].shape[-1]
@@ -172,7 +172,7 @@ def model(equations) -> Model:
 
 
 def zoneout(inner: Model, rates: dict[str, float]) -> Model:
-    """Krueger et al. 2017: what of the old is kept, on average."""
+    """Krueger et al. 2017: the expectation of the mixture of old and new state."""
 
     def step(p, state, x, at, shown=same):
         after, gates = inner.step(p, state, x, at, shown)
@@ -184,7 +184,7 @@ def zoneout(inner: Model, rates: dict[str, float]) -> Model:
 
 
 def clip_cell(inner: Model, limit: float) -> Model:
-    """c_t kept within ±limit, judged by its real part."""
+    """Clip c_t to ±limit, by its real part."""
 
     def clip(c):
         size = np.real(c)
@@ -197,7 +197,7 @@ def clip_cell(inner: Model, limit: float) -> Model:
 
 
 def learned_initial_state(inner: Model) -> Model:
-    """The state to begin with, and to begin again with, is a parameter."""
+    """Make the initial state, also after resets, a parameter."""
 
     def begin(p, space):
         state = p["state"]
@@ -210,7 +210,7 @@ def learned_initial_state(inner: Model) -> Model:
 
 
 def taps(inner: Model) -> Model:
-    """Something is added to the state after every step."""
+    """Add a tap to the state after every step."""
 
     def begin(p, space):
         return inner.begin(p["params"], space)
@@ -236,7 +236,7 @@ class Question(NamedTuple):
 
 
 def plain(tree):
-    """Dictionaries in place of records, NumPy in place of JAX."""
+    """Return dicts of NumPy arrays in place of records of JAX arrays."""
     if tree is None:
         return None
     if isinstance(tree, tuple) and hasattr(tree, "_asdict"):
@@ -247,7 +247,7 @@ def plain(tree):
 def forward(
     model: Model, question: Question, which: Which, spatial_axes: int = 0
 ) -> tuple[Named, Named]:
-    """The last state, and {state, gates} of each step; zeros where there is no step."""
+    """Return the last state, and {state, gates} of each step, zero if inactive."""
     params, xs, state = question
     axes = xs.ndim - 1 - spatial_axes
     batch, space = xs.shape[1:axes], xs.shape[axes:-1]
@@ -273,18 +273,18 @@ def forward(
 
 
 def order(which: Which, time: int, row: tuple[int, ...]) -> range:
-    """The steps of a row in the order in which they run."""
+    """Return the steps of a row in the order of the run."""
     end = time if which.lengths is None else int(which.lengths[row])
     return range(end)[::-1] if which.reverse else range(end)
 
 
 def filled(like: Named, axes: tuple[int, ...], kind) -> Named:
-    """Zeros of these shapes, with more axes before them."""
+    """Return zeros of these shapes with additional leading axes."""
     return {k: np.zeros((*axes, *np.shape(v)), kind) for k, v in like.items()}
 
 
 def leaves(tree) -> list[np.ndarray]:
-    """All arrays of dictionaries and tuples, in the order of their names."""
+    """Return all arrays of nested dicts and tuples, in the order of names."""
     if tree is None:
         return []
     if isinstance(tree, dict):
@@ -295,7 +295,7 @@ def leaves(tree) -> list[np.ndarray]:
 
 
 def moved(question, direction, size):
-    """`question + size * direction`, leaf by leaf."""
+    """Return `question + size * direction`, leaf by leaf."""
     if question is None:
         return None
     if isinstance(question, dict):
@@ -307,7 +307,7 @@ def moved(question, direction, size):
 
 
 def dot(one, other):
-    """The sum of all products."""
+    """Return the inner product of all leaves."""
     pairs = zip(leaves(one), leaves(other), strict=True)
     return sum(np.sum(a * b) for a, b in pairs)
 
@@ -320,7 +320,7 @@ def along(
     which: Which,
     spatial_axes: int = 0,
 ) -> tuple[tuple[Named, Named], float]:
-    """The answer, and the derivative of <cotangents, answer> along the direction.
+    """Return the answer, and d<cotangents, answer> along the direction.
 
     By a complex step, exact to rounding: the answer is the real part.
     """

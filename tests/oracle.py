@@ -1,14 +1,14 @@
 """An LSTM in float64 NumPy: one row, one step at a time, with its reverse pass.
 
-It shares no code with the library and knows no batch, no mask arithmetic and no
-loop primitive: a row is a Python loop, and a step that does not happen is a
-`continue`. Everything the library does fast must equal this.
+It shares no code with the library, and has no batches, mask arithmetic or loop
+primitives: a row is a Python loop, and an inactive step is a `continue`. The results of
+the library must equal these.
 
     z = W_x x_t + W_h h_{t-1} + b         i, f, o = σ(z_i), σ(z_f), σ(z_o)
     g = tanh(z_g)      c_t = f ⊙ c_{t-1} + i ⊙ g      h_t = o ⊙ tanh(c_t)
 
 Names: T time, *b any batch axes, D input features, H hidden units. Weights are
-[D, 4, H], [H, 4, H] and [4, H]; the gate axis reads i, f, g, o.
+[D, 4, H], [H, 4, H] and [4, H]; the gate axis has the order i, f, g, o.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
 
 class Which(NamedTuple):
-    """Which steps happen, in which order, and where the state begins again."""
+    """Executed steps, their order, and resets."""
 
     lengths: np.ndarray | None = None
     mask: np.ndarray | None = None
@@ -37,7 +37,7 @@ EVERY_STEP = Which()
 
 
 class Moment(NamedTuple):
-    """What one step saw and did, kept for the reverse pass; every entry one row's."""
+    """Values of one step of one row, stored for the reverse pass."""
 
     t: int
     reset: bool
@@ -53,7 +53,7 @@ class Moment(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Everything of a whole batch: hs, cs [T, *b, H], gates [4, T, *b, H], h_T, c_T."""
+    """Results of a batch: hs, cs [T, *b, H], gates [4, T, *b, H], h_T, c_T."""
 
     hs: np.ndarray
     cs: np.ndarray
@@ -72,23 +72,23 @@ class Gradients(NamedTuple):
 
 
 def sigmoid(z):
-    """1 / (1 + exp(-z)), written so that it cannot overflow."""
+    """Return 1 / (1 + exp(-z)) without overflow."""
     return np.exp(-np.logaddexp(0.0, -z))
 
 
-def happens(which: Which, t: int, row: tuple) -> bool:
-    """Whether step t of a row takes place."""
+def is_active(which: Which, t: int, row: tuple) -> bool:
+    """Return whether step t of a row is executed."""
     if which.lengths is not None and t >= which.lengths[row]:
         return False
     return which.mask is None or bool(which.mask[(t, *row)])
 
 
 def run_row(weights: Weights, xs, h, c, which: Which, row: tuple) -> list[Moment]:
-    """The steps of one row that happen, in the order they run."""
+    """Return the executed steps of one row, in order."""
     moments = []
     order = range(len(xs))
     for t in reversed(order) if which.reverse else order:
-        if not happens(which, t, row):
+        if not is_active(which, t, row):
             continue
         reset = which.resets is not None and bool(which.resets[(t, *row)])
         if reset:
@@ -100,7 +100,7 @@ def run_row(weights: Weights, xs, h, c, which: Which, row: tuple) -> list[Moment
 
 
 def step(weights: Weights, t: int, reset: bool, x, h, c) -> Moment:
-    """The equations of the module, once."""
+    """Compute the equations of the module for one step."""
     z = [x @ weights.w_x[:, k] + h @ weights.w_h[:, k] + weights.b[k] for k in range(4)]
     i, f, g, o = sigmoid(z[0]), sigmoid(z[1]), np.tanh(z[2]), sigmoid(z[3])
     c_new = f * c + i * g
@@ -108,7 +108,7 @@ def step(weights: Weights, t: int, reset: bool, x, h, c) -> Moment:
 
 
 def forward(weights: Weights, xs, h, c, which: Which = EVERY_STEP) -> Run:
-    """Run a batch, row after row; a step that does not happen leaves zeros."""
+    """Run a batch row by row; inactive steps have zero outputs."""
     hs = np.zeros((*xs.shape[:-1], h.shape[-1]))
     cs, gates = np.zeros_like(hs), np.zeros((4, *hs.shape))
     h_last, c_last = h.copy(), c.copy()
@@ -151,7 +151,7 @@ def backward(weights: Weights, xs, h, c, which, d_hs, d_h, d_c) -> Gradients:
 
 
 def step_backward(moment: Moment, d_h, d_c):
-    """δz of the four gates, and δc of the step before."""
+    """Return δz of the four gates, and δc of the previous step."""
     tanh_c = np.tanh(moment.c)
     d_c = d_c + d_h * moment.o * (1.0 - tanh_c**2)
     d_z = (

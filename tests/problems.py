@@ -1,4 +1,4 @@
-"""A small problem for the tests of the contract: params, xs, and a state not zero."""
+"""A small problem for the tests of the contract: params, xs and a non-zero state."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ CELL = jl.lstm()
 
 
 def problem(batch=(B,), time=T, dtype=jnp.float32):
-    """Params, xs and a state that is not zero."""
+    """Return params, xs and a non-zero state."""
     keys = jax.random.split(jax.random.key(3), 4)
     params = CELL.init(keys[0], D, H, dtype=dtype)
     xs = jax.random.normal(keys[1], (time, *batch, D), dtype)

@@ -1,7 +1,7 @@
-"""The registry: every cell, every wrapper, every sequence option. A row each.
+"""The registry of cells, wrappers and sequence options, one row each.
 
-A new cell joins by one row of `CELLS` and its equations in `family_oracle`; all laws
-of `test_registry` and `test_ragged` then hold it, under every wrapper and option.
+To add a cell, add a row to `CELLS` and its equations to `family_oracle`;
+`test_registry` and `test_ragged` then test it under every wrapper and option.
 """
 
 import functools
@@ -18,11 +18,11 @@ from family_oracle import Model, Question
 from oracle import Which
 
 TIME, BATCH, FEATURES, HIDDEN = 4, (3,), 2, 3
-POISON = np.array([np.nan, np.inf, -np.inf])
+NON_FINITE = np.array([np.nan, np.inf, -np.inf])
 
 
 class CellRow(NamedTuple):
-    """A cell, and the equations that it is held to.
+    """A cell and its oracle.
 
     make     gives the cell; always the same object, so that jit does not trace again
     model    the oracle's cell
@@ -43,7 +43,7 @@ class CellRow(NamedTuple):
 
 
 class WrapperRow(NamedTuple):
-    """A wrapper, and what it means without a key.
+    """A wrapper, and its oracle without a key.
 
     noisy   whether a key makes it random
     """
@@ -198,7 +198,7 @@ REFUSED = [(row, wrap) for row in CELLS for wrap in WRAPPERS if wrap.name in row
 
 
 class Inputs(NamedTuple):
-    """What gradients are taken of: params, xs [T, *b, *space, D], the first state."""
+    """The differentiated arguments: params, xs [T, *b, *space, D], initial state."""
 
     params: Any
     xs: np.ndarray
@@ -206,26 +206,26 @@ class Inputs(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The arguments of one call; steps are those of lengths, mask and resets given."""
+    """The arguments of one call; steps has its lengths, mask and resets."""
 
     inputs: Inputs
     steps: dict[str, np.ndarray]
 
 
 def draw(rng: np.random.Generator, row: CellRow, cell: jl.Cell, option: Option) -> Data:
-    """Inputs large enough that gates saturate; NaN and infinity in the padding."""
+    """Draw inputs that saturate gates, with NaN and infinity in the padding."""
     steps = draw_steps(rng, option)
     batch = (*BATCH, *row.space)
     xs = rng.normal(size=(TIME, *batch, FEATURES))
-    skipped = ~happening(steps)
-    xs[skipped] = rng.choice(POISON, size=xs[skipped].shape)
+    skipped = ~active_steps(steps)
+    xs[skipped] = rng.choice(NON_FINITE, size=xs[skipped].shape)
     params = draw_params(rng, cell, (TIME, *batch))
     state = like(rng, lambda: cell.initial_state(params, batch))
     return Data(Inputs(params, xs, state if option.given else None), steps)
 
 
 def draw_steps(rng: np.random.Generator, option: Option) -> dict[str, np.ndarray]:
-    """Lengths from 0 to T, among them a full one; masks with holes; frequent resets."""
+    """Draw lengths from 0 to T, one of them T; masks with holes; frequent resets."""
     steps = {}
     if option.masking == "lengths":
         lengths = [TIME, *rng.integers(0, TIME, size=BATCH[0] - 1)]
@@ -237,15 +237,15 @@ def draw_steps(rng: np.random.Generator, option: Option) -> dict[str, np.ndarray
     return steps
 
 
-def happening(steps: dict[str, np.ndarray]) -> np.ndarray:
-    """bool [T, *b]: which steps happen."""
+def active_steps(steps: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the executed steps, bool [T, *b]."""
     if "lengths" in steps:
         return np.arange(TIME)[:, None] < steps["lengths"]
     return steps.get("mask", np.ones((TIME, *BATCH), bool))
 
 
 def draw_params(rng: np.random.Generator, cell: jl.Cell, frame: tuple[int, ...]) -> Any:
-    """Parameters of which no leaf is zero, taps [*frame, H] among them."""
+    """Draw parameters without zero leaves, including taps [*frame, H]."""
     params = like(rng, lambda: cell.init(jax.random.key(0), FEATURES, HIDDEN))
     return tapped(
         params, lambda _: like(rng, lambda: cell.initial_state(params, frame))
@@ -253,12 +253,12 @@ def draw_params(rng: np.random.Generator, cell: jl.Cell, frame: tuple[int, ...])
 
 
 def like(rng: np.random.Generator, make: Callable[[], Any]) -> Any:
-    """Normal numbers, in the shapes of what `make` would give."""
+    """Draw normal numbers in the shapes of the result of `make`."""
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), jax.eval_shape(make))
 
 
 def tapped(params: Any, change: Callable[[Any], Any]) -> Any:
-    """The params, with their taps changed, if they have any."""
+    """Return the params with their taps changed, if they have any."""
     if isinstance(params, jl.cells.wrappers.Tapped | jl.cells.wrappers.Learned):
         params = params._replace(params=tapped(params.params, change))
     if isinstance(params, jl.cells.wrappers.Tapped):
@@ -267,7 +267,7 @@ def tapped(params: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def question(inputs: Inputs) -> Question:
-    """The inputs as the oracle takes them."""
+    """Return the inputs in the form of the oracle."""
     return Question(*map(oracle.plain, inputs))
 
 
@@ -277,7 +277,7 @@ def which(option: Option, steps: dict[str, np.ndarray]) -> Which:
 
 @functools.cache
 def haste() -> dict:
-    """How to compile what runs once: fast. Not every version knows every option."""
+    """Return options for fast compilation that this version of JAX knows."""
     options = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,

@@ -1,8 +1,8 @@
-"""Bad inputs, B001 to B069: what a user gets for each, by its number.
+"""Bad inputs B001 to B069: the error or result of each, by its number.
 
-What is refused is refused in a sentence that names the argument, what came and what
-was wanted, and before an engine is entered. The rest works, and says the same as the
-plain input would.
+An invalid input raises an error that names the argument, the value and the expectation,
+before an engine is called. Valid inputs of unusual kinds give the result of the plain
+input.
 """
 
 import re
@@ -44,7 +44,7 @@ MASK = np.arange(T)[:, None] < np.asarray(LENGTHS)
 
 
 def run(**changes):
-    """`unroll` of the small problem, with other arguments."""
+    """Run `unroll` on the small problem with some arguments changed."""
     params, xs, state = problem()
     return jl.unroll(
         **({"cell": CELL, "params": params, "xs": xs, "state": state} | changes)
@@ -56,7 +56,7 @@ def zeros(rows: int, units: int = H) -> jl.LSTMState:
 
 
 def deleted(tree):
-    """The tree, its memory given away."""
+    """Return the tree with deleted arrays."""
     copy = jax.tree.map(jnp.array, tree)
     for leaf in jax.tree.leaves(copy):
         leaf.delete()
@@ -67,7 +67,7 @@ def deleted(tree):
 
 
 def _refusals():
-    """(id and case, changes to the arguments, pieces of the sentence)."""
+    """Yield (id and case, changes to the arguments, pieces of the message)."""
     params = problem()[0]
     gates3 = params._replace(w_h=params.w_h[:, :3])
     fused = params._replace(b=jnp.zeros(4 * H))
@@ -153,13 +153,13 @@ REFUSALS = _refusals()
     ("changes", "pieces"),
     [pytest.param(changes, pieces, id=name) for name, changes, *pieces in REFUSALS],
 )
-@pytest.mark.parametrize("door", [jl.unroll, jl.explain], ids=["unroll", "explain"])
-def test_refusals(door, changes, pieces, monkeypatch):
-    """In a sentence of ours, before an engine is entered."""
+@pytest.mark.parametrize("function", [jl.unroll, jl.explain], ids=["unroll", "explain"])
+def test_refusals(function, changes, pieces, monkeypatch):
+    """The message is ours, and no engine is called."""
     monkeypatch.setitem(unrolling.ENGINES, "scan", _not_to_be_entered)
     params, xs, _ = problem()
-    with pytest.raises(ValueError, match=rf"^{door.__name__}: ") as error:
-        door(**({"cell": CELL, "params": params, "xs": xs} | changes))
+    with pytest.raises(ValueError, match=rf"^{function.__name__}: ") as error:
+        function(**({"cell": CELL, "params": params, "xs": xs} | changes))
     sentence = str(error.value)
     for piece in pieces:
         assert re.search(piece, sentence), sentence
@@ -192,7 +192,7 @@ TRACED = [
     ],
 )
 def test_refusals_under_jit(changes, pieces):
-    """Shapes and dtypes are known to the tracer too."""
+    """Shapes and dtypes are also known of tracers."""
     with pytest.raises(ValueError, match=pieces[0]):
         jax.jit(lambda changes: run(**changes))(changes)
 
@@ -209,7 +209,7 @@ def test_b002_two_batch_axes():
 
 
 def test_b004_the_error_for_a_missing_axis_says_time_first():
-    """A batch-major array with T = B cannot be detected, so the message says it."""
+    """A batch-major array with T = B cannot be detected, so the message mentions it."""
     with pytest.raises(ValueError, match="time first"):
         run(xs=jnp.ones(T))
 
@@ -232,14 +232,14 @@ def test_b007_one_of_everything():
     assert_same(jl.unroll(CELL, params, xs)[0], one, 1e-6)
 
 
-def test_b010_the_state_says_which_is_which():
-    """Swapped by name it is what was asked for; swapped by place it is refused."""
+def test_b010_the_state_has_named_fields():
+    """Swapping h and c by name is valid; swapping by position is refused."""
     _, _, state = problem()
     swapped = run(state=jl.LSTMState(h=state.c, c=state.h))
     assert not same_bits(swapped, run(state=state))
 
 
-def test_b012_carry_of_another_depth():
+def test_b012_a_carry_of_another_depth_is_refused():
     layer = jl.stack(CELL, (3, 3, 3))
     params, _ = layer.init(jax.random.key(0), D)
     xs = problem()[1]
@@ -262,7 +262,7 @@ def test_b012_carry_of_another_depth():
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, "3", True, None])
-def test_b013_sizes_that_cannot_be(size):
+def test_b013_invalid_sizes_are_refused(size):
     for build in (
         lambda: CELL.init(jax.random.key(0), 3, size),
         lambda: CELL.init(jax.random.key(0), size, 3),
@@ -296,7 +296,7 @@ def test_b014_length_0_and_b015_all_lengths_0(lengths):
 
 
 @pytest.mark.parametrize("length", [T + 1, -1], ids=["B016", "B017"])
-def test_b016_b017_a_traced_length_that_cannot_be_is_nan(length):
+def test_b016_b017_a_traced_length_out_of_range_gives_nan(length):
     last, hs = jax.jit(lambda lengths: run(lengths=lengths))(LENGTHS.at[1].set(length))
     assert np.isnan(hs[:, 1]).all()
     assert np.isnan(last.c[1]).all()
@@ -356,8 +356,8 @@ def test_b032_the_backward_state_of_a_bidirectional_layer():
 # -- values: B033 to B040 --------------------------------------------------------
 
 
-@pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_b033_nan_in_padding(poison):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_b033_nan_in_padding(value):
     params, xs, state = problem()
 
     def loss(params, xs, state):
@@ -365,13 +365,13 @@ def test_b033_nan_in_padding(poison):
         return (hs**2).sum() + last.c.sum()
 
     look = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
-    got = look(params, jnp.where(MASK[..., None], xs, poison), state)
+    got = look(params, jnp.where(MASK[..., None], xs, value), state)
     assert finite(got)
     assert same_bits(got, look(params, jnp.where(MASK[..., None], xs, 0.0), state))
 
 
 def test_b034_nan_in_a_valid_step():
-    """It stays in its row, and the trainer names the step and the row."""
+    """It stays in its row, and training names the step and the row."""
     _, xs, _ = problem()
     touched = np.zeros((T, B), bool)
     touched[2:, 1] = True
@@ -386,13 +386,13 @@ def test_b034_nan_in_a_valid_step():
     batch = batch._replace(inputs=4 * np.eye(3, 2, k=-1, dtype=np.int32))
     dataset = SimpleNamespace(batch=lambda step: batch, batch_axes=Batch(1, 1, 1))
     job = SimpleNamespace(task=TASK, model=model, shards=1, dataset=dataset)
-    said = diagnose(job, state)
-    assert "step 1: the loss is not finite" in said
-    assert "batch rows 0, 1" in said
+    message = diagnose(job, state)
+    assert "step 1: the loss is not finite" in message
+    assert "batch rows 0, 1" in message
 
 
 def small_training(*layers):
-    """A model of 5 tokens, its optimizer, a state before the first step, a batch."""
+    """Return a model of 5 tokens, its optimizer, the initial state and a batch."""
     model = jl.serial(
         jl.embed(5, 3), *(layers or [jl.recurrent(CELL, 4)]), jl.linear(5)
     )
@@ -434,7 +434,7 @@ def test_b037_subnormals():
 
 
 def open_gates(dtype):
-    """Params of one unit whose i, f, g and o are 1, to the last bit."""
+    """Return params of one unit whose i, f, g and o are exactly 1."""
     return jl.LSTMParams(
         jnp.zeros((1, 4, 1), dtype), jnp.zeros((1, 4, 1), dtype), jnp.full((4, 1), 60.0)
     )
@@ -472,14 +472,14 @@ def test_b040_tokens_outside_the_vocabulary(token):
 # -- dtypes and arrays: B042 to B051 ----------------------------------------------
 
 
-def test_b042_float64_without_x64_is_computed_in_float32_and_said_once():
+def test_b042_float64_without_x64_is_computed_in_float32_with_one_warning():
     _, xs, _ = problem()
     wide = np.asarray(xs, np.float64)
     masking._warn_of_narrowing.cache_clear()
-    with pytest.warns(UserWarning, match="xs: got dtype float64 .* float32") as said:
+    with pytest.warns(UserWarning, match="xs: got dtype float64 .* float32") as record:
         got = [run(xs=wide) for _ in range(3)]
-    assert len(said) == 1
-    assert Path(said[0].filename) == Path(__file__)
+    assert len(record) == 1
+    assert Path(record[0].filename) == Path(__file__)
     assert all(same_bits(one, run()) for one in got)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -501,8 +501,8 @@ def test_b044_16_bit_features_with_float32_params(dtype):
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
-def test_b048_arrays_of_other_kinds():
-    """Whatever NumPy can read; a masked array where nothing is masked."""
+def test_b048_other_array_types():
+    """Anything that NumPy converts; a masked array if nothing is masked."""
     params, xs, _ = problem(())
     plain = np.asarray(xs)
     wanted = jl.unroll(CELL, params, xs)
@@ -521,7 +521,7 @@ def test_b048_a_torch_tensor():
 
 
 def test_b049_a_weakly_typed_carry():
-    """Python numbers, for arrays or in lists, and what JAX makes of them."""
+    """Python numbers in place of arrays or in lists, and weakly typed arrays."""
     zero = run(state=None)
     for value in (
         0.0,
@@ -557,7 +557,7 @@ def test_b050_numpy_arrays_of_any_layout():
         assert same_bits(gradient(jnp.asarray(array.astype("f4"))), gradient(xs))
 
 
-def test_b051_lengths_that_were_deleted():
+def test_b051_deleted_lengths_are_refused():
     with pytest.raises(ValueError, match="lengths: got a deleted array"):
         run(lengths=deleted(LENGTHS))
 
@@ -600,7 +600,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize("key", [*KEYS, jax.random.split(jax.random.key(0))], ids=repr)
-def test_b054_a_seed_is_no_key(key):
+def test_b054_a_seed_in_place_of_a_key_is_refused(key):
     _, xs, _ = problem()
     with pytest.raises(TypeError, match=r"^unroll: key: got .*jax\.random\.key\(0\)"):
         run(key=key)
@@ -611,7 +611,7 @@ def test_b054_a_seed_is_no_key(key):
 
 
 @pytest.mark.parametrize("layer", NOISY.values(), ids=NOISY)
-def test_b055_a_legacy_key_is_the_same_stream(layer):
+def test_b055_a_legacy_key_gives_the_same_noise(layer):
     _, xs, _ = problem()
     params, _ = layer.init(jax.random.key(0), D)
     typed, legacy = jax.random.key(5), jax.random.PRNGKey(5)
@@ -623,14 +623,14 @@ def test_b055_a_legacy_key_is_the_same_stream(layer):
     assert same_bits(CELL.init(legacy, 3, 5), CELL.init(typed, 3, 5))
 
 
-def test_b056_without_a_key_it_is_as_without_dropout():
+def test_b056_without_a_key_there_is_no_dropout():
     _, xs, _ = problem()
     with_, without = (jl.stack(CELL, (4, 4), dropout=rate) for rate in (0.5, 0.0))
     params, _ = with_.init(jax.random.key(0), D)
     assert same_bits(with_.apply(params, xs), without.apply(params, xs))
 
 
-def test_b057_a_mask_a_step_or_one_for_the_sequence_are_two_functions():
+def test_b057_masks_per_step_and_per_sequence_are_two_functions():
     ones = jnp.ones((50, 1, D))
     _, each_step = jl.dropout(0.5).apply((), ones, key=jax.random.key(0))
     assert len(np.unique(each_step, axis=0)) > 1
@@ -642,8 +642,8 @@ def test_b057_a_mask_a_step_or_one_for_the_sequence_are_two_functions():
     assert all(len(np.unique(leaf, axis=0)) == 1 for leaf in jax.tree.leaves(z))
 
 
-def test_b058_noise_goes_on_where_it_was():
-    """A run put down after two steps and taken up again ends in the same bits."""
+def test_b058_noise_continues_after_a_resume():
+    """A run that is stopped after two steps and resumed ends with the same bits."""
     cell = jl.zoneout(CELL, h_rate=0.5)
     layers = jl.dropout(0.5), jl.recurrent(cell, 4)
     model, optimizer, state, batch = small_training(*layers)
@@ -676,8 +676,8 @@ def test_b060_long_sequences(time):
     assert same_bits(whole, end)
 
 
-def test_b061_more_than_2_to_the_31_preactivations_are_never_held_at_once():
-    """B T 4H = 2**33; the program needs room for one step of them."""
+def test_b061_more_than_2_to_the_31_preactivations_are_never_stored_at_once():
+    """B T 4H = 2**33; the program stores one step of them."""
     time, rows, units = 2**17, 2**8, 2**6
     params = jax.eval_shape(lambda: CELL.init(jax.random.key(0), 1, units))
     xs = jax.ShapeDtypeStruct((time, rows, 1), jnp.float32)
@@ -701,7 +701,7 @@ def test_b061_a_sequence_of_more_than_2_to_the_31_preactivations():
     assert_same(last.c[-1], one.c, 1e-5)
 
 
-def test_b062_out_of_memory_names_what_saves_it(monkeypatch):
+def test_b062_out_of_memory_names_the_options_that_save_memory(monkeypatch):
     def exhausted(*arguments, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
@@ -712,7 +712,7 @@ def test_b062_out_of_memory_names_what_saves_it(monkeypatch):
     assert configs.load(overrides=["model.checkpoint_every=sqrt"])
 
 
-def test_b063_a_size_that_no_machine_holds_is_refused_with_its_bytes():
+def test_b063_a_size_beyond_any_memory_is_refused_with_its_bytes():
     with pytest.raises(ValueError, match=r"model\.hidden_size: 10000000 .*400,000 GB"):
         configs.load({"model": {"hidden_size": 10_000_000}})
 
@@ -731,7 +731,7 @@ def test_b064_unknown_activations(name):
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan"), "0.5", None])
-def test_b065_rates_that_cannot_be(rate):
+def test_b065_rates_outside_0_to_1_are_refused(rate):
     for build in (
         lambda: jl.dropout(rate),
         lambda: jl.stack(CELL, (3,), dropout=rate),
@@ -748,7 +748,7 @@ def test_b065_rates_that_cannot_be(rate):
 
 
 @pytest.mark.parametrize("every", [T + 1, 1000])
-def test_b066_blocks_longer_than_the_sequence(every):
+def test_b066_checkpoint_blocks_longer_than_the_sequence(every):
     assert_same(run(checkpoint_every=every), run(), 1e-6)
 
 
@@ -782,8 +782,8 @@ def test_b067_every_transformation():
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_b068_params_of_another_tree(name):
-    """A leaf missing, one too many, one renamed, one that is no array: each named."""
+def test_b068_params_of_another_structure_are_refused(name):
+    """A leaf that is missing, extra, renamed or no array is named."""
     cell = CELLS[name]
     params = cell.init(jax.random.key(0), D, H)
     xs = jnp.ones((T, B, 4, D) if name == "conv_lstm" else (T, B, D))
@@ -819,8 +819,8 @@ def test_b068_params_of_layers():
         jl.embed(3, 3).apply((), jnp.zeros((T, B), int))
 
 
-def test_b069_another_order_of_the_gates_cannot_be_told_and_is_written_down():
-    """The order is in the record; a fused matrix has none, and is refused."""
+def test_b069_another_gate_order_cannot_be_detected():
+    """The order is documented in the record; a fused matrix is refused."""
     assert jl.Gates._fields == ("i", "f", "g", "o")
     params, xs, _ = problem()
     turned = jax.tree.map(lambda leaf: leaf[..., jnp.array([0, 3, 1, 2]), :], params)
@@ -830,16 +830,16 @@ def test_b069_another_order_of_the_gates_cannot_be_told_and_is_written_down():
         jl.unroll(CELL, params._replace(w_x=params.w_x.reshape(D, -1)), xs)
 
 
-# -- what is raised within a step ---------------------------------------------------
+# -- errors raised within a step ---------------------------------------------------
 
 
-def test_what_a_step_refuses_names_the_door():
+def test_errors_of_a_step_name_the_caller():
     _, xs, _ = problem()
     clipped = jl.clip_cell(jl.gru(), 1.0)
     params = clipped.init(jax.random.key(0), D, H)
-    for door in (jl.unroll, jl.explain):
-        with pytest.raises(ValueError, match=f"^{door.__name__}: .*cell state c"):
-            door(clipped, params, xs)
+    for function in (jl.unroll, jl.explain):
+        with pytest.raises(ValueError, match=f"^{function.__name__}: .*cell state c"):
+            function(clipped, params, xs)
 
 
 def test_a_step_that_changes_its_state_is_described():
@@ -852,14 +852,14 @@ def test_a_step_that_changes_its_state_is_described():
         jl.unroll(CELL._replace(step=widened), params, xs)
 
 
-def test_every_case_is_here():
+def test_every_number_has_a_test():
     text = Path(__file__).read_text("utf-8")
     there = {int(number) for number in re.findall(r"[bB](0\d\d)\b|_b(0\d\d)_", text)
              for number in number if number}  # fmt: skip
     assert there == set(range(1, 70))
 
 
-def test_a_list_for_a_step_is_told_to_be_made_an_array():
+def test_a_list_for_one_step_is_refused_with_a_hint():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 5)
     with pytest.raises(ValueError, match=r"x: got list, expected an array with 3"):

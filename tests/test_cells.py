@@ -1,4 +1,4 @@
-"""The cell at one instant: records, sizes, initialisation, its public mathematics."""
+"""One step of the LSTM: records, equations, initialisation, errors."""
 
 import inspect
 from functools import partial
@@ -18,7 +18,7 @@ PRESETS = ["default", "torch", "keras", "chrono"]
 
 
 def one_step():
-    """Weights, x, h, c of three rows."""
+    """Return weights, and x, h and c of three rows."""
     case = draw(np.random.default_rng(2), Shape(1, (3,), 4, 5), Kind())
     return jl.LSTMParams(*case.weights), case.xs[0], jl.LSTMState(case.h, case.c)
 
@@ -62,7 +62,7 @@ def test_the_equations(x64):
     assert_same([*gates, *after], oracle_step(params, x, state))
 
 
-def test_the_mathematics_is_public(x64):
+def test_the_public_functions_compose_to_the_step(x64):
     """`preactivations`, `activate`, `transition` are the step."""
     params, x, (h, c) = one_step()
     z = jl.lstm().project(params, x)
@@ -113,14 +113,14 @@ def test_default_is_orthogonal_gate_by_gate_with_a_forget_bias():
 
 
 def test_torch_is_uniform():
-    """Every number within 1/√H; the bias is the sum of two such."""
+    """Every number is within 1/√H; the bias is the sum of two."""
     params = jl.lstm(init="torch").init(KEY, 100, 64)
     for leaf, limit in zip(params, (1 / 8, 1 / 8, 2 / 8), strict=True):
         assert 0.97 * limit * (0.8 if leaf is params.b else 1) < abs(leaf).max() < limit
     np.testing.assert_allclose(params.w_x.std(), 1 / 8 / 3**0.5, rtol=0.02)
 
 
-def test_keras_is_fused():
+def test_keras_initialises_the_fused_matrices():
     """Glorot over [D, 4H]; the rows of the fused [H, 4H] are orthonormal."""
     w_x, w_h, b = jl.lstm(init="keras").init(KEY, 100, 64)
     fused = w_h.reshape(64, 256)
@@ -162,7 +162,7 @@ def test_initial_state(batch, dtype, x64):
         ({"init": "torch", "forget_bias": 2.0}, "forget_bias"),
     ],
 )
-def test_unknown_options_list_the_known(options, piece):
+def test_errors_for_unknown_options_list_the_known_ones(options, piece):
     with pytest.raises(ValueError, match=piece):
         jl.lstm(**options)
 
@@ -174,7 +174,7 @@ def test_sizes_below_one_are_refused(sizes):
 
 
 @pytest.mark.parametrize("sizes", [(2.5, 4), (4, 8.0), ("3", 4), (None, 4)])
-def test_sizes_that_are_no_integers_are_refused(sizes):
+def test_non_integer_sizes_are_refused(sizes):
     with pytest.raises((TypeError, ValueError)):
         jl.lstm().init(KEY, *sizes)
 
@@ -184,7 +184,7 @@ def test_huge_sizes_do_not_overflow():
     assert shapes.w_h.shape == (10**5, 4, 10**5)
 
 
-def test_a_preset_is_one_object_however_it_is_asked_for():
+def test_a_preset_by_name_or_function_is_the_same_object():
     presets = jl.initializers
     assert presets.default() is presets.default(1.0) is presets.default(1)
     assert presets.chrono(784) is presets.chrono(784.0)
@@ -201,12 +201,12 @@ def test_a_preset_is_one_object_however_it_is_asked_for():
         {"init": {}},
     ],
 )
-def test_an_option_without_effect_or_sense_is_refused(options):
+def test_options_without_effect_are_refused(options):
     with pytest.raises(ValueError, match=r"forget_bias|init"):
         jl.lstm(**options)
 
 
-def test_the_door_of_the_cell_refuses_integers_too():
+def test_project_refuses_integer_features():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 5)
     with pytest.raises(ValueError, match="int32"):
@@ -214,7 +214,7 @@ def test_the_door_of_the_cell_refuses_integers_too():
 
 
 @pytest.mark.parametrize("drawn", [0, None, np.zeros(3), jax.random.split(KEY, 2)])
-def test_what_is_no_key_is_refused_where_parameters_are_drawn(drawn):
+def test_init_refuses_values_that_are_not_keys(drawn):
     wanted = r"^init: key: got .*expected one key.*jax\.random\.key\(0\)"
     layers = jl.serial(jl.embed(5, 3), jl.recurrent(jl.lstm(), 4)), jl.linear(2)
     for cell in (jl.lstm(), jl.gru(), jl.simple_rnn(), jl.projected_lstm(3)):
@@ -226,14 +226,14 @@ def test_what_is_no_key_is_refused_where_parameters_are_drawn(drawn):
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru", "simple_rnn", "coupled_lstm"])
-def test_an_input_that_was_not_projected_is_named(name):
+def test_an_unprojected_input_of_a_step_is_refused(name):
     cell = getattr(jl, name)()
     params = cell.init(KEY, 3, 5)
     with pytest.raises(ValueError, match=r"z: got shape \[3\].*cell\.project"):
         cell.step(params, cell.initial_state(params), jnp.ones(3))
 
 
-def test_a_name_that_is_nearly_there_is_told():
+def test_unknown_names_suggest_close_ones():
     with pytest.raises(AttributeError, match=r"has no LSTM; did you mean lstm"):
         jl.LSTM  # noqa: B018
     with pytest.raises(AttributeError, match=r"has no conv2d_transposed$"):

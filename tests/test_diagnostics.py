@@ -17,7 +17,7 @@ import pytest
 from jax import lax
 
 import jaxlstm as jl
-from cases import Kind, Shape, assert_same, draw_which, finite, steps_that_happen
+from cases import Kind, Shape, active_steps, assert_same, draw_which, finite
 from jaxlstm import diagnostics as dg
 
 over = pytest.mark.parametrize
@@ -87,7 +87,7 @@ def question(cell, kind=RAGGED, shape=SHAPE, seed=0):
     which = draw_which(rng, shape, kind)
     if which.lengths is not None:  # all steps, some, none
         which = which._replace(lengths=np.array([time, time - 2, 0], np.int32))
-    active = steps_that_happen(which, time, batch)
+    active = active_steps(which, time, batch)
     xs = rng.normal(size=(time, *batch, features))
     xs[~active] = np.nan
     resets = np.zeros_like(active) if which.resets is None else which.resets.copy()

@@ -1,7 +1,7 @@
-"""The cells beside the LSTM: each equation once more in NumPy, shapes, refusals.
+"""All cells except the plain LSTM: equations against NumPy, shapes, errors.
 
-What holds for all of them over a whole sequence is asked by the registry; here each
-is asked for one step, and for what only it has.
+`test_registry` tests properties of whole sequences that all cells share. Here single
+steps are tested, and the features of each cell.
 """
 
 from functools import partial
@@ -46,7 +46,7 @@ FEATURES, HIDDEN = 3, 4
 
 
 def drawn(cell, seed=0):
-    """Params in which no number is special, x and a state, of two rows, in float64."""
+    """Return random params, x and a state of two rows, in float64."""
     rng = np.random.default_rng(seed)
     space = (5, 4, 3)[: cell.spatial_axes]
     params = cell.init(KEY, FEATURES, HIDDEN, dtype=jnp.float64)
@@ -58,14 +58,14 @@ def drawn(cell, seed=0):
 
 
 def one_step(cell):
-    """params, x and the state before, as NumPy arrays, and (after, gates)."""
+    """Return params, x and the state before as NumPy arrays, and (after, gates)."""
     params, x, state = drawn(cell)
     after = cell.step(params, state, cell.project(params, x))
     return (*jax.tree.map(np.asarray, (params, x, state)), after)
 
 
 def gates_of(params, x, h):
-    """W_x x + W_h h + b, gate by gate."""
+    """Return W_x x + W_h h + b of each gate."""
     z = np.einsum("bd,dkh->kbh", x, params.w_x) + np.einsum(
         "bd,dkh->kbh", h, params.w_h
     )
@@ -114,7 +114,7 @@ def test_projected(x64):
 
 def test_layer_norm(x64):
     def norm(a, s):
-        """Over all but the rows."""
+        """Return the values normalised over all axes but the rows."""
         rows = a.reshape(len(a), -1)
         mean, var = rows.mean(1, keepdims=True), rows.var(1, keepdims=True)
         return s * ((rows - mean) / np.sqrt(var + 1e-5)).reshape(a.shape)
@@ -129,7 +129,7 @@ def test_layer_norm(x64):
 
 @pytest.mark.parametrize("kernel", [(3,), (2,), (3, 2), (1, 4, 3)])
 def test_convolutional(kernel, x64):
-    """Place by place; beyond the edge stand zeros, one more of them at the end."""
+    """The reference loops over places, zero-padded, with one more zero at the end."""
 
     def slide(a, w):
         around = [((k - 1) // 2, k // 2) for k in kernel]
@@ -165,8 +165,8 @@ def test_gru(after, x64):
     assert_same(got, ((z * h + (1 - z) * n,), (r, z, n)))
 
 
-def test_answers_by_hand():
-    """Zero weights: every gate is 1/2 and every candidate tanh(b)."""
+def test_values_with_zero_weights():
+    """Every gate is 1/2 and every candidate tanh(b)."""
     b = float(np.arctanh(0.5))
 
     def ran(cell, bias):
@@ -181,10 +181,10 @@ def test_answers_by_hand():
     assert ran(jl.gru(), [[0.0], [0.0], [b]]).h == pytest.approx(0.375)
 
 
-# -- what is what with something taken away --------------------------------------
+# -- special cases that are the LSTM --------------------------------------
 
 
-def test_a_projection_onto_itself_is_the_lstm(x64):
+def test_the_identity_projection_is_the_lstm(x64):
     params, x, state = drawn(jl.lstm())
     projected = ProjectedLSTMParams(*params, w_p=jnp.eye(HIDDEN))
     xs = jnp.stack([x, -x])
@@ -192,7 +192,7 @@ def test_a_projection_onto_itself_is_the_lstm(x64):
     assert_same(got, jl.unroll(jl.lstm(), params, xs, state))
 
 
-def test_closed_peepholes_are_the_lstm(x64):
+def test_zero_peepholes_are_the_lstm(x64):
     params, x, state = drawn(jl.lstm())
     blind = PeepholeLSTMParams(*params, *jnp.zeros((3, HIDDEN)))
     xs = jnp.stack([x, -x])
@@ -200,7 +200,7 @@ def test_closed_peepholes_are_the_lstm(x64):
     assert_same(got, jl.unroll(jl.lstm(), params, xs, state))
 
 
-def test_a_kernel_of_one_is_the_lstm_at_every_place(x64):
+def test_a_kernel_of_size_one_is_the_lstm_at_every_place(x64):
     params, _, _ = drawn(jl.lstm())
     xs = jax.random.normal(KEY, (5, 2, 4, 6, FEATURES), jnp.float64)
     conv = ConvLSTMParams(params.w_x[None, None], params.w_h[None, None], params.b)
@@ -208,7 +208,7 @@ def test_a_kernel_of_one_is_the_lstm_at_every_place(x64):
     assert_same(got, jl.unroll(jl.lstm(), params, xs))
 
 
-def test_space_may_have_any_axes_before_it(x64):
+def test_any_batch_axes_precede_the_spatial_axes(x64):
     cell = jl.conv_lstm((3, 3))
     params, _, _ = drawn(cell)
     xs = jax.random.normal(KEY, (5, 2, 3, 4, 6, FEATURES), jnp.float64)
@@ -238,13 +238,13 @@ def test_records():
 
 
 @EVERY
-def test_the_same_options_are_the_same_object(name):
+def test_equal_options_return_the_same_object(name):
     factory = FACTORIES[name]
     assert factory() is factory()
     assert factory() is not factory(init="torch")
 
 
-def test_a_kernel_is_the_same_however_it_is_written():
+def test_equal_kernel_shapes_return_the_same_object():
     assert jl.conv_lstm(3) is jl.conv_lstm((3,)) is jl.conv_lstm([np.int64(3)])
     assert jl.projected_lstm(np.int64(2)) is jl.projected_lstm(2)
 
@@ -259,7 +259,7 @@ def test_every_preset_draws(name, init):
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("bfloat16")}
 
 
-def test_biases_begin_where_their_gates_are():
+def test_initial_biases_of_each_gate():
     hidden = np.zeros(HIDDEN)
     peephole = jl.peephole_lstm(forget_bias=2.0).init(KEY, FEATURES, HIDDEN)
     coupled = jl.coupled_lstm(forget_bias=2.0).init(KEY, FEATURES, HIDDEN)
@@ -273,7 +273,7 @@ def test_biases_begin_where_their_gates_are():
     assert (np.exp(z) >= 1).all()
 
 
-def test_what_a_unit_reads_counts():
+def test_initial_weights_scale_with_the_fan_in():
     """LeCun's variance is one over kernel x channels, torch's limit is 1/√H."""
     w_x = jl.conv_lstm((5, 5)).init(KEY, 20, 16).w_x
     np.testing.assert_allclose(w_x.std(), 500**-0.5, rtol=0.03)
@@ -281,8 +281,8 @@ def test_what_a_unit_reads_counts():
     assert 0.9 / 8 < abs(w_p).max() < 1 / 8
 
 
-def test_torch_adds_up_two_biases_where_it_adds_them_up():
-    """Of a GRU the candidate's two stay apart: each is U(±1/√H), variance 1/(3 H)."""
+def test_torch_biases_are_sums_where_torch_adds_two():
+    """The two of a GRU's candidate stay separate, U(±1/√H) with variance 1/(3 H)."""
     units = 400
     params = jl.gru(init="torch").init(KEY, FEATURES, units)
     (r, z, n), limit = params.b, units**-0.5
@@ -319,12 +319,12 @@ def test_c_is_carried_in_float32_and_h_as_x(name, dtype):
     assert {leaf.dtype.name for leaf in gates} == {"float32"}
 
 
-# -- what cannot be ---------------------------------------------------------------
+# -- errors ---------------------------------------------------------------
 
 
 @EVERY
-def test_params_that_do_not_belong_together_are_refused(name):
-    """Every leaf one unit too large, one after the other: each is found and shown."""
+def test_params_with_inconsistent_shapes_are_refused(name):
+    """Each leaf in turn is one unit too large, and is named in the message."""
     cell = FACTORIES[name]()
     params = cell.init(KEY, FEATURES, HIDDEN)
     x = jnp.ones((2, *(5, 4, 3)[: cell.spatial_axes], FEATURES))
@@ -381,7 +381,7 @@ def test_wrong_features_and_sizes_are_refused(name):
         ("kernel_shape", partial(jl.conv_lstm, "33")),
     ],
 )
-def test_options_without_sense_are_refused(option, call):
+def test_invalid_options_are_refused(option, call):
     with pytest.raises(ValueError, match=option):
         call()
 
@@ -393,14 +393,14 @@ def test_options_without_sense_are_refused(option, call):
         (jl.coupled_lstm(), jl.coupled_lstm(peepholes=True)),
     ],
 )
-def test_params_of_the_other_convention_are_refused(one, other):
+def test_params_of_the_other_gru_form_are_refused(one, other):
     for cell, wrong in ((one, other), (other, one)):
         params = wrong.init(KEY, FEATURES, HIDDEN)
         with pytest.raises(ValueError, match="None"):
             jl.unroll(cell, params, jnp.ones((2, FEATURES)))
 
 
-def test_a_kernel_of_another_shape_is_refused():
+def test_a_kernel_of_a_wrong_shape_is_refused():
     params = jl.conv_lstm((3, 3)).init(KEY, FEATURES, HIDDEN)
     with pytest.raises(ValueError, match=r"kernel shape \[3, 3\]"):
         jl.unroll(jl.conv_lstm((3, 5)), params, jnp.ones((2, 4, 4, FEATURES)))
@@ -415,7 +415,7 @@ LACKS = {"rnn": ("candidate", "cell"), "gru": ("cell",), "gru, paper": ("cell",)
 
 @EVERY
 @pytest.mark.parametrize("part", ["hidden", "candidate", "cell"])
-def test_edits_are_made_or_refused(name, part, x64):
+def test_edits_are_applied_or_refused(name, part, x64):
     cell = FACTORIES[name]()
     params, x, state = drawn(cell)
     z = cell.project(params, x)
@@ -440,7 +440,7 @@ def test_edits_are_made_or_refused(name, part, x64):
 
 
 @pytest.mark.parametrize("name", ["peephole", "coupled, peepholes"])
-def test_the_output_gate_looks_at_the_edited_cell(name, x64):
+def test_the_output_gate_reads_the_edited_cell_state(name, x64):
     cell = FACTORIES[name]()
     params, x, state = drawn(cell)
     z = cell.project(params, x)

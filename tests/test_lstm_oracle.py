@@ -1,4 +1,4 @@
-"""The plain LSTM against the float64 oracle: values and every gradient, to 1e-12.
+"""The plain LSTM equals the float64 oracle: values and every gradient, to 1e-12.
 
 36 programs (each kind of masking, with and without resets, both directions, for
 zero, one and two batch axes), 28 draws of each.
@@ -25,7 +25,7 @@ BATCHES = {0: [()], 1: [(3,), (1,), (4,)], 2: [(2, 2), (1, 3), (3, 1)]}
 
 
 def programs() -> list[tuple[Shape, Kind]]:
-    """Every kind with every number of batch axes; T runs through 0 to 12."""
+    """Return every kind with every number of batch axes, and T from 0 to 12."""
     rng = np.random.default_rng(1997)
     pairs = []
     for number, (axes, kind) in enumerate(product(BATCHES, KINDS)):
@@ -91,7 +91,7 @@ def test_length_ends(number, x64):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_oracle_by_finite_differences(kind):
-    """The judge is judged: its reverse pass is the derivative of its forward pass."""
+    """The oracle's reverse pass is the derivative of its forward pass."""
     rng = np.random.default_rng(7)
     case = draw(rng, Shape(5, (2,), 3, 2), kind)
     weights, xs, h, c, which, d_hs, d_h, d_c = case
@@ -109,7 +109,7 @@ def test_oracle_by_finite_differences(kind):
 
 
 def central_differences(objective, leaves, number: int, step: float = 1e-6):
-    """∂objective/∂leaves[number], one element at a time."""
+    """Return ∂objective/∂leaves[number], one element at a time."""
     result = np.zeros_like(leaves[number])
     for index in np.ndindex(result.shape):
         up, down = leaves[number].copy(), leaves[number].copy()

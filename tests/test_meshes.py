@@ -1,8 +1,8 @@
 """`unroll` over many devices: `shard_map`, automatic and explicit meshes.
 
-Eight virtual CPU devices, rows of a batch over "rows", hidden units over "units"; the
-judge is the same call on one of them. What travels between the devices is counted in
-the compiled programs.
+On eight virtual CPU devices, with the batch split over "rows" and hidden units over
+"units", results equal those of one device. Collectives are counted in the compiled
+programs.
 """
 
 import functools
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.thorough
 T, B, D, H = 5, 8, 3, 8
 LSTM = jl.lstm()
 
-# A cell, and what a step waits for if the devices share its units: values gathered,
-# which is h and of some cells one thing more, and sums, which are statistics.
+# Cells, and the collectives of a step if the devices share its units: gathers of h and,
+# in some cells, of one more value; sums for statistics.
 CELLS = {
     "lstm": (LSTM, 1, 0),
     "classic": (jl.classic_lstm(), 1, 0),
@@ -48,7 +48,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 class Problem(NamedTuple):
-    """Arguments of unroll; as specs, where each of them lies."""
+    """Arguments of `unroll`, or their partition specs."""
 
     params: Any
     xs: Any
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
 
 
 def problem(cell: jl.Cell, option: str = "lengths", given_state: bool = True):
-    """Random parameters, some rows with padding, resets, a state that is not zero."""
+    """Draw parameters, rows with padding, resets and a non-zero state."""
     rng = np.random.default_rng(17)
 
     def noise(leaf):
@@ -74,7 +74,7 @@ def problem(cell: jl.Cell, option: str = "lengths", given_state: bool = True):
 
 
 def placed(values: Problem, *, units: bool) -> Problem:
-    """A spec for each of the arguments."""
+    """Return a partition spec for each argument."""
 
     def last(leaf):
         return P(*(None,) * (leaf.ndim - 1), "units" if units else None)
@@ -107,7 +107,7 @@ def runner(cell: jl.Cell, every: int | None = None):
 
 
 def answer(run, values: Problem):
-    """State and outputs, and the gradients of a scalar of both."""
+    """Return state and outputs, and the gradients of a scalar of both."""
 
     def loss(params, xs, state, steps):
         last, hs = run(params, xs, state, steps)
@@ -120,19 +120,19 @@ def answer(run, values: Problem):
 
 @functools.cache
 def judged(name: str, option: str = "lengths", given_state: bool = True):
-    """What one device says."""
+    """Return the result on one device."""
     cell = CELLS[name][0]
     return answer(runner(cell), problem(cell, option, given_state))
 
 
 def over(mesh, run, values: Problem, *, units: bool):
-    """What the devices of a mesh say."""
+    """Return the result on a mesh."""
     with jax.set_mesh(mesh):
         return answer(run, put(mesh, values, placed(values, units=units)))
 
 
 def mapped(mesh, run, values: Problem, check_vma: bool = True):
-    """The same in `shard_map`, over the rows."""
+    """Return the result in `shard_map` over the rows."""
     return jax.shard_map(
         run,
         mesh=mesh,
@@ -152,7 +152,7 @@ def test_there_are_eight_devices():
 @every_kind
 @pytest.mark.parametrize("name", ["lstm", "conv"])
 def test_rows_over_a_mesh(name, kind, x64):
-    """Every other cell is asked below, with its units on a mesh as well."""
+    """The other cells are tested below, with their units on a mesh as well."""
     cell = CELLS[name][0]
     mesh = make_mesh("rows", KINDS[kind])
     assert_same(over(mesh, runner(cell), problem(cell), units=False), judged(name))
@@ -179,7 +179,7 @@ COMBINATIONS = pytest.mark.parametrize(
 
 @COMBINATIONS
 def test_shard_map(option, every, given_state, x64):
-    """Without the check of what varies over the mesh."""
+    """With `check_vma=False`."""
     values = problem(LSTM, option, given_state)
     mesh = make_mesh("both", AxisType.Auto)
     run = mapped(mesh, runner(LSTM, every), values, check_vma=False)
@@ -207,7 +207,7 @@ def test_explicit_mesh_without_jit(x64):
 
 
 def test_gradient_inside_shard_map(x64):
-    """`grad` within the mapped function, of the sum over the devices."""
+    """`grad` of the sum over the devices, within the mapped function."""
     values = problem(LSTM, "none", False)
 
     def loss(params, xs):
@@ -241,7 +241,7 @@ COUNTED = [  # on an automatic mesh a convolution takes one view of its kernel
 @every_kind
 @pytest.mark.parametrize(("name", "shape"), SHARED)
 def test_units_over_a_mesh(name, shape, kind, x64):
-    """The gates of a unit stay together, and with its h and c."""
+    """The gates of a unit stay on the device of its h and c."""
     cell = CELLS[name][0]
     mesh = make_mesh(shape, KINDS[kind])
     assert_same(over(mesh, runner(cell), problem(cell), units=True), judged(name))
@@ -255,7 +255,7 @@ CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
 
 
 def travels(program: str) -> tuple[list[str], list[str]]:
-    """The collectives within the loops of a compiled program, and all of them."""
+    """Return the collectives within the loops of a compiled program, and all others."""
     computations: dict[str, str] = {}
     for text in re.split(r"\n(?=\S)", program):
         if found := re.match(r"(?:ENTRY )?%?([\w.-]+) \(", text):
@@ -278,7 +278,7 @@ def compiled(run, mesh, values: Problem) -> str:
 
 @pytest.mark.parametrize(("name", "shape", "kind"), COUNTED)
 def test_collectives_of_a_step(name, shape, kind, x64):
-    """One gathers h; and none but those of the steps is anywhere."""
+    """One collective gathers h, and there are none outside of the steps."""
     cell, gathered, summed = CELLS[name]
     program = compiled(runner(cell), make_mesh(shape, KINDS[kind]), problem(cell))
     inside, everywhere = travels(program)
@@ -286,7 +286,7 @@ def test_collectives_of_a_step(name, shape, kind, x64):
     assert sorted(inside) == ["all-gather"] * gathered + ["all-reduce"] * summed
 
 
-def test_collectives_of_a_step_back(x64):
+def test_collectives_of_a_backward_step(x64):
     """On an explicit mesh h is not gathered again; its gradient is summed over the
     units. That of the parameters is summed over the rows once, after the loop.
     """
@@ -306,7 +306,7 @@ def test_collectives_of_a_step_back(x64):
 @pytest.mark.parametrize("other", ["rows", "units"])
 @every_kind
 def test_ensembles(kind, other, x64):
-    """Members over one axis of a mesh; rows, or the units of each, over the other."""
+    """Members are split over one axis; rows or units over the other."""
     mesh = jax.make_mesh((4, 2), ("members", other), axis_types=(KINDS[kind],) * 2)
     values = problem(LSTM, "lengths", False)
     keys = jax.random.split(jax.random.key(1), 4)
@@ -327,7 +327,7 @@ def test_ensembles(kind, other, x64):
 
 
 @every_kind
-def test_members_never_wait_for_each_other(kind, x64):
+def test_members_have_no_collectives_between_them(kind, x64):
     mesh = jax.make_mesh((8,), ("members",), axis_types=(KINDS[kind],))
     keys = jax.random.split(jax.random.key(1), 8)
     xs = problem(LSTM).xs
@@ -345,7 +345,7 @@ def test_members_never_wait_for_each_other(kind, x64):
 @pytest.mark.parametrize("units", [False, True])
 @every_kind
 def test_layers_over_a_mesh(kind, units, x64):
-    """Embedding, both directions, learned initial states and a linear map."""
+    """Embedding, both directions, learned initial states and a linear layer."""
     model = jl.serial(
         jl.embed(7, 4, dtype=jnp.float64),
         jl.stack(jl.learned_initial_state(LSTM), (H, H), bidirectional=True),
@@ -391,7 +391,7 @@ WEIGHTS = LSTM.init(jax.random.key(3), D, H)
 @pytest.mark.parametrize("name", ASKED)
 @pytest.mark.parametrize("kind", ["shard_map", "explicit"])
 def test_diagnostics_of_rows_on_several_devices(name, kind):
-    """Each device asks of its own rows what one would ask of all."""
+    """Diagnostics of split rows equal those on one device."""
     xs = jax.random.normal(jax.random.key(4), (T, B, D))
     lengths = jnp.array([5, 3, 1, 5, 2, 4, 5, 1])
 
@@ -410,7 +410,7 @@ def test_diagnostics_of_rows_on_several_devices(name, kind):
     assert_same(jax.device_get(got), run(xs, lengths), 1e-5)
 
 
-# -- statistics of what was stacked -------------------------------------------
+# -- statistics of stacked gates -------------------------------------------
 
 
 GATES = jl.Gates(*jax.random.uniform(jax.random.key(2), (4, T, B, H)))
@@ -448,7 +448,7 @@ def test_statistics_over_a_mesh(kind, name, units):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_closed_intervals_of_the_rows_of_each_device(masked):
-    """In `shard_map`, where a carry must vary over the mesh as the gates do."""
+    """In `shard_map`, a carry must vary over the mesh as the gates do."""
 
     def longest(gates, mask):
         function = STATISTICS["closed_intervals"]

@@ -1,7 +1,7 @@
-"""A thousand random ragged cases for every cell: each row is the row run alone.
+"""A thousand random ragged cases for every cell: each row equals the row run alone.
 
-The padding holds NaN and infinity. Rows run alone are cut to their length, and all of
-one length are compiled together, as an ensemble with parameters of its own for each.
+The padding holds NaN and infinity. Rows run alone are cut to their length; rows of the
+same length are compiled together, as an ensemble with separate parameters.
 """
 
 import functools
@@ -13,7 +13,7 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same, finite
-from registry import CELLS, FEATURES, HIDDEN, POISON, CellRow, haste, like
+from registry import CELLS, FEATURES, HIDDEN, NON_FINITE, CellRow, haste, like
 
 pytestmark = pytest.mark.thorough
 
@@ -35,7 +35,7 @@ class Ragged(NamedTuple):
 
 
 def draw(rng: np.random.Generator, row: CellRow) -> tuple[Ragged, np.ndarray]:
-    """Cases, and lengths [cases, rows], each from 0 to T as often as any other."""
+    """Draw cases, and lengths [cases, rows] with each of 0 to T equally often."""
     cell, batch = row.make(), (CASES, ROWS, *row.space)
     params = jax.eval_shape(
         lambda: cell.init(jax.random.key(0), FEATURES, HIDDEN, dtype=np.float64)
@@ -47,7 +47,7 @@ def draw(rng: np.random.Generator, row: CellRow) -> tuple[Ragged, np.ndarray]:
     lengths = rng.permuted(lengths).reshape(CASES, ROWS)
     xs = rng.normal(size=(CASES, TIME, ROWS, *row.space, FEATURES))
     padding = np.arange(TIME)[:, None] >= lengths[:, None]
-    xs[padding] = rng.choice(POISON, size=xs[padding].shape)
+    xs[padding] = rng.choice(NON_FINITE, size=xs[padding].shape)
     resets = rng.random((CASES, TIME, ROWS)) < 0.3
     d_hs = rng.normal(size=(*xs.shape[:-1], states[0].h.shape[-1]))
     return Ragged(params, xs, states[0], resets, states[1], d_hs), lengths
@@ -94,27 +94,27 @@ def one(cell: jl.Cell, reverse: bool, case: Ragged, lengths):
 
 
 class Place(NamedTuple):
-    """Where the rows of one length stand among the cases."""
+    """The places of all rows of one length among the cases."""
 
     case: np.ndarray
     row: np.ndarray
     length: int
 
     def cut(self, leaf: np.ndarray) -> np.ndarray:
-        """[cases, T, rows, ...] -> [these rows, length, ...]."""
+        """Map [cases, T, rows, ...] to [these rows, length, ...]."""
         return leaf[self.case, : self.length, self.row]
 
     def rows(self, tree):
-        """[cases, rows, ...] -> [these rows, ...]."""
+        """Map [cases, rows, ...] to [these rows, ...]."""
         return jax.tree.map(lambda leaf: leaf[self.case, self.row], tree)
 
     def cases(self, tree):
-        """[cases, ...] -> [these rows, ...]."""
+        """Map [cases, ...] to [these rows, ...]."""
         return jax.tree.map(lambda leaf: leaf[self.case], tree)
 
 
 def taken(cases: Ragged, place: Place) -> Ragged:
-    """These rows, cut to their length, each with the parameters of its case."""
+    """Return these rows cut to their length, with the parameters of their cases."""
     return Ragged(
         place.cases(cases.params),
         place.cut(cases.xs),
@@ -126,13 +126,13 @@ def taken(cases: Ragged, place: Place) -> Ragged:
 
 
 def without(leaf: np.ndarray, place: Place) -> np.ndarray:
-    """What stands in these rows after their length."""
+    """Return the values of these rows after their length."""
     return np.asarray(leaf)[place.case, place.length :, place.row]
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("row", CELLS, ids=lambda row: row.name.replace(" ", "_"))
-def test_every_row_is_the_row_alone(row, reverse, record_property, x64):
+def test_every_row_equals_the_row_alone(row, reverse, record_property, x64):
     rng = np.random.default_rng(list(row.name.encode()))
     cases, lengths = draw(rng, row)
     together, alone = programs(row, reverse)

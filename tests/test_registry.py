@@ -1,13 +1,13 @@
-"""Every law, for every cell under every wrapper with every sequence option.
+"""Properties of every cell under every wrapper with every sequence option.
 
-A combination is compiled once, as the Hessian-vector product of a scalar that weighs
-everything there is to see; its data are four members of an ensemble: inputs, the
-same inputs moved a little up and down one direction, and others. The whole sequence
-and the single step that are held to each other's bits are compiled as users do, with
-every optimisation. What is left runs operation by operation, without any compiler.
+A combination is compiled once, as the Hessian-vector product of a weighted sum of all
+results. Its data are four members of an ensemble: inputs, the same inputs moved a
+little up and down one direction, and other inputs. The sequence and the single step
+whose bits are compared are compiled with all optimisations, as for users. Everything
+else runs operation by operation, without compilation.
 
-`pytest -m registry` evaluates all of them, and `-m thorough` those of noise; by default
-a slice of them is.
+`pytest -m registry` tests all combinations, `-m thorough` those of noise, and the
+default run a part of them.
 """
 
 import functools
@@ -39,8 +39,8 @@ from registry import (
     Inputs,
     Option,
     WrapperRow,
+    active_steps,
     draw,
-    happening,
     haste,
     like,
     question,
@@ -59,12 +59,12 @@ EXECUTABLES = {}
 
 
 def run(cell: jl.Cell, inputs: Inputs, steps, **options):
-    """(last state, trace of every state and gate)."""
+    """Return the last state, and a trace of every state and gate."""
     return jl.unroll(cell, *inputs, **steps, emit=jl.emit.trace, **options)
 
 
 def executable(lowered):
-    """Compiled, unless the very same program was: some wrappers do nothing at all."""
+    """Compile, unless the same program was compiled: some wrappers change nothing."""
     text = hashlib.sha256(lowered.as_text().encode()).digest()
     key = text, lowered.in_tree, lowered.out_tree
     if key not in EXECUTABLES:
@@ -73,7 +73,7 @@ def executable(lowered):
 
 
 class Programs:
-    """What is compiled for a cell under a wrapper, and how often it was traced."""
+    """Compiled programs of a cell under a wrapper, and the number of traces."""
 
     def __init__(self, row: CellRow, wrapper: WrapperRow):
         self.row, self.wrapper = row, wrapper
@@ -85,14 +85,14 @@ class Programs:
         )
 
     def cell(self) -> jl.Cell:
-        """The wrapped cell, made anew."""
+        """Return a new wrapped cell."""
         return self.wrapper.wrap(self.row.make(), self.row)
 
     def model(self) -> oracle.Model:
         return self.wrapper.model(self.row.model, self.row)
 
     def whole(self, cell, reverse: bool, inputs: Inputs, steps):
-        """Every bit as users get it; compiled once for a direction and a length."""
+        """Return the program of users, compiled once per direction and length."""
         kind = reverse, len(inputs.xs)
         if kind not in self.compiled:
             lowered = self.forward.lower(cell, reverse, inputs, steps)
@@ -103,7 +103,7 @@ class Programs:
         return run(cell, inputs, steps, reverse=reverse, engine="scan")
 
     def _derivatives(self, cell, option, inputs, steps, keys, cotangents, tangents):
-        """For each member: (answer, gradients), and both derivatives of the two."""
+        """Return for each member: (answer, gradients), and the derivatives of both."""
         self.traces["derivatives", option.name] += 1
 
         def value(inputs, steps, key):
@@ -137,7 +137,7 @@ def arguments(option: Option) -> dict:
 
 
 class Trial:
-    """A cell under a wrapper with an option: random data, and what becomes of them."""
+    """A cell under a wrapper with an option: random data and their results."""
 
     def __init__(self, programs: Programs, option: Option, *, noise: bool = False):
         names = programs.row.name, programs.wrapper.name, option.name
@@ -156,7 +156,7 @@ class Trial:
         return self.one._replace(inputs=inputs)
 
     def arguments(self, members: list[Data]):
-        """Of `Programs.derivatives`; the cell is made anew."""
+        """Run `Programs.derivatives` with a new cell."""
         inputs, steps = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
         dynamic = inputs, steps, self.keys, self.cotangents, self.tangents
         return (self.programs.cell(), self.option), dynamic
@@ -170,7 +170,7 @@ class Trial:
         return executable(traced.lower())
 
     def derived(self, members: list[Data]):
-        """(answers, gradients, derivatives of the value, Hessian-vector products)."""
+        """Return answers, gradients, value derivatives, Hessian-vector products."""
         return jax.device_get(self.program(*self.arguments(members)[1]))
 
     @functools.cached_property
@@ -178,11 +178,11 @@ class Trial:
         return self.derived(self.members)
 
     def member(self, number: int):
-        """(answer, gradients, derivative of the value, Hessian-vector product)."""
+        """Return answer, gradients, derivative of the value, Hessian-vector product."""
         return picked(self.derivatives, number)
 
     def compiled(self, inputs: Inputs, mask, resets):
-        """The very same program for all options of one direction."""
+        """Run the same program for all options of one direction."""
         state = inputs.state
         if state is None:
             state = self.cell.initial_state(inputs.params, inputs.xs.shape[1:-1])
@@ -193,10 +193,10 @@ class Trial:
     def whole(self, data: Data):
         no_resets = np.zeros((TIME, *BATCH), bool)
         resets = data.steps.get("resets", no_resets)
-        return self.compiled(data.inputs, happening(data.steps), resets)
+        return self.compiled(data.inputs, active_steps(data.steps), resets)
 
     def eager(self, data: Data, **options):
-        """Operation by operation, no loop primitive and no compiler: the reference."""
+        """Return the reference: a Python loop without compilation."""
         options = arguments(self.option) | {"engine": "scan"} | options
         with jax.disable_jit():
             return run(self.cell, *data, **options)
@@ -206,7 +206,7 @@ class Trial:
         return self.eager(self.one, engine=self.option.engine)
 
     def oracle(self, number: int):
-        """(answer, derivative of the value along the tangents)."""
+        """Return the answer, and the derivative of the value along the tangents."""
         (params, xs, state), steps = self.members[number]
         last, trace = oracle.plain(self.cotangents[0]), self.cotangents[1]
         return oracle.along(
@@ -220,16 +220,16 @@ class Trial:
 
 
 def during(data: Data, at) -> Data:
-    """Some of the steps, or of the steps of one row."""
+    """Return some of the steps, or of the steps of one row."""
     params, xs, state = data.inputs
     params = tapped(params, lambda taps: picked(taps, at))
     return Data(Inputs(params, xs[at], state), picked(data.steps, at))
 
 
 def masked(data: Data) -> Data:
-    """The same, with a mask in place of lengths."""
+    """Return the same steps with a mask in place of lengths."""
     steps = {k: v for k, v in data.steps.items() if k != "lengths"}
-    return data._replace(steps=steps | {"mask": happening(data.steps)})
+    return data._replace(steps=steps | {"mask": active_steps(data.steps)})
 
 
 def beginning(data: Data, state) -> Data:
@@ -237,21 +237,21 @@ def beginning(data: Data, state) -> Data:
 
 
 def rows(tree, row: int, axis: int = 0):
-    """One row of every leaf."""
+    """Return one row of every leaf."""
     return jax.tree.map(lambda leaf: leaf[(slice(None),) * axis + (row,)], tree)
 
 
 def picked(tree, at):
-    """Some of the steps of every leaf."""
+    """Return some of the steps of every leaf."""
     return jax.tree.map(lambda leaf: leaf[at], tree)
 
 
 def close(one, other, of, tolerance: float) -> None:
-    """Sums of many terms, equal to within rounding of the terms."""
+    """Assert that sums of many terms are equal within the rounding of the terms."""
     assert abs(one - other) <= tolerance * (1.0 + abs(of)), (one, other)
 
 
-# --- the laws -------------------------------------------------------------------------
+# --- the properties -------------------------------------------------------------------
 
 
 def no_leaked_tracers(trial: Trial) -> None:
@@ -274,10 +274,10 @@ def oracle_derivatives(trial: Trial) -> None:
 
 
 def ragged_is_truncated(trial: Trial) -> None:
-    """A row is what it is alone, without the steps that do not happen."""
+    """A row equals the row alone, without its inactive steps."""
     last, trace = trial.member(ONE)[0]
     for row in range(*BATCH):
-        active = happening(trial.one.steps)[:, row]
+        active = active_steps(trial.one.steps)[:, row]
         own = rows(trace, row, axis=1)
         silent, loud = picked(own, ~active), picked(own, active)
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(silent))
@@ -296,7 +296,7 @@ def ragged_is_truncated(trial: Trial) -> None:
 
 
 def split_is_whole(trial: Trial) -> None:
-    """Cut anywhere, and the state carried on."""
+    """A sequence split anywhere equals the whole."""
     data, cut = masked(trial.one), int(trial.rng.integers(1, TIME))
     parts = [slice(None, cut), slice(cut, None)]
     state, traces = data.inputs.state, {}
@@ -310,7 +310,7 @@ def split_is_whole(trial: Trial) -> None:
 
 
 def streaming_is_whole(trial: Trial) -> None:
-    """One step at a time, and every bit the same, on the reference engine."""
+    """Single steps have the bits of the sequence, on the reference engine."""
     data = masked(trial.one)
     state, traces = data.inputs.state, [None] * TIME
     for t in range(TIME)[::-1] if trial.option.reverse else range(TIME):
@@ -330,17 +330,17 @@ def reversed_twice_is_once(trial: Trial) -> None:
 
 
 def rows_are_independent(trial: Trial) -> None:
-    """Other rows may be anything, NaN included: not a bit of this one changes."""
+    """Other rows, NaN included, change no bit of this one."""
     row = int(trial.rng.integers(*BATCH))
     others = np.arange(*BATCH) != row
-    changed = [spoilt(member, others) for member in trial.members]
+    changed = [with_nan(member, others) for member in trial.members]
     answers, gradients, _, products = trial.derived(changed)
     before = of_row(row, *trial.derivatives[:2], trial.derivatives[3])
     assert same_bits(of_row(row, answers, gradients, products), before)
 
 
-def spoilt(data: Data, others: np.ndarray) -> Data:
-    """NaN in all that the other rows bring, and all of their steps happening."""
+def with_nan(data: Data, others: np.ndarray) -> Data:
+    """Return data with NaN in all other rows, whose steps are all active."""
 
     def spoil(leaf, axis: int):
         leaf = np.array(leaf)
@@ -360,14 +360,14 @@ def spoilt(data: Data, others: np.ndarray) -> Data:
 
 
 def of_row(row: int, answers, *gradients):
-    """All that belongs to one row, of each member: axis 0 is theirs."""
+    """Return the results of one row of each member; members are axis 0."""
     last, trace = answers
     own = [(rows(g.xs, row, axis=2), rows(g.state, row, axis=1)) for g in gradients]
     return rows(last, row, axis=1), rows(trace, row, axis=2), own
 
 
 def vmap_is_loop(trial: Trial) -> None:
-    """Four members at a time, and one after the other."""
+    """vmap over four members equals a loop over them."""
     for number, member in enumerate(trial.members):
         assert_same(trial.member(number)[0], trial.whole(member))
 
@@ -377,19 +377,19 @@ def jit_is_no_jit(trial: Trial) -> None:
 
 
 def traced_once(trial: Trial) -> None:
-    """Though called more than once, with cells made anew and with other data."""
+    """One trace serves several calls, with new cells and other data."""
     static, dynamic = trial.arguments(trial.members[::-1])
     trial.programs.derivatives.trace(*static, *dynamic)
     assert set(trial.programs.traces.values()) == {1}
 
 
 def gradients_are_finite(trial: Trial) -> None:
-    """And zero where a step does not happen, whatever stands there."""
+    """Gradients are zero at inactive steps, for any values there."""
     _, gradients, _, products = trial.derivatives
     assert finite(gradients)
     assert finite(products)
     for number in (ONE, OTHER):
-        skipped = ~happening(trial.members[number].steps)
+        skipped = ~active_steps(trial.members[number].steps)
         assert not gradients.xs[number][skipped].any()
 
 
@@ -403,7 +403,7 @@ def jvp_is_the_transpose_of_vjp(trial: Trial) -> None:
 
 
 def hessians_are_differences(trial: Trial) -> None:
-    """A Hessian-vector product is the central difference of two gradients."""
+    """A Hessian-vector product equals the central difference of two gradients."""
     up, down = trial.member(UP)[1], trial.member(DOWN)[1]
     differences = jax.tree.map(lambda a, b: (a - b) / (2.0 * STEP), up, down)
     products = trial.member(ONE)[3]
@@ -414,7 +414,7 @@ def hessians_are_differences(trial: Trial) -> None:
 
 
 def noise_is_of_the_key(trial: Trial) -> None:
-    """The same key, the same bits; another key, or none, another answer."""
+    """The same key gives the same bits; another key, or none, another answer."""
     again = trial.derived(trial.members)
     assert same_bits(again, trial.derivatives)
     noisy = trial.member(ONE)[0][1].state.h
@@ -424,14 +424,14 @@ def noise_is_of_the_key(trial: Trial) -> None:
 
 
 def keys_in_a_loop(trial: Trial) -> None:
-    """vmap over keys, compiled, is a loop over keys, not compiled."""
+    """Compiled vmap over keys equals an uncompiled loop over keys."""
     for number in (ONE, OTHER):
         alone = trial.eager(trial.members[number], key=trial.keys[number])
         assert_same(trial.member(number)[0], alone)
 
 
 def assert_plain(got, wanted) -> None:
-    """As `assert_same`, of dictionaries with the same names."""
+    """`assert_same` for dicts with the same keys."""
     assert jax.tree.structure(got) == jax.tree.structure(wanted)
     assert_same(got, wanted)
 
@@ -464,7 +464,7 @@ LAWS_OF_NOISE = [
 
 
 def held(trial: Trial, laws) -> int:
-    """How many laws hold, which is all of them."""
+    """Check all properties; return their number."""
     for law in laws:
         try:
             law(trial)
@@ -479,7 +479,7 @@ def named(values) -> list[str]:
 
 
 def diagonal() -> list[tuple[CellRow, WrapperRow, Option]]:
-    """Every cell, every wrapper and every option at least once."""
+    """Return combinations with each cell, wrapper and option at least once."""
     taken = []
     for number in range(max(len(CELLS), len(WRAPPERS), len(OPTIONS))):
         row = CELLS[number % len(CELLS)]
@@ -495,7 +495,7 @@ NOISY = [(row, wrapper) for row, wrapper in PAIRS if wrapper.noisy]
 WITH_A_KEY = Option("a key", "lengths", resets=True)
 
 
-def test_the_registry_is_large_and_its_slice_is_whole():
+def test_the_default_combinations_cover_the_registry():
     cells, wrappers, options = [
         {part.name for part in column} for column in zip(*SLICE, strict=True)
     ]
@@ -509,13 +509,13 @@ def test_the_registry_is_large_and_its_slice_is_whole():
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("row", "wrapper", "option"), SLICE, ids=named(SLICE))
-def test_a_slice(row, wrapper, option, x64):
+def test_properties_of_the_default_combinations(row, wrapper, option, x64):
     assert held(Trial(Programs(row, wrapper), option), LAWS) == 14
 
 
 @pytest.mark.registry
 @pytest.mark.parametrize(("row", "wrapper"), PAIRS, ids=named(PAIRS))
-def test_every_law(row, wrapper, record_property, x64):
+def test_all_properties(row, wrapper, record_property, x64):
     programs = Programs(row, wrapper)
     laws = sum(held(Trial(programs, option), LAWS) for option in OPTIONS)
     record_property("registry_laws", laws)
@@ -524,16 +524,16 @@ def test_every_law(row, wrapper, record_property, x64):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("row", "wrapper"), NOISY, ids=named(NOISY))
-def test_every_law_of_noise(row, wrapper, record_property, x64):
-    """With a key, and no oracle: what noise must not break."""
+def test_all_properties_of_noise(row, wrapper, record_property, x64):
+    """Properties that hold with a key, without an oracle."""
     trial = Trial(Programs(row, wrapper), WITH_A_KEY, noise=True)
     record_property("registry_laws", held(trial, LAWS_OF_NOISE))
     record_property("registry_combinations", 1)
 
 
 @pytest.mark.parametrize(("row", "wrapper"), REFUSED, ids=named(REFUSED))
-def test_what_a_cell_lacks_is_refused(row, wrapper):
-    """By the wrapper, or by the first step."""
+def test_wrappers_without_a_target_are_refused(row, wrapper):
+    """The wrapper or the first step raises the error."""
 
     def use():
         cell = wrapper.wrap(row.make(), row)
@@ -544,12 +544,12 @@ def test_what_a_cell_lacks_is_refused(row, wrapper):
         use()
 
 
-# --- the judge ------------------------------------------------------------------------
+# --- the reference --------------------------------------------------------------------
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("row", "wrapper", "option"), SLICE, ids=named(SLICE))
-def test_the_complex_step_is_the_central_difference(row, wrapper, option, x64):
+def test_the_complex_step_equals_the_central_difference(row, wrapper, option, x64):
     trial = Trial(Programs(row, wrapper), option)
     _, derivative = trial.oracle(ONE)
     asked, direction = question(trial.one.inputs), question(trial.tangents)
@@ -571,7 +571,7 @@ def test_the_complex_step_is_the_central_difference(row, wrapper, option, x64):
     )
 
 
-def test_a_convolution_in_the_plane_is_its_definition(x64):
+def test_two_dimensional_convolutions_equal_their_definition(x64):
     """An even kernel, and an odd one."""
     rng = np.random.default_rng(3)
     row = CellRow(
@@ -583,8 +583,8 @@ def test_a_convolution_in_the_plane_is_its_definition(x64):
     assert_plain(tuple(map(oracle.plain, got)), answer)
 
 
-def test_a_leak_is_found():
-    """The check that `no_leaked_tracers` relies on does find one."""
+def test_a_leaked_tracer_is_found():
+    """The check behind `no_leaked_tracers` finds a leak."""
     kept = []
 
     def leaky(x):

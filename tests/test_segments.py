@@ -1,4 +1,4 @@
-"""Sequences packed one after the other, with holes, both ways; and single steps."""
+"""Resets of packed sequences, with gaps and in both directions; single steps."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ SEGMENTS = np.array([1, 1, 1, 2, 2, 2])
 
 @pytest.mark.parametrize("hole", [None, 0, 2, 3, 5])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_packed_sequences_are_what_they_are_alone(hole, bidirectional, x64):
-    """A hole may be the first or the last step of a sequence."""
+def test_packed_sequences_equal_separate_ones(hole, bidirectional, x64):
+    """A masked step may be the first or the last of a sequence."""
     _, xs, _ = problem(batch=(), dtype=jnp.float64)
     layer = jl.stack(CELL, (4, 3), bidirectional=bidirectional)
     params, _ = layer.init(jax.random.key(0), 3)
@@ -41,7 +41,7 @@ def test_packed_in_reverse(hole, x64):
 
 
 def test_windows_of_packed_sequences(x64):
-    """`before` says whether the first step goes on where the window before ended."""
+    """`before` determines whether the first step continues the previous window."""
     params, xs, _ = problem(batch=(), dtype=jnp.float64)
     resets = jl.resets_from_segments(SEGMENTS)
     whole, _ = jl.unroll(CELL, params, xs, resets=resets)
@@ -62,7 +62,7 @@ def test_segments_of_no_steps_and_of_many_rows():
     assert np.flatnonzero(resets[:, 0]).tolist() == [0, 3]
 
 
-def test_segments_that_cannot_be():
+def test_invalid_segments_are_refused():
     with pytest.raises(ValueError, match="expected integers"):
         jl.resets_from_segments(np.ones(3))
     with pytest.raises(ValueError, match="mask: got shape"):
@@ -71,7 +71,7 @@ def test_segments_that_cannot_be():
         jl.resets_from_segments(SEGMENTS, before=np.ones(3, int))
 
 
-def test_turning_resets_is_compiled_once():
+def test_reversing_resets_is_compiled_once():
     layer = jl.stack(CELL, (3,), bidirectional=True)
     params, _ = layer.init(jax.random.key(0), 2)
     xs, resets = jnp.ones((6, 2)), SEGMENTS == 2
@@ -83,8 +83,8 @@ def test_turning_resets_is_compiled_once():
         assert masking.reverse_resets._cache_size() == before
 
 
-def test_the_gradient_of_a_single_step_knows_of_no_other():
-    """One that would follow on it is not run: its numbers would be out of range."""
+def test_the_gradient_of_a_single_step_runs_no_other_step():
+    """A following step would overflow, and is not computed."""
     cell = jl.lstm(candidate_activation="relu", output_activation="identity")
     params = cell.init(jax.random.key(0), 1, 1)
     params = params._replace(
@@ -97,8 +97,8 @@ def test_the_gradient_of_a_single_step_knows_of_no_other():
     assert jax.grad(loss)(params).b[:, 0].tolist() == [0.0, 0.0, 1.0, 0.0]
 
 
-def test_what_a_cell_brings_may_be_keys():
-    """A key for each step is the first thing that a noisy cell of one's own brings."""
+def test_prepared_inputs_may_be_keys():
+    """A noisy cell of a user prepares a key for each step."""
 
     def prepare(params, xs, *, key=None):
         return params, None if key is None else jax.random.split(key, len(xs))

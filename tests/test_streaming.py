@@ -1,4 +1,4 @@
-"""One input after the other: the numbers of the whole, for every cell and wrapper."""
+"""`stream` equals `unroll`, for every cell and wrapper."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from cases import assert_same
 from registry import CELLS, WRAPPERS, Option, draw
 
 NOTHING = Option("nothing")
-# Each cell as it is, and the LSTM in every wrapper but taps, which are one for each t.
+# Each plain cell, and the LSTM in every wrapper except taps, which have a time axis.
 PAIRS = [
     *((row, WRAPPERS[0]) for row in CELLS),
     *((CELLS[0], wrapper) for wrapper in WRAPPERS[1:] if "taps" not in wrapper.name),
@@ -44,7 +44,7 @@ def test_streams_of_any_number_of_rows(rows, x64):
     assert_same(streamed(cell, params, xs), jl.unroll(cell, params, xs))
 
 
-def test_sixteen_bits():
+def test_16_bit_inputs():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 4)
     xs = jax.random.normal(jax.random.key(1), (5, 2, 3), jnp.bfloat16)
@@ -56,8 +56,8 @@ def test_sixteen_bits():
     assert jnp.allclose(state.c, wanted.c, atol=1e-2)
 
 
-def test_what_follows_from_the_parameters_is_computed_once():
-    """The casts of the weights are no part of the step's program."""
+def test_values_that_depend_on_parameters_only_are_computed_once():
+    """The program of a step has no casts of the weights."""
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 4)
     x = jnp.zeros((2, 3), jnp.bfloat16)
@@ -71,7 +71,7 @@ def test_what_follows_from_the_parameters_is_computed_once():
     assert cast not in str(jax.make_jaxpr(step)(state, x))
 
 
-def test_a_type_is_enough_and_what_does_not_fit_is_refused():
+def test_abstract_inputs_are_accepted_and_wrong_ones_refused():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 4)
     step, state = jl.stream(cell, params, jax.ShapeDtypeStruct((2, 3), jnp.float32))
@@ -84,7 +84,7 @@ def test_a_type_is_enough_and_what_does_not_fit_is_refused():
         step(state, jnp.zeros((3, 3)))
 
 
-def test_a_step_that_cannot_be_taken_apart_is_refused():
+def test_a_step_without_partial_evaluation_is_refused():
     def loud(params, state, z):
         jax.debug.print("{}", z)
         return jl.lstm().step(params, state, z)
@@ -105,7 +105,7 @@ def test_a_step_that_cannot_be_taken_apart_is_refused():
         jl.LSTMState(jnp.zeros(4), jnp.zeros(4, jnp.bfloat16)),
     ],
 )
-def test_another_state_is_refused(other):
+def test_a_state_of_another_structure_is_refused(other):
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 4)
     step, _ = jl.stream(cell, params, [0.0, 0.0, 0.0])

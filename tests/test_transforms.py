@@ -1,7 +1,7 @@
 """`unroll` under JAX's transformations, meshes and checks.
 
-Values are held to the oracle where there is a number to be held to, and to the
-untransformed call elsewhere.
+Values are compared with the oracle where it has them, and with the untransformed call
+elsewhere.
 """
 
 from functools import partial
@@ -26,12 +26,12 @@ def question(kind: Kind, shape: Shape = SHAPE, seed: int = 11) -> Case:
 
 
 def inputs_of(case: Case):
-    """What gradients are taken of: params, xs, state."""
+    """The differentiated arguments: params, xs, state."""
     return jl.LSTMParams(*case.weights), case.xs, jl.LSTMState(case.h, case.c)
 
 
 def runner(which):
-    """(params, xs, state) -> (state, hs) for the steps of a case."""
+    """Return `(params, xs, state) -> (state, hs)` for the steps of a case."""
 
     def run(params, xs, state):
         return jl.unroll(
@@ -49,7 +49,7 @@ def runner(which):
 
 
 def objective(case: Case):
-    """(params, xs, state) -> the scalar whose gradient pulls the case's cotangents."""
+    """Return `(params, xs, state) -> scalar`, the inner product with the cotangents."""
     run = runner(case.which)
 
     def scalar(params, xs, state):
@@ -120,7 +120,7 @@ def hvp_reverse_reverse(f, inputs, tangents):
     "hvp", [hvp_forward_reverse, hvp_reverse_forward, hvp_reverse_reverse]
 )
 def test_hessian_vector_products(hvp, kind, x64):
-    """Against differences of the oracle's gradient."""
+    """The reference is the finite difference of the oracle's gradient."""
     case = question(kind)
     inputs = inputs_of(case)
     tangents = tangents_like(inputs)
@@ -170,7 +170,7 @@ def stacked(cases):
 @kinds
 @pytest.mark.parametrize("over", ["data", "params", "both"])
 def test_vmap(over, kind, x64):
-    """Values and gradients of the mapped call are those of the calls one by one."""
+    """Values and gradients of the mapped call equal those of single calls."""
     which = question(kind).which
     cases = [question(kind, seed=seed)._replace(which=which) for seed in (1, 2, 3)]
     cases = [case._replace(xs=np.nan_to_num(case.xs, posinf=1.0)) for case in cases]
@@ -198,8 +198,8 @@ def test_vmap(over, kind, x64):
 
 
 @pytest.mark.parametrize("masking", ["lengths", "mask"])
-def test_vmap_over_the_batch_is_the_batch(masking, x64):
-    """Steps and all: what is mapped may be the lengths, the mask, the resets."""
+def test_vmap_over_the_batch_equals_the_batch(masking, x64):
+    """The lengths, the mask and the resets may be mapped too."""
     case = question(Kind(masking, True))
     params, xs, state = inputs_of(case)
     steps = {"resets": (case.which.resets, 1)}
@@ -219,7 +219,7 @@ def test_vmap_over_the_batch_is_the_batch(masking, x64):
 
 
 def test_vmap_of_vmap_with_one_reset_for_all(x64):
-    """StepMask that are not mapped while the data is, and the other way round."""
+    """Resets that are not mapped while the data is, and the other way round."""
     case = question(Kind("mask", True), Shape(5, (), 2, 3))
     params, xs, state = inputs_of(case)
     xs = np.nan_to_num(xs, posinf=1.0, neginf=1.0)
@@ -236,7 +236,7 @@ def test_vmap_of_vmap_with_one_reset_for_all(x64):
 
 
 def test_gradients_per_example(x64):
-    """They sum to the gradient of the batch."""
+    """Per-example gradients sum to the gradient of the batch."""
     case = question(Kind())
     params, xs, state = inputs_of(case)
 
@@ -276,7 +276,7 @@ def key():
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
 def test_scan_over_unroll(dtype, x64):
-    """A long sequence in chunks under a scan, from the cell's own initial state."""
+    """A scan over chunks of a sequence, from the cell's initial state."""
     params = CELL.init(key(), 3, 5, dtype=dtype)
     xs = jax.random.normal(key(), (12, 4, 3), dtype)
     last, hs = jl.unroll(CELL, params, xs)
@@ -346,8 +346,8 @@ def test_no_tracer_leaks(every):
                      CELL.initial_state(params, (4,)), xs)  # fmt: skip
 
 
-def test_debug_nans_sees_none():
-    """Padding of NaN is never computed with."""
+def test_debug_nans_finds_none():
+    """NaN in padding is never used in a computation."""
     params = CELL.init(key(), 3, 5)
     xs = jnp.ones((6, 4, 3)).at[3:].set(jnp.nan)
 

@@ -1,4 +1,4 @@
-"""What holds for `unroll`, with concrete values and traced: steps, splits, outputs."""
+"""The contract of `unroll`: inactive steps, resets, splits, shapes and outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ OPTIMISED = True  # held to the bit, or nearly: compile as users do
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("jit", [False, True])
-def test_padding_emits_zeros_and_leaves_the_state(jit, reverse):
+def test_padding_emits_zeros_and_keeps_the_state(jit, reverse):
     params, xs, state = problem()
     lengths = jnp.array([0, 2, T, 5])
 
@@ -30,7 +30,7 @@ def test_padding_emits_zeros_and_leaves_the_state(jit, reverse):
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_full_lengths_are_no_lengths(jit):
+def test_full_lengths_equal_no_lengths(jit):
     params, xs, state = problem()
 
     def run(lengths):
@@ -41,7 +41,7 @@ def test_full_lengths_are_no_lengths(jit):
     assert_same(got, plain, 1e-6)
 
 
-def test_a_ragged_row_is_the_truncated_row(x64):
+def test_a_ragged_row_equals_the_truncated_row(x64):
     params, xs, state = problem(dtype=jnp.float64)
     last, hs = jl.unroll(CELL, params, xs, state, lengths=jnp.array([0, 2, T, 5]))
     for row, length in enumerate([0, 2, T, 5]):
@@ -52,7 +52,7 @@ def test_a_ragged_row_is_the_truncated_row(x64):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_lengths_are_a_mask(reverse, x64):
+def test_lengths_equal_the_mask_of_valid_steps(reverse, x64):
     params, xs, state = problem(dtype=jnp.float64)
     lengths = jnp.array([0, 2, T, 5])
     mask = jnp.arange(T)[:, None] < lengths[None]
@@ -61,13 +61,13 @@ def test_lengths_are_a_mask(reverse, x64):
     assert same_bits(a, b)
 
 
-POISONS = [np.nan, np.inf, -np.inf]
+NON_FINITE = [np.nan, np.inf, -np.inf]
 
 
-@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize("value", NON_FINITE)
 @pytest.mark.parametrize("option", ["lengths", "mask"])
-def test_values_in_padding_never_matter(option, poison):
-    """Neither for values nor for a gradient of first or second order, nor a jvp."""
+def test_values_in_padding_have_no_influence(option, value):
+    """On values, gradients of first and second order, and jvps."""
     params, xs, state = problem()
     lengths = jnp.array([0, 2, T, 5])
     mask = jnp.arange(T)[:, None] < lengths[None]
@@ -80,7 +80,7 @@ def test_values_in_padding_never_matter(option, poison):
     def looks(xs):
         arguments = (params, xs, state)
         tangents = jax.tree.map(jnp.ones_like, (params, state))
-        tangents = (tangents[0], xs * 0 + 1, tangents[1])  # poisoned where xs is
+        tangents = (tangents[0], xs * 0 + 1, tangents[1])  # NaN where xs is
         gradient = jax.grad(loss, argnums=(0, 1, 2))
         return (
             jax.value_and_grad(loss, argnums=(0, 1, 2))(*arguments),
@@ -89,13 +89,13 @@ def test_values_in_padding_never_matter(option, poison):
         )
 
     clean = jax.jit(looks)(jnp.where(mask[..., None], xs, 0.0))
-    poisoned = jax.jit(looks)(jnp.where(mask[..., None], xs, poison))
-    assert finite(poisoned)
-    assert same_bits(poisoned, clean)
+    with_nan = jax.jit(looks)(jnp.where(mask[..., None], xs, value))
+    assert finite(with_nan)
+    assert same_bits(with_nan, clean)
 
 
 def test_resets_are_selected_not_multiplied():
-    """A state of NaN before a reset leaves no trace after it."""
+    """A NaN state before a reset does not affect the steps after it."""
     params, xs, state = problem()
     state = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state)
     resets = jnp.zeros((T, B), bool).at[0].set(True)
@@ -122,7 +122,7 @@ def test_nan_in_a_step_stays_in_its_row_until_the_next_reset():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_reset_of_a_step_that_does_not_happen_does_nothing(reverse):
+def test_a_reset_at_an_inactive_step_has_no_effect(reverse):
     params, xs, state = problem()
     mask = jnp.ones((T, B), bool).at[2].set(False)
     resets = jnp.zeros((T, B), bool).at[2].set(True)
@@ -131,7 +131,7 @@ def test_a_reset_of_a_step_that_does_not_happen_does_nothing(reverse):
     assert_same(got, without, 1e-6)
 
 
-def test_a_reset_forgets_the_given_state_for_the_cells_own():
+def test_a_reset_uses_the_cells_initial_state():
     params, xs, state = problem()
     resets = jnp.zeros((T, B), bool).at[0].set(True)
     got = jl.unroll(CELL, params, xs, state, resets=resets)
@@ -139,7 +139,7 @@ def test_a_reset_forgets_the_given_state_for_the_cells_own():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_split_is_whole(reverse, x64):
+def test_a_split_sequence_equals_the_whole(reverse, x64):
     params, xs, state = problem(dtype=jnp.float64)
     rng = np.random.default_rng(0)
     mask, resets = rng.random((2, T, B)) < np.array([0.7, 0.3])[:, None, None]
@@ -168,7 +168,7 @@ def test_split_is_whole(reverse, x64):
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_streaming_one_step_at_a_time(dtype):
-    """The state comes back as it went in, so that a scan can carry it."""
+    """The state keeps its structure and dtypes, so that a scan can carry it."""
     params, xs, _ = problem(dtype=dtype)
     last, hs = jl.unroll(CELL, params, xs)
 
@@ -224,7 +224,7 @@ def test_no_rows(option, batch):
 
 
 @pytest.mark.parametrize("option", ["none", "lengths", "mask"])
-def test_batch_axes_are_free(option, x64):
+def test_any_number_of_batch_axes(option, x64):
     """[T, 2, 3, D] is [T, 6, D], and both are six rows run alone."""
     case = draw(np.random.default_rng(5), Shape(4, (2, 3), 3, 5), Kind(option, True))
     weights, xs, h, c, which, *_ = case
@@ -256,13 +256,13 @@ def test_batch_axes_are_free(option, x64):
         assert_same(one.h, last.h[row])
 
 
-def test_one_of_everything_is_one_step(x64):
+def test_sizes_of_one_are_one_step(x64):
     case = draw(np.random.default_rng(1), Shape(1, (1,), 1, 1), Kind())
     assert_same(answer(jl, case, jit=False), expected(case))
 
 
-def test_a_long_sequence_is_its_parts():
-    """65,537 steps: one more than the vendor's kernel takes."""
+def test_a_long_sequence_equals_its_parts():
+    """65,537 steps, one more than the limit of cuDNN."""
     time = 2**16 + 1
     params, xs, _ = problem((1,), time)
     last, hs = jl.unroll(CELL, params, xs)
@@ -304,8 +304,8 @@ def test_emit(reverse, x64):
     assert_same((own["f"], own["c"][0]), (run.gates[1][..., 0], run.cs))
 
 
-def test_emit_may_close_over_what_is_differentiated(x64):
-    """A read-out inside the loop: its gradient is that of the read-out after it."""
+def test_emit_may_close_over_differentiated_values(x64):
+    """A read-out in emit has the gradient of the read-out after the loop."""
     params, xs, state = problem(dtype=jnp.float64)
     lengths = np.array([0, 2, T, 5])
     readout = jax.random.normal(jax.random.key(1), (H, 2), jnp.float64)
@@ -333,8 +333,8 @@ def test_emit_may_close_over_what_is_differentiated(x64):
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_emit_with_lengths_of_nothing_and_of_numbers_per_step(jit):
-    """No leaf at all, and an error for a leaf that has lost the batch axes."""
+def test_emit_without_leaves_or_without_batch_axes(jit):
+    """No leaf is valid; a leaf without the batch axes is an error."""
     params, xs, _ = problem()
 
     def run(lengths, emit):
@@ -352,8 +352,8 @@ def mean_of_the_batch(state, gates):
 
 
 @pytest.mark.parametrize("engine", ["adjoint", "adjoint/lean", "scan"])
-def test_inputs_without_features_leave_the_recurrence(engine):
-    """`w_x [0, 4, H]`: the network runs by itself, and has gradients."""
+def test_inputs_without_features(engine):
+    """With `w_x [0, 4, H]` only the recurrence is left, and it has gradients."""
     cell = jl.lstm()
     drawn = cell.init(jax.random.key(0), 3, 4)
     params = drawn._replace(w_x=jnp.zeros((0, 4, 4)))

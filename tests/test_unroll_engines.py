@@ -1,4 +1,4 @@
-"""Engines by name, explanations, checkpointing in time, caches."""
+"""Engines by name, `explain`, checkpointing in time, and caches of programs."""
 
 import inspect
 
@@ -31,9 +31,9 @@ def test_explain():
     assert str(found).splitlines()[0] == "-> scan     serves"
 
 
-def test_explain_takes_what_unroll_takes():
-    def options(door):
-        return list(inspect.signature(door).parameters)
+def test_explain_has_the_arguments_of_unroll():
+    def options(function):
+        return list(inspect.signature(function).parameters)
 
     assert options(jl.explain) == options(jl.unroll)
     kinds = inspect.signature(jl.unroll).parameters.values()
@@ -48,8 +48,8 @@ def test_explain_takes_what_unroll_takes():
     [(1, "none"), (5, "lengths"), (6, "none"), (12, "mask"), (13, "lengths"),
      ("sqrt", "mask")],
 )  # fmt: skip
-def test_checkpointing_changes_nothing(every, masking, reverse, x64):
-    """Divisors of T = 12 or not, and more than T; with resets."""
+def test_checkpointing_does_not_change_results(every, masking, reverse, x64):
+    """Divisors of T = 12, other numbers, and more than T; with resets."""
     kind = Kind(masking, True, reverse)
     case = draw(np.random.default_rng(8), Shape(12, (2,), 2, 3), kind)
     assert_same(answer(jl, case, checkpoint_every=every), expected(case))
@@ -65,7 +65,7 @@ def test_checkpointing_of_few_steps_and_rows(time, rows):
 
 @pytest.mark.parametrize("every", [32, "sqrt"])
 def test_checkpointing_saves_memory(every):
-    """Bytes that the compiled gradient needs besides its inputs and outputs."""
+    """Compares the temporary memory of the compiled gradients."""
     params, xs, _ = problem((8,), 1024)
 
     def bytes_of(every):
@@ -90,7 +90,7 @@ def test_factories_are_cached():
     assert hash(jl.lstm()) == hash(jl.lstm())
 
 
-def test_traced_once():
+def test_unroll_is_traced_once():
     params, xs, state = problem()
     traces = []
 
@@ -102,14 +102,14 @@ def test_traced_once():
     for length in range(3):
         run(params, xs, jnp.full(B, length))
     assert len(traces) == 1
-    door = jax.jit(jl.unroll, static_argnums=0)
-    door(jl.lstm(), params, xs, state)
-    door(jl.lstm(), params, xs, state)
-    assert door._cache_size() == 1  # pyright: ignore
+    function = jax.jit(jl.unroll, static_argnums=0)
+    function(jl.lstm(), params, xs, state)
+    function(jl.lstm(), params, xs, state)
+    assert function._cache_size() == 1  # pyright: ignore
 
 
 def test_the_body_is_traced_once_per_program():
-    """One pass of Python through emit for one program, however long it is."""
+    """emit is called once per program, for any number of steps."""
     params, xs, _ = problem()
     traces = []
 

@@ -1,4 +1,4 @@
-"""Lengths: every integer dtype, and what becomes of those outside 0..T."""
+"""Lengths of every integer dtype and outside 0..T, and step masks."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def test_lengths_out_of_range_are_an_error(bad):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("bad", [-1, T + 1, 2**31 - 1, -(2**31)])
-def test_traced_lengths_out_of_range_poison_their_row(bad, reverse):
+def test_traced_lengths_out_of_range_set_their_row_to_nan(bad, reverse):
     params, xs, state = problem()
 
     @jax.jit
@@ -43,7 +43,7 @@ def test_traced_lengths_out_of_range_poison_their_row(bad, reverse):
     )
 
 
-def test_poison_under_vmap_and_its_gradient_stays_in_its_row():
+def test_nan_rows_under_vmap_and_in_gradients_stay_in_their_row():
     params, xs, state = problem()
 
     def loss(xs, state, length):
@@ -56,7 +56,7 @@ def test_poison_under_vmap_and_its_gradient_stays_in_its_row():
     assert finite((gradients[:, 0], gradients[:, 3]))
 
 
-def test_poison_reaches_every_emitted_float_and_spares_the_rest():
+def test_nan_rows_cover_emitted_floats_only():
     params, xs, state = problem()
 
     def emit(state, gates):
@@ -74,7 +74,7 @@ def test_poison_reaches_every_emitted_float_and_spares_the_rest():
         assert finite(leaf[:, [0, 2, 3]])
 
 
-def test_poison_of_a_sequence_without_steps():
+def test_nan_rows_of_a_sequence_without_steps():
     params, _, state = problem()
     xs = jnp.zeros((0, B, D))
     run = jax.jit(lambda n: jl.unroll(CELL, params, xs, state, lengths=n))
@@ -86,7 +86,7 @@ def test_poison_of_a_sequence_without_steps():
     "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
 )
 @pytest.mark.parametrize("jit", [False, True])
-def test_every_integer_dtype_counts_the_same(dtype, jit):
+def test_every_integer_dtype_is_accepted(dtype, jit):
     """T = 300 does not fit into eight bits."""
     params, xs, _ = problem(time=300, batch=(3,))
     lengths = np.array([0, 100, 127])
@@ -99,8 +99,8 @@ def test_every_integer_dtype_counts_the_same(dtype, jit):
 
 
 @pytest.mark.parametrize("bad", [2**32 + 2, 2**31, -(2**32) + 2, 2**63 - 1])
-def test_sixty_four_bits_are_not_cut_to_thirty_two(bad):
-    """2**32 + 2 is not 2: neither as a concrete number nor traced with x64 on."""
+def test_64_bit_lengths_are_not_truncated(bad):
+    """2**32 + 2 is not read as 2, neither concrete nor traced with x64 on."""
     params, xs, _ = problem()
     lengths = np.array([1, bad, 0, T], np.int64)
     with pytest.raises(ValueError, match=rf"lengths.*{bad}"):
@@ -113,8 +113,8 @@ def test_sixty_four_bits_are_not_cut_to_thirty_two(bad):
 
 
 @pytest.mark.parametrize("length", [0, 3, T])
-def test_one_sequence_has_one_length(length):
-    """Without a batch axis, a plain number will do."""
+def test_a_single_sequence_has_a_scalar_length(length):
+    """Without a batch axis, a plain number is accepted."""
     params, xs, state = problem(())
     got = jl.unroll(CELL, params, xs, state, lengths=length)
     assert_same(got, jl.unroll(CELL, params, xs, state, lengths=np.int32(length)))
@@ -124,7 +124,7 @@ def test_one_sequence_has_one_length(length):
         jl.unroll(CELL, params, xs, lengths=T + 1)
 
 
-def test_full_lengths_are_no_lengths_to_the_bit():
+def test_full_lengths_equal_no_lengths_bit_for_bit():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 5)
     xs = jax.random.normal(jax.random.key(1), (32, 4, 3))
@@ -169,7 +169,7 @@ def test_a_step_mask_of_traced_lengths_marks_invalid_rows():
     assert np.array_equal(np.isnan(hs).any((0, 2)), [False, True, False, False])
 
 
-def test_step_masks_that_do_not_fit_are_refused():
+def test_step_masks_of_wrong_shapes_are_refused():
     params, xs, state = problem()
     message = r"^StepMask\.from_lengths: lengths\[1\]: got 9, expected 0 to 6"
     with pytest.raises(ValueError, match=message):

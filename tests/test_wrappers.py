@@ -1,4 +1,4 @@
-"""Wrappers: what each does to a step, to a sequence, and to one another."""
+"""Wrappers of cells: statistics of noise, equations, composition, errors, meshes."""
 
 from typing import NamedTuple
 
@@ -31,14 +31,14 @@ over = pytest.mark.parametrize
 
 
 class Echo(NamedTuple):
-    """The state of a cell that only shows what it reads."""
+    """The state of the cell `ECHO`."""
 
     h: jax.Array
     c: jax.Array
 
 
 def echo_cell():
-    """h_t = x_t + 10 h_{t-1} as it is read, g = 1, c_t = c_{t-1} + g; no prepare."""
+    """Return a cell with h_t = x_t + 10 h_{t-1}, g = 1, c_t = c_{t-1} + g."""
 
     def step(params, state, z, *, edit=jl.cells.base.UNEDITED):
         read = jl.cells.base.apply_edit(edit.hidden, state.h)
@@ -60,7 +60,7 @@ ECHO = echo_cell()
 
 
 def plain_cell():
-    """A user's cell of the plainest kind: no edit, no c."""
+    """Return a minimal cell of a user: without edit and without c."""
 
     def step(params, state, z):
         after = jl.cells.base.HiddenState(jnp.tanh(z + state.h))
@@ -77,7 +77,7 @@ def plain_cell():
 
 
 def everything(cell, params, xs, **options):
-    """State, states and gates of each step."""
+    """Return the last state, and states and gates of each step."""
     return jl.unroll(cell, params, xs, emit=jl.emit.trace, **options)
 
 
@@ -86,7 +86,7 @@ def drawn(cell, hidden_size=4):
 
 
 def at(states, t):
-    """One step of what is stacked over time."""
+    """Return one step of stacked arrays."""
     return jax.tree.map(lambda leaf: leaf[t], states)
 
 
@@ -118,7 +118,7 @@ def test_recurrent_dropout_drops_the_candidate_of_each_step():
     np.testing.assert_allclose(state.c, g.sum(0), rtol=1e-5)  # nothing is forgotten
 
 
-def test_variational_dropout_holds_one_mask_for_each_row():
+def test_variational_dropout_has_one_mask_per_row_and_sequence():
     xs = jnp.ones((5, 60, 50))
     cell = jl.variational_dropout(ECHO, x_rate=0.2, h_rate=0.5)
     _, trace = everything(cell, drawn(ECHO, 50), xs, key=KEY)
@@ -148,7 +148,7 @@ def test_weight_drop_masks_w_h_alone_and_once():
     assert same_bits(jl.unroll(cell, params, xs, key=KEY), wanted)
 
 
-def test_two_leaves_named_w_h_have_masks_of_their_own():
+def test_two_leaves_named_w_h_have_different_masks():
     init = jl.lstm().init
 
     def two(*sizes, **options):
@@ -162,8 +162,8 @@ def test_two_leaves_named_w_h_have_masks_of_their_own():
 
 
 @over("name", STOCHASTIC)
-def test_noise_is_of_the_key_alone(name):
-    """Not of checkpoint_every, values, dtypes, or of what else runs in a program."""
+def test_noise_depends_on_the_key_only(name):
+    """checkpoint_every, values, dtypes and other code have no influence."""
     cell = STOCHASTIC[name](jl.lstm())
     params = drawn(cell)
     state, hs = jl.unroll(cell, params, XS, key=KEY)
@@ -187,7 +187,7 @@ def test_noise_is_of_the_key_alone(name):
 # -- without a key ---------------------------------------------------------------
 
 
-def test_zoneout_without_a_key_is_its_expectation():
+def test_zoneout_without_a_key_uses_the_expectation():
     cell = jl.zoneout(jl.lstm(), h_rate=0.25, c_rate=0.5)
     params = drawn(cell)
     _, trace = everything(cell, params, XS)
@@ -201,7 +201,7 @@ def test_zoneout_without_a_key_is_its_expectation():
 
 
 @over("name", ["variational", "recurrent", "weights", "taps"])
-def test_without_a_key_it_is_the_cell(name):
+def test_without_a_key_the_cell_is_unchanged(name):
     cell = WRAPPERS[name](jl.lstm())
     params = drawn(jl.lstm())
     wanted = everything(jl.lstm(), params, XS)
@@ -209,7 +209,7 @@ def test_without_a_key_it_is_the_cell(name):
     assert same_bits(everything(cell, own, XS), wanted)
 
 
-def test_rates_of_zero_are_the_cell_with_a_key_too():
+def test_rates_of_zero_leave_the_cell_unchanged():
     params, wanted = drawn(jl.lstm()), jl.unroll(jl.lstm(), drawn(jl.lstm()), XS)
     for cell in (
         jl.zoneout(jl.lstm()),
@@ -220,14 +220,14 @@ def test_rates_of_zero_are_the_cell_with_a_key_too():
         assert same_bits(jl.unroll(cell, params, XS, key=KEY), wanted)
 
 
-# -- one after another -------------------------------------------------------------
+# -- composition -------------------------------------------------------------
 
 
 @over(
     ("outer", "inner"), [("zoneout", "clip"), ("taps", "zoneout"), ("zoneout", "taps")]
 )
-def test_the_inner_one_acts_first(outer, inner):
-    """Against a loop: clip within the step, zoneout and taps after it, in order."""
+def test_the_inner_wrapper_acts_first(outer, inner):
+    """The reference is a loop: clip within the step, then zoneout and taps in order."""
     cell = WRAPPERS[outer](WRAPPERS[inner](jl.lstm()))
     params = drawn(jl.lstm())
     taps = jl.LSTMState(*0.5 * jax.random.normal(KEY, (2, 6, 4, 4)))
@@ -260,8 +260,8 @@ def test_edits_reach_the_innermost_cell():
 
 
 @over("name", ["zoneout", "variational", "recurrent", "weights"])
-def test_twice_is_two_draws(name):
-    """A value is left alone where both leave it: one half of one half."""
+def test_a_wrapper_applied_twice_draws_twice(name):
+    """A value is unchanged if both leave it unchanged: one half of one half."""
     rate = {
         "zoneout": lambda cell: jl.zoneout(cell, c_rate=0.5),
         "variational": lambda cell: jl.variational_dropout(cell, x_rate=0.5),
@@ -285,7 +285,7 @@ def test_twice_is_two_draws(name):
     assert abs(seen.mean() - 0.75) < 0.04
 
 
-def test_wrappers_without_noise_leave_the_noise_alone():
+def test_wrappers_without_noise_do_not_change_the_noise_inside():
     inner = STOCHASTIC["zoneout"](jl.lstm())
     params = drawn(inner)
     wanted = jl.unroll(inner, params, XS, key=KEY)
@@ -302,8 +302,8 @@ def test_wrappers_without_noise_leave_the_noise_alone():
     "cell",
     [jl.conv_lstm((3,)), jl.gru(), jl.simple_rnn(), plain_cell(), jl.projected_lstm(2)],
 )
-def test_over_other_cells(cell):
-    """Those that the cell allows, all at once, with finite gradients."""
+def test_wrappers_of_other_cells(cell):
+    """All wrappers that the cell allows, composed, with finite gradients."""
     space = (5,) * cell.spatial_axes
     xs = jax.random.normal(KEY, (3, 2, *space, 4))
     wrapped = jl.zoneout(jl.variational_dropout(cell, x_rate=0.5), h_rate=0.5)
@@ -324,7 +324,7 @@ def test_over_other_cells(cell):
 
 @over("cell", [jl.lstm(), jl.conv_lstm((3,))])
 @over("frame", [(0, 2), (3, 0), (3,), (3, 2, 2)])
-def test_every_wrapper_at_once_on_every_frame(cell, frame):
+def test_all_wrappers_composed_on_shapes_with_and_without_steps(cell, frame):
     for wrap in WRAPPERS.values():
         cell = wrap(cell)
     xs = jnp.ones((*frame, *(5,) * cell.spatial_axes, 3), jnp.bfloat16)
@@ -337,10 +337,10 @@ def test_every_wrapper_at_once_on_every_frame(cell, frame):
     assert again[1].shape == hs.shape
 
 
-# -- beginnings, bounds, gradients -------------------------------------------------
+# -- initial states, clipping, gradients -----------------------------------------
 
 
-def test_the_learned_state_begins_and_begins_again(x64):
+def test_the_learned_state_is_used_at_the_start_and_after_resets(x64):
     cell, xs = jl.learned_initial_state(jl.lstm()), XS.astype(jnp.float64)
     params = cell.init(KEY, 3, 4, dtype=jnp.float64)
     assert not any(np.any(leaf) for leaf in params.state)
@@ -361,7 +361,7 @@ def test_the_learned_state_begins_and_begins_again(x64):
     assert np.all(got[1].state.c != 0)
 
 
-def test_a_given_state_comes_before_the_learned_one():
+def test_a_given_state_replaces_the_learned_one():
     cell = jl.learned_initial_state(jl.lstm())
     params = drawn(cell)._replace(state=jl.LSTMState(jnp.ones(4), jnp.ones(4)))
     zeros = jl.lstm().initial_state(params.params, (4,))
@@ -370,8 +370,8 @@ def test_a_given_state_comes_before_the_learned_one():
 
 
 @over("options", [{}, {"lengths": np.array([6, 4, 1, 0])}, {"reverse": True}])
-def test_taps_read_the_flow_of_gradients(options, x64):
-    """Against the gradient of all that is run after t, by the state that t left."""
+def test_gradients_of_taps_are_those_of_the_states(options, x64):
+    """The reference is the gradient of all later steps by the state at t."""
     cell, xs = jl.taps(jl.lstm()), XS.astype(jnp.float64)
     params = cell.init(KEY, 3, 4, dtype=jnp.float64)
     zeros = jl.LSTMState(*jnp.zeros((2, 6, 4, 4)))
@@ -399,7 +399,7 @@ def test_taps_read_the_flow_of_gradients(options, x64):
         assert_same(at(flow, t), wanted, 1e-12)
 
 
-def test_the_clip_comes_before_h_and_before_what_is_carried():
+def test_clipping_applies_before_h_and_the_carried_state():
     cell = jl.clip_cell(jl.lstm(), 0.05)
     _, (state, gates) = everything(cell, drawn(cell), XS)
     before = jnp.concatenate([jnp.zeros((1, 4, 4)), state.c[:-1]])
@@ -423,7 +423,7 @@ def test_the_clip_comes_before_h_and_before_what_is_carried():
         lambda r: jl.weight_drop(jl.lstm(), r),
     ],
 )
-def test_a_rate_that_cannot_be(wrap, rate):
+def test_rates_outside_0_to_1_are_refused(wrap, rate):
     with pytest.raises(
         ValueError, match=r"rate: got .*, expected a number with 0 <= \w+ < 1"
     ):
@@ -431,20 +431,20 @@ def test_a_rate_that_cannot_be(wrap, rate):
 
 
 @over("limit", [0, -1.0, float("inf"), float("nan"), "1"])
-def test_a_limit_that_cannot_be(limit):
+def test_limits_that_are_not_positive_and_finite_are_refused(limit):
     with pytest.raises(ValueError, match=r"clip_cell: limit: got .* positive, finite"):
         jl.clip_cell(jl.lstm(), limit)
 
 
 @over("name", WRAPPERS)
-def test_no_cell(name):
+def test_a_factory_in_place_of_a_cell_is_refused(name):
     with pytest.raises(ValueError, match=r": cell: got <function lstm.*jl.lstm\(\)"):
         WRAPPERS[name](jl.lstm)
 
 
 @over("name", ["variational", "recurrent", "clip"])
-def test_a_step_that_takes_no_edit(name):
-    """However deep it lies; what does not reach into the step does not mind."""
+def test_a_step_without_edit_is_refused(name):
+    """At any depth; wrappers that do not edit the step accept it."""
     for cell in (plain_cell(), jl.taps(jl.zoneout(plain_cell(), h_rate=0.5))):
         with pytest.raises(ValueError, match="takes no edit"):
             WRAPPERS[name](cell)
@@ -463,12 +463,12 @@ def test_a_step_that_takes_no_edit(name):
     ],
 )
 @over("key", [None, KEY])
-def test_a_cell_that_lacks_the_thing(cell, message, key):
+def test_a_cell_without_the_target_is_refused(cell, message, key):
     with pytest.raises(ValueError, match=message):
         jl.unroll(cell, drawn(cell), XS, key=key)
 
 
-def test_weight_drop_without_weights():
+def test_weight_drop_without_w_h_is_refused():
     cell = jl.weight_drop(ECHO, 0.5)
     with pytest.raises(ValueError, match="without a leaf named w_h"):
         drawn(cell)
@@ -480,13 +480,13 @@ def test_weight_drop_without_weights():
     ("wrap", "record"),
     [(jl.learned_initial_state, "Learned"), (jl.taps, "Tapped")],
 )
-def test_params_of_the_cell_inside(wrap, record):
+def test_params_of_the_inner_cell_are_refused(wrap, record):
     message = rf"unroll: params: got LSTMParams, expected {record}\(params, "
     with pytest.raises(ValueError, match=message):
         jl.unroll(wrap(jl.lstm()), drawn(jl.lstm()), XS)
 
 
-def test_states_of_another_shape():
+def test_states_of_a_wrong_shape_are_refused():
     params, state = drawn(jl.lstm()), jl.LSTMState(jnp.ones(4), jnp.ones((4, 4)))
     message = (
         r"params.state: got LSTMState\(h \[4\], c \[4, 4\]\), expected .* c \[4\]\)"
@@ -503,7 +503,7 @@ def test_states_of_another_shape():
 
 
 @over("name", WRAPPERS)
-def test_same_arguments_same_object(name):
+def test_equal_arguments_return_the_same_object(name):
     assert WRAPPERS[name](jl.lstm()) is WRAPPERS[name](jl.lstm())
     assert jl.zoneout(jl.lstm(), h_rate=0.5) is jl.zoneout(
         jl.lstm(), c_rate=0, h_rate=np.float32(0.5)
@@ -537,7 +537,7 @@ def test_hessian_vector_products(x64):
 
 @over("kind", [AxisType.Auto, AxisType.Explicit])
 def test_on_a_mesh(kind):
-    """Values and gradients of the whole pile are those on one device."""
+    """Values and gradients of all wrappers composed are those on one device."""
     cell = full_cell()
     params, xs = drawn(cell), jnp.concatenate([XS, XS], axis=1)
 
@@ -553,7 +553,7 @@ def test_on_a_mesh(kind):
     assert_same(jax.device_get(got), wanted, 1e-5)
 
 
-def test_under_shard_map_the_noise_is_that_of_the_key():
+def test_noise_under_shard_map_depends_on_the_key():
     cell, mesh = full_cell(), jax.make_mesh((2,), ("data",), (AxisType.Auto,))
     params = drawn(cell)
     rows = P(None, "data")

@@ -1,4 +1,4 @@
-"""The rules under which peers run: they promote and broadcast as they like."""
+"""Peers run with the usual promotion rules of JAX and NumPy."""
 
 import jax
 import pytest
@@ -6,6 +6,6 @@ import pytest
 
 @pytest.fixture
 def relaxed(x64):
-    """Float64, and JAX's usual rules in place of the strict ones."""
+    """Enable float64 and JAX's default rules in place of the strict ones."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -1,7 +1,7 @@
-"""Where literal vectors that others published are read from, if they are there.
+"""Reads literal test vectors that other projects published, if present.
 
-They are no part of this repository: the environment variable `JAXLSTM_CASES` names
-their folder, or it is `shared/cases` beside the checkout.
+They are not part of this repository: the environment variable `JAXLSTM_CASES` names
+their folder, by default `shared/cases` next to the checkout.
 """
 
 import json
@@ -16,16 +16,16 @@ ABSENT = f"no literal vectors in {FOLDER.name}/: set JAXLSTM_CASES to their fold
 
 
 def cases(name: str) -> list[dict]:
-    """The cases of one file; none where the file is not there."""
+    """Return the cases of one file; none if the file is missing."""
     file = FOLDER / f"{name}.json"
     return json.loads(file.read_text())["cases"] if file.exists() else []
 
 
 def array(tensor: dict) -> np.ndarray:
-    """A tensor as the files write it: shape, dtype and the numbers in a row."""
+    """Return a tensor from its shape, dtype and flat list of numbers."""
     return np.array(tensor["data"], tensor["dtype"]).reshape(tensor["shape"])
 
 
 def arrays(tensors: dict[str, dict]) -> dict[str, np.ndarray]:
-    """Several of them, by name."""
+    """Return several tensors by name."""
     return {name: array(tensor) for name, tensor in tensors.items()}

@@ -1,6 +1,6 @@
-"""An ONNX `LSTM` node, its attributes and its tensors, as calls of this library.
+"""Runs an ONNX `LSTM` node, given by attributes and tensors, by this library.
 
-    ONNX                                   here
+    ONNX                                   jaxlstm
     gates i o f c                          gates i f g o
     W [d, 4H, D], R [d, 4H, H]             w_x [D, 4, H], w_h [H, 4, H]
     B [d, 8H]: two biases                  b [4, H]: their sum
@@ -9,8 +9,8 @@
     input_forget: f = 1 - i                coupled_lstm, i = 1 - f, with z_f = -z_i
     layout 1: batch first                  time first
 
-A coupled node's input gate changes sign on its way here because 1 - σ(z) = σ(-z): true
-of Sigmoid, and of HardSigmoid about one half.
+The preactivation of a coupled node's input gate is negated because 1 - σ(z) = σ(-z),
+which holds for Sigmoid, and for HardSigmoid with beta 0.5.
 """
 
 import functools
@@ -52,7 +52,7 @@ FUNCTIONS = {
 
 
 class Output(NamedTuple):
-    """`Y [T, d, b, H]`, `Y_h` and `Y_c [d, b, H]`, as the node gives them."""
+    """The outputs of a node: `Y [T, d, b, H]`, `Y_h` and `Y_c [d, b, H]`."""
 
     Y: np.ndarray
     Y_h: np.ndarray
@@ -60,7 +60,7 @@ class Output(NamedTuple):
 
 
 def run(attributes: dict[str, Any], inputs: dict[str, np.ndarray]) -> Output:
-    """What this library makes of the node; a row of length 0 ends where it began."""
+    """Return the outputs of this library; a row of length 0 keeps its state."""
     batch_first = attributes.get("layout", 0) == 1
     if batch_first:
         sequences = ("X", "initial_h", "initial_c")
@@ -79,7 +79,7 @@ def run(attributes: dict[str, Any], inputs: dict[str, np.ndarray]) -> Output:
 
 
 def one_way(attributes, inputs, way: int, reverse: bool):
-    """The last state and the outputs of one direction."""
+    """Return the last state and the outputs of one direction."""
     own = {name: inputs[name][way] for name in ("W", "R", "B", "P") if name in inputs}
     cell, params = cell_and_params(attributes, own, way)
     state = cell.initial_state(params, inputs["X"].shape[1:2])
@@ -92,7 +92,7 @@ def one_way(attributes, inputs, way: int, reverse: bool):
 
 
 def cell_and_params(attributes, own: dict[str, np.ndarray], way: int):
-    """The cell that the attributes describe, and its parameters."""
+    """Return the cell that the attributes describe, and its parameters."""
     size = attributes["hidden_size"]
     bias = own.get("B", np.zeros(8 * size, np.float32)).reshape(2, 4 * size).sum(axis=0)
     weights = [named(own["W"], size, "iofg"), named(own["R"], size, "iofg")]
@@ -109,7 +109,7 @@ def cell_and_params(attributes, own: dict[str, np.ndarray], way: int):
 
 
 def coupled(weights, peep, options) -> tuple[Cell, CoupledLSTMParams]:
-    """Our forget gate is the node's input gate with the sign of its weights changed."""
+    """Return our forget gate: the node's input gate with negated weights."""
     fgo = [side_by_side({**w, "f": -w["i"]}, "fgo") for w in weights]
     p = {} if peep is None else {"p_f": -peep["i"], "p_o": peep["o"]}
     cell = jl.coupled_lstm(peepholes=peep is not None, **options)
@@ -117,7 +117,7 @@ def coupled(weights, peep, options) -> tuple[Cell, CoupledLSTMParams]:
 
 
 def named(weight: np.ndarray, size: int, gates: str) -> dict[str, np.ndarray]:
-    """`[gates * H]` or `[gates * H, K]` as `[H]` or `[K, H]` by the gate's name."""
+    """Split `[gates * H]` or `[gates * H, K]` into `[H]` or `[K, H]` by gate name."""
     parts = weight.reshape(len(gates), size, *weight.shape[1:])
     return {gate: part.T for gate, part in zip(gates, parts, strict=True)}
 
@@ -152,7 +152,7 @@ def activations(attributes, way: int) -> dict[str, Activation]:
 
 @functools.cache
 def function(name: str, numbers: tuple[float, ...], clip: float | None) -> Activation:
-    """The activation, after the clip; the same object for the same arguments."""
+    """Return the activation after the clip; equal arguments give the same object."""
     of = FUNCTIONS[name].of
 
     def activation(z: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
 
 def model(attributes: dict[str, Any], optional: Iterable[str] = ()):
-    """A model of this node; shapes are free, and inputs not named are left out."""
+    """Return a model of this node with free shapes and only the named inputs."""
     helper = pytest.importorskip("onnx.helper")
     kinds = pytest.importorskip("onnx").TensorProto
     given = {"X", "W", "R", *optional}
@@ -34,7 +34,7 @@ def model(attributes: dict[str, Any], optional: Iterable[str] = ()):
 def session(
     attributes: dict[str, Any], optional: Iterable[str] = ()
 ) -> Callable[[dict[str, np.ndarray]], Output]:
-    """The node as a function of its inputs, on one thread of the CPU."""
+    """Return the node as a function of its inputs, on one CPU thread."""
     onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -1,4 +1,4 @@
-"""One question to a cell and to a peer: the same numbers, and every gradient."""
+"""Comparison of a cell with a peer: the same values and every gradient."""
 
 import os
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ LENGTHS = np.array([1, TIME, 4], np.int32)
 
 
 class Question(NamedTuple):
-    """Parameters, inputs and a state that is not zero."""
+    """Parameters, inputs and a non-zero state."""
 
     params: Any
     xs: jax.Array
@@ -26,7 +26,7 @@ class Question(NamedTuple):
 
 
 def ask(params_of, state_of, frame: tuple[int, ...] = ()) -> Question:
-    """Random numbers in the shapes that a cell's `init` and `initial_state` give."""
+    """Draw random numbers in the shapes of a cell's `init` and `initial_state`."""
     rng = np.random.default_rng(51)
 
     def draw(tree):
@@ -43,7 +43,7 @@ def question(cell: jl.Cell, frame: tuple[int, ...] = ()) -> Question:
 
 
 def agree(cell: jl.Cell, asked: Question, peer, *, active=None, **options) -> None:
-    """`peer(params, xs, state) -> (state, hs)` has our values and our gradients."""
+    """Assert that `peer(params, xs, state) -> (state, hs)` equals the cell."""
 
     def ours(params, xs, state):
         return jl.unroll(cell, params, xs, state, **options)
@@ -69,13 +69,13 @@ def pulled(run, asked: Question, cotangents):
 
 
 def joined(weight, order: str, names: str):
-    """The gate axis in another order, and one with the last: `[..., gates * H]`."""
+    """Reorder the gate axis and merge it with the last one: `[..., gates * H]`."""
     taken = weight[..., [names.index(gate) for gate in order], :]
     return taken.reshape(*weight.shape[:-2], -1)
 
 
-def happening(masking: str):
-    """None, or bool `[T, b]`: the first steps of each row, or any of them, or none."""
+def active_steps(masking: str):
+    """Return None, or bool `[T, b]`: leading steps of each row, or random ones."""
     if masking == "none":
         return None
     if masking == "lengths":
@@ -86,7 +86,7 @@ def happening(masking: str):
 
 
 def scanned(cell, state, xs, shown=lambda state: state[0]):
-    """A peer that has no sequences: `cell(x, state) -> state`, scanned here."""
+    """Scan a peer that has only single steps: `cell(x, state) -> state`."""
 
     def step(state, x):
         state = cell(x, state)
@@ -96,7 +96,7 @@ def scanned(cell, state, xs, shown=lambda state: state[0]):
 
 
 def keras_layer(name: str, *size, reverse: bool = False, **options):
-    """The layer, its rates of dropout not zero: without training they are nothing."""
+    """Return the layer with non-zero dropout rates, unused outside of training."""
     keras = pytest.importorskip("keras")
     return getattr(keras.layers, name)(
         *size,
@@ -112,7 +112,7 @@ def keras_layer(name: str, *size, reverse: bool = False, **options):
 
 
 def keras_run(layer, weights, xs, state, mask, reverse: bool):
-    """The last state and the outputs at their own t, which Keras gives as they run."""
+    """Return the last state and the outputs at their own t; Keras reverses them."""
     extra = [v.value for v in layer.non_trainable_variables]
     (hs, *last), _ = layer.stateless_call(
         weights,
@@ -126,7 +126,7 @@ def keras_run(layer, weights, xs, state, mask, reverse: bool):
 
 
 def haiku_run(core_of, weights, xs, state):
-    """The core over the sequence, with these weights."""
+    """Return the core unrolled over the sequence with these weights."""
     haiku = pytest.importorskip("haiku")
 
     def network(xs, state):

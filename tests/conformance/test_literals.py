@@ -1,4 +1,4 @@
-"""Literal vectors from the tests of onnxruntime, of ONNX and of Keras, to 1e-5."""
+"""The library reproduces literal vectors of onnxruntime, ONNX and Keras, to 1e-5."""
 
 import jax.numpy as jnp
 import literals
@@ -21,7 +21,7 @@ ROW_OF_ANOTHER_TEST = (
 
 
 def ort_id(case) -> str:
-    """The name upstream; an erratum says in the name what is wrong with it."""
+    """Return the upstream name, with the erratum if the literal is wrong."""
     name = case["id"].removeprefix("ort/").removesuffix("/1")
     if "erratum" not in case:
         return name
@@ -36,7 +36,7 @@ def close(got, wanted, note: str = "") -> None:
 @pytest.mark.skipif(not ORT, reason=literals.ABSENT)
 @pytest.mark.parametrize("case", ORT, ids=ort_id)
 def test_onnxruntime(case):
-    """Two cases carry an upstream literal that is wrong: there the right number."""
+    """Two upstream literals are wrong; the corrected numbers are used."""
     inputs, expected = map(literals.arrays, (case["inputs"], case["expected"]))
     got = onnx_adapter.run(case["attributes"], inputs)
     if "erratum" in case:
@@ -53,7 +53,7 @@ def test_onnxruntime(case):
 @pytest.mark.skipif(not ONNX, reason=literals.ABSENT)
 @pytest.mark.parametrize("case", ONNX, ids=lambda case: case["test"])
 def test_onnx(case):
-    """The reference evaluator's numbers: weights all alike, so blind to gate order."""
+    """The reference evaluator uses equal weights, so gate order is not tested."""
     inputs, expected = map(literals.arrays, (case["inputs"], case["expected"]))
     got = onnx_adapter.run(case["attributes"], inputs)
     for name, wanted in expected.items():
@@ -74,7 +74,7 @@ def keras_id(case) -> str:
 
 
 def keras_params(layer: dict, features: int) -> jl.LSTMParams:
-    """Its initialisers are constants; a unit forget bias is 1 in place of the bias."""
+    """Return constant parameters; with unit_forget_bias the forget bias is 1."""
     units, b = layer["units"], np.zeros((4, layer["units"]), np.float32)
     if layer.get("use_bias", True):
         b[:] = layer["bias_initializer"]
@@ -85,7 +85,7 @@ def keras_params(layer: dict, features: int) -> jl.LSTMParams:
 
 
 def keras_outputs(layer: dict, params, call: dict, state):
-    """The last state, and what the layer returns: the last output or all of them."""
+    """Return the last state, and the last output or all outputs."""
     xs = np.array(call["x"], np.float32).swapaxes(0, 1)
     if "initial_state" in call:
         state = jl.LSTMState(*np.array(call["initial_state"], np.float32))
@@ -100,7 +100,7 @@ def keras_outputs(layer: dict, params, call: dict, state):
 
 
 def held(hs, mask):
-    """Keras repeats the last output where a step is masked; ours is zero there."""
+    """Repeat the last output at masked steps, as Keras does; ours is zero."""
     out = np.array(hs)
     for t in range(1, len(out)):
         out[t] = np.where(mask[t, :, None], out[t], out[t - 1])

@@ -1,7 +1,7 @@
-"""500 random `LSTM` nodes against onnxruntime, run live: every attribute, to 1e-5.
+"""500 random `LSTM` nodes equal onnxruntime for every attribute, to 1e-5.
 
-A group is one set of attributes, one session and one program, of a shape of its own;
-its cases differ in weights, inputs, lengths and initial states.
+A group has one set of attributes, one shape, one session and one program; its cases
+differ in weights, inputs, lengths and initial states.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore")]
 
 GROUPS, CASES = 50, 10
 
-# Those whose 1 - f(z) is f(-z) can be coupled, see the adapter.
+# Activations with 1 - f(z) = f(-z) can be coupled, see the adapter.
 SYMMETRIC = ["Sigmoid", "HardSigmoid"]
 GATES = [*SYMMETRIC, "Tanh", "Softsign", "Affine"]
 SQUASHING = ["Tanh", "Sigmoid", "HardSigmoid", "ScaledTanh", "Softsign"]
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
 
 
 def draw_attributes(rng: np.random.Generator, n: int) -> dict[str, Any]:
-    """Half of them with activations of their own, alphas and betas written out."""
+    """Draw attributes; half of the nodes have other activations, alphas and betas."""
     coupled = n % 3 == 0
     attributes: dict[str, Any] = {
         "hidden_size": int(rng.integers(1, 6)),
@@ -61,7 +61,7 @@ def draw_attributes(rng: np.random.Generator, n: int) -> dict[str, Any]:
 
 
 def activations(rng, names: list[str], coupled: bool) -> dict[str, Any]:
-    """Alphas and betas for those that take one; about one half if it is coupled."""
+    """Draw alphas and betas for the activations that have them."""
     alphas, betas = [], []
     for position, name in enumerate(names):
         defaults = onnx_adapter.FUNCTIONS[name.lower()].defaults
@@ -74,7 +74,7 @@ def activations(rng, names: list[str], coupled: bool) -> dict[str, Any]:
 
 
 def draw_inputs(rng, shape: Shape, optional: set[str]) -> dict[str, np.ndarray]:
-    """Lengths from 0 to T; optional inputs are there for a whole group, or are not."""
+    """Draw tensors: lengths from 0 to T; optional inputs for a whole group or none."""
     time, rows, features, hidden, ways = shape
     sizes = {
         "X": (time, rows, features),
@@ -100,7 +100,7 @@ OPTIONAL = ("B", "P", "sequence_lens", "initial_h", "initial_c")
 
 
 def group(n: int):
-    """Its generator, attributes, shape and optional inputs."""
+    """Return generator, attributes, shape and optional inputs of a node."""
     rng = np.random.default_rng([41, n])
     attributes = draw_attributes(rng, n)
     ways = 1 + (attributes["direction"] == "bidirectional")
@@ -133,7 +133,7 @@ def test_onnxruntime(n):
 
 
 def ends_of_empty_rows(got, wanted, inputs, empty) -> None:
-    """Where the definitions differ: theirs ends in zeros, ours where it began."""
+    """The definitions differ: theirs ends in zeros, ours keeps the initial state."""
     for end, begin in (("Y_h", "initial_h"), ("Y_c", "initial_c")):
         assert not getattr(wanted, end)[:, empty].any()
         began = inputs.get(begin, np.zeros_like(wanted.Y_h))
@@ -144,8 +144,8 @@ def close(got, wanted) -> None:
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_every_attribute_is_among_them():
-    """The drawing covers what it is meant to cover, each at least five times."""
+def test_every_attribute_is_drawn():
+    """Each attribute occurs at least five times."""
     groups = [group(n)[1::2] for n in range(GROUPS)]
     seen = [word for _, optional in groups for word in optional]
     seen += [attributes["direction"] for attributes, _ in groups]

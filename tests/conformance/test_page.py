@@ -1,7 +1,7 @@
-"""The page beside this file is executed: each program prints what stands below it.
+"""Every program of README.md in this folder prints the output shown below it.
 
-A section is what follows one heading: its programs share their names and run in order,
-if the library that the section is about is installed.
+The programs of a section share one namespace and run in order, if the library of the
+section is installed.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ VERSION = re.compile(r"^\| `([a-z-]+)` \| ([\d.]+) \|", re.MULTILINE)
 
 
 class Section(NamedTuple):
-    """A heading, and the programs below it with what they print."""
+    """A heading, and its programs with their outputs."""
 
     heading: str
     programs: list[tuple[str, str]]
@@ -42,7 +42,7 @@ def sections() -> list[Section]:
 
 
 def versions() -> str:
-    """How what is installed differs from what the page was written with."""
+    """Return the versions that differ from those of the page."""
     changed = []
     for name, written in VERSION.findall(PAGE):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -53,7 +53,7 @@ def versions() -> str:
 
 @pytest.fixture
 def outside():
-    """The world of a user, who prints three places: JAX's usual rules."""
+    """JAX's default rules, and NumPy printing three digits."""
     with (
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
@@ -65,7 +65,7 @@ def outside():
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.heading)
-def test_programs_print_what_is_below_them(section, outside):
+def test_programs_print_the_output_of_the_page(section, outside):
     for code, _ in section.programs:
         for peer in PEER.findall(code):
             pytest.importorskip(peer)

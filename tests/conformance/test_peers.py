@@ -1,8 +1,7 @@
-"""Live agreement with the peers that are installed: values and gradients.
+"""Values and gradients equal those of the installed peers.
 
-Each peer is asked for the gradient of the same scalar, with cotangents on hs, h_T
-and c_T, from a non-zero initial state, in float64 where it can. How its weights are
-laid out is written here and nowhere else:
+The gradient is that of the same scalar, with cotangents on hs, h_T and c_T, from a
+non-zero initial state, in float64 if the peer supports it. Layouts of the weights:
 
     peer                gates      weights                            state
     torch               i f g o    w_ih [4H, D], w_hh [4H, H], 2 b    (h, c)
@@ -21,13 +20,13 @@ import numpy as np
 import pytest
 
 import jaxlstm as jl
-from cases import Case, Kind, Shape, assert_same, draw, steps_that_happen
+from cases import Case, Kind, Shape, active_steps, assert_same, draw
 
 OPTIMISED = True  # held to the bit, or nearly: compile as users do
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-# The peers promote and broadcast as they like, and warn about their own parts.
+# The peers rely on implicit promotion and broadcasting, and give warnings.
 pytestmark = [
     pytest.mark.thorough,
     pytest.mark.filterwarnings("ignore"),
@@ -39,20 +38,20 @@ CELL = jl.lstm()
 
 
 def question(masking: str = "none", reverse: bool = False) -> Case:
-    """A case without poison: some peers cannot bear it."""
+    """Draw a case without NaN in padding, which some peers do not support."""
     case = draw(np.random.default_rng(21), SHAPE, Kind(masking, False, reverse))
     if masking == "lengths":
         lengths = np.array([1, SHAPE.time, 4], np.int32)
         case = case._replace(which=case.which._replace(lengths=lengths))
     if masking == "mask":
         case.which.mask[:, 0] = False  # a row of no steps
-    active = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)[..., None]
+    active = active_steps(case.which, SHAPE.time, SHAPE.batch)[..., None]
     noise = np.random.default_rng(22).normal(size=case.xs.shape)
     return case._replace(xs=noise, d_hs=case.d_hs * active)
 
 
 def ours(case: Case):
-    """(hs, h, c) and the gradients in the order of `leaves`."""
+    """Return (hs, h, c) and the gradients in the order of `leaves`."""
 
     def run(w_x, w_h, b, xs, h, c):
         last, hs = jl.unroll(
@@ -79,7 +78,7 @@ def pulled(run, case: Case):
 
 
 def joined(weight):
-    """[D, 4, H] or [4, H] with the gates side by side: [D, 4H] or [4H]."""
+    """Reshape [D, 4, H] or [4, H] to [D, 4H] or [4H]."""
     return weight.reshape(*weight.shape[:-2], -1)
 
 
@@ -127,7 +126,7 @@ def test_torch(masking, bidirectional):
 
 
 def load_torch(torch, peer, directions) -> None:
-    """Our one bias is the sum of torch's two."""
+    """Our bias is the sum of torch's two."""
     for case, suffix in zip(directions, ("_l0", "_l0_reverse"), strict=False):
         w_x, w_h, b = map(joined, case.weights)
         own = {"weight_ih": w_x.T, "weight_hh": w_h.T, "bias_ih": b / 4}
@@ -157,7 +156,7 @@ def packed(torch, xs, lengths):
 @pytest.mark.parametrize("masking", ["none", "lengths", "mask"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_keras(masking, reverse):
-    """Masks with holes included; batch first, and reversed outputs in running order."""
+    """Includes masks with holes. Batch first; reversed outputs are in running order."""
     keras = pytest.importorskip("keras")
     case = question(masking, reverse)
     layer = keras.layers.LSTM(
@@ -170,7 +169,7 @@ def test_keras(masking, reverse):
         dtype="float64",
     )
     layer.build((3, 7, 4))
-    active = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)
+    active = active_steps(case.which, SHAPE.time, SHAPE.batch)
     mask = None if masking == "none" else jnp.asarray(active.T)
 
     def run(w_x, w_h, b, xs, h, c):
@@ -189,7 +188,7 @@ def test_keras(masking, reverse):
 
 
 def flax_names(w_x, w_h, b):
-    """One dense layer for each gate and side; the bias on the side of h."""
+    """One dense layer per gate for x and for h; the bias is with h."""
     return {
         f"{side}{gate}": weights
         for k, gate in enumerate("ifgo")
@@ -240,7 +239,7 @@ def test_nnx(name, masking):
 
 
 def load_nnx(nnx, cell, w_x, w_h, b) -> None:
-    """`LSTMCell` has a layer for each gate, `OptimizedLSTMCell` one for each side."""
+    """`LSTMCell` has a layer per gate, `OptimizedLSTMCell` one for x and one for h."""
     if hasattr(cell, "dense_i"):
         cell.dense_i.kernel = nnx.Param(joined(w_x))
         cell.dense_h.kernel = nnx.Param(joined(w_h))
@@ -253,8 +252,8 @@ def load_nnx(nnx, cell, w_x, w_h, b) -> None:
 
 
 def silenced(hs, case: Case):
-    """Flax leaves the outputs of padding as they come."""
-    active = steps_that_happen(case.which, SHAPE.time, SHAPE.batch)
+    """Ignore the outputs at padding, which Flax does not define."""
+    active = active_steps(case.which, SHAPE.time, SHAPE.batch)
     return jnp.where(active[..., None], hs, 0.0)
 
 
@@ -262,7 +261,7 @@ def silenced(hs, case: Case):
 
 
 def test_haiku():
-    """Gates i g f o, and 1 added to the forget gate in the forward pass."""
+    """Haiku orders gates i g f o and adds 1 to the forget gate in the forward pass."""
     haiku = pytest.importorskip("haiku")
     case = question()
 
@@ -283,7 +282,7 @@ def test_haiku():
 
 
 def test_equinox():
-    """One step of one row: scanned and mapped here."""
+    """Equinox has one step of one row, which is scanned and mapped here."""
     equinox = pytest.importorskip("equinox")
     case = question()
     cell = equinox.nn.LSTMCell(4, 5, key=jax.random.key(0), dtype=jnp.float64)
@@ -308,7 +307,7 @@ def test_equinox():
 
 @pytest.mark.parametrize("masking", ["none", "lengths"])
 def test_jax(masking):
-    """cuDNN's layer in plain JAX, both ways at once."""
+    """cuDNN's layer in plain JAX, bidirectional."""
     rnn = pytest.importorskip("jax.experimental.rnn")
     directions = [question(masking, reverse) for reverse in (False, True)]
     lengths = directions[0].which.lengths

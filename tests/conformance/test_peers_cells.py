@@ -1,11 +1,11 @@
-"""The other cells against the peers that have them: values and gradients, float64.
+"""All other cells equal the peers that have them: values and gradients, float64.
 
-How weights are laid out here is written here:
+Layouts of the weights:
 
-    torch GRU         r z n   two biases; b_hn inside the reset gate's reach
+    torch GRU         r z n   two biases; the reset gate scales b_hn
     Keras GRU         z r n   one bias, or two with reset_after
     linen, nnx GRU    r z n   by name, side by side; nnx has no b_hn
-    Haiku GRU         z r n   reset before the product, and 1 - z where ours has z
+    Haiku GRU         z r n   reset before the product, and 1 - z in place of z
     Equinox GRU       r z n   one bias and b_hn
 """
 
@@ -19,9 +19,9 @@ from questions import (
     LENGTHS,
     ROWS,
     TIME,
+    active_steps,
     agree,
     haiku_run,
-    happening,
     joined,
     keras_layer,
     keras_run,
@@ -47,7 +47,7 @@ pytestmark = [
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", ["GRU", "tanh", "relu"])
 def test_torch(kind, packed):
-    """`nn.GRU`, and `nn.RNN` with both its activations."""
+    """Tests `nn.GRU`, and `nn.RNN` with both activations."""
     torch = pytest.importorskip("torch")
     cell = jl.gru() if kind == "GRU" else jl.simple_rnn(activation=kind)
     params, xs, state = question(cell)
@@ -83,7 +83,7 @@ def test_torch(kind, packed):
 
 
 def torch_weights(params):
-    """All of our b on the side of x; on the side of h what the reset gate scales."""
+    """Our b is the bias of x; the bias of h is the part that the reset gate scales."""
     w_x, w_h = (jnp.moveaxis(w, 0, -1).reshape(-1, len(w)) for w in params[:2])
     b, b_h = params.b.ravel(), jnp.zeros(params.b.size)
     if isinstance(params, GRUParams):
@@ -111,7 +111,7 @@ def test_keras_gru(reset_after, reverse, masking):
         zero_output_for_mask=True,
     )
     layer.build((ROWS, TIME, FEATURES))
-    cell, active = jl.gru(reset_after=reset_after), happening(masking)
+    cell, active = jl.gru(reset_after=reset_after), active_steps(masking)
 
     def peer(params, xs, state):
         w_x, w_h, b = (joined(w, "zrn", "rzn") for w in params[:3])
@@ -127,7 +127,7 @@ def test_keras_gru(reset_after, reverse, masking):
 def test_keras_simple_rnn(reverse, masking):
     layer = keras_layer("SimpleRNN", HIDDEN, reverse=reverse, zero_output_for_mask=True)
     layer.build((ROWS, TIME, FEATURES))
-    cell, active = jl.simple_rnn(), happening(masking)
+    cell, active = jl.simple_rnn(), active_steps(masking)
 
     def peer(params, xs, state):
         return keras_run(layer, list(params), xs, state, active, reverse)
@@ -139,7 +139,7 @@ def test_keras_simple_rnn(reverse, masking):
 
 
 def flax_gru(params: GRUParams):
-    """One dense layer for each gate and side."""
+    """One dense layer per gate for x and for h."""
     names = {f"i{gate}": {"kernel": params.w_x[:, k], "bias": params.b[k]}
              for k, gate in enumerate("rzn")}  # fmt: skip
     names |= {f"h{gate}": {"kernel": params.w_h[:, k]} for k, gate in enumerate("rzn")}
@@ -170,13 +170,13 @@ def test_linen(name, reverse, masking):
         h, hs = layer.apply(variables, xs, initial_carry=state.h, seq_lengths=lengths)
         return jl.cells.base.HiddenState(h), hs
 
-    agree(cell, question(cell), peer, active=happening(masking), lengths=lengths,
+    agree(cell, question(cell), peer, active=active_steps(masking), lengths=lengths,
           reverse=reverse)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["GRUCell", "SimpleCell"])
 def test_nnx(name):
-    """Its GRU has no b_hn: ours is zero here, and so is not asked for its gradient."""
+    """Its GRU has no b_hn: ours is zero, and its gradient is not compared."""
     nnx = pytest.importorskip("flax.nnx")
     cell = jl.gru() if name == "GRUCell" else jl.simple_rnn()
     asked = question(cell)
@@ -214,7 +214,7 @@ def test_nnx(name):
 
 
 def test_haiku_gru():
-    """Its z is one minus ours: 1 - σ(a) = σ(-a), so those weights change their sign."""
+    """Its z is one minus ours: 1 - σ(a) = σ(-a), so those weights are negated."""
     pytest.importorskip("haiku")
     cell = jl.gru(reset_after=False)
 
@@ -246,7 +246,7 @@ def test_haiku_simple_rnn():
 
 
 def test_haiku_resets():
-    """`ResetCore` begins anew by a select, as ours does; from zeros."""
+    """`ResetCore` selects zeros at a reset, as ours does."""
     haiku = pytest.importorskip("haiku")
     cell, igfo = jl.lstm(), "igfo"
     resets = jnp.asarray(np.random.default_rng(54).random((TIME, ROWS)) < 0.3)

@@ -1,4 +1,4 @@
-"""The convolutional LSTM against the peers that have one: values and gradients.
+"""The convolutional LSTM equals the peers that have one: values and gradients.
 
 Keras    i f g o   one bias
 Haiku    i g f o   two biases, f + 1
@@ -35,7 +35,7 @@ SPACE = (4, 3, 2)
 
 @pytest.mark.parametrize(("dimensions", "reverse"), [(1, False), (2, True), (3, False)])
 def test_keras_conv_lstm(dimensions, reverse):
-    """Padding "same" for the inputs, as it always is for the state."""
+    """With padding "same" for the inputs, as always for the state."""
     space, kernel = SPACE[:dimensions], (3, 2, 3)[:dimensions]
     layer = keras_layer(
         f"ConvLSTM{dimensions}D", HIDDEN, kernel, reverse=reverse, padding="same",
@@ -52,7 +52,7 @@ def test_keras_conv_lstm(dimensions, reverse):
 
 
 def conv_weights(params: ConvLSTMParams, names: tuple[str, str, str, str]):
-    """Kernel and bias of the two convolutions: the bias on the side of x, f less 1."""
+    """Kernel and bias of the two convolutions; the bias is with x, minus 1 for f."""
     w_x, w_h, b = params
     kernel, bias, there, back = names
     b = joined(b.at[1].add(-1.0), "igfo", "ifgo")

@@ -1,6 +1,6 @@
-"""200 random `torch.nn.LSTM`s: deep, projected, packed, both ways; every gradient.
+"""200 random `torch.nn.LSTM`s, deep, projected, packed and bidirectional, equal ours.
 
-A group is one program, of a shape of its own; its cases differ in weights, inputs,
+A group has one program and one shape; its cases differ in weights, inputs,
 lengths, initial states and cotangents, and half of them are packed. float32 to 1e-5 and
 float64 to 1e-12 of the largest number in each array.
 """
@@ -25,7 +25,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
 
 class Group(NamedTuple):
-    """One program: the number of layers, and which of torch's options it uses."""
+    """The number of layers, and the options of torch that a program uses."""
 
     layers: int
     projected: bool
@@ -37,7 +37,7 @@ CASES = [17 if n < 8 else 16 for n in range(len(GROUPS))]
 
 
 class Shape(NamedTuple):
-    """T steps, b rows, D features, H units, P of a layer that are shown."""
+    """T steps, b rows, D features, H units, P projected units."""
 
     time: int
     rows: int
@@ -64,7 +64,7 @@ def draw_shape(rng, group: Group) -> Shape:
 
 
 def draw(rng, group: Group, shape: Shape, dtype: str):
-    """Torch's weights by name; xs, h and c; lengths; and cotangents."""
+    """Torch's weights by name, xs, h, c, lengths and cotangents."""
     ways = 1 + group.bidirectional
     halves = (group.layers * ways, shape.rows)
 
@@ -101,7 +101,7 @@ def torch_lstm(group: Group, shape: Shape, dtype: str):
 
 
 def theirs(peer, weights, inputs, lengths, cotangents):
-    """Values, then gradients: of the weights by name, of xs, of both states."""
+    """Values, and gradients of the weights by name, of xs and of both states."""
     for name, tensor in peer.named_parameters():
         tensor.data.copy_(torch.tensor(weights[name]))
     peer.zero_grad()
@@ -119,11 +119,11 @@ def theirs(peer, weights, inputs, lengths, cotangents):
     return [array.detach() for array in out], (by_name, xs.grad, h.grad, c.grad)
 
 
-# --- ours -----------------------------------------------------------------------------
+# --- jaxlstm --------------------------------------------------------------------------
 
 
 def program(group: Group, shape: Shape):
-    """The same function of torch's weights, xs and states, with its gradients."""
+    """Return our function of torch's weights, xs and states, with gradients."""
     cell = jl.projected_lstm(shape.shown) if group.projected else jl.lstm()
     model = jl.stack(
         cell, (shape.hidden,) * group.layers, bidirectional=group.bidirectional
@@ -154,7 +154,7 @@ def layer(weights, n: int, group: Group):
 
 
 def one_way(weights, suffix: str):
-    """Gates lie side by side in the order i f g o; our one bias is the sum of two."""
+    """Convert torch's weights: gates i f g o are concatenated, biases are summed."""
     w_x, w_h = (weights[f"weight_{side}{suffix}"].T for side in ("ih", "hh"))
     b = weights[f"bias_ih{suffix}"] + weights[f"bias_hh{suffix}"]
     own = [w.reshape(*w.shape[:-1], 4, -1) for w in (w_x, w_h, b)]
@@ -169,11 +169,11 @@ def layer_state(h, c, n: int, group: Group):
     return jl.Pair(jl.LSTMState(h[there], c[there]), jl.LSTMState(h[back], c[back]))
 
 
-# --- together -------------------------------------------------------------------------
+# --- comparison -----------------------------------------------------------------------
 
 
 def agree(got, wanted, tolerance: float) -> None:
-    """Structure, shape, and every number relative to the largest one of its array."""
+    """Assert equal structure and shape, with errors relative to the largest value."""
     assert jax.tree.structure(got) == jax.tree.structure(wanted)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         largest = max(1.0, float(np.abs(other).max(initial=0.0)))
