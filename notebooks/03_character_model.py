@@ -12,15 +12,15 @@
 # ---
 
 # %% [markdown]
-# # A character model, and what its units stand for
+# # A character model and its units
 #
-# We train a small LSTM on the source code of Python's standard library, and then ask of
-# each of its units: is there something in the text that it keeps track of? A bracket
-# that is open, a quoted string, the indentation of a line?
+# We train a small LSTM on the source code of Python's standard library. Then we ask
+# whether single units track features of the text: an open bracket, a quoted string, the
+# indentation of a line.
 #
-# With many units and many questions, something always looks as if it fitted. So we
-# choose on one half of a text and judge on the other half, which had no say in the
-# choice. The text is one that the model was not trained on.
+# With many units and many features, some unit always fits by chance. So we choose units
+# on one half of a text and test them on the other half. The model was trained on
+# neither.
 
 # %%
 import os
@@ -41,8 +41,7 @@ UNITS, STREAMS, WINDOW = 128, 32, 96
 # %% [markdown]
 # ## The text
 #
-# All top-level files of the library in alphabetical order; every tenth is kept for
-# later.
+# All top-level files of the library in alphabetical order; every tenth is held out.
 
 # %%
 library = Path(sysconfig.get_path("stdlib"))
@@ -57,23 +56,23 @@ number_of = {character: number for number, character in enumerate(alphabet)}
 
 
 def numbers(text):
-    """The characters as numbers."""
+    """Return the characters as integers."""
     return np.array([number_of[character] for character in text], np.int32)
 
 
 streams = numbers(seen[: len(seen) // STREAMS * STREAMS]).reshape(STREAMS, -1).T
-print(f"{len(seen):,} characters to learn from, {len(unseen):,} for later")
+print(f"{len(seen):,} characters to train on, {len(unseen):,} held out")
 
 # %% [markdown]
 # ## Training
 #
-# The same as in the quickstart: each of 32 streams goes on where its last window ended.
+# As in the quickstart: each of 32 streams continues where its last window ended.
 
 # %%
 model = jl.serial(
-    jl.embed(len(alphabet), 32),
-    jl.recurrent(jl.lstm(), UNITS),
-    jl.linear(len(alphabet)),
+    embed=jl.embed(len(alphabet), 32),
+    rnn=jl.recurrent(jl.lstm(), UNITS),
+    unembed=jl.linear(len(alphabet)),
 )
 params, _ = model.init(jax.random.key(0))
 optimizer = optax.chain(
@@ -82,8 +81,8 @@ optimizer = optax.chain(
 
 
 @jax.jit
-def update(params, memory, state, inputs, targets):
-    """One step of training: the new parameters, and the bits per character."""
+def update(params, opt_state, state, inputs, targets):
+    """Return new parameters and states, and the loss in bits per character."""
 
     def loss(params):
         after, logits = model.apply(params, inputs, state)
@@ -91,15 +90,15 @@ def update(params, memory, state, inputs, targets):
         return nats.mean() / jnp.log(2), after
 
     (bits, after), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    changes, memory = optimizer.update(gradient, memory, params)
-    return optax.apply_updates(params, changes), memory, after, bits
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, after, bits
 
 
-memory, state, records = optimizer.init(params), None, []
+opt_state, state, records = optimizer.init(params), None, []
 for step in range(STEPS):
     at = step * WINDOW % (len(streams) - WINDOW - 1)
     window = streams[at : at + WINDOW], streams[at + 1 : at + WINDOW + 1]
-    params, memory, state, bits = update(params, memory, state, *window)
+    params, opt_state, state, bits = update(params, opt_state, state, *window)
     records.append({"step": step, "split": "train", "bits_per_character": float(bits)})
 
 fig, ax = plt.subplots(figsize=(8, 3.6))
@@ -107,30 +106,29 @@ jl.plots.loss_curve(records, ax=ax)
 plt.show()
 
 # %% [markdown]
-# ## What every unit did
+# ## Gates and states of every unit
 #
-# `model.trace` runs the model and keeps every gate and state. The tape is a dict, from
-# the place of a layer in the parameters to what it did; ours is layer 1 of the three.
+# `model.trace` runs the model and returns all gates and states, as a dict with an entry
+# for each recurrent layer. Ours is called `rnn`.
 
 # %%
 reading = "".join(files[::10])[:24_000]
-_, _, tape = model.trace(params, jnp.asarray(numbers(reading)))
-print({name: trace.gates.f.shape for name, trace in tape.items()})
-trace = tape["1"]
+_, _, traces = model.trace(params, jnp.asarray(numbers(reading)))
+print({name: trace.gates.f.shape for name, trace in traces.items()})
+trace = traces["rnn"]
 cells = np.asarray(trace.state.c)
 
 # %% [markdown]
-# ## What the text did
+# ## Features of the text
 #
-# Four things that one can say of every character. Brackets are followed here in the
-# simplest way, from the character that opens to the next one that closes; quotes the
-# same, but no further than the end of the line, as an apostrophe in a comment opens
-# nothing.
+# Four features, each 0 or 1 for every character. Brackets are not nested: a bracket is
+# open from the opening character to the next closing one. Quotes end at the end of the
+# line at the latest, because an apostrophe in a comment opens no string.
 
 
 # %%
 def inside(opening, closing):
-    """1 from the opening character up to the closing one, else 0."""
+    """Return 1 from the opening character up to the closing one, else 0."""
     depth, marks = 0, []
     for character in reading:
         if character == closing and depth:
@@ -142,7 +140,7 @@ def inside(opening, closing):
 
 
 def quoted():
-    """1 from a single quote up to the next one in its line, else 0."""
+    """Return 1 from a single quote up to the next one in its line, else 0."""
     marks, within = [], 0
     for character in reading:
         within = 0 if character == "\n" else within ^ (character == "'")
@@ -151,7 +149,7 @@ def quoted():
 
 
 def indented():
-    """1 in the spaces that a line begins with, else 0."""
+    """Return 1 in the leading spaces of a line, else 0."""
     marks, beginning = [], True
     for character in reading:
         beginning = character == "\n" or (beginning and character == " ")
@@ -167,21 +165,21 @@ features = {
 }
 
 # %% [markdown]
-# ## Choose on one half, judge on the other
+# ## Choose on one half, test on the other
 #
-# For each feature we look for the unit whose cell state tells best whether the feature
-# is there. The measure is the *AUC*: take one character inside and one outside, and ask
-# how often the cell state is the larger inside. 1 (or 0) is always, and 0.5 is what a
-# coin comes to.
+# For each feature we choose the unit whose cell state separates characters inside from
+# characters outside best. The measure is the *AUC*: the probability that the cell state
+# is larger at a random character inside than at one outside. 1 and 0 are perfect
+# separation, 0.5 is none.
 #
-# A slow unit can do better than a coin by luck, as both it and the feature stay what
-# they are for a while. So the same is done with the marks pushed along the text by some
-# thousand characters, 40 times: what is found then is chance.
+# A slow unit can exceed 0.5 by chance, because both the unit and the feature change
+# rarely. As a baseline, the same is computed 40 times for features that are shifted
+# along the text by several thousand characters.
 
 
 # %%
 def auc(ranks, marks):
-    """The share of pairs (one inside, one outside) in which the inside is larger."""
+    """Return the share of pairs (inside, outside) in which the inside is larger."""
     within = marks.astype(bool)
     count, rest = within.sum(), (~within).sum()
     return (ranks[within].sum(0) - count * (count - 1) / 2) / (count * rest)
@@ -191,48 +189,49 @@ half = len(reading) // 2
 first, second = (part.argsort(0).argsort(0) for part in (cells[:half], cells[half:]))
 
 
-def choose_and_judge(marks):
-    """The unit that is best on the first half, and its AUC on either."""
+def choose_and_test(marks):
+    """Return the unit that is best on the first half, and its AUC on both halves."""
     chosen_by = auc(first, marks[:half])
     unit = int(np.abs(chosen_by - 0.5).argmax())
     return unit, chosen_by[unit], auc(second[:, unit], marks[half:])
 
 
 found = {}
-pushes = np.linspace(0.1, 0.9, 40) * len(reading)
+shifts = np.linspace(0.1, 0.9, 40) * len(reading)
 for name, marks in features.items():
-    unit, chosen_by, judged = choose_and_judge(marks)
-    luck = [choose_and_judge(np.roll(marks, int(push)))[2] for push in pushes]
-    chance = np.quantile(np.abs(np.array(luck) - 0.5), 0.95)
+    unit, chosen_by, tested = choose_and_test(marks)
+    shifted = [choose_and_test(np.roll(marks, int(shift)))[2] for shift in shifts]
+    chance = np.quantile(np.abs(np.array(shifted) - 0.5), 0.95)
     found[name] = unit
     print(
-        f"{name:19} unit {unit:3d}: AUC {chosen_by:.3f} where it was chosen, "
-        f"{judged:.3f} where it was judged; by chance {0.5 - chance:.3f} to "
+        f"{name:19} unit {unit:3d}: AUC {chosen_by:.3f} on the first half, "
+        f"{tested:.3f} on the second; by chance {0.5 - chance:.3f} to "
         f"{0.5 + chance:.3f}"
     )
 
 # %% [markdown]
-# An AUC near 0 is as good as one near 1: such a unit is low inside. What counts is how
-# far from 0.5 it is in the second column, because the first one is the best of 128, and
-# how far beyond the third, which holds 95 % of what luck comes to. In the run that is
-# kept here the unit of the indentation is all but perfect and that of round brackets
-# good, also on text that had no say in choosing them; that of quotes knows something;
-# and that of square brackets, a slow one, is hardly better than luck.
+# An AUC near 0 separates as well as one near 1: the unit is then low inside. The second
+# number counts, because the first is the best of 128 units: it must be far from 0.5,
+# and outside the third, the range that contains 95 % of the shifted features. In the
+# stored run, on the second half, the unit for indentation is almost perfect and the one
+# for round brackets good. Those for quotes and square brackets are above chance, the
+# latter with a wide range of chance, because its unit is slow.
 #
-# All of this is about one network. Trained from another seed it would have other units,
-# and perhaps a good one for quotes and none for brackets.
+# All of this describes one network. From another seed it would have other units,
+# perhaps a good one for quotes and none for brackets.
 #
-# ## Look at them
+# ## Plots of the units
 #
-# The cell states of the four units over a piece of the second half, with the places
-# shaded where the text says that the feature is there.
+# The cell states of the four units over a part of the second half. The characters where
+# the feature is 1 are grey.
 
 # %%
 switches = [
     np.minimum(np.convolve(np.abs(np.diff(marks[half:])), np.ones(89), "valid"), 6)
     for marks in features.values()
 ]
-variety = sum(switches) + 4 * np.minimum.reduce(switches)  # something of everything
+# Choose a passage in which every feature changes.
+variety = sum(switches) + 4 * np.minimum.reduce(switches)
 begin = half + int(variety.argmax())
 piece = slice(begin, begin + 90)
 fig, axes = plt.subplots(4, 1, figsize=(12, 7), sharex=True, layout="constrained")
@@ -248,10 +247,10 @@ axes[-1].set_xticks(range(90), shown, family="monospace", fontsize=9, parse_math
 plt.show()
 
 # %% [markdown]
-# ## One unit's life
+# ## One unit
 #
-# The bracket unit with its gates. When it keeps, its forget gate stands near 1 and its
-# input gate near 0; when it writes, the input gate opens.
+# The bracket unit with its gates. While it keeps its state, its forget gate is near 1
+# and its input gate near 0; when it writes, the input gate opens.
 
 # %%
 fig, ax = plt.subplots(figsize=(12, 7))
@@ -262,7 +261,7 @@ plt.show()
 # %% [markdown]
 # ## All units
 #
-# How long each unit remembers while it reads, and the forget gates of all of them.
+# The timescale of each unit while it reads, and the forget gates of all units.
 
 # %%
 fig, axes = plt.subplots(
@@ -273,10 +272,9 @@ jl.plots.gate_heatmap(shown, np.asarray(passage.gates.f), "forget gate f", ax=ax
 plt.show()
 
 # %% [markdown]
-# A unit that tells where a bracket is open does not have to be *the* reason why the
-# model closes brackets: other units may carry the same, in part. What is shown here is
-# that the information is there, in one number, on a text that the model never saw.
+# A unit that is correlated with open brackets need not be the cause of the model's
+# closing them: other units may carry part of the same information. The result is that
+# one number carries the information, on text that the model was not trained on.
 #
-# `jaxlstm inspect RUN` asks such questions of a run that was trained with `jaxlstm
-# train`: some hundreds of them, judged against chance as well, with a page of what
-# it found.
+# `jaxlstm inspect RUN` tests several hundred such features for a run of `jaxlstm
+# train`, also against chance, and writes a page with the results.
