@@ -17,7 +17,7 @@ NAME = "jaxlstm"
 LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "typing.py", "initializers.py"
 SEQUENCES, SCAN, PLANNING = "masking.py", "engines/scan.py", "engines/registry.py"
 ARGUMENTS, LOOPS = "validation.py", "engines/loops.py"
-ADJOINT, ANATOMY = "engines/adjoint/engine.py", "engines/adjoint/partition.py"
+ADJOINT, PARTITION = "engines/adjoint/engine.py", "engines/adjoint/partition.py"
 STEPS_OF = "engines/adjoint/steps.py"
 WEIGHTS_FIRST = "engines/matmul.py"
 
@@ -143,76 +143,80 @@ LOOP = [
     Mutant("state runs on through padding", LOOPS,
            "return after if active is None else select(active, after, state)",
            "return after"),
-    Mutant("reset ignored", LOOPS, "    afresh = resets\n",
-           "    resets = None\n    afresh = resets\n"),
+    Mutant("reset ignored", LOOPS, "    replace = resets\n",
+           "    resets = None\n    replace = resets\n"),
     Mutant("reset after the step", SCAN, "cell.step(params, before, project(",
            "cell.step(params, state, project("),
-    Mutant("reset where no step happens", SCAN, "ended(after, state, active)",
-           "ended(after, before, active)"),
+    Mutant("reset where no step happens", SCAN,
+           "freeze_inactive(after, state, active)",
+           "freeze_inactive(after, before, active)"),
     Mutant("reset to the given state", SCAN,
            "initial = cell.initial_state(params, batch_shape, dtype=xs.dtype)",
            "initial = state"),
     Mutant("reset of h alone", SCAN, "        after, gates = cell.step",
            "        before = before._replace(c=state.c)\n"
            "        after, gates = cell.step"),
-    Mutant("reset of the whole batch", LOOPS, "    afresh = resets\n",
+    Mutant("reset of the whole batch", LOOPS, "    replace = resets\n",
            "    if resets is not None:\n"
            "        resets = jnp.full_like(resets, resets.any())\n"
-           "    afresh = resets\n"),
+           "    replace = resets\n"),
     Mutant("emits the state before", SCAN, "emit(after, gates)", "emit(state, gates)"),
-    Mutant("reverse ignored", SCAN, "state, moments, reverse=reverse)\n\n",
-           "state, moments, reverse=False)\n\n"),
-    Mutant("reverse without the mask", SCAN, "moments = (xs, each, steps.active,",
-           "moments = (xs, each, steps.active[::-1]"
+    Mutant("reverse ignored", SCAN, "state, inputs, reverse=reverse)\n\n",
+           "state, inputs, reverse=False)\n\n"),
+    Mutant("reverse without the mask", SCAN,
+           "inputs = (xs, per_step, steps.active,",
+           "inputs = (xs, per_step, steps.active[::-1]"
            " if reverse and steps.active is not None else steps.active,"),
     Mutant("resets not reversed", SCAN, "steps.active, steps.resets)",
            "steps.active, steps.resets[::-1] if reverse and steps.resets is not None"
            " else steps.resets)"),
     Mutant("blocks of a reversed run in order", LOOPS,
-           "lax.scan(again, state, many, reverse=reverse)",
-           "lax.scan(again, state, many)"),
+           "lax.scan(recomputed, state, many, reverse=reverse)",
+           "lax.scan(recomputed, state, many)"),
     Mutant("a reversed run begins with the blocks", LOOPS,
-           "    state, one = (rest if reverse else blocks)(state)\n"
-           "    state, other = (blocks if reverse else rest)(state)\n"
-           "    head, tail = (other, one) if reverse else (one, other)\n",
-           "    state, head = blocks(state)\n    state, tail = rest(state)\n"),
+           "    state, first = (remainder if reverse else blocks)(state)\n"
+           "    state, second = (blocks if reverse else remainder)(state)\n"
+           "    head, tail = (second, first) if reverse else (first, second)\n",
+           "    state, head = blocks(state)\n    state, tail = remainder(state)\n"),
     Mutant("state after the remainder dropped", LOOPS,
-           "    state, other = (blocks if reverse else rest)(state)",
-           "    _, other = (blocks if reverse else rest)(state)"),
+           "    state, second = (blocks if reverse else remainder)(state)",
+           "    _, second = (blocks if reverse else remainder)(state)"),
     Mutant("remainder begins anew", LOOPS,
-           "    state, other = (blocks if reverse else rest)(state)",
+           "    state, second = (blocks if reverse else remainder)(state)",
            "    zero = jax.tree.map(jnp.zeros_like, state)\n"
-           "    state, other = (blocks if reverse else rest)(zero)"),
+           "    state, second = (blocks if reverse else remainder)(zero)"),
     Mutant("everything remembered", SCAN, "    if checkpoint_every is None:\n",
            "    if True:\n"),
 ]  # fmt: skip
 
 # The fast engine: its derivative is written by hand.
 DERIVATIVE = [
-    Mutant("slope of tanh", ANATOMY, "(1 - y) * (1 + y)", "(1 - y)"),
-    Mutant("slope of the sigmoid", ANATOMY, "lambda y: y * (1 - y)", "lambda y: y"),
-    Mutant("what is shared is a site's alone", ANATOMY,
+    Mutant("slope of tanh", PARTITION, "(1 - y) * (1 + y)", "(1 - y)"),
+    Mutant("slope of the sigmoid", PARTITION, "lambda y: y * (1 - y)", "lambda y: y"),
+    Mutant("what is shared is a site's alone", PARTITION,
            "        if any(id(user) not in weights", "        if False and any(True"),
-    Mutant("what is used twice enters once", ANATOMY, "if len(uses[other]) == 1:",
+    Mutant("what is used twice enters once", PARTITION, "if len(uses[other]) == 1:",
            "if True:"),
     Mutant("tangent of the input lost", ADJOINT,
-           "return omega if d_beside is None else omega + d_beside", "return omega"),
+           "return omega if d_addend is None else omega + d_addend", "return omega"),
     Mutant("tangent of the weight lost", ADJOINT, "    if d_weight is None:\n",
-           "    if d_beside is not None:\n"),
+           "    if d_addend is not None:\n"),
     Mutant("tangent of the first state lost", ADJOINT,
-           "[filled(s, d) for s, d in", "[filled(s, None) for s, d in"),
+           "[instantiate(s, d) for s, d in",
+           "[instantiate(s, None) for s, d in"),
     Mutant("tangent of a new beginning lost", ADJOINT,
-           "    d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])",
+           "    d_steps = StepInputs(d_params_only, d_xs, d_initial, d_state, [])",
            "    d_initial = [None] * len(initial)\n"
-           "    d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])"),
+           "    d_steps = StepInputs(d_params_only, d_xs, d_initial, d_state, [])"),
     Mutant("tangents of what is fixed lost", STEPS_OF,
-           "return kept(d_fixed, of_fixed), kept(d_given, of_given)",
-           "return [None] * len(d_fixed), kept(d_given, of_given)", "adjoint"),
+           "keep_needed(d_params_only, of_params),",
+           "[None] * len(d_params_only),", "adjoint"),
     Mutant("tangents in the order of time", ADJOINT,
-           "lax.scan(body, dots.state, moments, length=length, reverse=reverse)",
-           "lax.scan(body, dots.state, moments, length=length)"),
+           "lax.scan(body, tangents.state, inputs, length=length, reverse=reverse)",
+           "lax.scan(body, tangents.state, inputs, length=length)"),
     Mutant("remembers the state after", ADJOINT,
-           "keep(state, partition.activations", "keep(after, partition.activations"),
+           "(emitted, keep(state, activations))",
+           "(emitted, keep(after, activations))"),
     Mutant("everything remembered by the fast engine", ADJOINT,
            "    if checkpoint_every is None:\n", "    if True:\n"),
 ]  # fmt: skip
@@ -222,22 +226,24 @@ LEAN, FIRST = "adjoint/lean", "adjoint/weights_first"
 # Its other modes.
 MODES = [
     Mutant("activations of another step", ADJOINT,
-           "activations = every(plan.rebuild, [])",
-           "activations = [a[::-1] for a in every(plan.rebuild, [])]", LEAN),
+           "activations = at_all_steps(plan.recompute, [])",
+           "activations = [a[::-1] for a in at_all_steps(plan.recompute, [])]", LEAN),
     Mutant("activations that begin nowhere anew", ADJOINT,
-           "        sides = Beside(active, resets, activations, [None] * len(turned))",
+           "        rows_first = NonDiffInputs(\n"
+           "            active, resets, activations,",
            "        none = None if resets is None else resets & False\n"
-           "        sides = Beside(active, none, activations, [None] * len(turned))",
+           "        rows_first = NonDiffInputs(\n"
+           "            active, none, activations,",
            LEAN),
     Mutant("blocks in the order of time", ADJOINT,
-           'block, d_state, moments, every="sqrt", reverse=reverse',
-           'block, d_state, moments, every="sqrt", reverse=False', LEAN),
+           'block, d_state, inputs, every="sqrt", reverse=reverse',
+           'block, d_state, inputs, every="sqrt", reverse=False', LEAN),
     Mutant("the way back by the same weights", WEIGHTS_FIRST,
-           "return weights_first(ct, w_turned, w), None, None",
-           "return weights_first(ct, w_turned, 2 * w), None, None", FIRST),
+           "return weights_first(ct, w_transposed, w), None, None",
+           "return weights_first(ct, w_transposed, 2 * w), None, None", FIRST),
     Mutant("the rows in another order", WEIGHTS_FIRST,
-           "columns = lax.optimization_barrier(_table(x).T)",
-           "columns = lax.optimization_barrier(_table(x)[::-1].T)",
+           "columns = lax.optimization_barrier(_flatten_rows(x).T)",
+           "columns = lax.optimization_barrier(_flatten_rows(x)[::-1].T)",
            FIRST),
 ]  # fmt: skip
 

@@ -1,9 +1,9 @@
-"""The vendor's engine without the vendor: all of it but the kernel, held to the oracle.
+"""The cuDNN engine equals the oracle, with a stand-in for the kernel itself.
 
-`lstm_ref` of `jax.experimental.rnn` stands in for the kernel, and is made as unkind as
-that one is: it gives NaN where a row has no step, and leaves rubbish in the gradient of
-padding. What the kernel itself is handed is seen in the program, which can be traced
-anywhere. Products are taken in float32, on a GPU too.
+`lstm_ref` of `jax.experimental.rnn` is the stand-in. Like cuDNN, it returns NaN for a
+row without steps, and garbage in the gradient of padding. The arguments of the real
+kernel are checked in the jaxpr, which can be traced without a GPU. Products are taken
+in float32, also on a GPU.
 """
 
 import functools
@@ -58,12 +58,12 @@ def _backward(*arguments):
 
 kernel.defvjp(_forward, _backward)
 STAND_IN = cudnn.Kernel(kernel, lambda: None)
-VENDOR = cudnn.Kernel(rnn.lstm, lambda: None)
+REAL = cudnn.Kernel(rnn.lstm, lambda: None)
 
 
 @pytest.fixture(autouse=True)
-def stands_in(monkeypatch):
-    """`engine="cudnn"` is the engine on the kernel above."""
+def use_stand_in(monkeypatch):
+    """Run `engine="cudnn"` with the kernel above."""
     run = functools.partial(cudnn.run, kernel=STAND_IN)
     monkeypatch.setitem(unrolling.ENGINES, "cudnn", run)
     with jax.default_matmul_precision("highest"):
@@ -72,10 +72,10 @@ def stands_in(monkeypatch):
 
 @pytest.fixture
 def traceable(monkeypatch):
-    """`engine="cudnn"` runs on the vendor's kernel, which here is traced only."""
+    """Run `engine="cudnn"` with the real kernel, which is traced only."""
     sizes = "compute_rnn_workspace_reserve_space_sizes"
     monkeypatch.setattr(vars(rnn)["gpu_rnn"], sizes, lambda *_: (4, 8), raising=False)
-    run = functools.partial(cudnn.run, kernel=VENDOR)
+    run = functools.partial(cudnn.run, kernel=REAL)
     monkeypatch.setitem(unrolling.ENGINES, "cudnn", run)
 
 
@@ -92,7 +92,7 @@ def problem(rows: int = B):
 
 
 def deep(*sizes: int, bidirectional: bool, dtype: type = np.float32, cell=CELL):
-    """A stack, and parameters for it, all of them random."""
+    """Return a stack and random parameters for it."""
     layer = jl.stack(cell, sizes, bidirectional=bidirectional)
     shapes = jax.eval_shape(lambda key: layer.init(key, D)[0], jax.random.key(0))
     rng = np.random.default_rng(3)
@@ -114,9 +114,7 @@ def flat(params) -> list[jl.LSTMParams]:
         pytest.param(3, False, marks=thorough),
     ],
 )
-def test_packed_weights_mean_the_same_in_the_vendors_reference(
-    depth, bidirectional, x64
-):
+def test_packed_weights_equal_those_of_the_jax_reference(depth, bidirectional, x64):
     """In float64, with lengths: values and states to 1e-12."""
     sizes = (H,) * depth
     layer, params = deep(*sizes, bidirectional=bidirectional, dtype=np.float64)
@@ -143,7 +141,7 @@ def test_packed_weights_mean_the_same_in_the_vendors_reference(
     )
 
 
-def test_the_vendors_own_names_find_our_gates():
+def test_gate_order_of_packed_weights():
     _, [params] = deep(H, bidirectional=False)
     parts = rnn.unpack_lstm_weights(cudnn.pack([params]), D, H, 1, False)
     w_ih, w_hh, b_ih, b_hh = (np.asarray(part[0]) for part in parts)
@@ -154,7 +152,7 @@ def test_the_vendors_own_names_find_our_gates():
         assert_same(b_ih[rows] + b_hh[rows], params.b[k], 0)
 
 
-def test_unpacking():
+def test_unpack_inverts_pack():
     _, params = deep(H, H, bidirectional=True)
     got = cudnn.unpack(
         cudnn.pack(flat(params)),
@@ -164,7 +162,7 @@ def test_unpacking():
         bidirectional=True,
     )
     assert_same(got, flat(params), 0)
-    both = np.arange(16.0, dtype=np.float32)  # of two biases the sum is kept
+    both = np.arange(16.0, dtype=np.float32)  # the two biases are added
     weights = jnp.concatenate([jnp.zeros(4 * 4 * (D + 4)), both, both])
     [params] = cudnn.unpack(weights, input_size=D, hidden_size=4)
     assert_same(params.b, 2 * both.reshape(4, 4), 0)
@@ -174,7 +172,7 @@ def test_unpacking():
 
 
 def answer(case, engine: str = "cudnn") -> Answer:
-    """In float32, values and every gradient."""
+    """Return values and all gradients in float32."""
     case = jax.tree.map(
         lambda a: a.astype(np.float32) if a.dtype == np.float64 else a,
         case._replace(which=None),
@@ -211,8 +209,8 @@ def answer(case, engine: str = "cudnn") -> Answer:
         pytest.param("none", True, marks=thorough),
     ],
 )
-def test_it_is_the_oracle(masking, reverse):
-    """NaN in padding, rows of length 0 and T, masks with holes, a mask of nothing."""
+def test_values_and_gradients_equal_the_oracle(masking, reverse):
+    """NaN in padding, rows of length 0 and T, masks with holes, an empty mask."""
     rng = np.random.default_rng(5)
     case = draw(rng, Shape(T, (B,), D, H), Kind("none", False, reverse))
     active = np.ones((T, B), bool)
@@ -245,16 +243,16 @@ def test_it_is_the_oracle(masking, reverse):
         pytest.param((1, B), "mask", marks=thorough),
     ],
 )
-def test_frames(frame, masking):
-    """Any batch axes, none included; one step; no steps; no rows."""
+def test_batch_shapes(frame, masking):
+    """No, one or several batch axes; one step; no steps; no rows."""
     time, *batch = frame
     shape = Shape(time, tuple(batch), D, H)
     case = draw(np.random.default_rng(6), shape, Kind(masking, False, True))
     assert_same(answer(case), expected(case), 3e-5)
 
 
-def test_a_row_without_steps_keeps_its_state_to_the_bit(x64):
-    """Where integers are of 64 bits, too."""
+def test_row_without_steps_keeps_the_bits_of_its_state(x64):
+    """Also with 64-bit integers."""
     params, xs, state = problem()
     after, hs = jl.unroll(CELL, params, xs, state, lengths=LENGTHS, engine="cudnn")
     assert_same(after.h[0], state.h[0], 0)
@@ -262,8 +260,8 @@ def test_a_row_without_steps_keeps_its_state_to_the_bit(x64):
     assert not hs[:, 0].any()
 
 
-def test_an_infinite_state_harms_its_own_row_only():
-    """One that no step begins from: the gradients of the weights stay finite."""
+def test_nan_state_of_an_empty_row_has_no_effect():
+    """No step reads it, so the gradients of the weights stay finite."""
     params, xs, state = problem()
     state = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), state)
 
@@ -284,7 +282,7 @@ def test_traced_lengths_out_of_range_are_nan():
     assert finite((after.h[2:], hs[:, 2:]))
 
 
-def test_nothing_is_emitted():
+def test_emit_nothing():
     params, xs, state = problem()
     after, nothing = jl.unroll(
         CELL, params, xs, state, emit=jl.emit.nothing, engine="cudnn"
@@ -293,7 +291,7 @@ def test_nothing_is_emitted():
     assert_same(after, jl.unroll(CELL, params, xs, state)[0], 1e-5)
 
 
-def test_parameters_of_other_dtypes_are_read_in_float32():
+def test_parameters_of_other_dtypes_are_cast_to_float32():
     params, xs, state = problem()
     short = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     got = jl.unroll(CELL, short, xs, state, engine="cudnn")
@@ -313,7 +311,7 @@ def test_parameters_of_other_dtypes_are_read_in_float32():
         pytest.param(3, False, None, marks=thorough),
     ],
 )
-def test_a_stack_is_ours(depth, bidirectional, lengths):
+def test_stack_equals_jl_stack(depth, bidirectional, lengths):
     """Values, states and gradients, with NaN in padding."""
     layer, params = deep(*(H,) * depth, bidirectional=bidirectional)
     xs = np.random.default_rng(1).normal(size=(T, B, D)).astype(np.float32)
@@ -344,31 +342,31 @@ def test_a_stack_is_ours(depth, bidirectional, lengths):
     assert_same(got, wanted, 3e-5)
 
 
-def test_a_stack_begins_from_zeros():
+def test_stack_starts_from_zeros_by_default():
     layer, params = deep(H, bidirectional=False)
     xs = problem()[1]
     run = functools.partial(cudnn.run_stack, kernel=STAND_IN)
     assert_same(jax.jit(run)(params, xs), layer.apply(params, xs), 1e-5)
 
 
-def test_stacks_that_are_refused():
+def test_unsupported_stacks_are_refused():
     xs = problem()[1]
     for sizes in ((H, H + 1), (H + 1, H)):
         _, params = deep(*sizes, bidirectional=False)
-        with pytest.raises(NotImplementedError, match=r"all of one size.*\[4, 5\]"):
+        with pytest.raises(NotImplementedError, match=r"\[4, 5\].*all of one size"):
             cudnn.run_stack(params, xs, kernel=STAND_IN)
     _, params = deep(H, bidirectional=False, cell=jl.gru())
-    with pytest.raises(NotImplementedError, match="must be LSTMParams"):
+    with pytest.raises(NotImplementedError, match="expected LSTMParams"):
         cudnn.run_stack(params, xs, kernel=STAND_IN)
     _, params = deep(H, H, bidirectional=True)
     with pytest.raises(ValueError, match=r"\[4, 4, 8, 8\] features.*\[3, 3, 8, 8\]"):
         cudnn.run_stack(params, jnp.ones((T, B, 4)), kernel=STAND_IN)
     one, both = (deep(H, bidirectional=two)[1] for two in (False, True))
-    with pytest.raises(NotImplementedError, match="must be LSTMParams"):
+    with pytest.raises(NotImplementedError, match="expected LSTMParams"):
         cudnn.run_stack((*one, *both), xs, kernel=STAND_IN)
 
 
-# -- what it serves, and what it refuses -----------------------------------------------
+# -- supported and unsupported calls ---------------------------------------------------
 
 
 def reason(cell, params, xs, **options) -> str:
@@ -376,32 +374,32 @@ def reason(cell, params, xs, **options) -> str:
     return found.reasons["cudnn"]
 
 
-def test_the_lstm_is_known_by_its_step():
+def test_the_lstm_is_recognized_by_its_step():
     xs = problem()[1]
     for cell in (
         jl.lstm(init="keras"),
         jl.lstm(forget_bias=0.0),
         jl.weight_drop(CELL, 0.5),
-        CELL._replace(init=jl.gru().init, step=lambda *moment: CELL.step(*moment)),
+        CELL._replace(init=jl.gru().init, step=lambda *inputs: CELL.step(*inputs)),
         jl.lstm(gate_activation=lambda z: jax.nn.sigmoid(z)),
     ):
         assert reason(cell, problem()[0], xs) == "serves"
 
 
-def slightly_other(params, state, z):
+def slightly_different_step(params, state, z):
     after, gates = CELL.step(params, state, z)
     return after._replace(c=after.c + 1e-30), gates
 
 
-def louder(params, x, each=None):
-    return CELL.project(params, x if each is None else x + each)
+def project_sum(params, x, per_step=None):
+    return CELL.project(params, x if per_step is None else x + per_step)
 
 
 @pytest.mark.parametrize(
     "cell",
     [
         CELL._replace(
-            prepare=lambda params, xs, key=None: (params, xs), project=louder
+            prepare=lambda params, xs, key=None: (params, xs), project=project_sum
         ),
         jl.gru(),
         jl.peephole_lstm(),
@@ -412,37 +410,40 @@ def louder(params, x, each=None):
         jl.zoneout(CELL, h_rate=0.0, c_rate=0.1),
         jl.variational_dropout(CELL, x_rate=0.1, h_rate=0.0),
         jl.learned_initial_state(CELL),
-        CELL._replace(step=slightly_other),
+        CELL._replace(step=slightly_different_step),
         CELL._replace(project=lambda params, x: CELL.project(params, 2 * x)),
     ],
 )
 def test_other_cells_are_refused(cell):
     params = cell.init(jax.random.key(0), D, H)
-    said = reason(cell, params, problem()[1])
-    assert said.startswith("cudnn: got a cell whose step or whose initial state is not")
+    message = reason(cell, params, problem()[1])
+    assert message.startswith(
+        "cudnn: got a cell whose step or whose initial state is not"
+    )
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
-        ({"emit": jl.emit.trace}, "cudnn: emit is trace, and the kernel shows h only"),
-        ({"emit": jl.emit.states}, "cudnn: emit is states"),
-        ({"resets": np.zeros((T, B), bool)}, "cudnn: resets were given"),
-        ({"checkpoint_every": "sqrt"}, "cudnn: checkpoint_every is 'sqrt'"),
+        ({"emit": jl.emit.trace}, "cudnn: emit: got trace, expected jl.emit.hidden"),
+        ({"emit": jl.emit.states}, "cudnn: emit: got states"),
+        ({"resets": np.zeros((T, B), bool)}, "cudnn: resets: got an array"),
+        ({"checkpoint_every": "sqrt"}, "cudnn: checkpoint_every: got 'sqrt'"),
     ],
 )
-def test_options_that_are_refused(options, sentence):
+def test_unsupported_options_are_refused(options, message):
     params, xs, _ = problem()
-    assert reason(CELL, params, xs, **options).startswith(sentence)
-    with pytest.raises(NotImplementedError, match=sentence):
+    assert reason(CELL, params, xs, **options).startswith(message)
+    with pytest.raises(NotImplementedError, match=message):
         jl.unroll(CELL, params, xs, engine="cudnn", **options)
 
 
 def test_other_dtypes_are_refused(x64):
     params, xs, _ = problem()
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float64):
-        said = reason(CELL, params, xs.astype(dtype))
-        assert said.startswith(f"cudnn: xs has dtype {jnp.dtype(dtype)}; JAX brings")
+        message = reason(CELL, params, xs.astype(dtype))
+        expected_message = f"cudnn: xs: got dtype {jnp.dtype(dtype)}, expected float32"
+        assert message.startswith(expected_message)
 
 
 def test_meshes_are_refused():
@@ -452,8 +453,8 @@ def test_meshes_are_refused():
         (8,), ("rows",), (jax.sharding.AxisType.Explicit,), devices=devices
     )
     with jax.set_mesh(explicit):
-        said = reason(CELL, params, jax.device_put(xs, rows))
-    assert said.startswith("cudnn: arrays are split over a mesh")
+        message = reason(CELL, params, jax.device_put(xs, rows))
+    assert message.startswith("cudnn: got arrays on a mesh")
 
     automatic = jax.make_mesh(
         (8,), ("rows",), (jax.sharding.AxisType.Auto,), devices=devices
@@ -464,48 +465,49 @@ def test_meshes_are_refused():
         in_specs=rows,
         out_specs=rows,
     )
-    with pytest.raises(NotImplementedError, match="split over a mesh"):
+    with pytest.raises(NotImplementedError, match="got arrays on a mesh"):
         jax.eval_shape(run, xs)
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_without_a_gpu_the_reason_is_said(number, monkeypatch):
+def test_missing_gpu_is_reported(number, monkeypatch):
     monkeypatch.setitem(unrolling.ENGINES, "cudnn", cudnn.run)
     params, xs, _ = problem()
     device = jax.devices("cpu")[number]
-    sentence = (
-        f"cudnn: no GPU: the kernel needs CUDA, and JAX's default device is {device}."
+    message = (
+        f"cudnn: no GPU: got {device} as JAX's default device, expected a CUDA device; "
+        'use engine="adjoint".'
     )
     with jax.default_device(device):
         found = jl.explain(CELL, params, xs, engine=("cudnn", "scan"))
-        assert (found.engine, found.reasons["cudnn"]) == ("scan", sentence)
+        assert (found.engine, found.reasons["cudnn"]) == ("scan", message)
         for call in (
             lambda: jl.unroll(CELL, params, xs, engine="cudnn"),
             lambda: cudnn.run_stack((params,), xs),
         ):
             with pytest.raises(NotImplementedError) as refusal:
                 call()
-            assert str(refusal.value) == sentence
+            assert str(refusal.value) == message
     with jax.default_device("cpu"):
         assert "no GPU" in reason(CELL, params, xs)
 
 
-def test_a_cuda_device_is_enough(monkeypatch):
+def test_any_cuda_device_is_accepted(monkeypatch):
     class Device:
         platform_version = "PJRT C API\nCUDA 13000"
         client = property(lambda self: self)
 
-    for version, there in ((Device.platform_version, True), ("rocm 60000", False)):
+    for version, is_cuda in ((Device.platform_version, True), ("rocm 60000", False)):
         monkeypatch.setattr(Device, "platform_version", version)
         monkeypatch.setattr(jax, "devices", lambda *_: [Device()])
-        assert (cudnn.no_cuda() is None) == there
+        assert (cudnn.no_cuda() is None) == is_cuda
 
 
-# -- what the vendor is handed ---------------------------------------------------------
+# -- arguments of the real kernel ------------------------------------------------------
 
 
 def primitives(jaxpr) -> dict[str, list]:
-    """The parameters of the vendor's primitives, wherever they are in a program."""
+    """Return the parameters of the cuDNN primitives in a jaxpr."""
     found: dict[str, list] = {"rnn_fwd": [], "rnn_bwd": []}
 
     def walk(jaxpr):
@@ -524,8 +526,8 @@ def primitives(jaxpr) -> dict[str, list]:
 @pytest.mark.parametrize(
     "precision", [None, "tensorfloat32", "highest", "float32", "F32_F32_F32"]
 )
-def test_one_call_each_way_in_the_precision_asked_for(precision, traceable):
-    """The backward call as well, which may be traced where another one holds."""
+def test_one_call_per_pass_in_the_configured_precision(precision, traceable):
+    """Also for the backward pass, which may be traced under another precision."""
     params, xs, state = problem()
 
     def pulled(params, xs, state):
@@ -549,24 +551,24 @@ def test_one_call_each_way_in_the_precision_asked_for(precision, traceable):
     assert found == {"rnn_fwd": [wanted], "rnn_bwd": [wanted]}
 
 
-def test_precisions_that_are_refused(traceable):
+def test_unsupported_precisions_are_refused(traceable):
     params, xs, _ = problem()
     for name in ("bfloat16", "BF16_BF16_F32"):
         with jax.default_matmul_precision(name):
-            assert f"jax_default_matmul_precision is '{name}'" in reason(
+            assert f"jax_default_matmul_precision: got '{name}'" in reason(
                 CELL, params, xs
             )
 
 
-def test_a_stack_is_one_call(traceable):
+def test_stack_is_one_call(traceable):
     _, params = deep(H, H, H, bidirectional=True)
-    run = functools.partial(cudnn.run_stack, kernel=VENDOR)
+    run = functools.partial(cudnn.run_stack, kernel=REAL)
     found = primitives(jax.make_jaxpr(run)(params, problem()[1]))
     [call] = found["rnn_fwd"]
     assert (call["num_layers"], call["bidirectional"]) == (3, True)
 
 
-def test_under_vmap_the_next_engine_serves(traceable):
+def test_vmap_falls_back_to_the_next_engine(traceable):
     params, xs, _ = problem()
 
     def run(engine):

@@ -1,7 +1,6 @@
-"""Every engine against the reference, in float64 to 1e-12, and how each one refuses.
+"""Every engine equals the reference in float64 to 1e-12, and refuses what it cannot do.
 
-What an engine serves is held to the oracle elsewhere: the laws of `test_registry` and
-the cases of `test_lstm_oracle` run on all of them.
+The laws of `test_registry` and the cases of `test_lstm_oracle` run on all engines, too.
 """
 
 import functools
@@ -41,7 +40,7 @@ NAMES = [f"{row.name}-{wrapper.name}".replace(" ", "_") for row, wrapper in PAIR
 
 
 def gradients(cell, engine: str, data, cotangents, key=None):
-    """Everything that is emitted, and the gradients of a scalar that weighs it."""
+    """Return all outputs, and the gradients of their weighted sum."""
 
     def total(inputs):
         answer = jl.unroll(
@@ -62,9 +61,10 @@ def gradients(cell, engine: str, data, cotangents, key=None):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(("row", "wrapper"), PAIRS, ids=NAMES)
-def test_adjoint_is_the_reference(row: CellRow, wrapper, x64, monkeypatch):
-    """Masks with holes, NaN in them, resets, in reverse; with noise where there is. In
-    the mode that is chosen, and in the one that differs from it in everything.
+def test_adjoint_equals_the_reference(row: CellRow, wrapper, x64, monkeypatch):
+    """In the default mode and in the opposite one.
+
+    With masks that have holes with NaN in them, resets, reversed time, and noise.
     """
     rng = np.random.default_rng(8)
     cell = wrapper.wrap(row.make(), row)
@@ -75,24 +75,24 @@ def test_adjoint_is_the_reference(row: CellRow, wrapper, x64, monkeypatch):
     )
     key = jax.random.key(3) if wrapper.noisy else None
     every = {"residuals": "states", "first": "weights"}
-    monkeypatch.setitem(ENGINES, "other", functools.partial(adjoint.run, **every))
+    monkeypatch.setitem(ENGINES, "opposite", functools.partial(adjoint.run, **every))
     wanted, *answers = (
         gradients(cell, engine, data, cotangents, key)
-        for engine in ("scan", "adjoint", "other")
+        for engine in ("scan", "adjoint", "opposite")
     )
     for got in answers:
         assert_same(got, wanted)
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_float32_is_no_worse_than_that_of_automatic_differentiation(seed):
-    """Against float64, over 300 steps."""
+def test_float32_error_is_that_of_automatic_differentiation(seed):
+    """Relative to float64, over 300 steps."""
     rng = np.random.default_rng(seed)
     params = like(rng, lambda: CELL.init(jax.random.key(0), 8, 16))
     params = jax.tree.map(lambda leaf: 0.4 * leaf, params)
     xs, weights = rng.normal(size=(2, 300, 4, 8)), rng.normal(size=(300, 4, 16))
 
-    def errors_of(engine: str, dtype, wanted=None):
+    def gradients_of(engine: str, dtype):
         @jax.jit
         def gradient(params, xs):
             def total(params):
@@ -105,7 +105,7 @@ def test_float32_is_no_worse_than_that_of_automatic_differentiation(seed):
         return jax.tree.map(np.asarray, gradient(*cast))
 
     with jax.enable_x64(True):
-        wanted = errors_of("scan", jnp.float64)
+        wanted = gradients_of("scan", jnp.float64)
 
     def distance(got) -> float:
         pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
@@ -114,24 +114,24 @@ def test_float32_is_no_worse_than_that_of_automatic_differentiation(seed):
         )
 
     ours, theirs = (
-        distance(errors_of(engine, jnp.float32)) for engine in ("adjoint", "scan")
+        distance(gradients_of(engine, jnp.float32)) for engine in ("adjoint", "scan")
     )
     assert ours < 1e-4
     assert ours <= 1.5 * theirs, (ours, theirs)
 
 
-# -- how it does it --------------------------------------------------------------------
+# -- structure of the adjoint engine ---------------------------------------------------
 
 
 class Count(NamedTuple):
-    """Products within loops and outside of them."""
+    """Numbers of products within loops and outside of them."""
 
     within: int
     outside: int
 
 
 def products(function, *arguments) -> Count:
-    """Of a program, as it is traced."""
+    """Count the products in the jaxpr of a function."""
     count = {True: 0, False: 0}
 
     def walk(jaxpr, within: bool) -> None:
@@ -153,8 +153,8 @@ def loss(engine: str, cell=CELL):
     return total
 
 
-def test_weights_are_differentiated_outside_of_the_loops():
-    """Within: W_x x and W_h h on the way forward, W_hᵀ δ on the way back."""
+def test_weight_gradients_are_outside_of_the_loops():
+    """Within: W_x x and W_h h in the forward pass, W_hᵀ δ in the backward pass."""
     params, xs = CELL.init(jax.random.key(0), 3, 5), jnp.ones((7, 2, 3))
     both = jax.grad(loss("adjoint"), argnums=(0, 1))
     assert products(both, params, xs) == Count(within=3, outside=3)
@@ -165,18 +165,18 @@ def test_weights_are_differentiated_outside_of_the_loops():
 @pytest.mark.parametrize(
     ("cell", "share"), [(CELL, 0.95), (jl.layer_norm_lstm(), 0.6)], ids=["lstm", "norm"]
 )
-def test_less_is_remembered(cell, share):
-    """Bytes that the compiled gradient needs besides its inputs and outputs."""
+def test_less_memory_than_the_reference(cell, share):
+    """Bytes of the compiled gradient besides its inputs and outputs."""
     params, xs = cell.init(jax.random.key(0), 64, 64), jnp.ones((512, 16, 64))
 
-    def remembered(engine: str) -> int:
+    def temporaries(engine: str) -> int:
         program = jax.jit(jax.grad(loss(engine, cell))).lower(params, xs).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    assert remembered("adjoint") < share * remembered("scan")
+    assert temporaries("adjoint") < share * temporaries("scan")
 
 
-SITES = {
+PRODUCTS = {
     "lstm": 1,
     "classic": 1,
     "peephole": 1,
@@ -192,34 +192,35 @@ SITES = {
 
 
 @pytest.mark.parametrize("row", CELLS, ids=lambda row: row.name.replace(" ", "_"))
-def test_every_product_of_the_past_is_found(row):
+def test_every_recurrent_product_is_found(row):
     cell = row.make()
     params = cell.init(jax.random.key(0), FEATURES, HIDDEN)
     state = cell.initial_state(params, (2, *row.space))
     z = cell.project(params, jnp.ones((2, *row.space, FEATURES)))
-    parts = partition.take_apart(cell.step, params, state, z)
-    assert len(parts.sites) == SITES[row.name]
+    parts = partition.partition_step(cell.step, params, state, z)
+    assert len(parts.products) == PRODUCTS[row.name]
 
 
-def test_a_cell_of_ones_own_is_taken_apart_as_well():
+def test_partition_of_a_user_defined_cell():
     def step(params, state, z):
         h = jnp.tanh(z + state.h @ params["w"])
         return jl.cells.base.HiddenState(h), h
 
     w = jnp.ones((3, 3))
     state = jl.cells.base.HiddenState(jnp.ones((2, 3)))
-    (site,) = partition.take_apart(step, {"w": w}, state, jnp.ones((2, 3))).sites
-    assert site.beside is not None
+    parts = partition.partition_step(step, {"w": w}, state, jnp.ones((2, 3)))
+    (product,) = parts.products
+    assert product.addend is not None
 
 
-# -- what it refuses -------------------------------------------------------------------
+# -- unsupported steps -----------------------------------------------------------------
 
 
-def stepping(step) -> jl.Cell:
+def with_step(step) -> jl.Cell:
     return CELL._replace(step=step)
 
 
-def printing(params, state, z):
+def printing_step(params, state, z):
     jax.debug.print("{}", z[0, 0, 0])
     return CELL.step(params, state, z)
 
@@ -232,7 +233,7 @@ def clipped(c):
 clipped.defvjp(lambda c: (c, None), lambda _, d: (jnp.clip(d, -1.0, 1.0),))
 
 
-def clipping(params, state, z):
+def custom_vjp_step(params, state, z):
     state, gates = CELL.step(params, state, z)
     return state._replace(c=clipped(state.c)), gates
 
@@ -250,7 +251,7 @@ COUNTING = CELL._replace(
 )
 
 
-def calling(params, state, z):
+def callback_step(params, state, z):
     shape = jax.ShapeDtypeStruct(z.shape, z.dtype)
 
     @jax.custom_jvp
@@ -267,14 +268,14 @@ def calling(params, state, z):
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
-        (stepping(printing), "adjoint: .* has side effects"),
-        (stepping(clipping), "adjoint: .* calls a custom_vjp function"),
-        (stepping(calling), "adjoint: .* calls pure_callback"),
-        (COUNTING, "adjoint: the state has a leaf of dtype int32"),
+        (with_step(printing_step), "adjoint: .* has side effects"),
+        (with_step(custom_vjp_step), "adjoint: .* calls a custom_vjp function"),
+        (with_step(callback_step), "adjoint: .* calls pure_callback"),
+        (COUNTING, "adjoint: state: got a leaf of dtype int32"),
     ],
     ids=["printing", "clipping", "calling", "counting"],
 )
-def test_a_refusal_is_a_sentence_and_the_reference_serves(cell, reason, capfd):
+def test_unsupported_steps_are_refused_and_the_reference_serves(cell, reason, capfd):
     params, xs = CELL.init(jax.random.key(0), 3, 5), jnp.ones((4, 2, 3))
     found = jl.explain(cell, params, xs)
     assert found.engine == "scan"
@@ -291,29 +292,29 @@ def test_a_refusal_is_a_sentence_and_the_reference_serves(cell, reason, capfd):
     jax.effects_barrier()
 
 
-def test_a_refusal_stands_in_the_table():
+def test_explain_lists_the_reason():
     params, xs = CELL.init(jax.random.key(0), 3, 5), jnp.ones((4, 2, 3))
-    table = str(jl.explain(stepping(printing), params, xs)).splitlines()
+    table = str(jl.explain(with_step(printing_step), params, xs)).splitlines()
     assert table[0].startswith("   adjoint  adjoint: the step, or emit, has side")
     assert table[1] == "-> scan     serves"
 
 
-def test_a_refusal_of_the_callers_step_comes_out_as_it_is():
+def test_not_implemented_error_of_the_step_is_raised_unchanged():
     def unfinished(params, state, z):
-        raise NotImplementedError("to be written")
+        raise NotImplementedError("unfinished")
 
     params = CELL.init(jax.random.key(0), 3, 5)
-    with pytest.raises(NotImplementedError, match=r"^to be written"):
-        jl.unroll(stepping(unfinished), params, jnp.ones((4, 2, 3)))
+    with pytest.raises(NotImplementedError, match=r"^unfinished"):
+        jl.unroll(with_step(unfinished), params, jnp.ones((4, 2, 3)))
 
 
-def test_a_step_that_talks_to_other_rows():
-    def meeting(params, state, z):
+def test_step_with_a_collective():
+    def mean_step(params, state, z):
         state, gates = CELL.step(params, state, z)
         return state._replace(h=jax.lax.pmean(state.h, "rows")), gates
 
     params = CELL.init(jax.random.key(0), 3, 5)
-    cell, xs = stepping(meeting), jnp.ones((4, 2, 3))
+    cell, xs = with_step(mean_step), jnp.ones((4, 2, 3))
 
     def outputs(xs, engine=None):
         return jl.unroll(cell, params, xs, engine=engine)[1]
@@ -323,37 +324,39 @@ def test_a_step_that_talks_to_other_rows():
 
     assert_same(over_rows(), over_rows("scan"))
     with pytest.raises(
-        NotImplementedError, match=r"adjoint: .* other devices, as psum"
+        NotImplementedError, match=r"adjoint: .* uses collectives, such as psum"
     ):
         over_rows("adjoint")
 
 
-# -- steps that nobody would expect ----------------------------------------------------
+# -- unusual steps ---------------------------------------------------------------------
 
 
-def as_integers(params, state, z):
+def integer_step(params, state, z):
     n = (state.h @ params.w_h[:, 0]).astype(jnp.int32)
     h = jnp.tanh(z[..., 0, :] + n.astype(z.dtype))
     return state._replace(h=h), n
 
 
-def as_booleans(params, state, z):
+def boolean_step(params, state, z):
     n = (state.h @ params.w_h[:, 0]).astype(bool)
     return state._replace(h=jnp.where(n, z[..., 0, :], state.h)), n
 
 
-def halving(params, state, z):
+def halving_step(params, state, z):
     return jax.tree.map(lambda leaf: 0.5 * leaf, state), None
 
 
-def standing(params, state, z):
+def constant_step(params, state, z):
     return state, z
 
 
-@pytest.mark.parametrize("step", [as_integers, as_booleans, halving, standing])
-def test_odd_steps(step, x64):
-    """Forward and backward, with tangents that are not small."""
-    cell = stepping(step)
+@pytest.mark.parametrize(
+    "step", [integer_step, boolean_step, halving_step, constant_step]
+)
+def test_unusual_steps(step, x64):
+    """Forward and reverse mode, with large tangents."""
+    cell = with_step(step)
     rng = np.random.default_rng(4)
     inputs = like(
         rng,
@@ -383,41 +386,41 @@ def test_odd_steps(step, x64):
     assert_same(derivatives("adjoint"), derivatives("scan"))
 
 
-# -- the product with the weights first ------------------------------------------------
+# -- products with the weights first ---------------------------------------------------
 
 
 def both_products(seed=0):
-    """The product, an ordinary one, and arrays for both."""
+    """Return `weights_first`, `jnp.matmul`, and arguments for both."""
     keys = jax.random.split(jax.random.key(seed), 2)
     x, w = jax.random.normal(keys[0], (2, 3, 5)), jax.random.normal(keys[1], (5, 7))
 
     def first(x, w):
-        return matmul.weights_first(x, w, matmul.turned(w))
+        return matmul.weights_first(x, w, matmul.transposed(w))
 
     return first, jnp.matmul, (x, w)
 
 
 TRANSFORMS = {
-    "itself": lambda f: f,
+    "identity": lambda f: f,
     "gradient": lambda f: jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1)),
     "jacobian": lambda f: jax.jacfwd(f, (0, 1)),
     "hessian": lambda f: jax.hessian(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1)),
-    "of many rows": lambda f: jax.vmap(f, (0, None)),
-    "of many rows, in the middle": lambda f: jax.vmap(f, (1, None), 1),
-    "of many weights": lambda f: (
+    "vmap over rows": lambda f: jax.vmap(f, (0, None)),
+    "vmap over a middle axis": lambda f: jax.vmap(f, (1, None), 1),
+    "vmap over weights": lambda f: (
         lambda x, w: jax.vmap(f, (None, 0))(x, jnp.stack([w, 2 * w]))
     ),
-    "of many of both": lambda f: (
+    "vmap over both": lambda f: (
         lambda x, w: jax.vmap(f, (1, 2))(x, jnp.stack([w, w, 2 * w], axis=2))
     ),
-    "gradients of many": lambda f: jax.vmap(
+    "vmap of the gradient": lambda f: jax.vmap(
         jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1)), (0, None)
     ),
 }
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_weights_first_is_a_product(name, x64):
+def test_weights_first_equals_matmul(name, x64):
     first, ordinary, arrays = both_products()
     transform = TRANSFORMS[name]
     wanted = transform(ordinary)(*arrays)
@@ -426,7 +429,7 @@ def test_weights_first_is_a_product(name, x64):
 
 
 def test_weights_first_over_devices(x64):
-    """Rows here and there, the gradients of the weights summed up."""
+    """Rows split over two devices; gradients of the weights are summed."""
     first, ordinary, (x, w) = both_products()
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, everywhere = jax.P("rows"), jax.P()
@@ -441,7 +444,7 @@ def test_weights_first_over_devices(x64):
     assert_same(jax.jit(split)(x, w), total(ordinary)(x, w))
 
 
-def test_the_weights_come_first_where_they_are_large_and_the_rows_are_few():
+def test_weights_first_is_selected_for_large_weights_and_few_rows():
     cell = jl.lstm()
 
     def how(rows, units, engine=None):
@@ -455,11 +458,11 @@ def test_the_weights_come_first_where_they_are_large_and_the_rows_are_few():
         assert how(rows, units).endswith("products with the rows first")
     assert how(16, 512, "adjoint/rows_first").endswith("rows first")
     assert how(16, 8, "adjoint/weights_first").endswith("weights first")
-    assert how(16, 8, "scan") == "remembers what automatic differentiation needs"
+    assert how(16, 8, "scan") == "stores what automatic differentiation needs"
 
 
-def test_a_step_that_reads_nothing_on_the_way_back(x64):
-    """What lean computes again is the same at every step."""
+def test_step_whose_derivative_reads_nothing(x64):
+    """The values that the lean mode recomputes are the same at every step."""
 
     class State(NamedTuple):
         h: jax.Array

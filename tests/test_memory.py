@@ -1,4 +1,4 @@
-"""Estimates of memory, against XLA's own analysis; modes, blocks and budgets."""
+"""Estimates of memory agree with XLA's own analysis, and budgets select modes."""
 
 import functools
 
@@ -33,7 +33,7 @@ def types(cell, time=128, rows=32, size=32, units=64):
 
 
 def compiled(cell, inputs, options):
-    """XLA's analysis of the program that `estimate_memory` tells of."""
+    """Return XLA's analysis of the program that `estimate_memory` estimates."""
 
     def forward(params, xs):
         return jl.unroll(cell, params, xs, **options)
@@ -53,7 +53,7 @@ def compiled(cell, inputs, options):
         *(pytest.param(*case, marks=pytest.mark.thorough) for case in CASES[4:]),
     ],
 )
-def test_the_estimate_is_within_15_percent_of_what_xla_finds(cell, options):
+def test_estimate_is_within_15_percent_of_xla(cell, options):
     inputs = types(cell)
     found = jl.estimate_memory(cell, *inputs, **options)
     xla = compiled(cell, inputs, options)
@@ -71,7 +71,7 @@ def test_the_estimate_is_within_15_percent_of_what_xla_finds(cell, options):
         ),
     ],
 )
-def test_the_lean_mode_remembers_a_third_of_what_automatic_differentiation_does(cell):
+def test_lean_mode_needs_a_third_of_the_memory_of_the_reference(cell):
     inputs = types(cell, time=256)
     lean, scan = (
         compiled(cell, inputs, {"engine": engine}).temp_size_in_bytes
@@ -85,12 +85,12 @@ def test_the_lean_mode_remembers_a_third_of_what_automatic_differentiation_does(
     [(128, "sqrt", 8), (100_000, "sqrt", 250), (97, "sqrt", 9), (1, "sqrt", 1),
      (0, "sqrt", 1), (12, 5, 4), (13, 5, 5), (12, 200, 12), (0, 3, 1), (60, 30, 30)],
 )  # fmt: skip
-def test_the_size_of_a_block(time, every, size):
+def test_block_size(time, every, size):
     assert block_size(time, every) == size
 
 
-def test_a_budget_is_kept():
-    """From what is fast to what is lean, and to fewer and fewer states."""
+def test_estimates_fit_the_budget():
+    """Smaller budgets select the lean mode and then fewer and fewer states."""
     cell = jl.lstm()
     inputs = types(cell, time=1024, rows=8)
     found = {
@@ -106,7 +106,7 @@ def test_a_budget_is_kept():
     assert found["1 GB"] == everything
 
 
-def test_what_a_budget_chooses_is_told():
+def test_explain_describes_the_mode_of_a_budget():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 32, 64)
     xs = jnp.zeros((1024, 8, 32))
@@ -114,13 +114,13 @@ def test_what_a_budget_chooses_is_told():
     def how(size):
         return jl.explain(cell, params, xs, checkpoint_every=size).how
 
-    assert how("1 GB").startswith("remembers activations and states;")
-    assert how("8 MB").startswith("remembers states only;")
-    assert "steps at a time again on the way back" in how("3 MB")
+    assert how("1 GB").startswith("stores activations and states;")
+    assert how("8 MB").startswith("stores states only;")
+    assert "steps at a time in the backward pass" in how("3 MB")
 
 
 @pytest.mark.thorough
-def test_a_budget_changes_no_number():
+def test_budget_does_not_change_the_gradient():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 5)
     xs = jax.random.normal(jax.random.key(1), (64, 2, 3))
@@ -138,30 +138,28 @@ def test_a_budget_changes_no_number():
             assert jnp.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_budget_that_nothing_keeps_is_refused_with_what_would_do():
+def test_budget_that_is_too_small_says_what_is_needed():
     cell = jl.lstm()
     inputs = types(cell)
-    with pytest.raises(
-        ValueError, match=r"1 kB, and the gradient takes at least 1\.\d+ MB"
-    ):
+    with pytest.raises(ValueError, match=r"got 1 kB, expected at least 1\.\d+ MB"):
         jl.estimate_memory(cell, *inputs, checkpoint_every="1 kB")
 
 
 @pytest.mark.parametrize("text", ["2", "GB", "2 parsecs", "-1 GB", "sqr", ""])
-def test_a_budget_that_is_none_is_refused(text):
+def test_invalid_budgets_are_refused(text):
     cell = jl.lstm()
     with pytest.raises(ValueError, match='a size such as "2 GB"'):
         jl.estimate_memory(cell, *types(cell), checkpoint_every=text)
 
 
-def test_an_estimate_reads_well():
+def test_format_of_an_estimate():
     assert str(memory.Memory(1_030_000_000, 2_500_000, 12)) == (
         "1.03 GB: arguments 1.03 GB, results 2.5 MB, temporaries 12 B"
     )
 
 
-def test_what_is_fused_or_reused_is_not_counted():
-    """`x @ x` is stored, its sine takes its place, and what is read once is not."""
+def test_fused_and_reused_buffers_are_not_counted():
+    """`x @ x` is stored, its sine reuses the buffer, elementwise results are fused."""
     x = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     one = 4_000_000
     found = memory.estimate(lambda x: jnp.sin(x @ x) @ x, x)
@@ -172,8 +170,8 @@ def test_what_is_fused_or_reused_is_not_counted():
     assert two == (one, 2 * one, one)
 
 
-def test_what_unroll_takes_is_taken():
-    """Lists, numbers for a state, types: all the same."""
+def test_arguments_of_unroll_are_accepted():
+    """Lists, numbers in a state, and types give the same estimate."""
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 4)
     xs = jnp.zeros((7, 2, 3))

@@ -15,7 +15,7 @@ import pytest
 
 import jaxlstm
 from cases import Kind, Shape, answer, assert_same, draw, expected
-from mutants import ADJOINT, ANATOMY, MUTANTS, UNMUTATED, imported_from, plant
+from mutants import ADJOINT, MUTANTS, PARTITION, UNMUTATED, imported_from, plant
 
 pytestmark = pytest.mark.mutants
 
@@ -204,7 +204,7 @@ def test_there_are_enough_of_them(record_property):
 def test_mutant_is_killed(mutant, tmp_path, record_property):
     plant(mutant, tmp_path)
     with imported_from(tmp_path) as jl:
-        by_hand = mutant.file in (ADJOINT, ANATOMY)
+        by_hand = mutant.file in (ADJOINT, PARTITION)
         engine = mutant.engine or ("adjoint" if by_hand else "scan")
         killed_by = killer(jl, engine)
     record_property("killed_by", killed_by)

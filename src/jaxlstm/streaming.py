@@ -75,14 +75,18 @@ def stream(
             after, gates = cell.step(params, state, project(cell, params, *x))
             return after, emit(after, gates)
 
-        parts = partition.take_apart(step, params, initial_state, inputs)
+        parts = partition.partition_step(step, params, initial_state, inputs)
         tree = jax.tree.structure(jax.eval_shape(step, params, initial_state, inputs))
-        fixed = jax.jit(functools.partial(partition.params_only, parts))(params)
+        evaluate = functools.partial(partition.evaluate_params_only, parts)
+        params_only = jax.jit(evaluate)(params)
 
     @jax.jit
-    def compiled(fixed: list, per_step: PerStep, state: State, x: ArrayLike) -> Any:
+    def compiled(
+        params_only: list, per_step: PerStep, state: State, x: ArrayLike
+    ) -> Any:
         leaves = jax.tree.leaves((jnp.asarray(x, dtype), per_step))
-        return jax.tree.unflatten(tree, partition.one(parts, fixed, state, leaves))
+        results = partition.evaluate_step(parts, params_only, state, leaves)
+        return jax.tree.unflatten(tree, results)
 
     expected = _signature(initial_state)
 
@@ -99,7 +103,7 @@ def stream(
                 f"stream: state: got {_typed(state)}, expected "
                 f"{_typed(initial_state)}, as returned by jl.stream."
             )
-        return compiled(fixed, inputs[1], state, x)
+        return compiled(params_only, inputs[1], state, x)
 
     return checked_step, initial_state
 

@@ -200,7 +200,7 @@ def explain(
         >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3))))
         -> adjoint  serves
            scan     would serve, but adjoint comes first
-        adjoint remembers activations and states; products with the rows first
+        adjoint stores activations and states; products with the rows first
     """
     chosen, how, reasons = None, "", {}
     with masking.error_prefix("explain"):
@@ -219,7 +219,7 @@ def explain(
             elif chosen is None:
                 chosen, reasons[name] = name, "serves"
                 mode, fitted = call.fit(name)
-                how = registry.described(mode, cell, fitted, call.arrays, call.key)
+                how = registry.describe(mode, cell, fitted, call.arrays, call.key)
             else:
                 reasons[name] = f"would serve, but {chosen} comes first"
     return Explanation(chosen, reasons, how)
@@ -292,7 +292,9 @@ class Call(NamedTuple):
 
     def fit(self, engine: str) -> tuple[str, Options]:
         """Return the mode of the engine and the options that fit the memory budget."""
-        return registry.fitted(engine, self.cell, self.options, self.arrays, self.key)
+        return registry.fit_budget(
+            engine, self.cell, self.options, self.arrays, self.key
+        )
 
 
 def _checked_call(

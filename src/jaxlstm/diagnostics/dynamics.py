@@ -17,8 +17,12 @@ from jax.typing import ArrayLike
 from jaxlstm import masking, validation
 from jaxlstm.cells.base import Cell, Params, State, cast_like, project
 from jaxlstm.diagnostics.gradients import check_differentiable, check_no_spatial_axes
-from jaxlstm.engines.loops import any_moment, begun, ended
-from jaxlstm.engines.loops import typed_like as carried_like
+from jaxlstm.engines.loops import (
+    freeze_inactive,
+    match_carry_type,
+    reset_carry,
+    step_struct,
+)
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, Key, accumulator_dtype, as_key_or_none, is_explicit
 
@@ -237,7 +241,7 @@ def lyapunov_exponents(
             growth = _log_growth(tangents, r)
             growth = masking.select(seen >= warm_up, growth, jnp.zeros_like(growth))
             after = next_q, total + growth, seen + 1
-            return (state, *ended(after, (q, total, seen), active)), None
+            return (state, *freeze_inactive(after, (q, total, seen), active)), None
 
         seen, total = jnp.zeros_like(q[..., 0, 0], int), jnp.zeros_like(q[..., 0, :])
         carry = (path.state, q, total, seen)
@@ -273,13 +277,13 @@ def _trajectory(
         return cast_like(state, after)
 
     def first_step(inputs: Any) -> State:
-        first = any_moment(inputs)
-        after = step(begun(initial, state, *first[2:]), first)
-        return ended(after, state, first[2])
+        first = step_struct(inputs)
+        after = step(reset_carry(initial, state, *first[2:]), first)
+        return freeze_inactive(after, state, first[2])
 
     scanned = (inputs, per_step, steps.active, steps.resets)
     after = jax.eval_shape(first_step, scanned)
-    initial, state = (carried_like(after, one) for one in (initial, state))
+    initial, state = (match_carry_type(after, one) for one in (initial, state))
     return Trajectory(step, initial, state, scanned, steps, inputs.ndim - 2)
 
 
@@ -288,7 +292,7 @@ def _linearized_step(
 ) -> tuple[State, Array]:
     """Return the state after a step, and J q, `[*b, S, k]`; J itself if q is None."""
     *_, active, resets = inputs
-    before = begun(path.initial, state, active, resets)
+    before = reset_carry(path.initial, state, active, resets)
     after, jvp = jax.linearize(lambda s: path.step(s, inputs), before)
     if q is None:
         q = _directions(_as_vector(before, path.batch_ndim), None, None)
@@ -297,7 +301,7 @@ def _linearized_step(
         return _as_vector(jvp(_as_state(direction, before)), path.batch_ndim)
 
     tangents = jax.vmap(product, in_axes=-1, out_axes=-1)(q)
-    return ended(after, state, active), tangents
+    return freeze_inactive(after, state, active), tangents
 
 
 def _directions(vector: Array, count: int | None, key: Key | None) -> Array:

@@ -1,24 +1,25 @@
-"""The vendor's engine: cuDNN's LSTM, as `jax.experimental.rnn` calls it.
+"""Engine that calls cuDNN's LSTM through `jax.experimental.rnn`.
 
-Its equations are those of `jaxlstm.cells.lstm` with two biases, which are added up;
-ours goes into the first and zeros into the second. The weights of all layers and
-directions come in one flat array, the matrices of each and then the biases of each,
+Its equations are those of `jaxlstm.cells.lstm` with a sum of two biases; ours is passed
+as the first, zeros as the second. The weights of all layers and directions are one flat
+array, first all matrices and then all biases,
 
     w_xᵀ w_hᵀ  w_xᵀ w_hᵀ  ...  b 0  b 0  ...
 
-gate by gate in the order of `Gates`. `pack` makes it and `unpack` reads it.
+gate by gate in the order of `Gates`. `pack` builds it and `unpack` reads it.
 
-cuDNN runs the first steps of every row, as many as it is told, and one at least. So the
-steps that happen are put first, in the order in which they are run, and their outputs
-are put back: lengths, masks with holes and `reverse` are one permutation of time. A row
-that has no steps runs one from zeros, and what comes of it is dropped.
+cuDNN executes the first n steps of every row, n at least 1. Active steps are therefore
+moved to the front in the order of execution, and their outputs are moved back: lengths,
+masks with holes and `reverse` are one permutation of time. A row without active steps
+runs one step from zeros, and its result is discarded.
 
-Products are taken as `jax_default_matmul_precision` has it: in TF32 if it says nothing.
-JAX has no rule for `vmap` and none for forward mode here, and each call waits until
-the lengths have reached the host.
+Products use `jax_default_matmul_precision`, and TF32 if it is not set. JAX has no rule
+for `vmap` and none for forward mode here, and each call waits until the lengths have
+been copied to the host.
 
-Reference: Appleyard, Kočiský and Blunsom, "Optimizing performance of recurrent neural
-networks on GPUs", 2016, https://arxiv.org/abs/1604.01946
+Reference:
+    Appleyard, Kočiský and Blunsom, "Optimizing performance of recurrent neural
+    networks on GPUs", 2016, https://arxiv.org/abs/1604.01946
 """
 
 import math
@@ -50,10 +51,11 @@ from jaxlstm.typing import ActiveSteps, Features, is_explicit
 
 
 class Kernel(NamedTuple):
-    """What runs the recurrence, and where.
+    """Implementation of the recurrence.
 
-    lstm      with the arguments and the results of `jax.experimental.rnn.lstm`
-    missing   what it lacks here, or None
+    Attributes:
+        lstm: function with the signature of `jax.experimental.rnn.lstm`.
+        missing: returns a message that says why it cannot run here, or None.
     """
 
     lstm: Callable[..., Any]
@@ -61,13 +63,16 @@ class Kernel(NamedTuple):
 
 
 def no_cuda() -> str | None:
-    """Says so where JAX's default device is none of CUDA's."""
+    """Return a message if JAX's default device is not a CUDA device."""
     device = jax.config.values["jax_default_device"]
     if device is None or isinstance(device, str):
         device = jax.devices(device)[0]
     if "cuda" in device.client.platform_version.lower():
         return None
-    return f"no GPU: the kernel needs CUDA, and JAX's default device is {device}."
+    return (
+        f"no GPU: got {device} as JAX's default device, expected a CUDA device; use "
+        'engine="adjoint".'
+    )
 
 
 CUDNN = Kernel(rnn.lstm, no_cuda)
@@ -77,7 +82,7 @@ def run(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: PerStep,
+    per_step: PerStep,
     state: State,
     steps: StepMask,
     *,
@@ -86,15 +91,17 @@ def run(
     checkpoint_every: int | Literal["sqrt"] | None,
     kernel: Kernel = CUDNN,
 ) -> tuple[State, Any]:
-    """As the reference does, for the LSTM in float32.
+    """Run the plain LSTM in float32 by cuDNN; see `Engine` for the arguments.
 
-    Errors: `NotImplementedError` without a CUDA device, for another cell or dtype, for
-    resets, for outputs other than h, with `checkpoint_every`, and on a mesh.
+    Raises:
+        NotImplementedError: there is no CUDA device; the cell is not `jl.lstm()`; xs is
+            not float32; arrays are on a mesh; resets or `checkpoint_every` are given;
+            or `emit` is not hidden or nothing.
     """
-    _check_place(kernel, xs, (params, state))
-    plain.check("cudnn", cell, params, xs, each, state)
+    _check_arrays(kernel, xs, (params, state))
+    plain.check("cudnn", cell, params, xs, per_step, state)
     _check_options(steps, emit, checkpoint_every)
-    (state,), hs = _through(
+    (state,), hs = _call_kernel(
         kernel, [params], [state], xs, steps.active, reverse=reverse
     )
     return state, hs if emit is emits.hidden else None
@@ -108,32 +115,34 @@ def run_stack(
     lengths: ArrayLike | None = None,
     kernel: Kernel = CUDNN,
 ) -> tuple[State, Features]:
-    """Many layers, and both directions of each, in one call of the kernel.
+    """Run several layers, in one or both directions, in one call of the kernel.
 
-    It is what `jl.stack(jl.lstm(), sizes)` applies, for sizes that are all the same,
-    one-way or bidirectional, without dropout and residuals.
+    The result is that of `jl.stack(jl.lstm(), sizes)` for equal sizes, unidirectional
+    or bidirectional, without dropout and residual connections.
 
-    Arguments:
-        params: an entry for each layer, `LSTMParams` or the pair of both directions:
-            the parameters of such a stack.
+    Args:
+        params: parameters of such a stack: for each layer `LSTMParams`, or the pair of
+            both directions.
         xs: `[T, *b, D]` in float32.
-        state: as params, with an `LSTMState` for each `LSTMParams`; None for zeros.
+        state: an `LSTMState` in place of each `LSTMParams`; None for zeros.
         lengths: as in `unroll`.
 
-    Returns: `(state, ys)`, ys `[T, *b, H]`, or `[T, *b, 2 H]` of both directions.
+    Returns:
+        `(state, ys)`, ys `[T, *b, H]`, or `[T, *b, 2 H]` if bidirectional.
 
-    Errors: `NotImplementedError` for what is not such a stack, and as `run`;
-    `ValueError` for parameters made for other features.
+    Raises:
+        NotImplementedError: params are not of such a stack, or as in `run`.
+        ValueError: the number of features does not fit params.
     """
     layers, tree = jax.tree.flatten(params, is_leaf=_is_params)
-    _check_place(kernel, xs, (layers, state))
+    _check_arrays(kernel, xs, (layers, state))
     _check_stack(params, layers, xs)
     states = [initial_state(layer, xs.shape[1:-1], dtype=xs.dtype) for layer in layers]
     if state is not None:
         states = tree.flatten_up_to(jax.tree.map(jnp.asarray, state))
     steps = masking.steps(xs.shape[:-1], lengths=lengths)
     xs = masking.zero_inactive(xs, steps)
-    states, ys = _through(
+    states, ys = _call_kernel(
         kernel, layers, states, xs, steps.active, directions=_directions(params[0])
     )
     if steps.invalid_length is not None:
@@ -142,17 +151,18 @@ def run_stack(
 
 
 def pack(layers: Sequence[LSTMParams]) -> Array:
-    """The flat weights of cuDNN, of the dtype of the parameters.
+    """Return the flat weights of cuDNN, in the dtype of the parameters.
 
-    Arguments:
-        layers: from the first layer to the last, and of each layer first the forward
-            direction and then, if there is one, the backward direction.
+    Args:
+        layers: parameters from the first layer to the last, the forward direction of
+            each layer before its backward direction.
 
-    >>> import jax.numpy as jnp, jaxlstm as jl
-    >>> shapes = (3, 4, 5), (5, 4, 5), (4, 5)
-    >>> params = jl.LSTMParams(*map(jnp.ones, shapes))
-    >>> pack([params]).shape, 4 * 5 * (3 + 5 + 2)
-    ((200,), 200)
+    Example:
+        >>> import jax.numpy as jnp, jaxlstm as jl
+        >>> shapes = (3, 4, 5), (5, 4, 5), (4, 5)
+        >>> params = jl.LSTMParams(*map(jnp.ones, shapes))
+        >>> pack([params]).shape, 4 * 5 * (3 + 5 + 2)
+        ((200,), 200)
     """
     matrices = (w for layer in layers for w in (layer.w_x, layer.w_h))
     biases = (b for layer in layers for b in (layer.b, jnp.zeros_like(layer.b)))
@@ -168,30 +178,33 @@ def unpack(
     layers: int = 1,
     bidirectional: bool = False,
 ) -> list[LSTMParams]:
-    """The parameters in flat weights of cuDNN, both biases in one; `pack` undone.
+    """Return the parameters in flat weights of cuDNN, the inverse of `pack`.
 
-    >>> import jax.numpy as jnp
-    >>> [params] = unpack(jnp.arange(200.0), input_size=3, hidden_size=5)
-    >>> params.w_x.shape, params.w_h.shape, params.b[0].tolist()
-    ((3, 4, 5), (5, 4, 5), [340.0, 342.0, 344.0, 346.0, 348.0])
+    The two biases of cuDNN are added.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> [params] = unpack(jnp.arange(200.0), input_size=3, hidden_size=5)
+        >>> params.w_x.shape, params.w_h.shape, params.b[0].tolist()
+        ((3, 4, 5), (5, 4, 5), [340.0, 342.0, 344.0, 346.0, 348.0])
     """
     parts = rnn.unpack_lstm_weights(
         weights, input_size, hidden_size, layers, bidirectional
     )
 
-    def one(w_x: Array, w_h: Array, b_x: Array, b_h: Array) -> LSTMParams:
+    def of_layer(w_x: Array, w_h: Array, b_x: Array, b_h: Array) -> LSTMParams:
         w_x, w_h = (
             jnp.moveaxis(w.reshape(4, hidden_size, -1), -1, 0) for w in (w_x, w_h)
         )
         return LSTMParams(w_x, w_h, (b_x + b_h).reshape(4, hidden_size))
 
-    return [one(*(part[n] for part in parts)) for n in parts[0]]
+    return [of_layer(*(part[n] for part in parts)) for n in parts[0]]
 
 
 # -- the call --------------------------------------------------------------------------
 
 
-def _through(
+def _call_kernel(
     kernel: Kernel,
     layers: list[LSTMParams],
     states: list[LSTMState],
@@ -201,24 +214,26 @@ def _through(
     reverse: bool = False,
     directions: int = 1,
 ) -> tuple[list[LSTMState], Features]:
-    """The states after the last step, and the outputs of the last layer.
+    """Return the states after the last step, and the outputs of the last layer.
 
-    Rows are put into one axis and steps in the order in which they are run.
+    Batch axes are flattened, and steps are moved to the order of execution.
     """
     (time, *batch_shape, size), hidden = xs.shape, layers[0].b.shape[-1]
     frame = time, rows = time, math.prod(batch_shape)
-    if time * rows == 0:  # nothing to run
+    if time * rows == 0:
         return states, jnp.zeros((*xs.shape[:-1], directions * hidden), xs.dtype)
     active = None if active is None else active.reshape(frame)
-    there, back, counts = _order(active, frame, reverse=reverse)
-    some = counts > 0
+    to_execution, from_execution, counts = _execution_order(
+        active, frame, reverse=reverse
+    )
+    not_empty = counts > 0
     before = [LSTMState(*(s.reshape(rows, hidden) for s in state)) for state in states]
     zeros = LSTMState(jnp.zeros((), xs.dtype), jnp.zeros((), xs.dtype))
-    begin = [select(some, state, zeros) for state in before]
+    initial = [select(not_empty, state, zeros) for state in before]
     ys, *after = kernel.lstm(
-        there(xs.reshape(*frame, size)).swapaxes(0, 1),
-        jnp.stack([state.h for state in begin]),
-        jnp.stack([state.c for state in begin]),
+        to_execution(xs.reshape(*frame, size)).swapaxes(0, 1),
+        jnp.stack([state.h for state in initial]),
+        jnp.stack([state.c for state in initial]),
         pack(jax.tree.map(lambda leaf: leaf.astype(xs.dtype), layers)),
         jnp.maximum(counts, 1),
         size,
@@ -229,46 +244,49 @@ def _through(
         _precision(),
     )
     pairs = zip(map(LSTMState, *after), before, strict=True)
-    ended = [select(some, state, old) for state, old in pairs]
+    final = [select(not_empty, state, old) for state, old in pairs]
     shaped = [
-        LSTMState(*(s.reshape(*batch_shape, hidden) for s in state)) for state in ended
+        LSTMState(*(s.reshape(*batch_shape, hidden) for s in state)) for state in final
     ]
-    return shaped, back(ys.swapaxes(0, 1)).reshape(*xs.shape[:-1], -1)
+    return shaped, from_execution(ys.swapaxes(0, 1)).reshape(*xs.shape[:-1], -1)
 
 
-Move = Callable[[Array], Array]
+Permute = Callable[[Array], Array]
 
 
-def _order(
+def _execution_order(
     active: ActiveSteps | None, frame: tuple[int, int], *, reverse: bool
-) -> tuple[Move, Move, Array]:
-    """How arrays `[T, B, ...]` get into the order of the run and back, and how many
-    steps each row has in it.
+) -> tuple[Permute, Permute, Array]:
+    """Return functions that permute `[T, B, ...]` to the order of execution and back,
+    and the number of active steps of each row.
     """
     time, rows = frame
     if active is None:
-        turn: Move = (lambda a: a[::-1]) if reverse else (lambda a: a)
-        return turn, turn, jnp.full(rows, time, jnp.int32)
+        flip: Permute = (lambda a: a[::-1]) if reverse else (lambda a: a)
+        return flip, flip, jnp.full(rows, time, jnp.int32)
     row = jnp.arange(rows, dtype=jnp.int32)
-    at = (places(active, reverse=reverse), jnp.broadcast_to(row, frame))
-    sure: Any = {"unique_indices": True, "mode": "promise_in_bounds"}
+    at = (execution_positions(active, reverse=reverse), jnp.broadcast_to(row, frame))
+    options: Any = {"unique_indices": True, "mode": "promise_in_bounds"}
     return (
-        lambda a: jnp.zeros_like(a).at[at].set(a, **sure),
-        lambda a: a.at[at].get(**sure),
+        lambda a: jnp.zeros_like(a).at[at].set(a, **options),
+        lambda a: a.at[at].get(**options),
         active.sum(0, dtype=jnp.int32),
     )
 
 
-def places(active: ActiveSteps, *, reverse: bool = False) -> Array:
-    """For each step `[T, B]` its place in the run; those that do not happen are last.
+def execution_positions(active: ActiveSteps, *, reverse: bool = False) -> Array:
+    """Return for each step `[T, B]` its position in the execution, inactive steps last.
 
-    >>> places(jnp.array([[True], [False], [True]])).ravel().tolist()
-    [0, 2, 1]
+    Example:
+        >>> execution_positions(jnp.array([[True], [False], [True]])).ravel().tolist()
+        [0, 2, 1]
     """
     if reverse:
-        return places(active[::-1])[::-1]
-    done, left = (jnp.cumsum(a, axis=0, dtype=jnp.int32) for a in (active, ~active))
-    return jnp.where(active, done, done[-1:] + left) - 1
+        return execution_positions(active[::-1])[::-1]
+    executed, skipped = (
+        jnp.cumsum(a, axis=0, dtype=jnp.int32) for a in (active, ~active)
+    )
+    return jnp.where(active, executed, executed[-1:] + skipped) - 1
 
 
 PRECISIONS = {
@@ -284,75 +302,82 @@ PRECISIONS = {
 
 
 def _precision() -> lax.Precision:
-    """HIGH is TF32; said outright, so that both passes take the same."""
+    """Return the precision of products: HIGH is TF32, explicit for both passes."""
     name = jax.config.values["jax_default_matmul_precision"]
     if name not in PRECISIONS:
         raise NotImplementedError(
-            f"cudnn: jax_default_matmul_precision is {name!r}; this kernel knows TF32 "
-            '("high") and float32 ("highest") only.'
+            f"cudnn: jax_default_matmul_precision: got {name!r}, expected "
+            '"high" (TF32) or "highest" (float32).'
         )
     return PRECISIONS[name]
 
 
-# -- what it refuses -------------------------------------------------------------------
+# -- checks ----------------------------------------------------------------------------
 
 
-def _check_place(kernel: Kernel, xs: Features, others: Any) -> None:
-    """Errors: `NotImplementedError` for no device, another dtype, and a mesh."""
+def _check_arrays(kernel: Kernel, xs: Features, others: Any) -> None:
+    """Raise `NotImplementedError` for a missing device, another dtype, or a mesh."""
     if missing := kernel.missing():
         raise NotImplementedError(f"cudnn: {missing}")
     if xs.dtype != jnp.float32:
         raise NotImplementedError(
-            f"cudnn: xs has dtype {xs.dtype}; JAX brings this kernel in float32 only."
+            f"cudnn: xs: got dtype {xs.dtype}, expected float32; use "
+            'engine="adjoint" for other dtypes.'
         )
     for kind in map(jax.typeof, jax.tree.leaves((xs, others))):
         manual = kind.manual_axis_type
         if is_explicit(kind.sharding) or (manual and manual.varying):
             raise NotImplementedError(
-                "cudnn: arrays are split over a mesh, and the kernel has no rule for "
-                'one; engine="adjoint" has.'
+                "cudnn: got arrays on a mesh, which the kernel does not support; use "
+                'engine="adjoint".'
             )
 
 
 def _check_options(
     steps: StepMask, emit: Emit, checkpoint_every: int | Literal["sqrt"] | None
 ) -> None:
-    """Errors: `NotImplementedError` for resets, other outputs and checkpoints."""
+    """Raise `NotImplementedError` for resets, other outputs and checkpoints."""
     if steps.resets is not None:
         raise NotImplementedError(
-            "cudnn: resets were given, and the kernel cannot begin a row again; "
-            'engine="adjoint" can.'
+            "cudnn: resets: got an array, expected None, as the kernel cannot reset a "
+            'state; use engine="adjoint".'
         )
     if emit is not emits.hidden and emit is not emits.nothing:
         raise NotImplementedError(
-            f"cudnn: emit is {getattr(emit, '__name__', emit)}, and the kernel shows h "
-            "only; jl.emit.hidden and jl.emit.nothing are served."
+            f"cudnn: emit: got {getattr(emit, '__name__', emit)}, expected "
+            "jl.emit.hidden or jl.emit.nothing, as the kernel returns h only."
         )
     if checkpoint_every is not None:
         raise NotImplementedError(
-            f"cudnn: checkpoint_every is {checkpoint_every!r}, and the kernel computes "
-            'nothing again; engine="adjoint" does.'
+            f"cudnn: checkpoint_every: got {checkpoint_every!r}, expected None, as the "
+            'kernel does not recompute steps; use engine="adjoint".'
         )
 
 
 def _check_stack(params: Sequence[Params], layers: list[Any], xs: Features) -> None:
-    """Errors: `NotImplementedError` for other than equal layers of LSTMs, `ValueError`
-    where a layer is made for other features than it gets: nobody looks after this.
+    """Check that the layers are LSTMs of one size, and fit each other and xs.
+
+    cuDNN itself would not notice.
+
+    Raises:
+        NotImplementedError: they are not LSTMs of one size.
+        ValueError: a layer expects another number of features than it gets.
     """
     kinds = {_directions(layer) for layer in params}
     found = [sizes(LSTMParams, layer) for layer in layers if _is_params(layer)]
     hidden = {size["H"] for size in found}
     if len(found) < len(layers) or len(kinds) != 1 or len(hidden) != 1:
         raise NotImplementedError(
-            "cudnn: params must be LSTMParams, or pairs of them, one for each layer "
-            f"and all of one size; these have the sizes {sorted(hidden)}."
+            f"cudnn: params: got hidden sizes {sorted(hidden)}, expected LSTMParams, "
+            "or pairs of them, for each layer and all of one size; use jl.stack."
         )
-    [ways], [size] = kinds, hidden
-    wanted = [xs.shape[-1]] * ways + [ways * size] * (len(layers) - ways)
-    if (made_for := [size["D"] for size in found]) != wanted:
+    [directions], [size] = kinds, hidden
+    received = [xs.shape[-1]] * directions
+    received += [directions * size] * (len(layers) - directions)
+    if (expected := [size["D"] for size in found]) != received:
         raise ValueError(
-            f"run_stack: layers get {wanted} features, but these params were made for "
-            f"{made_for}."
+            f"run_stack: xs: got {received} features for the layers, expected "
+            f"{expected} as in params."
         )
 
 

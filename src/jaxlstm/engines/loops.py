@@ -1,4 +1,4 @@
-"""What the engines' loops have in common: their moments, their carry, their blocks."""
+"""Building blocks of the engines' loops: carry, scans and checkpointed blocks."""
 
 import functools
 import itertools
@@ -14,184 +14,203 @@ from jaxlstm.cells.base import PerStep, State
 from jaxlstm.masking import select
 from jaxlstm.typing import ActiveSteps, Features, is_explicit
 
-Moments = tuple[Features, PerStep, ActiveSteps | None, ActiveSteps | None]
+# xs, the output of `prepare`, active steps and resets, each with a leading time axis.
+ScanInputs = tuple[Features, PerStep, ActiveSteps | None, ActiveSteps | None]
 Block = Callable[[State, Any], tuple[State, Any]]
-Shown = Callable[[Array], Array]
-Walk = Callable[..., tuple[Any, Any]]
+Materialize = Callable[[Array], Array]
+ScanFn = Callable[..., tuple[Any, Any]]
 
-SMALL = 32 * 1024  # bytes, up to which a value is computed on one core
-LANES = 16  # numbers in the widest vector of a CPU
+MAX_IN_PLACE_BYTES = 32 * 1024  # XLA computes larger values on several cores
+VECTOR_LANES = 16  # float32 values in the widest vector register of a CPU
 
 
 class Body(Protocol):
-    """A step that calls `shown` on what its results may be, and goes on with what
-    that returns: the same numbers, which the compiler does not compute anew.
+    """Step of a scan that calls `materialize` on values which it may also stack.
+
+    `materialize` returns the same numbers, which the compiler does not compute again
+    for each use. The step must go on with the returned array.
     """
 
-    def __call__(self, state: Any, moment: Any, shown: Shown) -> tuple[Any, Any]:
-        """The state after the step, and what is stacked over time."""
+    def __call__(
+        self, state: Any, inputs: Any, materialize: Materialize
+    ) -> tuple[Any, Any]:
+        """Return the state after the step, and what is stacked over time."""
         ...
 
 
-def walked(body: Body, state: Any, moments: Any, *, reverse: bool) -> tuple[Any, Any]:
-    """`lax.scan`, what is shown behind a barrier."""
-
-    def step(state: Any, moment: Any) -> tuple[Any, Any]:
-        return body(state, moment, lax.optimization_barrier)
-
-    return lax.scan(step, state, moments, reverse=reverse)
-
-
-def written_once(
-    body: Body, state: Any, moments: Any, *, reverse: bool
+def scan_with_barrier(
+    body: Body, state: Any, inputs: Any, *, reverse: bool
 ) -> tuple[Any, Any]:
-    """As `walked` does, and what is shown and stacked is written once.
+    """Run `lax.scan` with an optimization barrier as `materialize`."""
 
-    `lax.scan` computes a step and then copies its results to their stacks. Here they
-    are computed where they are to lie and read from there, which saves a third of what
-    the stacks cost on a CPU; not so the large ones, which the compiler would compute on
-    all cores. Not to be differentiated: the derivative would read whole stacks.
+    def step(state: Any, inputs: Any) -> tuple[Any, Any]:
+        return body(state, inputs, lax.optimization_barrier)
+
+    return lax.scan(step, state, inputs, reverse=reverse)
+
+
+def scan_in_place(
+    body: Body, state: Any, inputs: Any, *, reverse: bool
+) -> tuple[Any, Any]:
+    """Return what `scan_with_barrier` returns, writing stacked values only once.
+
+    `lax.scan` computes a step and then copies its results into the stacks. Here a
+    materialized value is computed directly in its stack and read from there, which
+    saves a third of the cost of the stacks on a CPU. Large values are excluded, as the
+    compiler computes them on all cores. This loop must not be differentiated: its
+    derivative would read whole stacks at each step.
     """
-    like, owners, places = _places(body, state, moments)
-    length = len(jax.tree.leaves(moments)[0])
-    written = {place for place in places if place is not None}
-    if not length or not written:
-        return walked(body, state, moments, reverse=reverse)
-    whole, tree = jax.tree.flatten(like)
-    # Of equal arrays the compiler would make one, and copies.
+    struct, first_equal, slots = _stack_slots(body, state, inputs)
+    length = len(jax.tree.leaves(inputs)[0])
+    in_place = {slot for slot in slots if slot is not None}
+    if not length or not in_place:
+        return scan_with_barrier(body, state, inputs, reverse=reverse)
+    structs, tree = jax.tree.flatten(struct)
+    # Different fill values: XLA would merge equal arrays into one and then copy it.
     stacks = {
-        place: jnp.full((length, *whole[place].shape), place, whole[place].dtype)
-        for place in written
+        slot: jnp.full((length, *structs[slot].shape), slot, structs[slot].dtype)
+        for slot in in_place
     }
 
-    def step(carry: Any, moment: Any) -> tuple[Any, Any]:
+    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
         state, t, stacks = carry
         stacks, number = dict(stacks), itertools.count()
 
-        def shown(value: Array) -> Array:
-            place = places[next(number)]
-            if place is None:
+        def materialize(value: Array) -> Array:
+            slot = slots[next(number)]
+            if slot is None:
                 return lax.optimization_barrier(value)
             stack = lax.dynamic_update_index_in_dim(
-                stacks[place], value, t, 0, allow_negative_indices=False
+                stacks[slot], value, t, 0, allow_negative_indices=False
             )
-            stacks[place] = lax.optimization_barrier(stack)
+            stacks[slot] = lax.optimization_barrier(stack)
             return lax.dynamic_index_in_dim(
-                stacks[place], t, 0, keepdims=False, allow_negative_indices=False
+                stacks[slot], t, 0, keepdims=False, allow_negative_indices=False
             )
 
-        after, results = body(state, moment, shown)
-        leaves = zip(owners, jax.tree.leaves(results), strict=True)
-        others = [None if owner in written else leaf for owner, leaf in leaves]
+        after, results = body(state, inputs, materialize)
+        leaves = zip(first_equal, jax.tree.leaves(results), strict=True)
+        others = [None if first in in_place else leaf for first, leaf in leaves]
         return (after, t + (-1 if reverse else 1), stacks), others
 
-    first = jnp.int32(length - 1 if reverse else 0)
-    carry, others = lax.scan(step, (state, first, stacks), moments, reverse=reverse)
+    first_step = jnp.int32(length - 1 if reverse else 0)
+    carry, others = lax.scan(step, (state, first_step, stacks), inputs, reverse=reverse)
     after, _, stacks = carry
-    leaves = zip(owners, others, strict=True)
-    return after, tree.unflatten(stacks.get(owner, other) for owner, other in leaves)
+    leaves = zip(first_equal, others, strict=True)
+    return after, tree.unflatten(stacks.get(first, other) for first, other in leaves)
 
 
-def _places(
-    body: Body, state: Any, moments: Any
+def _stack_slots(
+    body: Body, state: Any, inputs: Any
 ) -> tuple[Any, list[int], list[int | None]]:
-    """(the types of a step's results; for each of their leaves the first one that is
-    the same; for each value that is shown which leaf it is, or None: of none, too
-    large, or on a mesh, where stacks are split).
+    """Trace one step to find which materialized values it also stacks.
+
+    Returns:
+        `(struct, first_equal, slots)`: the types of the results of a step; for each of
+        their leaves the index of the first identical leaf; and for each materialized
+        value the index of its leaf, or None if it is not stacked, too large, or on a
+        mesh, where stacks are split.
     """
-    owners: list[int] = []
-    places: list[int | None] = []
+    first_equal: list[int] = []
+    slots: list[int | None] = []
 
-    def watched(state: Any, moments: Any) -> Any:
-        seen: list[Array] = []
+    def trace_step(state: Any, inputs: Any) -> Any:
+        materialized: list[Array] = []
 
-        def shown(value: Array) -> Array:
-            seen.append(lax.optimization_barrier(value))
-            return seen[-1]
+        def materialize(value: Array) -> Array:
+            materialized.append(lax.optimization_barrier(value))
+            return materialized[-1]
 
-        results = body(state, any_moment(moments), shown)[1]
+        results = body(state, step_struct(inputs), materialize)[1]
         first: dict[int, int] = {}
-        for place, leaf in enumerate(jax.tree.leaves(results)):
-            owners.append(first.setdefault(id(leaf), place))
-        places.extend(first.get(id(v)) if _is_small(v) else None for v in seen)
+        for index, leaf in enumerate(jax.tree.leaves(results)):
+            first_equal.append(first.setdefault(id(leaf), index))
+        slots.extend(
+            first.get(id(value)) if _fits_in_place(value) else None
+            for value in materialized
+        )
         return results
 
-    return jax.eval_shape(watched, state, moments), owners, places
+    return jax.eval_shape(trace_step, state, inputs), first_equal, slots
 
 
-def _is_small(value: Array) -> bool:
-    """Whether a value, of a type that does not say where it lies, fits one core, and
-    its units whole vectors: what is left over is rounded otherwise in another loop.
+def _fits_in_place(value: Array) -> bool:
+    """Whether a value is small, on no mesh, and consists of whole vectors of units.
+
+    A remainder of units would be rounded differently in a loop of another shape.
     """
-    kind = jax.typeof(value)
-    axes = kind.manual_axis_type
-    placed = is_explicit(kind.sharding) or (axes and axes.varying)
-    whole = value.ndim > 0 and value.shape[-1] % LANES == 0
-    return whole and not placed and value.size * value.dtype.itemsize <= SMALL
+    aval = jax.typeof(value)
+    axes = aval.manual_axis_type
+    on_mesh = is_explicit(aval.sharding) or (axes and axes.varying)
+    whole = value.ndim > 0 and value.shape[-1] % VECTOR_LANES == 0
+    size = value.size * value.dtype.itemsize
+    return whole and not on_mesh and size <= MAX_IN_PLACE_BYTES
 
 
-def begun(
+def reset_carry(
     initial: State,
     state: State,
     active: ActiveSteps | None,
     resets: ActiveSteps | None,
 ) -> State:
-    """The state that a step begins from.
+    """Return the state that a step starts from.
 
-    A step that does not happen begins from the initial state, which is always finite.
+    It is the initial state at a reset, and also at a masked step: its result is
+    discarded, but the initial state is finite, so that no NaN enters the gradient.
     """
-    afresh = resets
+    replace = resets
     if active is not None:
-        afresh = ~active if resets is None else ~active | resets
-    return state if afresh is None else select(afresh, initial, state)
+        replace = ~active if resets is None else ~active | resets
+    return state if replace is None else select(replace, initial, state)
 
 
-def ended(after: State, state: State, active: ActiveSteps | None) -> State:
-    """The state that a step ends with: untouched where it does not happen."""
+def freeze_inactive(after: State, state: State, active: ActiveSteps | None) -> State:
+    """Return the state after a step: unchanged where the step is masked."""
     return after if active is None else select(active, after, state)
 
 
-def in_blocks(
+def scan_in_blocks(
     block: Block,
     state: State,
-    moments: Any,
+    inputs: Any,
     *,
     every: int | Literal["sqrt"],
     reverse: bool,
 ) -> tuple[State, Any]:
-    """`block` over k moments at a time, each computed again on the way back.
+    """Run `block` over k steps at a time, recomputing each block for the gradient.
 
-    The backward pass then remembers the T/k states between the blocks and, while it
-    is in one of them, the k steps of that block.
+    The backward pass then stores the T/k states between blocks and, for one block at a
+    time, its k steps.
     """
-    length = len(jax.tree.leaves(moments)[0])
+    length = len(jax.tree.leaves(inputs)[0])
     size = block_size(length, every)
     whole = length // size * size
     many = jax.tree.map(
-        lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), moments
+        lambda a: a[:whole].reshape(whole // size, size, *a.shape[1:]), inputs
     )
-    again = jax.checkpoint(block, prevent_cse=False)  # a scan keeps them apart
+    # The scan keeps the two computations apart, so no CSE barrier is needed.
+    recomputed = jax.checkpoint(block, prevent_cse=False)
 
     def blocks(state: State) -> tuple[State, Any]:
-        state, emitted = lax.scan(again, state, many, reverse=reverse)
+        state, emitted = lax.scan(recomputed, state, many, reverse=reverse)
         flat = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), emitted)
         return state, flat
 
     if whole == length:
         return blocks(state)
-    rest = functools.partial(
-        jax.checkpoint(block), moments=jax.tree.map(lambda a: a[whole:], moments)
+    remainder = functools.partial(
+        jax.checkpoint(block), inputs=jax.tree.map(lambda a: a[whole:], inputs)
     )
-    state, one = (rest if reverse else blocks)(state)
-    state, other = (blocks if reverse else rest)(state)
-    head, tail = (other, one) if reverse else (one, other)
+    state, first = (remainder if reverse else blocks)(state)
+    state, second = (blocks if reverse else remainder)(state)
+    head, tail = (second, first) if reverse else (first, second)
     return state, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), head, tail)
 
 
 def block_size(length: int, every: int | Literal["sqrt"]) -> int:
-    """The steps of a block: k or √T, or a divisor of T that is near it.
+    """Return the steps of a block: k or √T, or a divisor of T near it.
 
-    A rest costs a copy of the whole.
+    A divisor is preferred, as a remainder costs a copy of all outputs.
     """
     if every == "sqrt":
         root = max(math.isqrt(length), 1)
@@ -203,24 +222,27 @@ def block_size(length: int, every: int | Literal["sqrt"]) -> int:
     return next(divisors, root)
 
 
-def any_moment(moments: Moments) -> Moments:
-    """Something of the type of one moment, even where there is none; not computed."""
-    return jax.tree.map(lambda a: a[0] if len(a) else a.sum(0, dtype=a.dtype), moments)
+def step_struct(inputs: ScanInputs) -> ScanInputs:
+    """Return arrays of the type of one step's inputs, for `jax.eval_shape` only.
+
+    It works for sequences without steps, too.
+    """
+    return jax.tree.map(lambda a: a[0] if len(a) else a.sum(0, dtype=a.dtype), inputs)
 
 
-def typed_like(after: State, state: State) -> State:
-    """The state with the sharding and the mesh axes that a step will give it.
+def match_carry_type(after: State, state: State) -> State:
+    """Return the state with the sharding and mesh axes of the state after a step.
 
-    A loop's carry has one type. Zeros made from nothing belong to no mesh axis, while
-    the state after a step varies over those of the inputs: under `shard_map` and on
-    an explicit mesh the two must be made alike before the loop.
+    A scan needs one type of carry. A state made of zeros varies over no mesh axis,
+    while the state after a step varies over those of the inputs: under `shard_map` and
+    on an explicit mesh they must be matched before the loop.
     """
 
-    def one(after: Any, leaf: Any) -> Any:
+    def match(after: Any, leaf: Any) -> Any:
         if is_explicit(after.sharding):
             leaf = jax.sharding.reshard(leaf, after.sharding)
         varying = after.manual_axis_type.varying if after.manual_axis_type else set()
         missing = varying - jax.typeof(leaf).manual_axis_type.varying
         return lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
 
-    return jax.tree.map(one, after, state)
+    return jax.tree.map(match, after, state)

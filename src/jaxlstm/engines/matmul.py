@@ -1,22 +1,21 @@
-"""Products `y = x W` of many rows x, or of few, with derivatives laid out as they are
-fast on a CPU.
+"""Matrix products `y = x W` whose derivatives use layouts that are fast on a CPU.
 
-Rows first, for all steps at once. The gradient of W is a sum over all rows,
+`rows_first` multiplies many rows, all steps at once. The gradient of W is
 
     W̄ = Σ xᵀ ȳ
 
-which is written here as one product of x and ȳ over one axis. JAX's own rule sums over
-the axes of x one by one, with ȳ on the left, and a compiler then copies ȳ, four times
-as wide as x, into another order.
+written here as one product of x and ȳ over one axis. JAX's own rule contracts the axes
+of x one by one with ȳ on the left, and XLA then transposes a copy of ȳ, which is four
+times as wide as x.
 
-Weights first, for a step's few rows and a W that outgrows a cache: yᵀ = Wᵀ xᵀ. A matrix
-product packs its right operand anew at every call. With W on the right that is all of W
-at every step; with W on the left it is the few rows. Both W and Wᵀ are laid out before
-the loop, since the way back multiplies by the other one:
+`weights_first` multiplies the few rows of one step by a W larger than the cache, as
+yᵀ = Wᵀ xᵀ. A matrix product packs its right operand in each call: with W on the right
+that is all of W at every step, with W on the left it is only the few rows. Both W and
+Wᵀ are laid out before the loop, since the backward pass multiplies by the other one:
 
     x̄ = ȳ Wᵀ, as x̄ᵀ = W ȳᵀ
 
-Without the barriers the compiler puts the operands back in the order they came in.
+Optimization barriers keep XLA from restoring the original order of the operands.
 """
 
 import math
@@ -29,36 +28,37 @@ from jax import Array, lax
 
 from jaxlstm.engines._jaxpr import Primitive, ad, batching, mlir
 
-# Measured on 1 and on 4 cores: from 4 MB of weights on, which is what a core's cache
-# holds and more, and for rows that are few, but not one.
-LARGE = 2**20
-FEW = range(4, 49)
+# Measured on 1 and on 4 cores: `weights_first` is faster for weights of at least 4 MB,
+# more than the cache of a core, and for few rows, but not for one.
+LARGE_WEIGHT = 2**20
+FEW_ROWS = range(4, 49)
 
 
 def rows_first(x: Array, w: Array) -> Array:
-    """`x [*b, K]` times `w [K, N]`, of one dtype."""
+    """Return the product of x `[*b, K]` and w `[K, N]`, of one dtype."""
     return _rows_first.bind(*match_varying_axes(x, w))
 
 
-def weights_win(rows: int, weight: Any) -> bool:
-    """Whether this product is the faster one for so many rows on a CPU."""
-    return rows in FEW and weight.size >= LARGE and jax.default_backend() == "cpu"
+def prefer_weights_first(rows: int, weight: Any) -> bool:
+    """Whether `weights_first` is faster for so many rows; on CPUs only."""
+    few_rows, large = rows in FEW_ROWS, weight.size >= LARGE_WEIGHT
+    return few_rows and large and jax.default_backend() == "cpu"
 
 
-def turned(w: Array) -> Array:
-    """Wᵀ `[N, K]`, laid out as such."""
+def transposed(w: Array) -> Array:
+    """Return Wᵀ `[N, K]`, stored in this layout."""
     return lax.optimization_barrier(w.T)
 
 
-def weights_first(x: Array, w: Array, w_turned: Array) -> Array:
-    """`x [*b, K]` times `w [K, N]`, of one dtype; `w_turned` is `turned(w)`."""
-    return _weights_first.bind(*match_varying_axes(x, w, w_turned))
+def weights_first(x: Array, w: Array, w_transposed: Array) -> Array:
+    """Return the product of x `[*b, K]` and w `[K, N]`, given `transposed(w)`."""
+    return _weights_first.bind(*match_varying_axes(x, w, w_transposed))
 
 
 def match_varying_axes(*arrays: Array) -> list[Array]:
-    """The arrays, each varying over all the mesh axes that one of them varies over."""
-    every = [jax.typeof(array).manual_axis_type for array in arrays]
-    varying = [kind.varying if kind else frozenset() for kind in every]
+    """Return the arrays, all varying over the union of their manual mesh axes."""
+    axis_types = [jax.typeof(array).manual_axis_type for array in arrays]
+    varying = [kind.varying if kind else frozenset() for kind in axis_types]
     union = frozenset().union(*varying)
     return [
         lax.pcast(array, tuple(union - own), to="varying") if union - own else array
@@ -66,19 +66,19 @@ def match_varying_axes(*arrays: Array) -> list[Array]:
     ]
 
 
-def _table(x: Array) -> Array:
-    """All rows along one axis, also of rows that are empty."""
+def _flatten_rows(x: Array) -> Array:
+    """Return x as `[rows, K]`, also if it has no elements."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
-def _from_the_left(x: Array, w: Array, w_turned: Array) -> Array:
-    columns = lax.optimization_barrier(_table(x).T)
-    rows = lax.optimization_barrier(w_turned @ columns).T
+def _multiply_from_left(x: Array, w: Array, w_transposed: Array) -> Array:
+    columns = lax.optimization_barrier(_flatten_rows(x).T)
+    rows = lax.optimization_barrier(w_transposed @ columns).T
     return rows.reshape(*x.shape[:-1], w.shape[1])
 
 
-def _made(name: str, function: Callable[..., Array]) -> Primitive:
-    """A primitive that is this function, of the rows and of what multiplies them."""
+def _product_primitive(name: str, function: Callable[..., Array]) -> Primitive:
+    """Return a primitive that computes `function(x, w, ...)`."""
     primitive = Primitive(name)
     primitive.def_impl(jax.jit(function))
     lowered = mlir.lower_fun(function, multiple_results=False)
@@ -88,42 +88,45 @@ def _made(name: str, function: Callable[..., Array]) -> Primitive:
     def _(x: Any, w: Any, *_: Any) -> Any:
         return x.update(shape=(*x.shape[:-1], w.shape[1]), weak_type=False)
 
-    def batched(arguments: Any, axes: Any) -> tuple[Array, int]:
-        """More rows, or, where the weights are many too, an ordinary product."""
+    def batch(arguments: Any, axes: Any) -> tuple[Array, int]:
+        """Add a row axis or, for batched weights, use a batched matrix product."""
         x, *weights = arguments
         if all(axis is None for axis in axes[1:]):
             return primitive.bind(jnp.moveaxis(x, axes[0], 0), *weights), 0
         return jax.vmap(jnp.matmul, axes[:2])(x, weights[0]), 0
 
-    batching.primitive_batchers[primitive] = batched
+    batching.primitive_batchers[primitive] = batch
     return primitive
 
 
-_rows_first = _made("rows_first", jnp.matmul)
-_weights_first = _made("weights_first", _from_the_left)
+_rows_first = _product_primitive("rows_first", jnp.matmul)
+_weights_first = _product_primitive("weights_first", _multiply_from_left)
 
 
-def _rows_transposed(ct: Any, x: Any, w: Any) -> tuple[Any, Any]:
+def _transpose_rows_first(ct: Any, x: Any, w: Any) -> tuple[Any, Any]:
     of_x = ad.is_undefined_primal(x)
     if type(ct) is ad.Zero:
         return (ad.Zero(x.aval), None) if of_x else (None, ad.Zero(w.aval))
     if of_x:
         return lax.dot_general(ct, w, (((ct.ndim - 1,), (1,)), ((), ()))), None
+    # On several GPUs or TPUs, a reshape could merge row axes that are sharded.
     if jax.default_backend() == "cpu" or jax.device_count() == 1:
-        x, ct = _table(x), _table(ct)
-    rows = tuple(range(ct.ndim - 1))  # one axis, unless it could mix split ones
+        x, ct = _flatten_rows(x), _flatten_rows(ct)
+    rows = tuple(range(ct.ndim - 1))
     return None, lax.dot_general(x, ct, ((rows, rows), ((), ())))
 
 
-def _weights_transposed(ct: Any, x: Any, w: Array, w_turned: Array) -> tuple[Any, ...]:
+def _transpose_weights_first(
+    ct: Any, x: Any, w: Array, w_transposed: Array
+) -> tuple[Any, ...]:
     assert ad.is_undefined_primal(x)
     if type(ct) is ad.Zero:
         return ad.Zero(x.aval), None, None
-    return weights_first(ct, w_turned, w), None, None
+    return weights_first(ct, w_transposed, w), None, None
 
 
-ad.primitive_transposes[_rows_first] = _rows_transposed
-ad.primitive_transposes[_weights_first] = _weights_transposed
+ad.primitive_transposes[_rows_first] = _transpose_rows_first
+ad.primitive_transposes[_weights_first] = _transpose_weights_first
 ad.defjvp(
     _rows_first,
     lambda dot, x, w: rows_first(dot, w),
@@ -131,7 +134,7 @@ ad.defjvp(
 )
 ad.defjvp(
     _weights_first,
-    lambda dot, x, w, w_turned: weights_first(dot, w, w_turned),
-    lambda dot, x, w, w_turned: rows_first(x, dot),
-    None,  # what w_turned does, w does
+    lambda dot, x, w, w_transposed: weights_first(dot, w, w_transposed),
+    lambda dot, x, w, w_transposed: rows_first(x, dot),
+    None,  # the tangent of w already covers w_transposed
 )

@@ -19,7 +19,12 @@ from jaxlstm.typing import Features
 
 
 def check(
-    engine: str, cell: Cell, params: Params, xs: Features, each: PerStep, state: State
+    engine: str,
+    cell: Cell,
+    params: Params,
+    xs: Features,
+    per_step: PerStep,
+    state: State,
 ) -> None:
     """Check that a cell computes what `jl.lstm()` computes.
 
@@ -40,7 +45,7 @@ def check(
         return "\n".join(map(str, both))
 
     records = isinstance(params, LSTMParams) and isinstance(state, LSTMState)
-    if not records or each is not None or program(cell) != program(lstm()):
+    if not records or per_step is not None or program(cell) != program(lstm()):
         raise NotImplementedError(
             f"{engine}: got a cell whose step or whose initial state is not that of "
             'jl.lstm(), the only cell of this kernel; use engine="adjoint".'

@@ -1,7 +1,4 @@
-"""What a call of `unroll` asks for: which engine, how, and within how much memory.
-
-The table of the engines is here, and the program that all of them share.
-"""
+"""Table of engines, the program they share, and modes that fit a memory budget."""
 
 import functools
 import math
@@ -23,12 +20,10 @@ Arrays = tuple[Params, Features, State, StepMask]
 
 
 class Engine(Protocol):
-    """Carries a state through the steps of a sequence.
+    """Function that runs a cell over the steps of a sequence.
 
-    It may compute what it likes at the steps that do not happen, as long as the state
-    passes them untouched: the door silences what is emitted there.
-
-    Errors: `NotImplementedError` with a sentence where it cannot serve.
+    At masked steps it may compute and emit anything, as long as the state is unchanged
+    there: `run` replaces what is emitted by zeros.
     """
 
     def __call__(
@@ -36,7 +31,7 @@ class Engine(Protocol):
         cell: Cell,
         params: Params,
         xs: Features,
-        each: PerStep,
+        per_step: PerStep,
         state: State,
         steps: StepMask,
         *,
@@ -44,12 +39,27 @@ class Engine(Protocol):
         emit: Emit,
         checkpoint_every: int | Literal["sqrt"] | None,
     ) -> tuple[State, Any]:
-        """The state after the last step, and what was emitted at each."""
+        """Return the state after the last step, and what was emitted at each step.
+
+        Args:
+            cell: the cell.
+            params: parameters, as returned by `cell.prepare` if there is one.
+            xs: `[T, *b, D]`, zero at masked steps.
+            per_step: values for each step that `cell.prepare` returned, or None.
+            state: the state before the first step.
+            steps: masked steps and resets.
+            reverse: whether to run from the last step to the first.
+            emit: function of the state and the gates; its results are stacked.
+            checkpoint_every: steps to recompute at a time in the backward pass.
+
+        Raises:
+            NotImplementedError: the engine does not support the call; the message says
+                why and what to use.
+        """
         ...
 
 
-# The modes of the fast engine; all but the first are taken only when asked for by name,
-# or to keep within a budget.
+# Modes of the adjoint engine. All but the first are used by name or to fit a budget.
 MODES: dict[str, dict[str, Any]] = {
     "adjoint": {},
     "adjoint/lean": {"residuals": "states"},
@@ -63,15 +73,19 @@ ENGINES: dict[str, Engine] = {
     "native": native.run,
 }
 
-# In the order in which they are tried. The kernels have no forward mode, of which they
-# learn too late to refuse: they serve by name.
+# Engines to try in order if none is named. The kernels are used by name only: they have
+# no forward mode, and when `jvp` reaches them it is too late to choose another engine.
 DEFAULT = ("adjoint", "scan")
 
 
 class Options(NamedTuple):
-    """What a program is compiled for, besides the cell and the shapes.
+    """Static arguments of the compiled program, besides the cell.
 
-    `budget` is in bytes, and None once the rest keeps within it.
+    Attributes:
+        reverse: whether to run from the last step to the first.
+        emit: what to stack over time.
+        checkpoint_every: steps to recompute at a time in the backward pass.
+        budget: bytes that the gradient may use; None once the other options fit it.
     """
 
     reverse: bool
@@ -91,13 +105,13 @@ def run(
     steps: StepMask,
     key: Key | None,
 ) -> tuple[State, Any]:
-    """What every engine shares: padding goes in as zeros and comes out as zeros."""
-    params, xs, each = _prepared(cell, params, xs, steps, key)
+    """Run an engine with padding replaced by zeros in its inputs and its outputs."""
+    params, xs, per_step = _prepared(cell, params, xs, steps, key)
     state, emitted = engine(
         cell,
         params,
         xs,
-        each,
+        per_step,
         state,
         steps,
         reverse=options.reverse,
@@ -113,103 +127,122 @@ def run(
 def _prepared(
     cell: Cell, params: Params, xs: Features, steps: StepMask, key: Key | None
 ) -> tuple[Params, Features, PerStep]:
-    """What the cell makes of its arguments before the first step."""
-    xs, each = masking.zero_inactive(xs, steps), None
+    """Zero the padding and call `cell.prepare`."""
+    xs, per_step = masking.zero_inactive(xs, steps), None
     if cell.prepare is not None:
-        params, each = cell.prepare(params, xs, key=key)
-    return params, xs, each
+        params, per_step = cell.prepare(params, xs, key=key)
+    return params, xs, per_step
 
 
-def described(
+def describe(
     name: str, cell: Cell, options: Options, arrays: Arrays, key: Key | None
 ) -> str:
-    """What the engine remembers for the way back, and how it multiplies, in words."""
-    every, words = options.checkpoint_every, []
+    """Describe what an engine stores for the backward pass, and how it multiplies."""
+    every, parts = options.checkpoint_every, []
     if every is not None:
         size = loops.block_size(len(arrays[1]), every)
-        words = [f"computes {size} steps at a time again on the way back"]
+        parts = [f"recomputes {size} steps at a time in the backward pass"]
     if name in ("cudnn", "native"):
-        return "remembers what its kernel needs"
+        return "stores what its kernel needs"
     if name not in MODES:
-        return "; ".join([*words, "remembers what automatic differentiation needs"])
+        return "; ".join([*parts, "stores what automatic differentiation needs"])
 
-    def look(params: Params, xs: Features, state: State, steps: StepMask) -> None:
+    def describe_mode(
+        params: Params, xs: Features, state: State, steps: StepMask
+    ) -> None:
         prepared = _prepared(cell, params, xs, steps, key)
         mode = adjoint.mode(
             cell, *prepared, state, steps, emit=options.emit, **MODES[name]
         )
-        words.append(str(mode))
+        parts.append(str(mode))
 
-    jax.eval_shape(look, *arrays)
-    return "; ".join(words)
+    jax.eval_shape(describe_mode, *arrays)
+    return "; ".join(parts)
 
 
-# -- within how much memory -----------------------------------------------------------
+# -- memory budget ---------------------------------------------------------------------
 
 
 def gradient_memory(
     engine: Engine, cell: Cell, options: Options, arrays: Arrays, key: Key | None
 ) -> Memory:
-    """What the results and their gradient take, for arrays or their types."""
+    """Estimate the memory of the results and their gradient.
+
+    Args:
+        engine: the engine.
+        cell: the cell.
+        options: its options.
+        arrays: arrays or `jax.ShapeDtypeStruct`s.
+        key: one random key, or None.
+    """
 
     program = functools.partial(run, engine, cell, options)
 
     def forward(inputs: Any, steps: StepMask, key: Key | None) -> tuple[Any, Any]:
-        answer = program(*inputs, steps, key)
-        leaves = jax.tree.leaves(answer)
-        return [leaf for leaf in leaves if _is_real(leaf)], answer
+        results = program(*inputs, steps, key)
+        leaves = jax.tree.leaves(results)
+        return [leaf for leaf in leaves if _is_inexact(leaf)], results
 
-    def both(inputs: Any, steps: StepMask, key: Key | None, dots: Any) -> Any:
+    def forward_and_backward(
+        inputs: Any, steps: StepMask, key: Key | None, cotangents: Any
+    ) -> Any:
         run_forward = functools.partial(forward, steps=steps, key=key)
-        _, back, answer = jax.vjp(run_forward, inputs, has_aux=True)
-        return answer, back(dots)
+        _, pullback, results = jax.vjp(run_forward, inputs, has_aux=True)
+        return results, pullback(cotangents)
 
     *inputs, steps = arrays
-    dots, _ = jax.eval_shape(forward, inputs, steps, key)
-    return memory.estimate(both, inputs, steps, key, dots)
+    cotangents, _ = jax.eval_shape(forward, inputs, steps, key)
+    return memory.estimate(forward_and_backward, inputs, steps, key, cotangents)
 
 
-def _is_real(leaf: Any) -> bool:
+def _is_inexact(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
-def fitted(
+def fit_budget(
     name: str, cell: Cell, options: Options, arrays: Arrays, key: Key | None
 ) -> tuple[str, Options]:
-    """The engine's mode and the options that keep within the budget, if there is one:
-    the fastest of those that do, as far as `estimate` sees. Axes that an outer `vmap`
-    adds, and devices that share the rows, it does not see.
+    """Return the fastest mode of an engine whose gradient fits the budget, if any.
 
-    Errors: `ValueError` where nothing does.
+    The memory is estimated without axes added by an outer `vmap`, and in total over
+    all devices that share the rows.
+
+    Returns:
+        `(name, options)` of the mode, the options without a budget.
+
+    Raises:
+        ValueError: no mode fits the budget.
     """
     budget = options.budget
     if budget is None:
         return name, options
-    types = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
+    structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
     least = math.inf
-    for mode, every in _modes(name, types):
-        wanted = options._replace(checkpoint_every=every, budget=None)
+    for mode, every in _modes(name, structs):
+        candidate = options._replace(checkpoint_every=every, budget=None)
         try:
-            found = gradient_memory(ENGINES[mode], cell, wanted, types, key)
+            found = gradient_memory(ENGINES[mode], cell, candidate, structs, key)
         except NotImplementedError:
             if every is None and mode == name:
                 raise
-            continue  # an engine that computes nothing again
+            continue  # the engine does not support checkpoints
         least = min(least, found.temporaries)
         if found.temporaries <= budget:
-            return mode, wanted
+            return mode, candidate
     raise ValueError(
-        f"checkpoint_every is {memory.show(budget)}, and the gradient takes at "
-        f"least {memory.show(least)} besides its arguments and results; give it that "
-        "much, or fewer rows."
+        f"checkpoint_every: got {memory.show(budget)}, expected at least "
+        f"{memory.show(least)} for the temporaries of the gradient; allow more memory "
+        "or use fewer rows."
     )
 
 
 def _modes(
     name: str, arrays: Arrays
 ) -> Iterator[tuple[str, int | Literal["sqrt"] | None]]:
-    """From the fastest to the leanest: everything remembered, the states, every k-th of
-    them with k from large to small.
+    """Yield modes from the fastest to the one with the least memory.
+
+    First all residuals are stored, then states only, then every k-th state with k from
+    large to small.
     """
     yield name, None
     if f"{name}/lean" in ENGINES:

@@ -1,7 +1,7 @@
-"""The reference engine: `lax.scan` and automatic differentiation.
+"""Reference engine: `lax.scan` and automatic differentiation.
 
-Every other engine is judged by this one, so it is the plainest program that keeps
-the contract. It serves every cell and every transformation.
+It is the simplest program that keeps the contract of `Engine`, and all other engines
+are tested against it. It supports every cell and every transformation.
 """
 
 import functools
@@ -15,12 +15,12 @@ from jaxlstm.cells.base import Cell, Params, PerStep, State, project
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines.loops import (
     Block,
-    Moments,
-    any_moment,
-    begun,
-    ended,
-    in_blocks,
-    typed_like,
+    ScanInputs,
+    freeze_inactive,
+    match_carry_type,
+    reset_carry,
+    scan_in_blocks,
+    step_struct,
 )
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features
@@ -30,7 +30,7 @@ def run(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: PerStep,
+    per_step: PerStep,
     state: State,
     steps: StepMask,
     *,
@@ -38,62 +38,67 @@ def run(
     emit: Emit,
     checkpoint_every: int | Literal["sqrt"] | None,
 ) -> tuple[State, Any]:
-    """Carry the state through the steps; stack what `emit` makes of each.
+    """Run the steps in a `lax.scan`; see `Engine` for the arguments.
 
-    The input is projected within the step, and a single step runs in a loop all the
-    same, so that a step computes the same bits alone as among many, as far as the
-    compiler keeps to what it is given.
+    Inputs are projected within the step, and a sequence of one step runs in a loop as
+    well, so that a step alone gives the bits of the same step in a longer sequence.
     """
     batch_shape = xs.shape[1:-1]
     initial = cell.initial_state(params, batch_shape, dtype=xs.dtype)
 
-    def step(initial: State, state: State, moment: Moments) -> tuple[State, Any]:
-        x, each, active, resets = moment
-        before = begun(initial, state, active, resets)
-        after, gates = cell.step(params, before, project(cell, params, x, each))
+    def step(initial: State, state: State, inputs: ScanInputs) -> tuple[State, Any]:
+        x, per_step, active, resets = inputs
+        before = reset_carry(initial, state, active, resets)
+        after, gates = cell.step(params, before, project(cell, params, x, per_step))
         emitted = emit(after, gates)
-        return ended(after, state, active), emitted
+        return freeze_inactive(after, state, active), emitted
 
-    moments = (xs, each, steps.active, steps.resets)
+    inputs = (xs, per_step, steps.active, steps.resets)
     after = jax.eval_shape(
-        lambda moments: step(initial, state, any_moment(moments))[0], moments
+        lambda inputs: step(initial, state, step_struct(inputs))[0], inputs
     )
-    state, initial = typed_like(after, state), typed_like(after, initial)
+    state, initial = match_carry_type(after, state), match_carry_type(after, initial)
 
-    def block(state: State, moments: Moments) -> tuple[State, Any]:
+    def block(state: State, inputs: ScanInputs) -> tuple[State, Any]:
         body = functools.partial(step, initial)
-        return lax.scan(body, state, moments, reverse=reverse)
+        return lax.scan(body, state, inputs, reverse=reverse)
 
     compiled = not jax.config.values["jax_disable_jit"]
-    if len(xs) == 1 and compiled:  # in one step there is nothing to compute again
-        return _alone(functools.partial(step, initial), state, moments)
+    if len(xs) == 1 and compiled:  # one step leaves nothing to checkpoint
+        return single_step_scan(functools.partial(step, initial), state, inputs)
     if checkpoint_every is None:
-        return block(state, moments)
-    return in_blocks(block, state, moments, every=checkpoint_every, reverse=reverse)
+        return block(state, inputs)
+    return scan_in_blocks(block, state, inputs, every=checkpoint_every, reverse=reverse)
 
 
-def _alone(body: Block, state: State, moments: Moments) -> tuple[State, Any]:
-    """One step, rounded as it is among others.
+def single_step_scan(
+    body: Block, state: State, inputs: ScanInputs
+) -> tuple[State, Any]:
+    """Scan over one step, padded to two steps of which the second is discarded.
 
-    A compiler dissolves a loop of one trip, and then rounds products and sums together
-    that it keeps apart in a loop. So there are two trips, the second for nothing. The
-    derivative is that of one: it shall not meet numbers that nobody asked for.
+    XLA inlines a loop of one iteration and then rounds differently, as it fuses
+    products and sums that it keeps apart in a loop. The derivative is that of the
+    single step, so that values of the discarded step cannot enter it.
     """
-    step, closed_over = jax.closure_convert(body, state, any_moment(moments))
+    step, closed_over = jax.closure_convert(body, state, step_struct(inputs))
 
-    def once(state: State, moments: Moments, *closed_over: Any) -> tuple[State, Any]:
-        return lax.scan(lambda *carry: step(*carry, *closed_over), state, moments)
+    def unpadded(
+        state: State, inputs: ScanInputs, *closed_over: Any
+    ) -> tuple[State, Any]:
+        return lax.scan(lambda *carry: step(*carry, *closed_over), state, inputs)
 
     @jax.custom_jvp
-    def alone(state: State, moments: Moments, *closed_over: Any) -> tuple[State, Any]:
-        def trip(state: State, moment: Moments) -> tuple[State, Any]:
-            after, emitted = step(state, moment, *closed_over)
+    def padded(
+        state: State, inputs: ScanInputs, *closed_over: Any
+    ) -> tuple[State, Any]:
+        def stack_state(state: State, inputs: ScanInputs) -> tuple[State, Any]:
+            after, emitted = step(state, inputs, *closed_over)
             return after, (after, emitted)
 
-        twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), moments)
-        _, (after, emitted) = lax.scan(trip, state, twice)
+        twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), inputs)
+        _, (after, emitted) = lax.scan(stack_state, state, twice)
         first = jax.tree.map(lambda a: a[0], after)
         return first, jax.tree.map(lambda a: a[:1], emitted)
 
-    alone.defjvp(lambda primals, tangents: jax.jvp(once, primals, tangents))
-    return alone(state, moments, *closed_over)
+    padded.defjvp(lambda primals, tangents: jax.jvp(unpadded, primals, tangents))
+    return padded(state, inputs, *closed_over)

@@ -1,4 +1,4 @@
-"""Engine whose backward pass computes weight gradients as one product after the loop.
+"""Engine that computes each weight gradient as one product after the backward loop.
 
 `partition` sorts the operations of a step, `steps` and `tangents` build its derivative,
 and `engine` runs the loops.

@@ -1,38 +1,39 @@
-"""The fast engine: a derivative in three parts, of which only one is a loop.
+"""Loops of the adjoint engine: a derivative in three parts, only one of them a loop.
 
-A step makes s_t = F(s_{t-1}, a_t; θ) of the state before, of what the input projects to
-and of the parameters. Its tangent, a dot over a letter, is
+A step s_t = F(s_{t-1}, a_t; θ) maps the state before it, the projected input and the
+parameters to the state after it. Its tangent, with a dot over each letter, is
 
     ṡ_t = F_s ṡ_{t-1} + F_a ȧ_t + F_θ θ̇
 
-The recurrent weights act within F through a product y_t = W s_{t-1} only, so that
+Within F, recurrent weights act only through a product y_t = W s_{t-1}, so that
 
     ẏ_t = W ṡ_{t-1} + Ẇ s_{t-1}
 
-whose second term waits for nothing once the states are known: ω_t = ȧ_t + Ẇ s_{t-1} is
-one product over all steps. What is left is the loop
+The second term does not depend on other tangents once the states are known:
+ω_t = ȧ_t + Ẇ s_{t-1} is one product over all steps. What remains is the loop
 
     ṡ_t = A_t ṡ_{t-1} + B_t ω_t
 
-with A_t = F_s + F_y W and B_t = F_y taken at the state before and at the activations,
-both remembered from the way forward: σ' = σ (1 - σ), tanh' = 1 - tanh². This is what
-is written below, as the rule of a `custom_jvp`.
+with A_t = F_s + F_y W and B_t = F_y at the state before the step and at the
+activations, both stored in the forward pass: σ' = σ (1 - σ), tanh' = 1 - tanh². This is
+the rule of the `custom_jvp` below.
 
-The gradient is its transpose, which JAX makes of a linear program: with λ_t the adjoint
-of s_t and δ_t that of ω_t,
+The gradient is its transpose, which JAX derives from the linear program. With λ_t the
+adjoint of s_t and δ_t that of ω_t,
 
     δ_t = B_tᵀ λ_t              λ_{t-1} = A_tᵀ λ_t + ∂L/∂s_{t-1}
 
-is a loop from the last step to the first that carries λ alone, and after it
+is a loop from the last step to the first that carries λ only, and after it
 
     Ẇ s_{t-1}   becomes   dL/dW = Σ_t δ_t s_{t-1}ᵀ
 
-one product over all steps, where automatic differentiation of the loop would add up T
-small ones. As the rule is a program like any other, forward mode, `vmap` and higher
-derivatives are what JAX makes of it.
+is one product over all steps, where automatic differentiation of the loop would add up
+T small ones. Since the rule is ordinary JAX code, forward mode, `vmap` and higher
+derivatives work as for any program.
 
-Reference: the recurrence of λ is that of backpropagation through time: Werbos, 1990,
-https://doi.org/10.1109/5.58337
+Reference:
+    The recurrence of λ is backpropagation through time: Werbos, 1990,
+    https://doi.org/10.1109/5.58337
 """
 
 import functools
@@ -48,27 +49,33 @@ from jaxlstm.cells.base import Cell, Params, PerStep, State, project
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import matmul
 from jaxlstm.engines.adjoint import partition
-from jaxlstm.engines.adjoint.partition import Anatomy, Product
+from jaxlstm.engines.adjoint.partition import Partition, Product
 from jaxlstm.engines.adjoint.steps import (
-    Beside,
-    Moment,
+    NonDiffInputs,
     Plan,
-    advance,
-    planned,
-    tangents_of,
+    StepInputs,
+    make_plan,
+    run_step,
+    tangents_by_variable,
 )
-from jaxlstm.engines.adjoint.tangents import Leaves, filled, jvp, kept, or_none
+from jaxlstm.engines.adjoint.tangents import (
+    Leaves,
+    instantiate,
+    jvp,
+    keep_needed,
+    zero_to_none,
+)
 from jaxlstm.engines.loops import (
-    Moments,
-    Shown,
-    Walk,
-    any_moment,
-    begun,
-    ended,
-    in_blocks,
-    typed_like,
-    walked,
-    written_once,
+    Materialize,
+    ScanFn,
+    ScanInputs,
+    freeze_inactive,
+    match_carry_type,
+    reset_carry,
+    scan_in_blocks,
+    scan_in_place,
+    scan_with_barrier,
+    step_struct,
 )
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import ActiveSteps, Features, is_explicit
@@ -78,11 +85,12 @@ Operand = Literal["rows", "weights"]
 
 
 class Mode(NamedTuple):
-    """How the derivative is computed: the same numbers in other time and memory.
+    """How the derivative is computed; modes differ in time and memory only.
 
-    residuals   what the way forward leaves for the way back: the states, and either
-                the activations or nothing, and they are computed again
-    first       what the recurrent products take for their left operand, by site
+    Attributes:
+        residuals: what the forward pass stores for the backward pass: the states and
+            the activations, or the states only, and activations are recomputed.
+        first: the left operand of each recurrent product.
     """
 
     residuals: Residuals
@@ -90,16 +98,16 @@ class Mode(NamedTuple):
 
     def __str__(self) -> str:
         left = " and ".join(dict.fromkeys(self.first))
-        kept = {"activations": "activations and states", "states": "states only"}
+        stored = {"activations": "activations and states", "states": "states only"}
         products = f"; products with the {left} first" if left else ""
-        return f"remembers {kept[self.residuals]}{products}"
+        return f"stores {stored[self.residuals]}{products}"
 
 
 def run(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: PerStep,
+    per_step: PerStep,
     state: State,
     steps: StepMask,
     *,
@@ -109,37 +117,38 @@ def run(
     residuals: Residuals = "activations",
     first: Operand | None = None,
 ) -> tuple[State, Any]:
-    """As the reference does, with the derivative told above.
+    """Run the steps with the derivative above; see `Engine` for the other arguments.
 
-    Arguments:
-        residuals: what is remembered: the activations too, or the states only, of
-            which the activations of a block of √T steps are then one batched product.
-        first: the left operand of the recurrent products; None for what is faster.
+    Args:
+        residuals: what is stored: the activations and the states, or the states only;
+            the activations of a block of √T steps are then recomputed in one batch.
+        first: the left operand of the recurrent products; None for the faster one.
 
-    Errors: `NotImplementedError` for a step with side effects, one that has a reverse
-    mode of its own only, and a state that is not of floating point numbers.
+    Raises:
+        NotImplementedError: the step has side effects or a custom reverse mode only, or
+            the state has leaves that are not floating point numbers.
     """
-    moments = (xs, each, steps.active, steps.resets)
-    parts, tree, initial, state = _apart(cell, params, moments, state, emit)
-    how = _mode(parts, residuals, first)
-    fixed = partition.params_only(parts, params)
+    inputs = (xs, per_step, steps.active, steps.resets)
+    parts, tree, initial, state = _partition(cell, params, inputs, state, emit)
+    mode = _select_mode(parts, residuals, first)
+    params_only = partition.evaluate_params_only(parts, params)
 
-    def block(state: State, moments: Moments) -> tuple[State, Any]:
-        *x, active, resets = moments
+    def block(state: State, inputs: ScanInputs) -> tuple[State, Any]:
+        *x, active, resets = inputs
         leaves = map(jax.tree.leaves, (x, initial, state))
-        recurrence = recurrent(parts, how, reverse=reverse)
-        return jax.tree.unflatten(tree, recurrence(fixed, *leaves, active, resets))
+        loop = recurrent_loop(parts, mode, reverse=reverse)
+        return jax.tree.unflatten(tree, loop(params_only, *leaves, active, resets))
 
     if checkpoint_every is None:
-        return block(state, moments)
-    return in_blocks(block, state, moments, every=checkpoint_every, reverse=reverse)
+        return block(state, inputs)
+    return scan_in_blocks(block, state, inputs, every=checkpoint_every, reverse=reverse)
 
 
 def mode(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: PerStep,
+    per_step: PerStep,
     state: State,
     steps: StepMask,
     *,
@@ -147,76 +156,89 @@ def mode(
     residuals: Residuals = "activations",
     first: Operand | None = None,
 ) -> Mode:
-    """How `run` would do it."""
-    moments = (xs, each, steps.active, steps.resets)
-    return _mode(_apart(cell, params, moments, state, emit)[0], residuals, first)
+    """Return the mode that `run` would use for the same arguments."""
+    inputs = (xs, per_step, steps.active, steps.resets)
+    parts, *_ = _partition(cell, params, inputs, state, emit)
+    return _select_mode(parts, residuals, first)
 
 
-def _apart(
-    cell: Cell, params: Params, moments: Moments, state: State, emit: Emit
-) -> tuple[Anatomy, Any, State, State]:
-    """The step taken apart; what it returns, as a tree; the initial state and the given
-    one, of one type.
+def _partition(
+    cell: Cell, params: Params, inputs: ScanInputs, state: State, emit: Emit
+) -> tuple[Partition, Any, State, State]:
+    """Partition a step, and match the types of the initial and the given state.
+
+    Returns:
+        The partition, the tree of what a step returns, the initial state and the state.
     """
-    xs = moments[0]
+    xs = inputs[0]
     initial = cell.initial_state(params, xs.shape[1:-1], dtype=xs.dtype)
 
     def step(params: Params, state: State, x: tuple[Features, PerStep]) -> Any:
         after, gates = cell.step(params, state, project(cell, params, *x))
         return after, emit(after, gates)
 
-    def whole(state: State, moment: Moments) -> State:
-        xs, each, active, resets = moment
-        after, _ = step(params, begun(initial, state, active, resets), (xs, each))
-        return ended(after, state, active)
+    def masked_step(state: State, inputs: ScanInputs) -> State:
+        xs, per_step, active, resets = inputs
+        before = reset_carry(initial, state, active, resets)
+        after, _ = step(params, before, (xs, per_step))
+        return freeze_inactive(after, state, active)
 
-    after = jax.eval_shape(lambda moments: whole(state, any_moment(moments)), moments)
-    state, initial = typed_like(after, state), typed_like(after, initial)
-    x = jax.eval_shape(lambda moments: any_moment(moments)[:2], moments)
-    parts = partition.take_apart(step, params, state, x)
-    _check(parts, xs, state)
+    after = jax.eval_shape(
+        lambda inputs: masked_step(state, step_struct(inputs)), inputs
+    )
+    state, initial = match_carry_type(after, state), match_carry_type(after, initial)
+    x = jax.eval_shape(lambda inputs: step_struct(inputs)[:2], inputs)
+    parts = partition.partition_step(step, params, state, x)
+    _check_supported(parts, xs, state)
     tree = jax.tree.structure(jax.eval_shape(step, params, state, x))
     return parts, tree, initial, state
 
 
-def _mode(parts: Anatomy, residuals: Residuals, first: Operand | None) -> Mode:
-    """The mode asked for, the left operand of each site by what is faster."""
+def _select_mode(parts: Partition, residuals: Residuals, first: Operand | None) -> Mode:
+    """Return the mode, with the faster left operand for each product if None."""
 
-    def of(site: Product) -> Operand:
-        x: Any = site.operand.aval
-        w: Any = site.weight.aval
+    def left_operand(product: Product) -> Operand:
+        x: Any = product.operand.aval
+        w: Any = product.weight.aval
         if (
-            not partition.is_plain(site.product)
-            or site.product.invars[1] is not site.weight
+            not partition.is_matmul(product.equation)
+            or product.equation.invars[1] is not product.weight
         ):
             return "rows"
-        faster = matmul.weights_win(math.prod(x.shape[:-1]), w)
-        faster_one: Operand = "weights" if faster else "rows"
-        return first or faster_one
+        if first is not None:
+            return first
+        rows = math.prod(x.shape[:-1])
+        return "weights" if matmul.prefer_weights_first(rows, w) else "rows"
 
-    left: tuple[Operand, ...] = tuple(of(site) for site in parts.sites)
+    left: tuple[Operand, ...] = tuple(map(left_operand, parts.products))
     return Mode(residuals, left)
 
 
-def _check(parts: Anatomy, xs: Features, state: State) -> None:
-    """Errors: `NotImplementedError` for what has no rule here."""
+def _check_supported(parts: Partition, xs: Features, state: State) -> None:
+    """Raise `NotImplementedError` for states and operations without a rule here."""
     for leaf in jax.tree.leaves(state):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise NotImplementedError(
-                f"adjoint: the state has a leaf of dtype {leaf.dtype}, which has no "
-                'derivative; engine="scan" carries it.'
+                f"adjoint: state: got a leaf of dtype {leaf.dtype}, expected floating "
+                'point, as it is differentiated; use engine="scan".'
             )
-    kinds = {eqn.primitive for eqns in parts.operations for eqn in eqns}
+    primitives = {eqn.primitive for eqns in parts.operations for eqn in eqns}
     explicit = is_explicit(jax.typeof(xs).sharding)
-    if explicit and lax.conv_general_dilated_p in kinds:
+    if explicit and lax.conv_general_dilated_p in primitives:
         raise NotImplementedError(
-            "adjoint: on an explicit mesh JAX cannot convolve all steps at once; "
-            'engine="scan" takes one after the other.'
+            "adjoint: JAX cannot convolve all steps in one batch on an explicit mesh; "
+            'use engine="scan".'
         )
 
 
-def recurrent(parts: Anatomy, mode: Mode, *, reverse: bool) -> Callable[..., Leaves]:
-    """The loop: `(fixed, xs, initial, state, active, resets) -> state and emitted`."""
+def recurrent_loop(
+    parts: Partition, mode: Mode, *, reverse: bool
+) -> Callable[..., Leaves]:
+    """Return the differentiable loop.
+
+    It maps `(params_only, xs, initial, state, active, resets)` to the leaves of the
+    last state and of what is emitted.
+    """
 
     @jax.custom_jvp
     def run(*arguments: Any) -> Leaves:
@@ -224,17 +246,17 @@ def recurrent(parts: Anatomy, mode: Mode, *, reverse: bool) -> Callable[..., Lea
         return [*state, *emitted]
 
     @functools.partial(run.defjvp, symbolic_zeros=True)
-    def rule(primals: Any, dots: Any) -> tuple[Leaves, Leaves]:
-        dots = jax.tree.map(or_none, dots)
-        return tangent(parts, mode, primals, dots, reverse=reverse)
+    def rule(primals: Any, tangents: Any) -> tuple[Leaves, Leaves]:
+        tangents = jax.tree.map(zero_to_none, tangents)
+        return forward_and_tangent(parts, mode, primals, tangents, reverse=reverse)
 
     return run
 
 
 def forward(
-    parts: Anatomy,
+    parts: Partition,
     mode: Mode,
-    fixed: Leaves,
+    params_only: Leaves,
     xs: Leaves,
     initial: Leaves,
     state: Leaves,
@@ -244,142 +266,176 @@ def forward(
     reverse: bool,
     keep: Callable[[Leaves, Leaves], Any] = lambda state, activations: None,
 ) -> tuple[Leaves, tuple[Leaves, Any]]:
-    """The last state; all that is emitted; what is kept of the states before the steps
-    and of their activations.
+    """Run the loop of the forward pass.
+
+    Returns:
+        `(state, (emitted, kept))`: the last state, what is emitted at each step, and
+        the stacked results of `keep(state before the step, activations)`.
     """
 
     def loop(
-        walk: Walk, fixed: Leaves, xs: Leaves, initial: Leaves, state: Leaves, *flags
+        scan: ScanFn,
+        params_only: Leaves,
+        xs: Leaves,
+        initial: Leaves,
+        state: Leaves,
+        *masks,
     ) -> tuple[Leaves, Any]:
-        turned = _reverse_resets(parts, mode, fixed)
+        transposed = _transposed_weights(parts, mode, params_only)
 
-        def body(state: Leaves, moment: Any, shown: Shown) -> tuple[Leaves, Any]:
-            x, active, resets = moment
-            at = Moment(
-                fixed, partition.input_only(parts, fixed, x), initial, state, []
-            )
-            beside = Beside(active, resets, [], turned)
-            after, emitted, values = advance(parts, at, beside, shown)
-            return after, (emitted, keep(state, partition.activations(parts, values)))
+        def body(
+            state: Leaves, inputs: Any, materialize: Materialize
+        ) -> tuple[Leaves, Any]:
+            x, active, resets = inputs
+            input_only = partition.evaluate_input_only(parts, params_only, x)
+            at = StepInputs(params_only, input_only, initial, state, [])
+            nondiff = NonDiffInputs(active, resets, [], transposed)
+            after, emitted, values = run_step(parts, at, nondiff, materialize)
+            activations = partition.activation_values(parts, values)
+            return after, (emitted, keep(state, activations))
 
-        return walk(body, state, (xs, *flags), reverse=reverse)
+        return scan(body, state, (xs, *masks), reverse=reverse)
 
     @jax.custom_jvp
     def run(*arguments: Any) -> tuple[Leaves, Any]:
-        walk = written_once if partition.used_once(parts) else walked
-        return loop(walk, *arguments)
+        in_place = partition.activations_used_once(parts)
+        return loop(scan_in_place if in_place else scan_with_barrier, *arguments)
 
     @functools.partial(run.defjvp, symbolic_zeros=True)
-    def rule(primals: Any, dots: Any) -> tuple[Any, Any]:
-        dots = jax.tree.map(or_none, dots)
-        results, dots = jvp(functools.partial(loop, walked), primals, dots)
-        return results, jax.tree.map(filled, results, dots)
+    def rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        tangents = jax.tree.map(zero_to_none, tangents)
+        differentiable = functools.partial(loop, scan_with_barrier)
+        results, tangents = jvp(differentiable, primals, tangents)
+        return results, jax.tree.map(instantiate, results, tangents)
 
-    return run(fixed, xs, initial, state, active, resets)
+    return run(params_only, xs, initial, state, active, resets)
 
 
-def _reverse_resets(parts: Anatomy, mode: Mode, fixed: Leaves) -> Leaves:
-    """The weights that multiply from the left, turned, before the loop."""
-    values = dict(zip(parts.fixed, fixed, strict=True))
+def _transposed_weights(parts: Partition, mode: Mode, params_only: Leaves) -> Leaves:
+    """Transpose the weights that multiply from the left, once before the loop."""
+    values = dict(zip(parts.params_only, params_only, strict=True))
     return [
-        matmul.turned(values[site.weight]) if first == "weights" else None
-        for site, first in zip(parts.sites, mode.first, strict=True)
+        matmul.transposed(values[product.weight]) if first == "weights" else None
+        for product, first in zip(parts.products, mode.first, strict=True)
     ]
 
 
-def tangent(
-    parts: Anatomy, mode: Mode, primals: Any, dots: Any, *, reverse: bool
+def forward_and_tangent(
+    parts: Partition, mode: Mode, primals: Any, tangents: Any, *, reverse: bool
 ) -> tuple[Leaves, Leaves]:
-    """The results of the loop and their tangents; of the dots, None is zero."""
-    fixed, xs, initial, state, active, resets = primals
-    d_fixed, d_xs, d_initial, d_state, *_ = dots
-    d_state = [filled(s, d) for s, d in zip(state, d_state, strict=True)]
-    steps = Moment(fixed, xs, initial, state, [])
-    d_steps = Moment(d_fixed, d_xs, d_initial, d_state, [])
-    beside = Beside(active, resets, [], _reverse_resets(parts, mode, fixed))
-    rebuilt = mode.residuals == "states"
-    plan = planned(parts, steps, beside, d_steps, rebuilt=rebuilt)
+    """Return the results of the loop and their tangents; None is a zero tangent."""
+    params_only, xs, initial, state, active, resets = primals
+    d_params_only, d_xs, d_initial, d_state, *_ = tangents
+    d_state = [instantiate(s, d) for s, d in zip(state, d_state, strict=True)]
+    steps = StepInputs(params_only, xs, initial, state, [])
+    d_steps = StepInputs(d_params_only, d_xs, d_initial, d_state, [])
+    transposed = _transposed_weights(parts, mode, params_only)
+    nondiff = NonDiffInputs(active, resets, [], transposed)
+    recompute = mode.residuals == "states"
+    plan = make_plan(parts, steps, nondiff, d_steps, recompute_activations=recompute)
     after, (emitted, (states, activations)) = forward(
         parts, mode, *primals, reverse=reverse, keep=plan.keep
     )
 
-    def block(d_state: Leaves, moments: Any) -> tuple[Leaves, Leaves]:
-        xs, states, active, resets, activations, d_xs = moments
-        along = steps._replace(given=xs, state=states)
-        dots = d_steps._replace(given=d_xs, state=d_state)
-        sides = Beside(active, resets, activations, beside.turned)
-        return _along(parts, plan, along, sides, dots, reverse=reverse)
-
-    moments = (xs, states, active, resets, activations, d_xs)
-    if not rebuilt:
-        d_after, d_emitted = block(d_state, moments)
-    else:
-        d_after, d_emitted = in_blocks(
-            block, d_state, moments, every="sqrt", reverse=reverse
+    def block(d_state: Leaves, inputs: Any) -> tuple[Leaves, Leaves]:
+        xs, states, active, resets, activations, d_xs = inputs
+        of_block = steps._replace(input_only=xs, state=states)
+        d_of_block = d_steps._replace(input_only=d_xs, state=d_state)
+        nondiff = NonDiffInputs(active, resets, activations, transposed)
+        return _tangent_loop(
+            parts, plan, of_block, nondiff, d_of_block, reverse=reverse
         )
-    d_emitted = [filled(e, d) for e, d in zip(emitted, d_emitted, strict=True)]
+
+    inputs = (xs, states, active, resets, activations, d_xs)
+    if not recompute:
+        d_after, d_emitted = block(d_state, inputs)
+    else:
+        d_after, d_emitted = scan_in_blocks(
+            block, d_state, inputs, every="sqrt", reverse=reverse
+        )
+    d_emitted = [instantiate(e, d) for e, d in zip(emitted, d_emitted, strict=True)]
     return [*after, *emitted], [*d_after, *d_emitted]
 
 
-def _along(
-    parts: Anatomy,
+def _tangent_loop(
+    parts: Partition,
     plan: Plan,
-    steps: Moment,
-    beside: Beside,
-    dots: Moment,
+    steps: StepInputs,
+    nondiff: NonDiffInputs,
+    tangents: StepInputs,
     *,
     reverse: bool,
 ) -> tuple[Leaves, Leaves]:
-    """The tangents of the last state and of what is emitted.
+    """Return the tangents of the last state and of what is emitted.
 
-    Of `steps` and `beside`, what changes from step to step has a leading axis [T], and
-    in the place of what is given stands the input that it follows from.
+    Values of `steps` and `nondiff` that change over time have a leading axis [T], and
+    `steps.input_only` holds the inputs x that the input-only values are computed from.
     """
-    given_of = jax.vmap(
-        functools.partial(partition.input_only, parts), in_axes=(None, 0)
+    evaluate = jax.vmap(
+        functools.partial(partition.evaluate_input_only, parts), in_axes=(None, 0)
     )
-    inputs = (steps.fixed, steps.given), (dots.fixed, dots.given)
-    given, d_given = jvp(given_of, *inputs)
-    dot_of = tangents_of(parts, dots.fixed, d_given)
-    d_fixed, d_given = plan.untapped(dots.fixed, d_given)
-    active, resets, activations, turned = beside
-    length = len(jax.tree.leaves(steps.given)[0])
+    input_only, d_input_only = jvp(
+        evaluate,
+        (steps.params_only, steps.input_only),
+        (tangents.params_only, tangents.input_only),
+    )
+    tangent_of = tangents_by_variable(parts, tangents.params_only, d_input_only)
+    d_params_only, d_input_only = plan.without_tapped(
+        tangents.params_only, d_input_only
+    )
+    active, resets, activations, transposed = nondiff
+    length = len(jax.tree.leaves(steps.input_only)[0])
 
-    def every(function: Callable[..., Leaves], activations: Leaves) -> Leaves:
-        """Of all steps at once, rows first: they are many."""
+    def at_all_steps(function: Callable[..., Leaves], activations: Leaves) -> Leaves:
+        """Apply a function of one step to all steps in one batch, rows first."""
 
-        def at(given: Leaves, state: Leaves, beside: Beside) -> Leaves:
-            return function(steps._replace(given=given, state=state), beside)
+        def at_one_step(
+            input_only: Leaves, state: Leaves, nondiff: NonDiffInputs
+        ) -> Leaves:
+            inputs = steps._replace(input_only=input_only, state=state)
+            return function(inputs, nondiff)
 
-        sides = Beside(active, resets, activations, [None] * len(turned))
-        if jax.tree.leaves((given, steps.state, sides)):
-            return jax.vmap(at)(given, steps.state, sides)
-        once = at(given, steps.state, sides)  # the same at every step
-        return [jnp.broadcast_to(leaf, (length, *leaf.shape)) for leaf in once]
+        rows_first = NonDiffInputs(
+            active, resets, activations, [None] * len(transposed)
+        )
+        if jax.tree.leaves((input_only, steps.state, rows_first)):
+            return jax.vmap(at_one_step)(input_only, steps.state, rows_first)
+        constant = at_one_step(input_only, steps.state, rows_first)
+        return [jnp.broadcast_to(leaf, (length, *leaf.shape)) for leaf in constant]
 
-    if plan.rebuild is not None:
-        activations = every(plan.rebuild, [])
-    omegas = [None] * len(parts.sites)
-    if plan.moves:
-        pairs = zip(parts.sites, every(plan.operands, activations), strict=True)
-        omegas = [_omega(site, factor, dot_of) for site, factor in pairs]
+    if plan.recompute is not None:
+        activations = at_all_steps(plan.recompute, [])
+    omegas = [None] * len(parts.products)
+    if plan.has_taps:
+        operands = at_all_steps(plan.operands, activations)
+        pairs = zip(parts.products, operands, strict=True)
+        omegas = [_omega(product, operand, tangent_of) for product, operand in pairs]
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # remember what it reads only
-    def body(d_state: Leaves, moment: Any) -> tuple[Leaves, Leaves]:
-        given, state, active, resets, activations, d_given, omegas = moment
-        at = steps._replace(given=given, state=state)
-        d_at = Moment(d_fixed, d_given, dots.initial, d_state, omegas)
-        return plan.linear(at, Beside(active, resets, activations, turned), d_at)
+    # Checkpointed, so that the backward pass stores only what the step reads.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(d_state: Leaves, inputs: Any) -> tuple[Leaves, Leaves]:
+        input_only, state, active, resets, activations, d_input_only, omegas = inputs
+        at = steps._replace(input_only=input_only, state=state)
+        d_at = StepInputs(
+            d_params_only, d_input_only, tangents.initial, d_state, omegas
+        )
+        nondiff = NonDiffInputs(active, resets, activations, transposed)
+        return plan.tangent_step(at, nondiff, d_at)
 
-    read = kept(given, zip(plan.given_needs, strict=True))
-    moments = (read, steps.state, active, resets, activations, d_given, omegas)
-    return lax.scan(body, dots.state, moments, length=length, reverse=reverse)
+    read = keep_needed(input_only, zip(plan.reads_input, strict=True))
+    inputs = (read, steps.state, active, resets, activations, d_input_only, omegas)
+    return lax.scan(body, tangents.state, inputs, length=length, reverse=reverse)
 
 
-def _omega(site: Product, operands: Array, dot_of: dict[Any, Any]) -> Array | None:
-    """ω for all steps: `Ẇ s_{t-1} + ȧ_t`."""
-    d_weight, d_beside = dot_of.get(site.weight), dot_of.get(site.beside)
+def _omega(
+    product: Product, operands: Array, tangent_of: dict[Any, Any]
+) -> Array | None:
+    """Return ω_t = ȧ_t + Ẇ s_{t-1} for all steps."""
+    d_weight = tangent_of.get(product.weight)
+    d_addend = tangent_of.get(product.addend)
     if d_weight is None:
-        return d_beside
-    omega = jax.vmap(lambda x: partition.product(site, x, d_weight))(operands)
-    return omega if d_beside is None else omega + d_beside
+        return d_addend
+    omega = jax.vmap(lambda x: partition.multiply_weight(product, x, d_weight))(
+        operands
+    )
+    return omega if d_addend is None else omega + d_addend

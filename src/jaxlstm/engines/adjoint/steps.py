@@ -1,4 +1,4 @@
-"""One step of the fast engine: its values, its tangent, and what each of them needs."""
+"""One step of the adjoint engine: its values, its tangent, and what each needs."""
 
 import functools
 from collections.abc import Callable
@@ -9,163 +9,230 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlstm.engines.adjoint import partition
-from jaxlstm.engines.adjoint.partition import Anatomy, Environment
-from jaxlstm.engines.adjoint.tangents import Leaves, jvp, kept, one, trimmed
-from jaxlstm.engines.loops import Shown, begun, ended
+from jaxlstm.engines.adjoint.partition import Environment, Partition
+from jaxlstm.engines.adjoint.tangents import (
+    Leaves,
+    drop_time,
+    jvp,
+    keep_needed,
+    prune,
+)
+from jaxlstm.engines.loops import Materialize, freeze_inactive, reset_carry
 from jaxlstm.typing import ActiveSteps
 
 
-class Moment(NamedTuple):
-    """What one step is a function of, in leaves.
+class StepInputs(NamedTuple):
+    """Differentiable inputs of one step, as leaves.
 
-    fixed     what follows from the parameters alone
-    given     what follows from the input of the step
-    initial   the state to begin again from
-    state     the state before the step
-    taps      what is added where the recurrent products enter, one for each site
+    Attributes:
+        params_only: values that depend on the parameters alone.
+        input_only: values that depend on the input of the step.
+        initial: the state after a reset.
+        state: the state before the step.
+        taps: terms added at the taps of the recurrent products, one each.
     """
 
-    fixed: Leaves
-    given: Leaves
+    params_only: Leaves
+    input_only: Leaves
     initial: Leaves
     state: Leaves
     taps: Leaves
 
 
-class Beside(NamedTuple):
-    """What has no tangent of its own.
+class NonDiffInputs(NamedTuple):
+    """Inputs of one step without a tangent of their own.
 
-    active        whether the step is executed
-    resets        whether it begins anew
-    activations   those of the step, or none, to compute them
-    turned        for each site its weight, turned, or None to multiply rows first
+    Attributes:
+        active: whether the step is executed.
+        resets: whether the state is reset before the step.
+        activations: residual activations; empty to compute them.
+        transposed_weights: for each recurrent product its transposed weight, or None
+            to multiply rows first.
     """
 
     active: ActiveSteps | None
     resets: ActiveSteps | None
     activations: Leaves
-    turned: Leaves
+    transposed_weights: Leaves
 
 
-def advance(
-    parts: Anatomy,
-    at: Moment,
-    beside: Beside,
-    shown: Shown = lax.optimization_barrier,
+def run_step(
+    parts: Partition,
+    inputs: StepInputs,
+    nondiff: NonDiffInputs,
+    materialize: Materialize = lax.optimization_barrier,
 ) -> tuple[Leaves, Leaves, Environment]:
-    """(the state after the step, what it emits, the value of each variable)."""
-    before = begun(at.initial, at.state, beside.active, beside.resets)
-    values = dict(zip(parts.fixed, at.fixed, strict=True))
-    values |= dict(zip(parts.given, at.given, strict=True))
+    """Return the state after a step, what it emits, and the values of all variables."""
+    before = reset_carry(inputs.initial, inputs.state, nondiff.active, nondiff.resets)
+    values = dict(zip(parts.params_only, inputs.params_only, strict=True))
+    values |= dict(zip(parts.input_only, inputs.input_only, strict=True))
     values |= dict(zip(parts.arguments[1], before, strict=True))
-    told = (at.taps, beside.activations, beside.turned)
-    values = partition.recurrent(parts, values, *told, shown=shown)
-    results = [partition.value(values, atom) for atom in parts.outputs]
+    values = partition.evaluate_recurrent(
+        parts,
+        values,
+        inputs.taps,
+        nondiff.activations,
+        nondiff.transposed_weights,
+        materialize=materialize,
+    )
+    results = [partition.read(values, atom) for atom in parts.outputs]
     after, emitted = results[: len(before)], results[len(before) :]
-    return ended(after, at.state, beside.active), emitted, values
+    return freeze_inactive(after, inputs.state, nondiff.active), emitted, values
 
 
 class Plan(NamedTuple):
-    """What the tangents need to know of each step, and nothing else.
+    """Functions of one step that the tangents of the loop need, and what they read.
 
-    linear        `(at, beside, dots) -> ṡ_t and the tangents of what is emitted`
-    operands      `(at, beside) -> what the weights multiply`
-    rebuild       `(at, beside) -> activations`, None where they are remembered
-    keep          of the state and the activations, what these read
-    untapped      of the tangents of what is fixed and given, those that enter the loop
-                  elsewhere than at a tap
-    given_needs   which of what is given `linear` reads
-    moves         whether anything has a tangent that enters at a tap
+    Attributes:
+        tangent_step: `(inputs, nondiff, tangents)` -> ṡ_t and the tangents of what is
+            emitted.
+        operands: `(inputs, nondiff)` -> the operands of the recurrent products.
+        recompute: `(inputs, nondiff)` -> activations; None if they are stored.
+        keep: selects of the state and the activations what these functions read.
+        without_tapped: selects of the params-only and input-only tangents those that
+            enter the loop elsewhere than at a tap.
+        reads_input: which input-only values `tangent_step` reads.
+        has_taps: whether any tangent enters the loop at a tap.
     """
 
-    linear: Callable[..., tuple[Leaves, Leaves]]
+    tangent_step: Callable[..., tuple[Leaves, Leaves]]
     operands: Callable[..., Leaves]
-    rebuild: Callable[..., Leaves] | None
+    recompute: Callable[..., Leaves] | None
     keep: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
-    untapped: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
-    given_needs: list[bool]
-    moves: bool
+    without_tapped: Callable[[Leaves, Leaves], tuple[Leaves, Leaves]]
+    reads_input: list[bool]
+    has_taps: bool
 
 
-def planned(
-    parts: Anatomy, steps: Moment, beside: Beside, dots: Moment, *, rebuilt: bool
+def make_plan(
+    parts: Partition,
+    steps: StepInputs,
+    nondiff: NonDiffInputs,
+    tangents: StepInputs,
+    *,
+    recompute_activations: bool,
 ) -> Plan:
-    """The plan for one of the steps, of which what is given is yet to be computed.
+    """Plan the tangents of a loop by tracing one of its steps.
 
-    Arguments:
-        rebuilt: whether the activations are computed again, and not remembered.
+    Args:
+        parts: the partition of the step.
+        steps: inputs of all steps; `input_only` holds the inputs x that the input-only
+            values are computed from.
+        nondiff: their inputs without tangents.
+        tangents: tangents of `steps`, None for zero.
+        recompute_activations: whether activations are recomputed instead of stored.
     """
-    inputs = (steps.fixed, one(steps.given)), (dots.fixed, one(dots.given))
-    given, d_given = jax.eval_shape(
-        functools.partial(jvp, functools.partial(partition.input_only, parts)), *inputs
+    one_step = (
+        (steps.params_only, drop_time(steps.input_only)),
+        (tangents.params_only, drop_time(tangents.input_only)),
     )
-    dots_of = tangents_of(parts, dots.fixed, d_given)
-    tapped = {v for site in parts.sites for v in (site.weight, site.beside)}
-    moves = [
-        any(dots_of.get(v) is not None for v in (site.weight, site.beside))
-        for site in parts.sites
+    evaluate = functools.partial(partition.evaluate_input_only, parts)
+    input_only, d_input_only = jax.eval_shape(
+        functools.partial(jvp, evaluate), *one_step
+    )
+    tangent_of = tangents_by_variable(parts, tangents.params_only, d_input_only)
+    tapped = {v for product in parts.products for v in (product.weight, product.addend)}
+    nonzero_taps = [
+        any(tangent_of.get(v) is not None for v in (product.weight, product.addend))
+        for product in parts.products
     ]
 
-    def untapped(d_fixed: Leaves, d_given: Leaves) -> tuple[Leaves, Leaves]:
-        of_fixed = zip((v not in tapped for v in parts.fixed), strict=True)
-        of_given = zip((v not in tapped for v in parts.given), strict=True)
-        return kept(d_fixed, of_fixed), kept(d_given, of_given)
+    def without_tapped(
+        d_params_only: Leaves, d_input_only: Leaves
+    ) -> tuple[Leaves, Leaves]:
+        of_params = zip((v not in tapped for v in parts.params_only), strict=True)
+        of_input = zip((v not in tapped for v in parts.input_only), strict=True)
+        return (
+            keep_needed(d_params_only, of_params),
+            keep_needed(d_input_only, of_input),
+        )
 
-    at = steps._replace(given=given)
-    beside = beside._replace(active=one(beside.active), resets=one(beside.resets))
-    activations, taps = jax.eval_shape(functools.partial(_shapes, parts), at, beside)
-    d_fixed, d_given = untapped(dots.fixed, d_given)
-    taps = kept(taps, zip(moves, strict=True))
-    d_at = Moment(d_fixed, d_given, dots.initial, dots.state, taps)
+    inputs = steps._replace(input_only=input_only)
+    nondiff = nondiff._replace(
+        active=drop_time(nondiff.active), resets=drop_time(nondiff.resets)
+    )
+    activations, taps = jax.eval_shape(
+        functools.partial(_activations_and_taps, parts), inputs, nondiff
+    )
+    d_params_only, d_input_only = without_tapped(tangents.params_only, d_input_only)
+    taps = keep_needed(taps, zip(nonzero_taps, strict=True))
+    d_inputs = StepInputs(
+        d_params_only, d_input_only, tangents.initial, tangents.state, taps
+    )
 
-    told = beside._replace(activations=activations)
-    linear, *needs = trimmed(functools.partial(_linear, parts), at, told, d_at)
-    rows = told._replace(turned=[None] * len(parts.sites))
-    operands, *reads = trimmed(functools.partial(_operands, parts), at, rows)
-    rebuild, readers = None, [needs[0], reads[0]]
-    if rebuilt:
-        bare = rows._replace(activations=[])
-        rebuild, *asks = trimmed(functools.partial(_activations, parts), at, bare)
-        readers.append(asks[0])
+    stored = nondiff._replace(activations=activations)
+    tangent_step, *tangent_needs = prune(
+        functools.partial(_tangent_step, parts), inputs, stored, d_inputs
+    )
+    rows_first = stored._replace(transposed_weights=[None] * len(parts.products))
+    operands, *operand_needs = prune(
+        functools.partial(_operands, parts), inputs, rows_first
+    )
+    recompute, readers = None, [tangent_needs[0], operand_needs[0]]
+    if recompute_activations:
+        not_stored = rows_first._replace(activations=[])
+        recompute, *recompute_needs = prune(
+            functools.partial(_activations, parts), inputs, not_stored
+        )
+        readers.append(recompute_needs[0])
 
     def keep(state: Leaves, activations: Leaves) -> tuple[Leaves, Leaves]:
-        states = kept(state, zip(*(reader.state for reader in readers), strict=True))
-        if rebuild is not None:
+        states = keep_needed(
+            state, zip(*(reader.state for reader in readers), strict=True)
+        )
+        if recompute is not None:
             return states, []
-        of_others = zip(needs[1].activations, reads[1].activations, strict=True)
-        return states, kept(activations, of_others)
+        needs = zip(
+            tangent_needs[1].activations, operand_needs[1].activations, strict=True
+        )
+        return states, keep_needed(activations, needs)
 
-    return Plan(linear, operands, rebuild, keep, untapped, needs[0].given, any(moves))
-
-
-def _shapes(parts: Anatomy, at: Moment, beside: Beside) -> tuple[Leaves, Leaves]:
-    values = advance(parts, at, beside)[2]
-    taps = [values[site.tap] for site in parts.sites]
-    return partition.activations(parts, values), taps
-
-
-def _activations(parts: Anatomy, at: Moment, beside: Beside) -> Leaves:
-    return partition.activations(parts, advance(parts, at, beside)[2])
-
-
-def _operands(parts: Anatomy, at: Moment, beside: Beside) -> Leaves:
-    """What the weights multiply."""
-    values = advance(parts, at, beside)[2]
-    return [values[site.operand] for site in parts.sites]
+    return Plan(
+        tangent_step,
+        operands,
+        recompute,
+        keep,
+        without_tapped,
+        tangent_needs[0].input_only,
+        any(nonzero_taps),
+    )
 
 
-def _linear(
-    parts: Anatomy, at: Moment, beside: Beside, d_at: Moment
+def _activations_and_taps(
+    parts: Partition, inputs: StepInputs, nondiff: NonDiffInputs
 ) -> tuple[Leaves, Leaves]:
-    """ṡ_t and the tangents of what is emitted; linear in the dots."""
-
-    def along(*at: Leaves) -> tuple[Leaves, Leaves]:
-        return advance(parts, Moment(*at), beside)[:2]
-
-    at = at._replace(taps=jax.tree.map(jnp.zeros_like, d_at.taps))
-    return jvp(along, tuple(at), tuple(d_at))[1]
+    values = run_step(parts, inputs, nondiff)[2]
+    taps = [values[product.tap] for product in parts.products]
+    return partition.activation_values(parts, values), taps
 
 
-def tangents_of(parts: Anatomy, d_fixed: Leaves, d_given: Leaves) -> dict[Any, Any]:
-    """The tangent of each variable that is fixed or given, None for zero."""
-    return dict(zip(parts.fixed + parts.given, [*d_fixed, *d_given], strict=True))
+def _activations(
+    parts: Partition, inputs: StepInputs, nondiff: NonDiffInputs
+) -> Leaves:
+    return partition.activation_values(parts, run_step(parts, inputs, nondiff)[2])
+
+
+def _operands(parts: Partition, inputs: StepInputs, nondiff: NonDiffInputs) -> Leaves:
+    """Return the operands of the recurrent products."""
+    values = run_step(parts, inputs, nondiff)[2]
+    return [values[product.operand] for product in parts.products]
+
+
+def _tangent_step(
+    parts: Partition, inputs: StepInputs, nondiff: NonDiffInputs, d_inputs: StepInputs
+) -> tuple[Leaves, Leaves]:
+    """Return ṡ_t and the tangents of what is emitted, linear in `d_inputs`."""
+
+    def step(*inputs: Leaves) -> tuple[Leaves, Leaves]:
+        return run_step(parts, StepInputs(*inputs), nondiff)[:2]
+
+    inputs = inputs._replace(taps=jax.tree.map(jnp.zeros_like, d_inputs.taps))
+    return jvp(step, tuple(inputs), tuple(d_inputs))[1]
+
+
+def tangents_by_variable(
+    parts: Partition, d_params_only: Leaves, d_input_only: Leaves
+) -> dict[Any, Any]:
+    """Return the tangents of params-only and input-only variables, None for zero."""
+    variables = parts.params_only + parts.input_only
+    return dict(zip(variables, [*d_params_only, *d_input_only], strict=True))

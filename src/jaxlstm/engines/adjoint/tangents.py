@@ -1,4 +1,4 @@
-"""Tangents that may be None, for zero, and functions without what nobody needs."""
+"""Tangents that may be None for zero, and functions without their unused inputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,62 +10,65 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jaxlstm.engines._jaxpr import eval_jaxpr, partial_eval
-from jaxlstm.engines.loops import any_moment
+from jaxlstm.engines.loops import step_struct
 
 Leaves = list[Any]
 
 
-def jvp(function: Callable[..., Any], primals: Any, dots: Any) -> tuple[Any, Any]:
-    """As `jax.jvp`; tangents of what is no floating point number come back as None."""
+def jvp(function: Callable[..., Any], primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """Return `jax.jvp`, with None for tangents that are zero or cannot exist."""
     leaves, tree = jax.tree.flatten(primals)
-    flat = tree.flatten_up_to(dots)
-    moving = [n for n, dot in enumerate(flat) if dot is not None]
+    flat = tree.flatten_up_to(tangents)
+    nonzero = [n for n, tangent in enumerate(flat) if tangent is not None]
 
-    def along(*values: Array) -> Any:
+    def of_nonzero(*values: Array) -> Any:
         every = list(leaves)
-        for n, value in zip(moving, values, strict=True):
+        for n, value in zip(nonzero, values, strict=True):
             every[n] = value
         return function(*jax.tree.unflatten(tree, every))
 
-    if not moving:
-        results = along()
+    if not nonzero:
+        results = of_nonzero()
         return results, jax.tree.map(lambda _: None, results)
-    results, dots = jax.jvp(
-        along, [leaves[n] for n in moving], [flat[n] for n in moving]
+    results, tangents = jax.jvp(
+        of_nonzero, [leaves[n] for n in nonzero], [flat[n] for n in nonzero]
     )
-    return results, jax.tree.map(or_none, dots)
+    return results, jax.tree.map(zero_to_none, tangents)
 
 
-def or_none(dot: Any) -> Any:
-    """None for a tangent that is zero, or that nothing can have."""
-    zero = isinstance(dot, SymbolicZero) or dot.dtype == jax.dtypes.float0
-    return None if zero else dot
+def zero_to_none(tangent: Any) -> Any:
+    """Return None for a symbolic zero and for a tangent of dtype float0."""
+    zero = isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
+    return None if zero else tangent
 
 
-def filled(primal: Any, dot: Any) -> Any:
-    """The tangent, or the zero that None stands for."""
-    if dot is not None:
-        return dot
+def instantiate(primal: Any, tangent: Any) -> Any:
+    """Return the tangent, or an array of zeros in place of None."""
+    if tangent is not None:
+        return tangent
     if jnp.issubdtype(primal.dtype, jnp.inexact):
         return jnp.zeros_like(primal)
     return np.zeros(primal.shape, jax.dtypes.float0)
 
 
-def one(tree: Any) -> Any:
-    """The types of one step of leaves `[T, ...]`."""
-    return jax.eval_shape(any_moment, tree)
+def drop_time(tree: Any) -> Any:
+    """Return the types of one step of leaves `[T, ...]`."""
+    return jax.eval_shape(step_struct, tree)
 
 
-def kept(leaves: Leaves, needs: Any) -> Leaves:
-    """The leaves that somebody needs, None in place of the others."""
+def keep_needed(leaves: Leaves, needs: Any) -> Leaves:
+    """Return the leaves that any of their needs is true of, and None for others."""
     return [
         leaf if any(need) else None for leaf, need in zip(leaves, needs, strict=True)
     ]
 
 
-def trimmed(function: Callable[..., Any], *example: Any) -> tuple[Any, ...]:
-    """The function without what its results do not need; for each argument, which of
-    its leaves are needed. The others may be None.
+def prune(function: Callable[..., Any], *example: Any) -> tuple[Any, ...]:
+    """Remove the operations and inputs that the results of a function do not need.
+
+    Returns:
+        The pruned function, and for each argument a tree of booleans that tells which
+        of its leaves are needed. The others may be None.
     """
     leaves, tree = jax.tree.flatten(example)
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*example)

@@ -58,7 +58,7 @@ def run(
     cell: Cell,
     params: Params,
     xs: Features,
-    each: PerStep,
+    per_step: PerStep,
     state: State,
     steps: StepMask,
     *,
@@ -75,7 +75,7 @@ def run(
             or a trace is differentiated.
     """
     _check_arrays(params, xs, state)
-    plain.check("native", cell, params, xs, each, state)
+    plain.check("native", cell, params, xs, per_step, state)
     _check_options(emit, checkpoint_every)
     rows, units = xs.shape[1:-1], state.h.shape[-1]
     if not len(xs) or not state.h.size:
