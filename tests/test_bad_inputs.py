@@ -713,7 +713,7 @@ def test_b062_out_of_memory_names_the_options_that_save_memory(monkeypatch):
 
 
 def test_b063_a_size_beyond_any_memory_is_refused_with_its_bytes():
-    with pytest.raises(ValueError, match=r"model\.hidden_size: 10000000 .*400,000 GB"):
+    with pytest.raises(ValueError, match=r"hidden_size: got 10000000, .*400,000 GB"):
         configs.load({"model": {"hidden_size": 10_000_000}})
 
 
@@ -826,7 +826,7 @@ def test_b069_another_gate_order_cannot_be_detected():
     turned = jax.tree.map(lambda leaf: leaf[..., jnp.array([0, 3, 1, 2]), :], params)
     got, wanted = (jl.unroll(CELL, p, xs)[1] for p in (turned, params))
     assert not np.allclose(got, wanted, atol=1e-3)
-    with pytest.raises(ValueError, match=r"w_x \[D, 4, H\].*w_x \[3, 20\]"):
+    with pytest.raises(ValueError, match=r"got shapes w_x \[3, 20\].*w_x \[D, 4, H\]"):
         jl.unroll(CELL, params._replace(w_x=params.w_x.reshape(D, -1)), xs)
 
 

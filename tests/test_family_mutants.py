@@ -13,20 +13,24 @@ import pytest
 import family_oracle
 import registry
 from family_mutants import (
+    BASE,
     CELL_MUTANTS,
     CLASSIC,
+    CLIPPING,
     CONVOLUTIONAL,
     COUPLED,
+    DROPPING,
     GRU,
-    NOISE,
+    LEARNING,
     NORMALIZED,
     PARAMETERS,
     PEEPHOLE,
     PROJECTED,
     SIMPLE,
+    TAPPING,
+    WEIGHTS,
     WRAPPER_MUTANTS,
-    WRAPPERS,
-    WRAPPING,
+    ZONES,
 )
 from mutants import UNMUTATED, imported_from, plant
 
@@ -386,6 +390,23 @@ def check_learned(jl) -> None:
     refuses("params.state", lambda: cell.initial_state(wrong))
 
 
+STATE_CHECKS = [
+    under("clip", "learned initial state", "taps"),
+    check_silence,
+    check_nesting,
+    check_learned,
+    check_refusals,
+]
+NOISE_CHECKS = [
+    under("zoneout"),
+    check_silence,
+    check_zoneout,
+    check_variational,
+    check_recurrent_dropout,
+    check_weight_drop,
+    check_nesting,
+    check_order,
+]
 CHECKS = {
     CLASSIC: [check("classic"), check_activations("classic_lstm"), check_beginnings,
               check_hidden_edits, check_candidate_edits],
@@ -403,13 +424,11 @@ CHECKS = {
     GRU: [check("gru", "gru of the paper"), check_activations("gru"),
           check_beginnings, check_hidden_edits, check_candidate_edits, check_refusals],
     PARAMETERS: [check_refusals, check_beginnings, check("projected")],
-    WRAPPERS: [under("clip", "learned initial state", "taps"), check_silence,
-               check_nesting, check_learned, check_refusals],
-    NOISE: [under("zoneout"), check_silence, check_zoneout, check_variational,
-            check_recurrent_dropout, check_weight_drop, check_nesting, check_order],
-    WRAPPING: [check_order, check_silence, under("taps on zoneout on learned"),
-               check_nesting, check_zoneout, check_variational, check_recurrent_dropout,
-               check_learned, check_refusals],
+    **dict.fromkeys((CLIPPING, LEARNING, TAPPING), STATE_CHECKS),
+    **dict.fromkeys((ZONES, DROPPING, WEIGHTS), NOISE_CHECKS),
+    BASE: [check_order, check_silence, under("taps on zoneout on learned"),
+           check_nesting, check_zoneout, check_variational, check_recurrent_dropout,
+           check_learned, check_refusals],
 }  # fmt: skip
 
 

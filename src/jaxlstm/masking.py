@@ -12,6 +12,7 @@ They behave the same everywhere:
 
 import contextlib
 import functools
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -104,8 +105,20 @@ def _warn_of_narrowing(name: str) -> None:
     warnings.warn(
         f"{name}: got dtype float64 with JAX's x64 mode off, computing in float32; "
         "convert it to float32, or set jax_enable_x64. This warning is given once.",
-        stacklevel=5,  # points at the caller of `unroll`
+        stacklevel=_caller_level(),
     )
+
+
+def _caller_level() -> int:
+    """Return the `stacklevel` of the first caller outside of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_ours(module: Any) -> bool:
+    return str(module).partition(".")[0] == __name__.partition(".")[0]
 
 
 def as_array(name: str, value: ArrayLike | None) -> Array:

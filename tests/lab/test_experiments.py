@@ -116,7 +116,7 @@ def test_samples_follow_the_prompt_the_seed_and_the_temperature(library):
 
 def test_a_sample_needs_a_beginning(library):
     _, trained, _ = library
-    with pytest.raises(BadInput, match=r"sample.prompt: it is empty"):
+    with pytest.raises(BadInput, match=r"sample.prompt: got an empty prompt"):
         trained.sample("")
     with pytest.raises(BadInput, match="temperature"):
         trained.sample("the ", temperature=-1)
@@ -257,7 +257,7 @@ def test_a_refused_change_leaves_the_run_as_it_was(library, override):
 
 def test_a_run_is_not_made_shorter_than_it_is(library):
     place, _, _ = library
-    with pytest.raises(BadInput, match="is at step 40 already"):
+    with pytest.raises(BadInput, match="got 20, expected at least 40"):
         jl.lab.resume(place / "whole", overrides=["training.steps=20"])
 
 

@@ -194,7 +194,7 @@ def test_weight_decay_reaches_every_parameter_as_in_optax():
     nothing = jax.tree.map(jnp.zeros_like, ones)
     updates, _ = decay.update(nothing, decay.init(ones), ones)
     assert all((leaf == 0.5).all() for leaf in jax.tree.leaves(updates))
-    assert "Weight decay reaches every" in jl.lab.starter("language_modelling")
+    assert "Weight decay applies to every" in jl.lab.starter("language_modelling")
 
 
 @pytest.mark.parametrize("word", ["RESOURCE_EXHAUSTED: x", "INTERNAL: Out of memory 9"])

@@ -17,7 +17,6 @@ from test_experiments import arrays, newest, until
 from test_training import World, _live, same
 
 import jaxlstm as jl
-from jaxlstm.lab import api as experiments
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import BadInput, Diverged
 from jaxlstm.lab.parallel import devices, shards, splits
@@ -242,8 +241,7 @@ def willing(monkeypatch):
     """Two cores, work enough in the tiniest step, and nothing to see at the end."""
     monkeypatch.setattr(splits, "LEAST_WORK", 0)
     monkeypatch.setattr(devices, "cores", lambda: 2)
-    monkeypatch.setattr(reports, "write_plots", lambda run, reading=None: [])
-    monkeypatch.setattr(experiments, "_reading", lambda trained, corpus: None)
+    monkeypatch.setattr(reports, "write_plots", lambda run, artifacts: [])
 
 
 @pytest.mark.usefixtures("willing")
