@@ -580,6 +580,18 @@ def test_a_gru_keeps_by_z_and_reads_everything():
     assert dg.forget_products(gates)[:, 0].tolist() == [0.75, 1.0]
 
 
+def test_a_step_mask_replaces_lengths_mask_and_resets(x64):
+    q = question(jl.lstm(), HOLES)
+    gates = jl.Gates(*np.random.default_rng(1).random((4, *q.xs.shape[:-1], 4)))
+    whole = jl.StepMask(*(jnp.asarray(q.steps[name]) for name in ("mask", "resets")))
+    found = dg.forget_products(gates, mask=whole)
+    assert_same(found, dg.forget_products(gates, **q.steps), 0)
+    found = dg.forget_products(gates, mask=whole._replace(active=None))
+    assert_same(found, dg.forget_products(gates, resets=whole.resets), 0)
+    found = dg.timescales(gates, mask=whole)
+    assert_same(found, dg.timescales(gates, mask=q.steps["mask"]), 0)
+
+
 def intervals_by_hand(gate, active, resets):
     """Return, for each step of one unit, for how long the gate has been closed."""
     run, found = 0, []

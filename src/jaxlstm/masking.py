@@ -267,8 +267,12 @@ def steps_of(
 
     The flags have the shape `[T, *b]`; all further axes of the values are spatial.
     """
-    flags = mask.active if isinstance(mask, StepMask) else mask
-    given = [("lengths", lengths), ("mask", flags), ("resets", resets)]
+    active, own_resets = mask[:2] if isinstance(mask, StepMask) else (mask, None)
+    given: list[tuple[str, ArrayLike | None]] = [
+        ("lengths", lengths),
+        ("mask", active),
+        ("resets", own_resets if resets is None else resets),
+    ]
     axes = [
         as_array(kind, array).ndim + (kind == "lengths")
         for kind, array in given
