@@ -362,7 +362,7 @@ SMOKE_QUESTIONS = [
     Question("bidirectional", 2, 2, 2, 2, layers=1, bidirectional=True),
 ]
 ANSWERED = ("ys", "state", "d_params", "d_xs", "d_state")
-ROUNDED = {"highest": 1e-4, "tensorfloat32": 3e-2}  # what an error is let to be
+ROUNDED = {"highest": 1e-4, "tensorfloat32": 3e-2}  # the largest allowed errors
 
 
 def parity(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:

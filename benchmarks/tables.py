@@ -151,8 +151,8 @@ def times(result: Result, cases: Sequence[str], what: str, unit: Unit = MS) -> s
     return markdown([*heads, *(f"{name}, {unit[0]}" for name in names)], rows)
 
 
-def tape(result: Result) -> str:
-    """What it costs to show every gate of every step: times the plain forward pass."""
+def traces(result: Result) -> str:
+    """Return a table of the time with a trace over that of the forward pass."""
     pairs = {OURS: "jaxlstm trace", NATIVE: "jaxlstm native trace"}
     rows = []
     for case in result.cases("grid"):

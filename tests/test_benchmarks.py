@@ -547,12 +547,12 @@ def test_native_has_its_own_ratios_and_is_no_candidate_of_the_rule():
 
 
 def test_the_table_of_traces(made):
-    assert tables.tape(with_native()) == (
+    assert tables.traces(with_native()) == (
         "| trace to forward | jaxlstm | jaxlstm native |\n"
         "| :--- | ---: | ---: |\n"
         "| grid-10-2-3-4 | 1.20x | 1.50x |"
     )
-    assert tables.tape(made).count("\n") == 1  # heads and rule: left out of the page
+    assert tables.traces(made).count("\n") == 1  # heads and rule: left out of the page
 
 
 def test_the_tables_of_growth_and_compile_time(made):

@@ -427,7 +427,7 @@ def test_edits_are_applied_or_refused(name, part, x64):
     after, gates = cell.step(params, state, z, edit=edit)
     if part == "cell":
         assert not np.any(after.c)
-        if name != "layer norm":  # which shifts what it shows
+        if name != "layer norm":  # its normalisation of c adds a bias
             assert not np.any(after.h)
     if part == "candidate":
         assert not np.any(gates.n if name.startswith("gru") else gates.g)
@@ -435,7 +435,7 @@ def test_edits_are_applied_or_refused(name, part, x64):
         forgot = state._replace(h=jnp.zeros_like(state.h))
         wanted, same = cell.step(params, forgot, z)
         assert_same(gates, same)
-        if not name.startswith("gru"):  # which keeps of h what it does not read
+        if not name.startswith("gru"):  # because a GRU also keeps h directly
             assert_same(after, wanted)
 
 

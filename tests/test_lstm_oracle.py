@@ -14,7 +14,7 @@ import jaxlstm as jl
 from cases import Kind, Shape, answer, assert_same, draw, expected
 from oracle import Which, backward, forward
 
-OPTIMISED = True  # held to the bit, or nearly: compile as users do
+OPTIMISED = True  # compared bit for bit or nearly: compile as users do
 
 DRAWS = 28
 KINDS = [

@@ -164,7 +164,7 @@ class Trial:
     @functools.cached_property
     def program(self):
         static, dynamic = self.arguments(self.members)
-        gc.freeze()  # the check for leaks collects: let it look at what is new alone
+        gc.freeze()  # the leak check collects garbage: restrict it to new objects
         with jax.checking_leaks():
             traced = self.programs.derivatives.trace(*static, *dynamic)
         return executable(traced.lower())

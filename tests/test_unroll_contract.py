@@ -10,7 +10,7 @@ from cases import Kind, Shape, answer, assert_same, draw, expected, finite, same
 from oracle import forward
 from problems import CELL, B, H, T, problem
 
-OPTIMISED = True  # held to the bit, or nearly: compile as users do
+OPTIMISED = True  # compared bit for bit or nearly: compile as users do
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -146,7 +146,7 @@ def activations(attributes, way: int) -> dict[str, Activation]:
     return {
         "gate_activation": function(*f, clip),
         "candidate_activation": function(*g, clip),
-        "output_activation": function(*h, None),  # what it takes is not clipped
+        "output_activation": function(*h, None),  # its input is not clipped
     }
 
 

@@ -22,7 +22,7 @@ import pytest
 import jaxlstm as jl
 from cases import Case, Kind, Shape, active_steps, assert_same, draw
 
-OPTIMISED = True  # held to the bit, or nearly: compile as users do
+OPTIMISED = True  # compared bit for bit or nearly: compile as users do
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
