@@ -1,7 +1,7 @@
-"""What goes in and what comes out: the table of dtypes, extremes, layouts.
+"""Every cell, wrapper and layer follows the dtype table of `jaxlstm.typing`.
 
-The table at the head of `jaxlstm.typing` is read from there, and held against every
-cell, wrapper and layer, against what is traced and not what is run.
+The table is read from the docstring of that module and compared with traced programs.
+Further tests cover large values and the memory layouts of NumPy arrays.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import pytest
 
 import jaxlstm as jl
 from cases import finite, same_bits
-from jaxlstm import typing as notation
+from jaxlstm import typing as jl_typing
 from problems import CELL, B, D, H, T, problem
 
 pytestmark = pytest.mark.thorough
@@ -40,7 +40,7 @@ CELLS = {
 
 
 class Row(NamedTuple):
-    """The dtypes of one row of the table."""
+    """Dtypes of one row of the table."""
 
     xs: str
     params: str
@@ -52,8 +52,8 @@ class Row(NamedTuple):
 
 
 def table() -> list[Row]:
-    """The rows in the docstring of `jaxlstm.typing`."""
-    lines = [line.split() for line in (notation.__doc__ or "").splitlines()]
+    """Return the rows in the docstring of `jaxlstm.typing`."""
+    lines = [line.split() for line in (jl_typing.__doc__ or "").splitlines()]
     return [Row(*words) for words in lines if len(words) == 7 and "any" in words]
 
 
@@ -65,30 +65,30 @@ every_params = pytest.mark.parametrize(
 
 
 def operands(jaxpr) -> set[tuple[str, str, str]]:
-    """The dtypes of both operands and of the result of every product in a program."""
+    """Return the dtypes of operands and result of every product in a jaxpr."""
     found = set()
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             atoms = (*equation.invars, *equation.outvars)
             found.add(tuple(str(atom.aval.dtype) for atom in atoms))
-        for inner in jax.tree.leaves(equation.params, is_leaf=holds_a_program):
-            if holds_a_program(inner):
+        for inner in jax.tree.leaves(equation.params, is_leaf=has_jaxpr):
+            if has_jaxpr(inner):
                 found |= operands(getattr(inner, "jaxpr", inner))
     return found
 
 
-def holds_a_program(value) -> bool:
+def has_jaxpr(value) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def asked(cell: jl.Cell, row: Row, params_dtype: str):
-    """Params and xs of these dtypes, as shapes."""
+def structs(cell: jl.Cell, row: Row, params_dtype: str):
+    """Return structs of params and xs with these dtypes."""
     xs = jax.ShapeDtypeStruct((T, B, *(2,) * cell.spatial_axes, D), jnp.dtype(row.xs))
     draw = jax.eval_shape(lambda key: cell.init(key, D, H), jax.random.key(0))
-    return retyped(draw, params_dtype), xs
+    return with_dtype(draw, params_dtype), xs
 
 
-def retyped(tree, dtype: str):
+def with_dtype(tree, dtype: str):
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), tree)
 
 
@@ -105,10 +105,10 @@ def test_the_table_has_a_row_for_each_dtype():
 @every_params
 @every_row
 @every_cell
-def test_every_cell_keeps_its_row(name, row, params_dtype, x64):
-    """Values, gradients and what is multiplied, with noise and with all gates."""
+def test_every_cell_follows_the_table(name, row, params_dtype, x64):
+    """Outputs, gradients and operands of products, with noise and all gates."""
     cell = CELLS[name]
-    params, xs = asked(cell, row, params_dtype)
+    params, xs = structs(cell, row, params_dtype)
     key = jax.random.key(1)
 
     def run(params, xs):
@@ -133,10 +133,10 @@ def test_every_cell_keeps_its_row(name, row, params_dtype, x64):
 @pytest.mark.parametrize("given", [float, "float64", "float32", "bfloat16", "float16"])
 @every_row
 @pytest.mark.parametrize("name", ["lstm", "projected", "gru", "learned", "taps"])
-def test_every_state_becomes_what_is_carried(name, row, given, x64):
-    """Python floats, weak types, and every dtype."""
+def test_every_given_state_is_cast_to_the_carry(name, row, given, x64):
+    """From Python floats, weak types, and every dtype."""
     cell = CELLS[name]
-    params, xs = asked(cell, row, "float32")
+    params, xs = structs(cell, row, "float32")
     wanted, _ = jax.eval_shape(lambda *a: jl.unroll(cell, *a), params, xs)
 
     def state(leaf):
@@ -158,8 +158,8 @@ def test_every_state_becomes_what_is_carried(name, row, given, x64):
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("promotion", ["strict", "standard"])
-def test_python_floats_are_a_state(promotion, x64):
-    """Nor do they, or weak features, widen anything, whatever JAX's own rules."""
+def test_weak_types_widen_nothing(promotion, x64):
+    """Python floats as a state and weak features, under both promotion rules of JAX."""
     params, xs, _ = problem()
     weak = jnp.broadcast_to(jnp.asarray(0.5), xs.shape)
     with jax.enable_x64(x64), jax.numpy_dtype_promotion(promotion):
@@ -172,8 +172,8 @@ def test_python_floats_are_a_state(promotion, x64):
 
 @every_params
 @every_row
-def test_layers_keep_the_row(row, params_dtype, x64):
-    """From the dtype that `embed` gives out to that of the last layer."""
+def test_layers_follow_the_table(row, params_dtype, x64):
+    """From the output dtype of `embed` to that of the last layer."""
     model = jl.serial(
         jl.embed(9, 4, dtype=row.xs),
         jl.stack(CELL, (4, 4), dropout=0.5, residual=True),
@@ -182,7 +182,7 @@ def test_layers_keep_the_row(row, params_dtype, x64):
         jl.linear(3),
     )
     drawn = jax.eval_shape(lambda key: model.init(key)[0], jax.random.key(0))
-    params = retyped(drawn, params_dtype)
+    params = with_dtype(drawn, params_dtype)
     tokens = jax.ShapeDtypeStruct((T, B), jnp.int32)
 
     def run(params, tokens):
@@ -199,8 +199,8 @@ def test_layers_keep_the_row(row, params_dtype, x64):
     assert dtypes(jax.eval_shape(jax.grad(total), params, tokens)) == {params_dtype}
 
 
-def test_the_table_is_true_of_what_is_run(x64):
-    """The same, once, of arrays; and as close to float64 as the dtype allows."""
+def test_computed_arrays_follow_the_table(x64):
+    """The errors are those of the dtype, too."""
     params, xs, state = problem(dtype=jnp.float64)
     _, wanted = jl.unroll(CELL, params, xs, state)
     for row in table():
@@ -211,14 +211,14 @@ def test_the_table_is_true_of_what_is_run(x64):
         np.testing.assert_allclose(hs.astype(jnp.float64), wanted, atol=near)
 
 
-# -- c counts, and is wider than 16 bits --------------------------------------
+# -- c is wider than 16 bits ----------------------------------------------------
 
 
 COUNTING = ["lstm", "classic", "peephole", "projected", "layer_norm", "conv", "learned"]
 
 
-def opened(cell: jl.Cell, dtype):
-    """Parameters with every gate open, so that c grows by one at each step."""
+def with_open_gates(cell: jl.Cell, dtype):
+    """Return parameters that open every gate, so that c grows by one per step."""
     zeros = jax.tree.map(
         jnp.zeros_like, cell.init(jax.random.key(0), 1, 4, dtype=dtype)
     )
@@ -233,10 +233,10 @@ def opened(cell: jl.Cell, dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", COUNTING)
-def test_narrow_compute_counts_past_256(name, dtype):
+def test_c_counts_past_256_in_16_bits(name, dtype):
     """In bfloat16, 256 + 1 is 256."""
     cell = CELLS[name]
-    params = opened(cell, dtype)
+    params = with_open_gates(cell, dtype)
     xs = jnp.zeros((300, *(2,) * cell.spatial_axes, 1), dtype)
     _, states = jl.unroll(cell, params, xs, emit=jl.emit.states)
     steps = np.arange(1.0, 301.0, dtype=np.float32)
@@ -247,10 +247,10 @@ def test_narrow_compute_counts_past_256(name, dtype):
 
 
 @pytest.mark.parametrize("name", [*COUNTING, "coupled", "clip"])
-def test_a_large_cell_state_survives_float16(name):
-    """Of 65504, the largest number of float16, c knows nothing."""
+def test_c_exceeds_the_range_of_float16(name):
+    """The largest number of float16 is 65504."""
     cell = CELLS[name] if name != "clip" else jl.clip_cell(CELL, 70_002.0)
-    params = opened(cell, jnp.float16)
+    params = with_open_gates(cell, jnp.float16)
     xs = jnp.zeros((3, *(2,) * cell.spatial_axes, 1), jnp.float16)
     space = xs.shape[1:-1]
     state = cell.initial_state(params, space, dtype=xs.dtype)
@@ -264,7 +264,7 @@ def test_a_large_cell_state_survives_float16(name):
 
 
 @pytest.mark.parametrize("size", [1e4, 1e30, 3e38])
-def test_large_features_saturate(size):
+def test_large_features_stay_finite(size):
     params, xs, state = problem()
 
     def loss(params, xs):

@@ -210,8 +210,8 @@ def _select_mode(parts: Partition, residuals: Residuals, first: Operand | None) 
         rows = math.prod(x.shape[:-1])
         return "weights" if matmul.prefer_weights_first(rows, w) else "rows"
 
-    left: tuple[Operand, ...] = tuple(map(left_operand, parts.products))
-    return Mode(residuals, left)
+    left: list[Operand] = [left_operand(product) for product in parts.products]
+    return Mode(residuals, tuple(left))
 
 
 def _check_supported(parts: Partition, xs: Features, state: State) -> None:

@@ -1,4 +1,4 @@
-"""The gate tape: every gate of every layer, by name, without changing a bit."""
+"""`Layer.trace` and `emit.trace` return every gate and change no bit of the results."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def drawn(layer: jl.Layer):
     return params
 
 
-HOW = {
+OPTIONS = {
     "plain": {},
     "ragged": {"lengths": jnp.array([9, 4, 0])},
     "resets": {"resets": jnp.arange(T * B).reshape(T, B) % 4 == 2},
@@ -52,7 +52,7 @@ def also(*cases, mark=pytest.mark.thorough):
     return [pytest.param(*case, marks=mark) for case in cases]
 
 
-EVERY_HOW = [(name, how) for name in LAYERS for how in HOW]
+EVERY_CASE = [(name, options) for name in LAYERS for options in OPTIONS]
 # The default run holds every layer and every option at least once.
 FIRST = [
     ("one", "resets"),
@@ -63,24 +63,24 @@ FIRST = [
 ]
 SECOND = [
     case
-    for case in EVERY_HOW
+    for case in EVERY_CASE
     if case not in FIRST and ("both" in case or "noisy" in case)
 ]
-REST = [case for case in EVERY_HOW if case not in FIRST + SECOND]
+REST = [case for case in EVERY_CASE if case not in FIRST + SECOND]
 COMBINATIONS = pytest.mark.combinations
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), FIRST + also(*SECOND, mark=COMBINATIONS) + also(*REST)
+    ("name", "options"), FIRST + also(*SECOND, mark=COMBINATIONS) + also(*REST)
 )
-def test_tape_names_every_layer_and_changes_no_bit(name, how):
+def test_trace_names_every_layer_and_changes_no_bit(name, options):
     layer, xs = LAYERS[name], inputs()
     params = drawn(layer)
-    plain = jax.jit(layer.apply)(params, xs, **HOW[how])
-    state, ys, tape = jax.jit(layer.trace)(params, xs, **HOW[how])
+    plain = jax.jit(layer.apply)(params, xs, **OPTIONS[options])
+    state, ys, traces = jax.jit(layer.trace)(params, xs, **OPTIONS[options])
     assert_bits((state, ys), plain)
-    assert sorted(tape) == NAMES[name]
-    for trace in tape.values():
+    assert sorted(traces) == NAMES[name]
+    for trace in traces.values():
         assert {leaf.shape[:2] for leaf in jax.tree.leaves(trace)} == {(T, B)}
 
 
@@ -93,16 +93,18 @@ CELLS = {
     "hard gates": jl.lstm(gate_activation="hard_sigmoid"),
     "zoneout": jl.zoneout(jl.lstm(), h_rate=0.1, c_rate=0.2),
     "gru": jl.gru(),
-    "paper's gru": jl.gru(reset_after=False),
+    "gru of the paper": jl.gru(reset_after=False),
 }
 
 
-SIZES = 12, 64  # 12 is no multiple of a vector's lanes
+SIZES = 12, 64  # 12 is not a multiple of the lanes of a vector
 MODES = "adjoint", "adjoint/lean"
 EVERY = [(name, size, mode) for name in CELLS for size in SIZES for mode in MODES]
 QUICK = [case for case in EVERY if case[1:] == (12, "adjoint") or case[0] == "lstm"]
 # Cells that differ from `lstm` or `gru` by one term of a gate.
-ALIKE = [case for case in QUICK if case[0] in ("coupled", "hard gates", "paper's gru")]
+ALIKE = [
+    case for case in QUICK if case[0] in ("coupled", "hard gates", "gru of the paper")
+]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ ALIKE = [case for case in QUICK if case[0] in ("coupled", "hard gates", "paper's
     + also(*ALIKE, mark=COMBINATIONS)
     + also(*(case for case in EVERY if case not in QUICK)),
 )
-def test_trace_changes_no_bit_of_the_fast_engine(name, size, mode):
+def test_emit_trace_changes_no_bit_of_the_adjoint_engine(name, size, mode):
     cell, xs = CELLS[name], inputs()
     params = cell.init(jax.random.key(0), D, size)
 
@@ -125,7 +127,7 @@ def test_trace_changes_no_bit_of_the_fast_engine(name, size, mode):
 
 
 @pytest.mark.parametrize(
-    ("how", "reverse"),
+    ("options", "reverse"),
     [
         ("plain", False),
         ("ragged", True),
@@ -135,21 +137,21 @@ def test_trace_changes_no_bit_of_the_fast_engine(name, size, mode):
         *also(("resets", True), ("masked", False), mark=COMBINATIONS),
     ],
 )
-def test_what_is_written_once_is_what_the_reference_stacks(how, reverse):
-    """Of whole vectors, which are computed where they lie: values and gradients."""
+def test_in_place_stacks_equal_those_of_the_reference(options, reverse):
+    """Values and gradients, for units that are whole vectors."""
     cell, xs = jl.lstm(), inputs()
     params = cell.init(jax.random.key(0), D, 16)
 
     def traced(params, xs, engine):
-        options = {"engine": engine, "reverse": reverse, "emit": jl.emit.trace}
-        return jl.unroll(cell, params, xs, **options, **HOW[how])
+        chosen = {"engine": engine, "reverse": reverse, "emit": jl.emit.trace}
+        return jl.unroll(cell, params, xs, **chosen, **OPTIONS[options])
 
     def total(params, xs, engine):
         leaves = jax.tree.leaves(traced(params, xs, engine))
         return sum((leaf**2).sum() for leaf in leaves)
 
     program = str(jax.make_jaxpr(traced, static_argnums=2)(params, xs, "adjoint"))
-    assert "dynamic_update_slice" in program  # it is written in place at all
+    assert "dynamic_update_slice" in program  # the in-place scan is used
     both = jax.jit(lambda *arguments: traced(*arguments), static_argnums=2)
     slope = jax.jit(jax.grad(total, (0, 1)), static_argnums=2)
     for function in both, slope:
@@ -158,40 +160,40 @@ def test_what_is_written_once_is_what_the_reference_stacks(how, reverse):
             np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
 
-def test_default_engine_gives_the_trace():
+def test_default_engine_serves_a_trace():
     cell, xs = jl.lstm(), inputs()
     params = cell.init(jax.random.key(0), D, 5)
     found = jl.explain(cell, params, xs, emit=jl.emit.trace)
     assert found.engine == registry.DEFAULT[0]
 
 
-def test_tape_of_a_stack_is_the_tape_of_its_layers():
+def test_trace_of_a_stack_is_that_of_its_layers():
     layer, xs = LAYERS["both"], inputs()
     params = drawn(layer)
-    *_, tape = layer.trace(params, xs, lengths=HOW["ragged"]["lengths"])
+    *_, traces = layer.trace(params, xs, lengths=OPTIONS["ragged"]["lengths"])
     cell, (stacked, _) = jl.lstm(), params
     for direction, reverse in ("forward", False), ("backward", True):
         _, alone = jl.unroll(
             cell,
             getattr(stacked[0], direction),
             xs,
-            lengths=HOW["ragged"]["lengths"],
+            lengths=OPTIONS["ragged"]["lengths"],
             reverse=reverse,
             emit=jl.emit.trace,
         )
-        assert_bits(tape[f"0/0/{direction}"], alone)
+        assert_bits(traces[f"0/0/{direction}"], alone)
 
 
-@pytest.mark.parametrize("how", ["plain", "ragged", "resets", "masked"])
-def test_the_tape_is_that_of_the_equations_step_by_step(how):
-    """Each gate by hand, in NumPy, and no step that does not happen."""
+@pytest.mark.parametrize("options", ["plain", "ragged", "resets", "masked"])
+def test_trace_equals_the_equations_step_by_step(options):
+    """Each gate computed in NumPy; masked steps are zero."""
     layer, xs = LAYERS["one"], inputs()
     params = drawn(layer)
-    *_, tape = layer.trace(params, xs, **HOW[how])
+    *_, traces = layer.trace(params, xs, **OPTIONS[options])
     w_x, w_h, b = (np.asarray(leaf, np.float64) for leaf in params)
-    ends = np.asarray(HOW[how].get("lengths", np.full(B, T)))
-    active = np.asarray(HOW[how].get("mask", np.arange(T)[:, None] < ends))
-    resets = np.asarray(HOW[how].get("resets", np.zeros((T, B), bool)))
+    ends = np.asarray(OPTIONS[options].get("lengths", np.full(B, T)))
+    active = np.asarray(OPTIONS[options].get("mask", np.arange(T)[:, None] < ends))
+    resets = np.asarray(OPTIONS[options].get("resets", np.zeros((T, B), bool)))
 
     def sigmoid(z):
         return 1 / (1 + np.exp(-z))
@@ -199,7 +201,7 @@ def test_the_tape_is_that_of_the_equations_step_by_step(how):
     for row in range(B):
         h, c = np.zeros(5), np.zeros(5)
         for t in range(T):
-            seen = jax.tree.map(lambda leaf, at=(t, row): leaf[at], tape[""])
+            seen = jax.tree.map(lambda leaf, at=(t, row): leaf[at], traces[""])
             if not active[t, row]:
                 assert all((leaf == 0).all() for leaf in jax.tree.leaves(seen))
                 continue
@@ -210,22 +212,22 @@ def test_the_tape_is_that_of_the_equations_step_by_step(how):
             gates = jl.Gates(sigmoid(z[0]), sigmoid(z[1]), np.tanh(z[2]), sigmoid(z[3]))
             c = gates.f * c + gates.i * gates.g
             h = gates.o * np.tanh(c)
-            for ours, by_hand in zip(
+            for ours, expected in zip(
                 jax.tree.leaves(seen), (h, c, *gates), strict=True
             ):
-                np.testing.assert_allclose(ours, by_hand, rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_pass_through_the_tape():
+def test_gradients_of_a_trace():
     layer, xs = LAYERS["one"], inputs()
     params = drawn(layer)
 
-    def openness(params, engine):
+    def sum_of_forget_gates(params, engine):
         layer = jl.recurrent(jl.lstm(), 5, engine=engine)
         return layer.trace(params, xs)[2][""].gates.f.sum()
 
-    ours = jax.grad(openness)(params, "adjoint")
-    reference = jax.grad(openness)(params, "scan")
+    ours = jax.grad(sum_of_forget_gates)(params, "adjoint")
+    reference = jax.grad(sum_of_forget_gates)(params, "scan")
     assert jnp.abs(reference.w_h).max() > 1e-3
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -234,13 +236,13 @@ def test_gradients_pass_through_the_tape():
     )
 
 
-def test_layer_of_two_functions_is_on_no_tape():
+def test_layer_without_trace_is_left_out():
     double = jl.Layer(
         lambda key, input_size=None: ((), input_size),
-        lambda params, xs, state=None, **said: ((), 2.0 * xs),
+        lambda params, xs, state=None, **options: ((), 2.0 * xs),
     )
     model = jl.serial(double, jl.recurrent(jl.lstm(), 5))
     params = drawn(model)
-    _, ys, tape = model.trace(params, inputs())
-    assert list(tape) == ["1"]
+    _, ys, traces = model.trace(params, inputs())
+    assert list(traces) == ["1"]
     assert_bits(ys, model.apply(params, inputs())[1])
