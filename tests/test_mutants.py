@@ -76,17 +76,17 @@ def check_refusals(jl) -> None:
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 2, 3)
     xs, steps = jnp.ones((4, 2, 2)), jnp.ones((4, 2), bool)
-    for options, sentence in (
-        ({"lengths": np.array([1, 5])}, "from 0 to 4"),
-        ({"lengths": np.array([-1, 4])}, "from 0 to 4"),
-        ({"lengths": np.array([1.0, 2.0])}, "lengths has dtype"),
-        ({"lengths": np.array([1])}, "lengths has shape"),
+    for options, message in (
+        ({"lengths": np.array([1, 5])}, "expected 0 to 4"),
+        ({"lengths": np.array([-1, 4])}, "expected 0 to 4"),
+        ({"lengths": np.array([1.0, 2.0])}, "lengths: got dtype"),
+        ({"lengths": np.array([1])}, "lengths: got shape"),
         ({"lengths": np.array([1, 2]), "mask": steps}, "lengths and mask"),
-        ({"mask": steps.astype(jnp.float32)}, "mask has dtype"),
-        ({"xs": xs.astype(jnp.int32)}, "xs has dtype"),
+        ({"mask": steps.astype(jnp.float32)}, "mask: got dtype"),
+        ({"xs": xs.astype(jnp.int32)}, "xs: got dtype"),
     ):
         arguments = {"xs": xs} | options
-        assert sentence in refusal(lambda a=arguments: jl.unroll(cell, params, **a))
+        assert message in refusal(lambda a=arguments: jl.unroll(cell, params, **a))
 
 
 def refusal(call) -> str:
@@ -183,9 +183,9 @@ CHECKS = [
 
 
 def killer(jl, engine: str) -> str | None:
-    """The name of the first check that fails, this engine being the first to serve."""
-    registry = importlib.import_module(f"{jl.__name__}.engines.registry")
-    registry.DEFAULT = tuple(dict.fromkeys([engine, *registry.DEFAULT]))
+    """Return the name of the first check that fails with this engine, or None."""
+    unrolling = importlib.import_module(f"{jl.__name__}.unrolling")
+    unrolling.DEFAULT = tuple(dict.fromkeys([engine, *unrolling.DEFAULT]))
     for check in CHECKS:
         try:
             check(jl)
