@@ -1,8 +1,8 @@
-"""Plausible bugs, as patches to the text of the library, and a package that has one.
+"""Plausible bugs as patches of the source, and a copy of the package that has one.
 
-Each mutant replaces one piece of source, which must occur exactly once: a mutant
-that no longer fits the text is an error and not a mutant. The mutated copy is
-imported under the library's own name, so that its modules find each other.
+Each mutant replaces one snippet of source, which must occur exactly once; a mutant
+that does not fit the source is an error. The mutated copy is imported under the
+library's own name, so that its modules find each other.
 """
 
 import importlib
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 NAME = "jaxlstm"
-LSTM, SHAPES, INITIALIZERS = "cells/lstm.py", "typing.py", "initializers.py"
-SEQUENCES, SCAN, PLANNING = "masking.py", "engines/scan.py", "engines/registry.py"
-ARGUMENTS, LOOPS = "validation.py", "engines/loops.py"
+LSTM, TYPING, INITIALIZERS = "cells/lstm.py", "typing.py", "initializers.py"
+MASKING, SCAN, REGISTRY = "masking.py", "engines/scan.py", "engines/registry.py"
+VALIDATION, LOOPS = "validation.py", "engines/loops.py"
 ADJOINT, PARTITION = "engines/adjoint/engine.py", "engines/adjoint/partition.py"
-STEPS_OF = "engines/adjoint/steps.py"
-WEIGHTS_FIRST = "engines/matmul.py"
+ADJOINT_STEPS = "engines/adjoint/steps.py"
+MATMUL = "engines/matmul.py"
 
 
 class Mutant(NamedTuple):
-    """In `file`, `new` in place of `old`; `engine` is the one that shall notice."""
+    """Replace `old` by `new` in `file`; the checks run with `engine`."""
 
     name: str
     file: str
@@ -73,7 +73,7 @@ CELL = [
            "product(jax.lax.stop_gradient(h), params.w_h"),
     Mutant("no gradient through c", LSTM, "gates.f * c +",
            "gates.f * jax.lax.stop_gradient(c) +"),
-    Mutant("c carried in 16 bits", SHAPES, "itemsize >= 4", "itemsize >= 2"),
+    Mutant("c carried in 16 bits", TYPING, "itemsize >= 4", "itemsize >= 2"),
     Mutant("initial state of ones", LSTM, "h=jnp.zeros(", "h=jnp.ones("),
     Mutant("forget bias on the input gate", INITIALIZERS, ".at[FORGET].set(value)",
            ".at[INPUT].set(value)"),
@@ -86,58 +86,58 @@ CELL = [
     Mutant("factory not cached", LSTM, "@functools.cache\n", ""),
 ]  # fmt: skip
 
-# Which steps happen.
+# Lengths and masks.
 STEPS = [
-    Mutant("one step too many", SEQUENCES, "clock < counts[None]",
+    Mutant("one step too many", MASKING, "clock < counts[None]",
            "clock <= counts[None]"),
-    Mutant("one step too few", SEQUENCES, "clock < counts[None]",
+    Mutant("one step too few", MASKING, "clock < counts[None]",
            "clock + 1 < counts[None]"),
-    Mutant("padding on the left", SEQUENCES, "clock < counts[None]",
+    Mutant("padding on the left", MASKING, "clock < counts[None]",
            "clock >= time - counts[None]"),
-    Mutant("no poison", SEQUENCES, "(counts > time) if traced else None",
+    Mutant("no NaN for invalid lengths", MASKING, "(counts > time) if traced else None",
            "(counts > time) if False else None"),
-    Mutant("no poison below 0", SEQUENCES,
+    Mutant("no NaN for lengths below 0", MASKING,
            "invalid_length=(counts < 0) | (counts > time)",
            "invalid_length=(counts > time)"),
-    Mutant("no poison above T", SEQUENCES,
+    Mutant("no NaN for lengths above T", MASKING,
            "invalid_length=(counts < 0) | (counts > time)",
            "invalid_length=(counts < 0)"),
-    Mutant("poison at length T", SEQUENCES,
+    Mutant("NaN at length T", MASKING,
            "invalid_length=(counts < 0) | (counts > time)",
            "invalid_length=(counts < 0) | (counts >= time)"),
-    Mutant("lengths clamped", SEQUENCES, "itemsize == 8 else jnp.int32)",
+    Mutant("lengths clamped", MASKING, "itemsize == 8 else jnp.int32)",
            "itemsize == 8 else jnp.int32).clip(0, 4)"),
-    Mutant("concrete lengths not checked", SEQUENCES, "    if not traced:\n",
+    Mutant("concrete lengths not checked", MASKING, "    if not traced:\n",
            "    if False:\n"),
-    Mutant("negative lengths not checked", SEQUENCES,
+    Mutant("negative lengths not checked", MASKING,
            "np.argwhere((counts < 0) | (counts > time))", "np.argwhere(counts > time)"),
-    Mutant("float lengths taken", SEQUENCES,
+    Mutant("float lengths taken", MASKING,
            "if not jnp.issubdtype(counts.dtype, jnp.integer)", "if False"),
-    Mutant("lengths of any shape", SEQUENCES, "if counts.shape != batch_shape",
+    Mutant("lengths of any shape", MASKING, "if counts.shape != batch_shape",
            "if counts.ndim > 1"),
-    Mutant("mask and lengths together", SEQUENCES,
+    Mutant("mask and lengths together", MASKING,
            "if lengths is not None and mask is not None", "if False"),
-    Mutant("float mask taken", SEQUENCES, "if array.dtype != jnp.bool_", "if False"),
-    Mutant("mask inverted", SEQUENCES, 'active=_booleans("mask", mask, frame)',
+    Mutant("float mask taken", MASKING, "if array.dtype != jnp.bool_", "if False"),
+    Mutant("mask inverted", MASKING, 'active=_booleans("mask", mask, frame)',
            'active=~_booleans("mask", mask, frame)'),
-    Mutant("resets lost with a mask", SEQUENCES,
+    Mutant("resets lost with a mask", MASKING,
            'mask, frame), resets=resets)', 'mask, frame))'),
-    Mutant("select by a product", SEQUENCES,
+    Mutant("select by a product", MASKING,
            "jnp.where(chosen.reshape(*chosen.shape, *tail), yes, no)",
            "(lambda w: w * yes + (1 - w) * no)("
            "chosen.reshape(*chosen.shape, *tail).astype(yes.dtype))"),
-    Mutant("select the wrong way", SEQUENCES, "*tail), yes, no)", "*tail), no, yes)"),
+    Mutant("select the wrong way", MASKING, "*tail), yes, no)", "*tail), no, yes)"),
 ]  # fmt: skip
 
-# How they are run.
+# Loops.
 LOOP = [
-    Mutant("gradient through padding", PLANNING, "masking.zero_inactive(xs, steps),",
+    Mutant("gradient through padding", REGISTRY, "masking.zero_inactive(xs, steps),",
            "xs,"),
-    Mutant("padding not silent", PLANNING,
+    Mutant("outputs of padding not zero", REGISTRY,
            "emitted = masking.mask_outputs(emitted, steps)", "emitted = emitted"),
-    Mutant("final state not poisoned", PLANNING,
+    Mutant("final state not NaN", REGISTRY,
            "state = masking.nan_rows(state, steps.invalid_length)", "state = state"),
-    Mutant("given state ignored", ARGUMENTS,
+    Mutant("given state ignored", VALIDATION,
            "initial_state(params) if state is None else",
            "initial_state(params) if True else"),
     Mutant("state runs on through padding", LOOPS,
@@ -147,7 +147,7 @@ LOOP = [
            "    resets = None\n    replace = resets\n"),
     Mutant("reset after the step", SCAN, "cell.step(params, before, project(",
            "cell.step(params, state, project("),
-    Mutant("reset where no step happens", SCAN,
+    Mutant("reset at a masked step", SCAN,
            "freeze_inactive(after, state, active)",
            "freeze_inactive(after, before, active)"),
     Mutant("reset to the given state", SCAN,
@@ -181,21 +181,21 @@ LOOP = [
     Mutant("state after the remainder dropped", LOOPS,
            "    state, second = (blocks if reverse else remainder)(state)",
            "    _, second = (blocks if reverse else remainder)(state)"),
-    Mutant("remainder begins anew", LOOPS,
+    Mutant("remainder starts from zeros", LOOPS,
            "    state, second = (blocks if reverse else remainder)(state)",
            "    zero = jax.tree.map(jnp.zeros_like, state)\n"
            "    state, second = (blocks if reverse else remainder)(zero)"),
-    Mutant("everything remembered", SCAN, "    if checkpoint_every is None:\n",
+    Mutant("checkpoints ignored by scan", SCAN, "    if checkpoint_every is None:\n",
            "    if True:\n"),
 ]  # fmt: skip
 
-# The fast engine: its derivative is written by hand.
+# The adjoint engine, whose derivative is written by hand.
 DERIVATIVE = [
     Mutant("slope of tanh", PARTITION, "(1 - y) * (1 + y)", "(1 - y)"),
     Mutant("slope of the sigmoid", PARTITION, "lambda y: y * (1 - y)", "lambda y: y"),
-    Mutant("what is shared is a site's alone", PARTITION,
+    Mutant("shared weight treated as of one product", PARTITION,
            "        if any(id(user) not in weights", "        if False and any(True"),
-    Mutant("what is used twice enters once", PARTITION, "if len(uses[other]) == 1:",
+    Mutant("addend used twice is tapped", PARTITION, "if len(uses[other]) == 1:",
            "if True:"),
     Mutant("tangent of the input lost", ADJOINT,
            "return omega if d_addend is None else omega + d_addend", "return omega"),
@@ -204,31 +204,31 @@ DERIVATIVE = [
     Mutant("tangent of the first state lost", ADJOINT,
            "[instantiate(s, d) for s, d in",
            "[instantiate(s, None) for s, d in"),
-    Mutant("tangent of a new beginning lost", ADJOINT,
+    Mutant("tangent of the reset state lost", ADJOINT,
            "    d_steps = StepInputs(d_params_only, d_xs, d_initial, d_state, [])",
            "    d_initial = [None] * len(initial)\n"
            "    d_steps = StepInputs(d_params_only, d_xs, d_initial, d_state, [])"),
-    Mutant("tangents of what is fixed lost", STEPS_OF,
+    Mutant("params-only tangents lost", ADJOINT_STEPS,
            "keep_needed(d_params_only, of_params),",
            "[None] * len(d_params_only),", "adjoint"),
     Mutant("tangents in the order of time", ADJOINT,
            "lax.scan(body, tangents.state, inputs, length=length, reverse=reverse)",
            "lax.scan(body, tangents.state, inputs, length=length)"),
-    Mutant("remembers the state after", ADJOINT,
+    Mutant("stores the state after the step", ADJOINT,
            "(emitted, keep(state, activations))",
            "(emitted, keep(after, activations))"),
-    Mutant("everything remembered by the fast engine", ADJOINT,
+    Mutant("checkpoints ignored by adjoint", ADJOINT,
            "    if checkpoint_every is None:\n", "    if True:\n"),
 ]  # fmt: skip
 
 LEAN, FIRST = "adjoint/lean", "adjoint/weights_first"
 
-# Its other modes.
+# Other modes of the adjoint engine.
 MODES = [
     Mutant("activations of another step", ADJOINT,
            "activations = at_all_steps(plan.recompute, [])",
            "activations = [a[::-1] for a in at_all_steps(plan.recompute, [])]", LEAN),
-    Mutant("activations that begin nowhere anew", ADJOINT,
+    Mutant("recomputed activations without resets", ADJOINT,
            "        rows_first = NonDiffInputs(\n"
            "            active, resets, activations,",
            "        none = None if resets is None else resets & False\n"
@@ -238,10 +238,10 @@ MODES = [
     Mutant("blocks in the order of time", ADJOINT,
            'block, d_state, inputs, every="sqrt", reverse=reverse',
            'block, d_state, inputs, every="sqrt", reverse=False', LEAN),
-    Mutant("the way back by the same weights", WEIGHTS_FIRST,
+    Mutant("wrong weights in the backward pass", MATMUL,
            "return weights_first(ct, w_transposed, w), None, None",
            "return weights_first(ct, w_transposed, 2 * w), None, None", FIRST),
-    Mutant("the rows in another order", WEIGHTS_FIRST,
+    Mutant("rows in another order", MATMUL,
            "columns = lax.optimization_barrier(_flatten_rows(x).T)",
            "columns = lax.optimization_barrier(_flatten_rows(x)[::-1].T)",
            FIRST),
@@ -252,7 +252,7 @@ UNMUTATED = Mutant("none", LSTM, "", "")
 
 
 def plant(mutant: Mutant, folder: Path) -> None:
-    """Write a copy of the library, without its laboratory, that has the bug."""
+    """Write a copy of the library, without `lab`, that has the bug."""
     package = Path(importlib.import_module(NAME).__path__[0])
     unwanted = shutil.ignore_patterns("lab", "__pycache__")
     shutil.copytree(package, folder / NAME, ignore=unwanted)
@@ -264,14 +264,14 @@ def plant(mutant: Mutant, folder: Path) -> None:
     if found != 1:
         raise LookupError(
             f"mutant {mutant.name!r}: {mutant.old!r} occurs {found} times in "
-            f"{mutant.file}; rewrite the mutant for the text that stands there now."
+            f"{mutant.file}, expected 1; update the mutant to the current source."
         )
     file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
 @contextmanager
 def imported_from(folder: Path) -> Iterator:
-    """The library as it stands in `folder`, in place of the installed one."""
+    """Import the library from `folder` in place of the installed one."""
     genuine = {name: sys.modules.pop(name) for name in _loaded()}
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()

@@ -1,8 +1,8 @@
-"""Every seeded bug is killed by a fast version of the suite.
+"""Every seeded bug is found by a fast version of the suite.
 
-The checks are ordered by how much they kill; a mutant is dead when the first of them
-says so by an `AssertionError`. A mutant that crashes is no plausible bug, and a
-mutant that does not fit the source is an error: both fail the test.
+The checks are ordered by how many mutants they find; a mutant is killed when one of
+them raises an `AssertionError`. A mutant that raises another error is not a plausible
+bug, and one that does not fit the source is an error: both fail the test.
 """
 
 import importlib
@@ -61,7 +61,7 @@ def check_activations(jl) -> None:
     np.testing.assert_allclose(state.h, o * (f * 4.0 + i * g), rtol=1e-6)
 
 
-def check_poison(jl) -> None:
+def check_invalid_lengths(jl) -> None:
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 2, 3)
     run = jax.jit(lambda n: jl.unroll(cell, params, jnp.ones((4, 4, 2)), lengths=n))
@@ -112,7 +112,7 @@ def check_blocks(jl) -> None:
 
 
 def check_memory(jl) -> None:
-    """Checkpointing remembers less."""
+    """Checkpointing reduces the memory."""
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 2, 8)
 
@@ -128,7 +128,7 @@ def check_memory(jl) -> None:
 
 
 def check_odd_steps(jl) -> None:
-    """A step that uses its weight, its input and its state in more ways than one."""
+    """A step that uses its weight, its input and its state several times."""
 
     def odd(params, state, z):
         w, u = params["w"], params["u"]
@@ -173,7 +173,7 @@ CHECKS = [
     check_mask_in_reverse,
     check_refusals,
     check_init,
-    check_poison,
+    check_invalid_lengths,
     check_activations,
     check_sixteen_bits,
     check_blocks,
@@ -194,7 +194,7 @@ def killer(jl, engine: str) -> str | None:
     return None
 
 
-def test_there_are_enough_of_them(record_property):
+def test_number_of_mutants(record_property):
     names = [mutant.name for mutant in MUTANTS]
     record_property("mutants", len(names))
     assert len(set(names)) == len(names) >= 30
@@ -211,7 +211,7 @@ def test_mutant_is_killed(mutant, tmp_path, record_property):
     assert killed_by is not None, f"{mutant.name!r} survives"
 
 
-def test_the_unmutated_copy_lives(tmp_path):
+def test_unmutated_copy_passes_every_check(tmp_path):
     genuine = jaxlstm.unroll
     plant(UNMUTATED, tmp_path)
     with imported_from(tmp_path) as jl:
@@ -223,6 +223,6 @@ def test_the_unmutated_copy_lives(tmp_path):
     assert jaxlstm.unroll is genuine
 
 
-def test_a_mutant_that_does_not_fit_is_an_error(tmp_path):
+def test_mutant_that_does_not_fit_is_an_error(tmp_path):
     with pytest.raises(LookupError, match="occurs 0 times"):
         plant(MUTANTS[0]._replace(old="no such text"), tmp_path)

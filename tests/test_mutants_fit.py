@@ -1,7 +1,6 @@
-"""Every mutant is written for a text that stands there now, and stands there once.
+"""Every mutant fits the current source.
 
-The mutants themselves are run by `pytest -m mutants`; this is what a change of the
-library breaks first.
+`pytest -m mutants` runs the mutants; this quick test fails first if the source changes.
 """
 
 from pathlib import Path
@@ -17,7 +16,7 @@ ALL = [*mutants.MUTANTS, *family_mutants.CELL_MUTANTS, *family_mutants.WRAPPER_M
 
 
 @pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.name)
-def test_the_text_of_a_mutant_is_there_once(mutant):
+def test_snippet_of_a_mutant_occurs_once(mutant):
     text = (PACKAGE / mutant.file).read_text(encoding="utf-8")
     assert text.count(mutant.old) == 1
     assert mutant.new != mutant.old
