@@ -1,7 +1,8 @@
-"""Layers: what each one means, alone and together, on ragged and carried sequences."""
+"""Layers and combinators on ragged, carried and transformed sequences."""
 
 import inspect
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,57 +17,57 @@ KEY = jax.random.key(8)
 CELL = jl.lstm()
 XS = jax.random.normal(jax.random.key(1), (T, B, D))
 LENGTHS = np.array([0, 2, T, 5], np.int32)
-HAPPENS = np.arange(T)[:, None] < LENGTHS
+ACTIVE = np.arange(T)[:, None] < LENGTHS
 RESETS = jnp.asarray(np.random.default_rng(4).random((T, B)) < 0.3)
 
 
-def both_ways(size: int) -> jl.Layer:
+def both_directions(size: int) -> jl.Layer:
     return jl.bidirectional(
         jl.recurrent(CELL, size), jl.recurrent(CELL, size, reverse=True)
     )
 
 
-# Each with its output size for D = 3 features.
+# Each layer with its number of output features for D = 3.
 LAYERS = {
     "recurrent": (jl.recurrent(CELL, 5), 5),
     "reversed": (jl.recurrent(CELL, 5, reverse=True), 5),
     "checkpointed": (jl.recurrent(CELL, 5, checkpoint_every="sqrt"), 5),
-    "bidirectional": (both_ways(4), 8),
+    "bidirectional": (both_directions(4), 8),
     "residual": (jl.residual(jl.recurrent(CELL, D)), D),
     "dropout": (jl.dropout(0.5), D),
     "linear": (jl.linear(7), 7),
     "serial": (jl.serial(jl.linear(4), jl.dropout(0.1), jl.recurrent(CELL, 5)), 5),
     "named": (jl.serial(rnn=jl.recurrent(CELL, 4), head=jl.linear(2)), 2),
     "stack": (jl.stack(CELL, (4, 5), dropout=0.2), 5),
-    "stack both ways": (jl.stack(CELL, (4, 5), bidirectional=True), 10),
+    "stack bidirectional": (jl.stack(CELL, (4, 5), bidirectional=True), 10),
     "stack residual": (jl.stack(CELL, (5, 5, 5), residual=True), 5),
 }
 FORWARD_IN_TIME = [n for n in LAYERS if n not in ("reversed", "bidirectional")]
-FORWARD_IN_TIME.remove("stack both ways")
+FORWARD_IN_TIME.remove("stack bidirectional")
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
 @cache
-def made(name: str):
-    """The layer and its parameters; drawn once."""
+def layer_and_params(name: str):
+    """Return the layer and its parameters, drawn once per process."""
     layer, size = LAYERS[name]
     params, output_size = layer.init(KEY, D)
     assert output_size == size
     return layer, params
 
 
-# --- what holds for every layer -------------------------------------------------------
+# --- every layer ----------------------------------------------------------------------
 
 
 @every_layer
 def test_shapes_and_signature(name):
-    layer, params = made(name)
+    layer, params = layer_and_params(name)
     state, ys = layer.apply(params, XS)
     assert ys.shape == (T, B, LAYERS[name][1])
     assert ys.dtype == XS.dtype
     parameters = inspect.signature(layer.apply).parameters
-    wanted = ["params", "xs", "state", "key", "lengths", "mask", "resets"]
-    assert list(parameters) == wanted
+    expected = ["params", "xs", "state", "key", "lengths", "mask", "resets"]
+    assert list(parameters) == expected
     kinds = [p.kind.name for p in parameters.values()]
     assert kinds[3:] == ["KEYWORD_ONLY"] * 4
     again, _ = layer.apply(params, XS, state)
@@ -76,32 +77,32 @@ def test_shapes_and_signature(name):
 @pytest.mark.parametrize(
     ("name", "option"),
     [(name, "lengths") for name in LAYERS]
-    + [("stack both ways", "mask")]
+    + [("stack bidirectional", "mask")]
     + [
         pytest.param(name, "mask", marks=pytest.mark.combinations)
         for name in LAYERS
-        if name != "stack both ways"
+        if name != "stack bidirectional"
     ],
 )
-def test_padding_never_matters_and_stays_silent(name, option):
-    layer, params = made(name)
-    steps = {"lengths": LENGTHS} if option == "lengths" else {"mask": HAPPENS}
+def test_padding_is_not_read_and_its_outputs_are_zero(name, option):
+    layer, params = layer_and_params(name)
+    steps = {"lengths": LENGTHS} if option == "lengths" else {"mask": ACTIVE}
 
     def run(params, xs):
         state, ys = layer.apply(params, xs, key=KEY, resets=RESETS, **steps)
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves((state, ys))), ys
 
     both = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
-    poisoned = both(params, jnp.where(HAPPENS[..., None], XS, jnp.nan))
-    assert finite(poisoned)
-    assert not np.asarray(poisoned[0][1])[~HAPPENS].any()
-    assert not np.asarray(poisoned[1][1])[~HAPPENS].any()
-    assert same_bits(poisoned, both(params, jnp.where(HAPPENS[..., None], XS, 3.0)))
+    with_nan = both(params, jnp.where(ACTIVE[..., None], XS, jnp.nan))
+    assert finite(with_nan)
+    assert not np.asarray(with_nan[0][1])[~ACTIVE].any()
+    assert not np.asarray(with_nan[1][1])[~ACTIVE].any()
+    assert same_bits(with_nan, both(params, jnp.where(ACTIVE[..., None], XS, 3.0)))
 
 
 @every_layer
 def test_a_ragged_row_is_the_truncated_row(name):
-    layer, params = made(name)
+    layer, params = layer_and_params(name)
     apply = jax.jit(layer.apply)
     state, ys = apply(params, XS, lengths=LENGTHS)
     for row in (1, 2):
@@ -112,8 +113,8 @@ def test_a_ragged_row_is_the_truncated_row(name):
 
 
 @pytest.mark.parametrize("name", FORWARD_IN_TIME)
-def test_split_is_whole(name):
-    layer, params = made(name)
+def test_carrying_the_state_gives_the_unsplit_result(name):
+    layer, params = layer_and_params(name)
     apply = jax.jit(layer.apply)
     whole_state, whole = apply(params, XS, resets=RESETS)
     state, first = apply(params, XS[:2], resets=RESETS[:2])
@@ -123,9 +124,9 @@ def test_split_is_whole(name):
 
 
 @every_layer
-def test_transformations(name):
-    """vmap over rows and over params is the loop; nothing is traced twice."""
-    layer, params = made(name)
+def test_jit_and_vmap(name):
+    """`vmap` over rows and over params equals a loop; `jit` traces once."""
+    layer, params = layer_and_params(name)
     more, _ = layer.init(jax.random.key(2), D)
     two = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, more)
     traces = []
@@ -146,8 +147,8 @@ def test_transformations(name):
 
 
 @every_layer
-def test_no_steps_and_no_rows(name):
-    layer, params = made(name)
+def test_empty_sequences_and_batches(name):
+    layer, params = layer_and_params(name)
     apply = jax.jit(layer.apply)
     _, ys = apply(params, XS[:0])
     assert ys.shape == (0, B, LAYERS[name][1])
@@ -163,48 +164,48 @@ def test_no_steps_and_no_rows(name):
         ({"lengths": np.array([1, 2])}, "lengths"),
         ({"lengths": np.array([1.0, 2.0, 3.0, 4.0])}, "lengths"),
         ({"lengths": np.full(B, T + 1)}, "lengths"),
-        ({"lengths": LENGTHS, "mask": HAPPENS}, "mask"),
+        ({"lengths": LENGTHS, "mask": ACTIVE}, "mask"),
     ],
 )
-def test_refusals(name, options, piece):
-    layer, params = made(name)
+def test_invalid_arguments_are_errors(name, options, piece):
+    layer, params = layer_and_params(name)
     with pytest.raises(ValueError, match=piece):
         layer.apply(params, **{"xs": XS} | options)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "dropout"])
-def test_features_that_the_params_were_not_made_for(name):
-    layer, params = made(name)
+def test_wrong_number_of_features(name):
+    layer, params = layer_and_params(name)
     with pytest.raises(ValueError, match=r"xs: got 9 features, expected 3 "):
         layer.apply(params, jnp.ones((T, B, 9)))
 
 
-# --- each by its meaning --------------------------------------------------------------
+# --- single layers --------------------------------------------------------------------
 
 
-def test_recurrent_is_unroll():
-    layer, params = made("reversed")
+def test_recurrent_equals_unroll():
+    layer, params = layer_and_params("reversed")
     begin = jl.LSTMState(*jax.random.normal(KEY, (2, B, 5)))
     options = {"lengths": LENGTHS, "resets": RESETS}
     got = layer.apply(params, XS, begin, **options)
     assert same_bits(got, jl.unroll(CELL, params, XS, begin, reverse=True, **options))
 
 
-def test_recurrent_passes_on_its_engine():
+def test_recurrent_passes_its_engine_to_unroll():
     layer = jl.recurrent(CELL, 5, engine="warp")
     params, _ = layer.init(KEY, D)
     with pytest.raises(ValueError, match="warp"):
         layer.apply(params, XS)
 
 
-def test_serial_is_one_after_another():
+def test_serial_applies_layers_in_order():
     first, second = jl.recurrent(CELL, 4), jl.recurrent(CELL, 5, reverse=True)
     layer = jl.serial(first, second)
     params, _ = layer.init(KEY, D)
     states, ys = layer.apply(params, XS, lengths=LENGTHS, resets=RESETS)
     one, middle = first.apply(params[0], XS, lengths=LENGTHS, resets=RESETS)
-    two, wanted = second.apply(params[1], middle, lengths=LENGTHS, resets=RESETS)
-    assert same_bits((states, ys), ((one, two), wanted))
+    two, expected = second.apply(params[1], middle, lengths=LENGTHS, resets=RESETS)
+    assert same_bits((states, ys), ((one, two), expected))
     assert not np.array_equal(params[0].w_h[:, :, 0], params[1].w_h[:4, :, 0])
 
 
@@ -230,7 +231,7 @@ def named_and_positional():
 
 
 @pytest.mark.parametrize("key", [None, KEY], ids=["no key", "key"])
-def test_named_layers_compute_what_positional_ones_do(key):
+def test_named_layers_equal_positional_layers(key):
     by_name, by_position, names = named_and_positional()
     params, size = by_name.init(KEY, D)
     positional, positional_size = by_position.init(KEY, D)
@@ -251,7 +252,7 @@ def test_named_layers_compute_what_positional_ones_do(key):
     )
 
 
-def test_named_layers_have_the_gradients_of_positional_ones():
+def test_gradients_of_named_layers_equal_those_of_positional_layers():
     by_name, by_position, names = named_and_positional()
     params, _ = by_name.init(KEY, D)
 
@@ -311,20 +312,23 @@ def test_serial_refuses_names_mixed_with_positions():
 
 
 @pytest.mark.parametrize("name", ["a/b", "0", "", "two words"])
-def test_serial_refuses_names_that_are_no_identifiers(name):
+def test_serial_refuses_names_that_are_not_identifiers(name):
     with pytest.raises(ValueError, match=rf"^serial: got the layer name '{name}'"):
         jl.serial(**{name: jl.linear(2)})
     with pytest.raises(ValueError, match=r"^serial: got Cell.*, expected a Layer"):
         jl.serial(rnn=CELL)  # pyright: ignore[reportArgumentType]
 
 
-def test_serial_names_missing_and_extra_entries():
+def test_serial_refuses_missing_and_extra_entries():
     layer = jl.serial(rnn=jl.recurrent(CELL, 4), head=jl.linear(2))
     params, _ = layer.init(KEY, D)
     state, _ = layer.apply(params, XS)
     for broken, got in [
         ({"rnn": 0}, "got the keys rnn, expected rnn, head"),
-        ({"rnn": 0, "head": 0, "tail": 0}, "got the keys rnn, head, tail, expected rnn"),
+        (
+            {"rnn": 0, "head": 0, "tail": 0},
+            "got the keys rnn, head, tail, expected rnn",
+        ),
         ({"rnn": 0, "tail": 0}, "got the keys rnn, tail, expected rnn, head"),
         (tuple(params.values()), "got tuple, expected a dict with the keys rnn, head"),
     ]:
@@ -333,14 +337,16 @@ def test_serial_names_missing_and_extra_entries():
         with pytest.raises(ValueError, match=f"^serial: state: {got}"):
             layer.apply(params, XS, broken)
     by_position = jl.serial(jl.recurrent(CELL, 4), jl.linear(2))
-    with pytest.raises(ValueError, match=r"^serial: params: got dict, expected a tuple"):
+    with pytest.raises(
+        ValueError, match=r"^serial: params: got dict, expected a tuple"
+    ):
         by_position.apply(params, XS)
     with pytest.raises(ValueError, match=r"^serial: state: got dict, expected a tuple"):
         by_position.apply(tuple(params.values()), XS, state)
 
 
-def test_bidirectional():
-    layer, params = made("bidirectional")
+def test_bidirectional_equals_two_unrolls():
+    layer, params = layer_and_params("bidirectional")
     assert isinstance(params, jl.Pair)
     begin = jl.Pair(*(jl.LSTMState(*jax.random.normal(k, (2, B, 4)))
                       for k in jax.random.split(KEY)))  # fmt: skip
@@ -356,17 +362,17 @@ def test_bidirectional():
 
 
 def test_residual_adds_its_input():
-    layer, params = made("residual")
+    layer, params = layer_and_params("residual")
     state, ys = layer.apply(params, XS, lengths=LENGTHS)
-    wanted_state, added = jl.recurrent(CELL, D).apply(params, XS, lengths=LENGTHS)
-    assert same_bits(state, wanted_state)
-    assert_same(ys, added + jnp.where(HAPPENS[..., None], XS, 0.0), 1e-6)
+    expected_state, added = jl.recurrent(CELL, D).apply(params, XS, lengths=LENGTHS)
+    assert same_bits(state, expected_state)
+    assert_same(ys, added + jnp.where(ACTIVE[..., None], XS, 0.0), 1e-6)
     with pytest.raises(ValueError, match=r"residual.*3.*5"):
         jl.residual(jl.recurrent(CELL, 5)).init(KEY, D)
 
 
-def test_linear():
-    layer, params = made("linear")
+def test_linear_equals_numpy():
+    layer, params = layer_and_params("linear")
     _, ys = layer.apply(params, XS)
     by_hand = np.asarray(XS) @ np.asarray(params.w) + np.asarray(params.b)
     np.testing.assert_allclose(ys, by_hand, rtol=1e-5, atol=1e-6)
@@ -374,8 +380,8 @@ def test_linear():
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout(rate):
-    """The share of zeros, the scale of the rest, and a mask for every step."""
+def test_dropout_zeroes_and_scales(rate):
+    """Checks the share of zeros, the scale of the rest, and that steps differ."""
     layer = jl.dropout(rate)
     ones = jnp.ones((200, 50, 10))
     _, ys = layer.apply((), ones, key=KEY)
@@ -389,30 +395,30 @@ def test_dropout(rate):
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
-def test_dropout_rates(rate):
-    with pytest.raises(ValueError, match="rate"):
+def test_dropout_refuses_rates_out_of_range(rate):
+    with pytest.raises(ValueError, match=r"^dropout: rate: got"):
         jl.dropout(rate)
-    with pytest.raises(ValueError, match=r"rate|dropout"):
+    with pytest.raises(ValueError, match=r"^stack: dropout: got"):
         jl.stack(CELL, (4, 4), dropout=rate)
 
 
-def test_no_key_no_noise():
-    layer, params = made("stack")
-    quiet = jl.stack(CELL, (4, 5))
+def test_no_noise_without_a_key():
+    layer, params = layer_and_params("stack")
+    plain = jl.stack(CELL, (4, 5))
     _, ys = layer.apply(params, XS)
     _, noisy = layer.apply(params, XS, key=KEY)
     assert not same_bits(ys, noisy)
     recurrent = [p for p in params if jax.tree.leaves(p)]
-    assert same_bits(quiet.apply(tuple(recurrent), XS)[1], ys)
+    assert same_bits(plain.apply(tuple(recurrent), XS)[1], ys)
 
 
-def test_layers_of_a_stack_have_noise_of_their_own():
+def test_layers_draw_independent_noise():
     two = jl.serial(jl.dropout(0.5), jl.dropout(0.5))
     _, ys = two.apply(((), ()), jnp.ones((50, 20, 10)), key=KEY)
     np.testing.assert_allclose((np.asarray(ys) != 0).mean(), 0.25, atol=0.02)
 
 
-def test_embed():
+def test_embed_looks_up_rows():
     layer = jl.embed(10, 4)
     params, size = layer.init(KEY)
     assert size == 4
@@ -426,7 +432,7 @@ def test_embed():
 
 @pytest.mark.parametrize("bad", [-1, 10, 2**31 - 1])
 def test_tokens_outside_the_vocabulary(bad):
-    """An error where they are seen, NaN where they are traced, nothing in padding."""
+    """An error if concrete, NaN if traced, ignored in padding."""
     layer = jl.embed(10, 4)
     params, _ = layer.init(KEY)
     tokens = np.zeros((T, B), np.int32)
@@ -434,10 +440,10 @@ def test_tokens_outside_the_vocabulary(bad):
     with pytest.raises(ValueError, match=rf"{bad}.*10"):
         layer.apply(params, tokens)
     _, ys = jax.jit(layer.apply)(params, tokens)
-    lost = np.zeros((T, B), bool)
-    lost[3, 1] = True
-    assert np.array_equal(np.isnan(ys).all(-1), lost)
-    assert np.array_equal(np.isnan(ys).any(-1), lost)
+    unknown = np.zeros((T, B), bool)
+    unknown[3, 1] = True
+    assert np.array_equal(np.isnan(ys).all(-1), unknown)
+    assert np.array_equal(np.isnan(ys).any(-1), unknown)
     _, ys = layer.apply(params, tokens, lengths=LENGTHS)
     assert finite(ys)
 
@@ -445,14 +451,14 @@ def test_tokens_outside_the_vocabulary(bad):
 @pytest.mark.parametrize(
     "tokens", [np.zeros((T, B), np.float32), np.ones((T, B), bool)]
 )
-def test_tokens_are_integers(tokens):
+def test_tokens_must_be_integers(tokens):
     layer = jl.embed(10, 4)
     params, _ = layer.init(KEY)
     with pytest.raises(ValueError, match=str(tokens.dtype)):
         layer.apply(params, tokens)
 
 
-def test_embed_chooses_the_compute_dtype():
+def test_dtype_of_embed_is_that_of_the_layers_after_it():
     model = jl.serial(
         jl.embed(10, 4, dtype=jnp.bfloat16), jl.recurrent(CELL, 5), jl.linear(3)
     )
@@ -464,7 +470,7 @@ def test_embed_chooses_the_compute_dtype():
     assert state[1].c.dtype == jnp.float32
 
 
-def test_dropout_in_a_stack_has_no_entry_and_stands_before_all_but_the_first():
+def test_dropout_in_a_stack_has_no_params_and_precedes_all_layers_but_the_first():
     plain, noisy = jl.stack(CELL, (4, 5)), jl.stack(CELL, (4, 5), dropout=0.3)
     params, _ = noisy.init(KEY, D)
     assert same_bits(params, plain.init(KEY, D)[0])
@@ -480,13 +486,13 @@ def test_dropout_in_a_stack_has_no_entry_and_stands_before_all_but_the_first():
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
-def test_a_stack_of_one_refuses_a_rate_that_cannot_be(rate):
-    with pytest.raises(ValueError, match="rate"):
+def test_a_stack_of_one_layer_refuses_rates_out_of_range(rate):
+    with pytest.raises(ValueError, match=r"^stack: dropout: got"):
         jl.stack(CELL, (4,), dropout=rate)
 
 
 @pytest.mark.parametrize("length", [-1, T + 1])
-def test_a_traced_length_that_cannot_be_is_nan_through_every_layer(length):
+def test_an_invalid_traced_length_gives_nan_in_every_layer(length):
     tokens = jnp.zeros((T, B), jnp.int32)
     model = jl.serial(
         jl.embed(5, 4),
@@ -504,28 +510,30 @@ def test_a_traced_length_that_cannot_be_is_nan_through_every_layer(length):
     assert np.isnan(run(jnp.full(B, length))).all()
 
 
-def test_tokens_of_any_integer_dtype_choose_the_same_rows():
+def test_integer_dtypes_of_tokens():
     layer = jl.embed(300, 4)
     params, _ = layer.init(KEY)
-    wanted = layer.apply(params, jnp.array([[3, 100]]))[1]
+    expected = layer.apply(params, jnp.array([[3, 100]]))[1]
     for dtype in (np.int8, np.uint8, np.int16, np.int64, np.uint64):
         found = layer.apply(params, np.array([[3, 100]], dtype))[1]
-        assert same_bits(found, wanted)
+        assert same_bits(found, expected)
     with pytest.raises(ValueError, match="token 4294967299"):
         layer.apply(params, np.array([[2**32 + 3]]))
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
-def test_stack_is_serial(options):
+def test_stack_equals_serial(options):
     layer = jl.stack(CELL, (4, 5, 6), **options)
     by_hand = []
     for size in (4, 5, 6):
-        two_ways = "bidirectional" in options
-        by_hand.append(both_ways(size) if two_ways else jl.recurrent(CELL, size))
+        is_bidirectional = "bidirectional" in options
+        by_hand.append(
+            both_directions(size) if is_bidirectional else jl.recurrent(CELL, size)
+        )
     params, size = layer.init(KEY, D)
     assert size == (12 if "bidirectional" in options else 6)
-    wanted, _ = jl.serial(*by_hand).init(KEY, D)
-    assert same_bits(params, wanted)
+    expected, _ = jl.serial(*by_hand).init(KEY, D)
+    assert same_bits(params, expected)
     got = layer.apply(params, XS, key=KEY, lengths=LENGTHS)
     assert same_bits(
         got, jl.serial(*by_hand).apply(params, XS, key=KEY, lengths=LENGTHS)
@@ -533,21 +541,23 @@ def test_stack_is_serial(options):
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (4, -1)])
-def test_stack_sizes(sizes):
+def test_stack_refuses_invalid_sizes(sizes):
     with pytest.raises(ValueError, match="size"):
         jl.stack(CELL, sizes).init(KEY, D)
 
 
-def test_stack_refuses_residuals_that_do_not_fit():
-    with pytest.raises(ValueError, match="residual"):
+def test_stack_refuses_residual_layers_of_unequal_sizes():
+    with pytest.raises(
+        ValueError, match=r"^stack: sizes: got \(4, 5\), expected equal sizes"
+    ):
         jl.stack(CELL, (4, 5), residual=True).init(KEY, D)
 
 
 @pytest.mark.parametrize(
-    "name", ["serial", "stack", "stack both ways", "bidirectional"]
+    "name", ["serial", "stack", "stack bidirectional", "bidirectional"]
 )
-def test_states_and_params_of_another_depth_are_refused(name):
-    layer, params = made(name)
+def test_states_and_params_of_another_depth(name):
+    layer, params = layer_and_params(name)
     state, _ = layer.apply(params, XS)
     with pytest.raises(ValueError, match="state"):
         layer.apply(params, XS, tuple(state)[:-1])
@@ -566,12 +576,12 @@ def test_init_needs_the_input_size(name):
 
 @pytest.mark.parametrize("build", [lambda: jl.linear(0), lambda: jl.embed(0, 4),
                                    lambda: jl.embed(4, -1)])  # fmt: skip
-def test_sizes_below_one(build):
+def test_sizes_below_one_are_errors(build):
     with pytest.raises(ValueError, match=r"size|vocabulary"):
         build()
 
 
-def test_params_are_arrays_and_nothing_else():
+def test_params_contain_only_arrays():
     model = jl.serial(jl.embed(7, 4), jl.stack(CELL, (5, 5), dropout=0.1), jl.linear(7))
     params, size = model.init(KEY)
     assert size == 7
@@ -580,13 +590,70 @@ def test_params_are_arrays_and_nothing_else():
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
 
 
-def test_a_step_mask_is_accepted_in_place_of_lengths_and_resets():
+def test_a_step_mask_equals_lengths_and_resets():
     layer = jl.stack(jl.lstm(), (4, 4), bidirectional=True)
     params, _ = layer.init(jax.random.key(0), 3)
     xs = jax.random.normal(jax.random.key(1), (6, 2, 3))
     lengths, resets = [6, 4], jnp.zeros((6, 2), bool).at[2, 1].set(True)
     mask = jl.StepMask.from_lengths(lengths, 6)._replace(resets=resets)
-    wanted = layer.apply(params, xs, lengths=lengths, resets=resets)
+    expected = layer.apply(params, xs, lengths=lengths, resets=resets)
     got = layer.apply(params, xs, mask=mask)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert (a == b).all()
+
+
+# --- checks of a call, and layers of a user -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["serial", "named", "stack", "bidirectional", "residual"]
+)
+def test_errors_name_the_layer_that_was_called(name):
+    layer, params = layer_and_params(name)
+    prefix = {"named": "serial"}.get(name, name)
+    invalid: list[dict[str, Any]] = [
+        {"lengths": np.full(B, T + 1)},
+        {"mask": ACTIVE.T},
+        {"resets": RESETS[:1]},
+        {"mask": jl.StepMask(active=jnp.asarray(ACTIVE.T))},
+    ]
+    for options in invalid:
+        with pytest.raises(ValueError, match=rf"^{prefix}: (lengths|mask|resets).*got"):
+            layer.apply(params, XS, **options)
+    with pytest.raises(TypeError, match=rf"^{prefix}: key: got 0, expected one key"):
+        layer.apply(params, XS, key=0)  # pyright: ignore[reportArgumentType]
+
+
+def halve(seen: list) -> jl.Layer:
+    """Return a layer of two functions that keeps every second step."""
+
+    def apply(params, xs, state=None, **options):
+        seen.append(options)
+        return (), xs[::2]
+
+    def init(key, input_size=None):
+        return (), input_size or D
+
+    return jl.Layer(init, apply)
+
+
+def test_a_layer_of_a_user_gets_the_options_of_the_caller():
+    seen = []
+    layer = jl.serial(jl.linear(4), halve(seen))
+    params, _ = layer.init(KEY, D)
+    layer.apply(params, XS, lengths=LENGTHS, resets=RESETS)
+    assert seen[0]["lengths"] is LENGTHS
+    assert seen[0]["resets"] is RESETS
+    assert seen[0]["mask"] is None
+
+
+def test_a_layer_of_a_user_may_change_the_number_of_steps():
+    layer = jl.serial(jl.linear(4), halve([]), jl.recurrent(CELL, 5))
+    params, _ = layer.init(KEY, D)
+    lengths = np.array([0, 1, 2, 3])
+    _, ys = layer.apply(params, XS, lengths=lengths)
+    _, inputs = jl.linear(4).apply(params[0], XS, lengths=lengths)
+    expected = jl.recurrent(CELL, 5).apply(params[2], inputs[::2], lengths=lengths)[1]
+    assert same_bits(ys, expected)
+    with pytest.raises(ValueError, match=r"^recurrent: lengths\[0\]: got 4, expected"):
+        layer.apply(params, XS, lengths=np.full(B, 4))

@@ -1,4 +1,4 @@
-"""Ragged rows with resets, batch first, for the tests of both kinds of modules."""
+"""Ragged batches with resets, and helpers, for the tests of both kinds of modules."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ LENGTHS = np.array([0, 6, 3, 2, 5, 1, 4, 6], np.int32)
 
 
 class Batch(NamedTuple):
-    """`xs [B, T, D]` with NaN in the padding, targets `[B, T, 2]`, what happens."""
+    """`xs [B, T, D]` with NaN in the padding, `targets [B, T, 2]`, and step options."""
 
     xs: np.ndarray
     targets: np.ndarray
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
 
 def draw(rows: int = ROWS) -> Batch:
-    """Running sums that begin again at each reset: something that can be learned."""
+    """Return inputs, and running sums that restart at each reset as targets."""
     rng = np.random.default_rng(4)
     xs = rng.normal(size=(rows, TIME, FEATURES)).astype(np.float32)
     resets = rng.random((rows, TIME)) < 0.3
@@ -42,7 +42,7 @@ def draw(rows: int = ROWS) -> Batch:
 
 
 def split(mesh: jax.sharding.Mesh, batch: Batch) -> Batch:
-    """Rows over the mesh."""
+    """Shard the rows over the mesh."""
 
     def one(value: np.ndarray) -> jax.Array:
         return jax.device_put(value, NamedSharding(mesh, P("data")))
@@ -55,12 +55,12 @@ def explicit() -> jax.sharding.Mesh:
 
 
 def noisy() -> jl.Layer:
-    """A layer, dropout, which has no parameters, and a linear one."""
+    """Return a recurrent layer, dropout and a linear layer."""
     return jl.serial(jl.recurrent(jl.lstm(), HIDDEN), jl.dropout(0.3), jl.linear(2))
 
 
-def both_ways() -> jl.Layer:
-    """A bidirectional layer, and a linear one; no noise."""
+def both_directions() -> jl.Layer:
+    """Return a bidirectional layer and a linear layer, without noise."""
     return jl.serial(jl.stack(jl.lstm(), (HIDDEN,), bidirectional=True), jl.linear(2))
 
 
@@ -69,7 +69,7 @@ def error(ys: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def core_loss(layer: jl.Layer, params, batch: Batch, key=None) -> jax.Array:
-    """The loss of the functional core; time goes first at the edge."""
+    """Return the loss of the layer itself, with time moved to axis 0."""
     _, ys = layer.apply(
         params,
         jnp.moveaxis(batch.xs, 1, 0),
@@ -81,13 +81,13 @@ def core_loss(layer: jl.Layer, params, batch: Batch, key=None) -> jax.Array:
 
 
 def assert_equal(one, other) -> None:
-    """To the bit."""
+    """Assert equal structures and bits."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def assert_close(one, other) -> None:
-    """To what another order of sums may change in float32."""
+    """Assert equality up to the rounding of another order of sums in float32."""
 
     def close(a, b) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -96,7 +96,7 @@ def assert_close(one, other) -> None:
 
 
 def pure(model: nnx.Module):
-    """The parameters of an nnx module as the functional core has them."""
+    """Return the parameters of an nnx module as arrays."""
     return jax.tree.map(
         lambda variable: variable[...],
         model.params,
@@ -105,7 +105,7 @@ def pure(model: nnx.Module):
 
 
 def ours(kind: str, **options):
-    """`jl.modules`' LSTM from 3 features to 5 as a function of the inputs."""
+    """Return the LSTM of `jl.modules` from 3 features to 5 as a function of inputs."""
     if kind == "nnx":
         return jl.modules.nnx.LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **options)
     module = jl.modules.linen.LSTM(HIDDEN, **options)
@@ -118,7 +118,10 @@ def ours(kind: str, **options):
 
 
 def theirs(kind: str):
-    """Flax's own, made within the trace of the call: elsewhere nnx refuses at once."""
+    """Return the `RNN` of Flax as a function of inputs.
+
+    In nnx it is built inside the call, because it refuses streams of an outer trace.
+    """
     if kind == "linen":
         module = linen.RNN(linen.OptimizedLSTMCell(HIDDEN))
         variables = module.init(jax.random.key(0), jnp.ones((1, 1, FEATURES)))

@@ -1,4 +1,4 @@
-"""The modules of `flax.nnx`: transformations, noise, edges, and what they hold."""
+"""The modules of `flax.nnx`: transformations, state, noise and layouts."""
 
 import subprocess
 import sys
@@ -21,15 +21,15 @@ BATCH = ragged.draw()
 XS = np.nan_to_num(BATCH.xs)
 
 
-def made(seed: int = 0, **options) -> Recurrent:
+def build(seed: int = 0, **options) -> Recurrent:
     return Recurrent(LAYER, FEATURES, rngs=nnx.Rngs(seed), **options)
 
 
 # --- transformations ------------------------------------------------------------------
 
 
-def test_windows_by_scan_carry_the_state():
-    """`nnx.scan` over two windows is one call over both."""
+def test_scan_over_windows_carries_the_state():
+    """`nnx.scan` over two windows equals one call over both."""
     model = LSTM(FEATURES, HIDDEN, num_layers=2, rngs=nnx.Rngs(0), return_carry=True)
     windows = XS.reshape(ROWS, 2, TIME // 2, FEATURES)
 
@@ -38,12 +38,12 @@ def test_windows_by_scan_carry_the_state():
         return model(xs, initial_carry=carry)
 
     carry, ys = scanned(model, model.initialize_carry(XS), windows)
-    wanted, whole = model(XS)
-    assert_close((carry, ys.reshape(whole.shape)), (wanted, whole))
+    expected, whole = model(XS)
+    assert_close((carry, ys.reshape(whole.shape)), (expected, whole))
 
 
-def test_noisy_windows_by_scan_draw_anew():
-    """The stream is carried along, and each window has noise of its own."""
+def test_scan_over_windows_draws_new_noise():
+    """The stream is carried, so each window has different noise."""
     model = LSTM(
         FEATURES, HIDDEN, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0), return_carry=True
     )
@@ -58,8 +58,8 @@ def test_noisy_windows_by_scan_draw_anew():
     assert model.rngs.count[...] == 2
 
 
-def test_an_ensemble_by_vmap():
-    """Three models in one: each has parameters and a stream of its own."""
+def test_ensemble_by_vmap():
+    """Three models in one, each with its own parameters and stream."""
 
     @nnx.split_rngs(splits=3)
     @nnx.vmap
@@ -83,7 +83,7 @@ def test_an_ensemble_by_vmap():
 
 
 def test_traced_once():
-    model, calls = made(deterministic=True), []
+    model, calls = build(deterministic=True), []
 
     @nnx.jit
     def call(model, xs):
@@ -92,11 +92,11 @@ def test_traced_once():
 
     for _ in range(3):
         call(model, XS)
-    call(made(1, deterministic=True), XS)  # another model of the same layer
+    call(build(1, deterministic=True), XS)  # another model of the same layer
     assert len(calls) == 1
 
 
-def test_two_of_the_same_options_are_compiled_together():
+def test_modules_of_equal_options_share_a_graph_definition():
     one, other = (
         nnx.graphdef(LSTM(FEATURES, HIDDEN, num_layers=2, rngs=nnx.Rngs(seed)))
         for seed in (0, 1)
@@ -105,7 +105,7 @@ def test_two_of_the_same_options_are_compiled_together():
     assert hash(one) == hash(other)
 
 
-# --- what a module holds --------------------------------------------------------------
+# --- state ----------------------------------------------------------------------------
 
 
 def test_paths_are_those_of_the_layer():
@@ -120,8 +120,8 @@ def test_paths_are_those_of_the_layer():
     assert isinstance(model.params[1].forward.w_x, nnx.Param)
 
 
-def test_split_and_merge_give_back_the_model():
-    model = made()
+def test_split_and_merge_restore_the_model():
+    model = build()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     again = nnx.merge(graph, params, rest)
     assert_equal(pure(again), pure(model))
@@ -130,12 +130,12 @@ def test_split_and_merge_give_back_the_model():
     assert_equal(one, other)
 
 
-def test_a_checkpoint_gives_back_the_parameters(tmp_path):
-    model = made()
+def test_a_checkpoint_restores_the_parameters(tmp_path):
+    model = build()
     saved = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "step", saved)
-    other = made(1)
+    other = build(1)
     state = nnx.state(other, nnx.Param)
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(tmp_path / "step", nnx.to_pure_dict(state))
@@ -145,7 +145,7 @@ def test_a_checkpoint_gives_back_the_parameters(tmp_path):
 
 
 def optional() -> jl.Layer:
-    """A layer whose parameters have a leaf that is not there."""
+    """Return a layer with a parameter that is None."""
 
     def init(key, input_size=None):
         return jl.layers.LinearParams(jax.random.normal(key, (input_size, 2)), None), 2
@@ -167,15 +167,15 @@ def test_a_parameter_may_be_none():
     assert_equal(nnx.jit(lambda m, xs: m(xs))(again, XS), jax.jit(model)(XS))
 
 
-def test_the_module_is_a_pytree_for_plain_jax():
-    """Without noise there is nothing in it but parameters, so `jax.grad` will do."""
+def test_the_module_is_a_pytree():
+    """A module without noise holds only parameters, so `jax.grad` applies."""
     model = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
     gradients = jax.jit(jax.grad(lambda model: model(XS).sum()))(model)
     assert (gradients.params[0].w_h[...] != 0).all()
 
 
 def test_abstract_construction():
-    model = nnx.eval_shape(lambda: made())
+    model = nnx.eval_shape(lambda: build())
     assert model.params[2].w.shape == (HIDDEN, 2)
 
 
@@ -189,27 +189,27 @@ def test_train_and_eval():
     assert (one != other).any()
     model.eval()
     assert_equal(lstm(XS), lstm(XS))
-    quiet = LSTM(FEATURES, HIDDEN, num_layers=2, rngs=nnx.Rngs(0))
-    assert_equal(lstm(XS), quiet(XS))
+    plain = LSTM(FEATURES, HIDDEN, num_layers=2, rngs=nnx.Rngs(0))
+    assert_equal(lstm(XS), plain(XS))
     assert (lstm(XS, deterministic=False) != lstm(XS)).any()
     model.train()
-    assert (lstm(XS) != quiet(XS)).any()
-    assert_equal(lstm(XS, deterministic=True), quiet(XS))
+    assert (lstm(XS) != plain(XS)).any()
+    assert_equal(lstm(XS, deterministic=True), plain(XS))
 
 
 def test_the_same_stream_gives_the_same_noise():
-    first, second = made(), made()
+    first, second = build(), build()
     assert_equal([first(XS) for _ in range(3)], [second(XS) for _ in range(3)])
-    given = [made()(XS, rngs=nnx.Rngs(dropout=7)) for _ in range(2)]
+    given = [build()(XS, rngs=nnx.Rngs(dropout=7)) for _ in range(2)]
     assert_equal(*given)
     key = nnx.Rngs(dropout=7).dropout()
-    assert_equal(made()(XS, rngs=key), given[0])
-    assert_equal(made()(XS, rngs=nnx.Rngs(dropout=7).dropout), given[0])
+    assert_equal(build()(XS, rngs=key), given[0])
+    assert_equal(build()(XS, rngs=nnx.Rngs(dropout=7).dropout), given[0])
     assert (given[0] != first(XS)).any()
 
 
-def test_a_key_will_do_where_the_stream_is_outside_the_trace():
-    model, keys = made(), jax.random.split(jax.random.key(0), 2)
+def test_a_key_works_if_the_stream_is_outside_the_trace():
+    model, keys = build(), jax.random.split(jax.random.key(0), 2)
     with pytest.raises(TraceContextError):
         jax.jit(lambda xs: model(xs))(XS)
     one, other = jax.jit(jax.vmap(lambda key: model(XS, rngs=key)))(keys)
@@ -218,14 +218,16 @@ def test_a_key_will_do_where_the_stream_is_outside_the_trace():
 
 
 def test_a_stream_of_another_name():
-    model = made(rng_collection="noise")
+    model = build(rng_collection="noise")
     one = model(XS, rngs=nnx.Rngs(noise=1, dropout=2))
     assert_equal(one, model(XS, rngs=nnx.Rngs(noise=1, dropout=3)))
 
 
-def test_noise_without_a_stream_is_refused():
+def test_noise_needs_a_stream():
     model = Recurrent(LAYER, FEATURES, rngs=nnx.Rngs(params=0))
-    with pytest.raises(ValueError, match="has no stream 'dropout'; pass rngs="):
+    with pytest.raises(
+        ValueError, match=r"^rngs: got no stream 'dropout' in a module with noise"
+    ):
         model(XS)
     assert model(XS, deterministic=True).shape == (ROWS, TIME, 2)
     assert model(XS, rngs=nnx.Rngs(dropout=1)).shape == (ROWS, TIME, 2)
@@ -239,29 +241,29 @@ def test_noise_without_a_stream_is_refused():
     ],
     ids=["zoneout", "variational"],
 )
-def test_a_stochastic_cell_gets_a_key_of_the_stream(cell):
+def test_a_stochastic_cell_draws_from_the_stream(cell):
     model = LSTM(FEATURES, HIDDEN, cell=cell, rngs=nnx.Rngs(0))
     call = nnx.jit(lambda model: model(XS))
     one, other = call(model), call(model)
     assert (one != other).any()
     key = nnx.clone(LSTM(FEATURES, HIDDEN, cell=cell, rngs=nnx.Rngs(0))).rngs()
-    wanted = jax.jit(model.layer.apply)(pure(model), XS.swapaxes(0, 1), key=key)[1]
-    assert_close(one, wanted.swapaxes(0, 1))
+    expected = jax.jit(model.layer.apply)(pure(model), XS.swapaxes(0, 1), key=key)[1]
+    assert_close(one, expected.swapaxes(0, 1))
     model.eval()
     assert_equal(call(model), call(model))
 
 
-def test_a_cell_without_noise_asks_for_no_key():
+def test_a_cell_without_noise_draws_no_key():
     cell = jl.clip_cell(jl.learned_initial_state(jl.lstm()), 3.0)
     model = LSTM(FEATURES, HIDDEN, cell=cell, rngs=nnx.Rngs(0))
     assert model.rngs is None
     assert ("params", 0, "state", "c") in dict(nnx.to_flat_state(nnx.state(model)))
 
 
-# --- the edges ------------------------------------------------------------------------
+# --- layouts and errors ---------------------------------------------------------------
 
 
-def test_time_major_is_the_same_with_time_first():
+def test_time_major_equals_batch_major():
     model = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
     other = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0), time_major=True)
     active = np.arange(TIME) < BATCH.lengths[:, None]
@@ -279,15 +281,15 @@ def test_time_major_is_the_same_with_time_first():
     ids=["gru", "projected", "convolutional"],
 )
 def test_other_cells(cell, space):
-    """Ragged, two layers deep, and with time behind the batch axes and before space."""
+    """Two layers on ragged rows, with time between batch and spatial axes."""
     model = LSTM(FEATURES, HIDDEN, num_layers=2, cell=cell, rngs=nnx.Rngs(0))
     xs = np.random.default_rng(0).normal(size=(2, TIME, *space, FEATURES))
     xs = xs.astype(np.float32)
     carry, ys = model(xs, seq_lengths=np.array([TIME, 2]), return_carry=True)
     params = pure(model)
-    wanted, hs = model.layer.apply(params, xs[1, :2])
+    expected, hs = model.layer.apply(params, xs[1, :2])
     assert_close(ys[1, :2], hs)
-    assert_close(jax.tree.map(lambda leaf: leaf[1], carry), wanted)
+    assert_close(jax.tree.map(lambda leaf: leaf[1], carry), expected)
     assert (ys[1, 2:] == 0).all()
 
 
@@ -298,31 +300,35 @@ def test_tokens_have_no_features():
     assert model.initialize_carry(np.zeros((4, TIME), np.int32))[1].h.shape == (4, 5)
 
 
-def test_a_reversed_layer_keeps_the_order():
-    """Outputs stand at their own steps, as with Flax's `keep_order`."""
+def test_outputs_of_a_reversed_layer_stay_at_their_steps():
+    """As with `keep_order` in Flax."""
     layer = jl.recurrent(jl.lstm(), HIDDEN, reverse=True)
     model = Recurrent(layer, FEATURES, rngs=nnx.Rngs(0), return_carry=True)
     carry, ys = model(XS, seq_lengths=BATCH.lengths)
-    there = BATCH.lengths > 0
-    assert_equal(carry.h[there], ys[there, 0])
+    nonempty = BATCH.lengths > 0
+    assert_equal(carry.h[nonempty], ys[nonempty, 0])
     forward = Recurrent(jl.recurrent(jl.lstm(), HIDDEN), FEATURES, rngs=nnx.Rngs(0))
     assert_close(ys[1], forward(XS[1, ::-1])[::-1])
 
 
-def test_refusals_are_sentences():
+def test_invalid_arguments_are_errors():
     model = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
     frame = np.zeros((TIME, ROWS), bool)
     with pytest.raises(
-        ValueError, match=r"resets has shape \[6, 8\]; inputs have \[8, 6\]"
+        ValueError, match=r"resets: got shape \[6, 8\], expected \[8, 6\]"
     ):
         model(XS, resets=frame)
     with pytest.raises(
-        ValueError, match=r"mask has shape \[6, 8\]; inputs have \[8, 6\]"
+        ValueError, match=r"mask: got shape \[6, 8\], expected \[8, 6\]"
     ):
         model(XS, mask=frame)
-    with pytest.raises(ValueError, match=r"inputs have shape \[3\]; 2 axes are needed"):
+    with pytest.raises(
+        ValueError, match=r"inputs: got shape \[3\], expected at least 2"
+    ):
         model(XS[0, 0])
-    with pytest.raises(ValueError, match=r"inputs have shape \[3\]; 2 axes are needed"):
+    with pytest.raises(
+        ValueError, match=r"inputs: got shape \[3\], expected at least 2"
+    ):
         model.initialize_carry(XS[0, 0])
     with pytest.raises(ValueError, match="xs: got 2 features, expected"):
         model(XS[..., :2])
@@ -330,7 +336,7 @@ def test_refusals_are_sentences():
         model(np.ma.masked_invalid(BATCH.xs))
     with pytest.raises(ValueError, match="inputs: got no array of numbers"):
         model([[[1.0]], [[1.0], [2.0]]])
-    with pytest.raises(ValueError, match=r"layer is Cell.*; a Layer is needed"):
+    with pytest.raises(ValueError, match=r"layer: got Cell.*, expected a Layer"):
         Recurrent(jl.lstm(), FEATURES, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="num_layers: got 0, expected an integer"):
         LSTM(FEATURES, HIDDEN, num_layers=0, rngs=nnx.Rngs(0))
@@ -354,7 +360,7 @@ def test_the_library_does_not_import_flax():
 
 
 @pytest.mark.parametrize("noise", [{"dropout": 0.5}, {"cell": "zoneout"}])
-def test_a_view_sets_it_beside_flax_s_own_dropout(noise):
+def test_view_sets_deterministic_as_for_the_dropout_of_flax(noise):
     if "cell" in noise:
         noise = {"cell": jl.zoneout(jl.lstm(), h_rate=0.5)}
 
@@ -373,7 +379,7 @@ def test_a_view_sets_it_beside_flax_s_own_dropout(noise):
     assert view.rnn.deterministic
 
 
-def test_named_layers_give_parameter_paths_their_names():
+def test_paths_of_named_layers_contain_the_names():
     layer = jl.serial(rnn=jl.stack(jl.lstm(), (5, 4)), head=jl.linear(2))
     model = jl.modules.nnx.Recurrent(layer, 3, rngs=nnx.Rngs(0))
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
@@ -387,3 +393,14 @@ def test_named_layers_give_parameter_paths_their_names():
     np.testing.assert_array_equal(ys, expected)
     gradients = nnx.grad(lambda model: jnp.sum(model(xs) ** 2))(model)
     assert float(jnp.abs(gradients["params"]["head"]["w"][...]).max()) > 0
+
+
+def test_a_step_mask_has_time_first():
+    model = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    call = model
+    mask = jl.StepMask.from_lengths(BATCH.lengths, TIME)
+    mask = mask._replace(resets=jnp.asarray(BATCH.resets.T))
+    expected = call(XS, seq_lengths=BATCH.lengths, resets=BATCH.resets)
+    assert_equal(call(XS, mask=mask), expected)
+    with pytest.raises(ValueError, match=r"mask\.active: got shape \[8, 6\], expected"):
+        call(XS, mask=jl.StepMask(active=mask.active.T))

@@ -1,7 +1,7 @@
-"""Training with Optax on ragged data with resets, held to the core to the bit.
+"""Training a module with Optax gives the bits of training its layer.
 
-Each kind of module under `jit`, on one device and on an explicit mesh, beside the
-functional core with the same parameters: losses and parameters of six steps of Adam.
+Losses and parameters of six steps of Adam on ragged data with resets, under `jit`, on
+one device and on an explicit mesh.
 """
 
 import functools
@@ -16,7 +16,7 @@ from ragged import FEATURES, assert_equal, core_loss, error, pure
 import jaxlstm as jl
 
 pytestmark = pytest.mark.thorough
-OPTIMISED = True  # held to the bit: compile as users do
+OPTIMISED = True  # bits are compared: compile with the flags of users
 
 OPTIMISER = optax.adam(3e-2)
 STEPS = 6
@@ -24,7 +24,7 @@ STEPS = 6
 
 @pytest.fixture(autouse=True)
 def relaxed():
-    """Optax raises a float to a power that is an integer."""
+    """Allow promotion: Optax raises a float to an integer power."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -34,12 +34,12 @@ def layer(name: str) -> jl.Layer:
     return getattr(ragged, name)()
 
 
-def begin(name: str):
+def initial_params(name: str):
     return layer(name).init(jax.random.key(0), FEATURES)[0]
 
 
-def descend(loss, params, rest):
-    """Losses and parameters of plain Optax, one entry of `rest` for each step."""
+def train(loss, params, rest):
+    """Return losses and parameters of plain Optax; `rest` has an entry per step."""
 
     @jax.jit
     def step(params, moments, rest):
@@ -55,7 +55,7 @@ def descend(loss, params, rest):
 
 
 def streams() -> nnx.Rngs:
-    return nnx.Rngs(jax.random.key(1, impl="rbg"))  # soon compiled
+    return nnx.Rngs(jax.random.key(1, impl="rbg"))  # this generator compiles fast
 
 
 def by_core(name, batch, stream=None):
@@ -63,13 +63,13 @@ def by_core(name, batch, stream=None):
         return core_loss(layer(name), params, batch, key)
 
     keys = [None if stream is None else stream() for _ in range(STEPS)]
-    return descend(loss, begin(name), [(batch, key) for key in keys])
+    return train(loss, initial_params(name), [(batch, key) for key in keys])
 
 
 def by_nnx(name, batch):
-    """With noise where the layer has it, from the module's own stream."""
+    """Train the nnx module, with noise from its own stream if the layer has any."""
     model = jl.modules.nnx.Recurrent(layer(name), FEATURES, rngs=streams())
-    model.params = jax.tree.map(nnx.Param, begin(name))
+    model.params = jax.tree.map(nnx.Param, initial_params(name))
     optimiser = nnx.Optimizer(model, OPTIMISER, wrt=nnx.Param)
 
     @nnx.jit
@@ -88,7 +88,7 @@ def by_nnx(name, batch):
 
 def by_linen(name, batch):
     model = jl.modules.linen.Recurrent(layer(name))
-    own = serialization.to_state_dict(begin(name))
+    own = serialization.to_state_dict(initial_params(name))
 
     def loss(variables, batch):
         ys = model.apply(
@@ -97,8 +97,10 @@ def by_linen(name, batch):
         return error(ys, batch.targets)
 
     rest = [(batch,)] * STEPS
-    losses, variables = descend(loss, {"params": {"layer": own}}, rest)
-    after = serialization.from_state_dict(begin(name), variables["params"]["layer"])
+    losses, variables = train(loss, {"params": {"layer": own}}, rest)
+    after = serialization.from_state_dict(
+        initial_params(name), variables["params"]["layer"]
+    )
     return losses, after
 
 
@@ -113,17 +115,17 @@ def on_an_explicit_mesh(by, name):
 
 
 @pytest.mark.parametrize("where", [on_one, on_an_explicit_mesh])
-def test_training_is_the_core_s_to_the_bit(where):
-    core = where(by_core, "both_ways")
-    assert_equal(where(by_nnx, "both_ways"), core)
-    assert_equal(where(by_linen, "both_ways"), core)
+def test_training_gives_the_bits_of_the_layer(where):
+    core = where(by_core, "both_directions")
+    assert_equal(where(by_nnx, "both_directions"), core)
+    assert_equal(where(by_linen, "both_directions"), core)
     assert core[0][-1] < 0.9 * core[0][0]
 
 
-def test_training_with_dropout_is_the_core_s_to_the_bit():
-    """The key of each step is the next of the fork that the module keeps."""
+def test_training_with_dropout_gives_the_bits_of_the_layer():
+    """The key of each step is the next key of the fork that the module keeps."""
     rngs = streams()
-    rngs.params()  # as the module does when it is made
+    rngs.params()  # the module draws its params first
     by = functools.partial(by_core, stream=rngs.dropout.fork())
     core = on_an_explicit_mesh(by, "noisy")
     assert_equal(on_an_explicit_mesh(by_nnx, "noisy"), core)

@@ -1,6 +1,7 @@
-"""What Flax's `RNN` gets wrong or refuses, and ours does not, in nnx and in linen.
+"""Cases that the `RNN` of Flax gets wrong or refuses, in nnx and in linen.
 
-One test each, and beside it the demonstration on Flax's own, as far as it was tried.
+Each case has a test of these modules, and one that shows the behaviour of Flax up to
+the version `TRIED`.
 """
 
 import flax
@@ -24,14 +25,14 @@ pytestmark = [pytest.mark.thorough, pytest.mark.parametrize("kind", ragged.KINDS
 
 @pytest.fixture
 def flax_as_tried():
-    """Flax up to the version that was tried, under JAX's usual rules."""
+    """Skip newer versions of Flax, and use the default promotion rules of JAX."""
     if tuple(map(int, flax.__version__.split(".")[:3])) > TRIED:
-        pytest.skip("a newer Flax may have mended this")
+        pytest.skip("a newer Flax may have fixed this")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
-def test_a_row_of_no_steps_ends_where_it_began(kind):
+def test_a_row_without_steps_keeps_its_carry(kind):
     begin = ours(kind)(CLEAN, return_carry=True)[0]
     carry, ys = ours(kind)(
         BATCH.xs, initial_carry=begin, seq_lengths=LENGTHS, return_carry=True
@@ -41,14 +42,14 @@ def test_a_row_of_no_steps_ends_where_it_began(kind):
     assert (ys[0] == 0).all()
 
 
-def test_a_row_of_no_steps_in_flax(kind, flax_as_tried):
+def test_a_row_without_steps_in_flax(kind, flax_as_tried):
     carry, _ = theirs(kind)(CLEAN, seq_lengths=LENGTHS, return_carry=True)
     assert all((leaf[0] != 0).any() for leaf in jax.tree.leaves(carry))
 
 
 @pytest.mark.parametrize("length", [-1, TIME + 1])
-def test_a_length_that_cannot_be(kind, length):
-    """An error where it can be seen, NaN in its row where it is traced."""
+def test_an_invalid_length(kind, length):
+    """An error if concrete, NaN in its row if traced."""
     model, lengths = ours(kind), jnp.asarray(LENGTHS).at[1].set(length)
     with pytest.raises(
         ValueError, match=rf"lengths\[1\]: got {length}, expected 0 to 6"
@@ -59,8 +60,8 @@ def test_a_length_that_cannot_be(kind, length):
     assert np.isfinite(np.delete(ys, 1, axis=0)).all()
 
 
-def test_a_length_that_cannot_be_in_flax(kind, flax_as_tried):
-    """It is clamped without a word."""
+def test_an_invalid_length_in_flax(kind, flax_as_tried):
+    """It is clamped silently."""
     rnn, lengths = theirs(kind), jnp.asarray(LENGTHS)
     (_, right), _ = rnn(CLEAN, seq_lengths=lengths, return_carry=True)
     wrong = lengths.at[1].set(99)
@@ -81,7 +82,7 @@ def test_outputs_in_padding_in_flax(kind, flax_as_tried):
 
 
 def gradient(model):
-    """Of the outputs at the steps that happen, for inputs with NaN at the others."""
+    """Return the gradient of the active outputs, for inputs with NaN in the padding."""
     active = (np.arange(TIME) < LENGTHS[:, None])[..., None]
 
     def loss(xs):
@@ -102,13 +103,13 @@ def test_nan_in_padding_in_flax(kind, flax_as_tried):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_sixteen_bits_stay(kind, dtype):
+def test_16_bit_dtypes_are_kept(kind, dtype):
     carry, ys = ours(kind)(jnp.asarray(CLEAN, dtype), return_carry=True)
     assert ys.dtype == carry[0].h.dtype == dtype
-    assert carry[0].c.dtype == jnp.float32  # so that it can count
+    assert carry[0].c.dtype == jnp.float32  # 16 bits cannot accumulate
 
 
-def test_sixteen_bits_in_flax(kind, flax_as_tried):
+def test_16_bit_dtypes_in_flax(kind, flax_as_tried):
     assert theirs(kind)(jnp.asarray(CLEAN, jnp.bfloat16)).dtype == jnp.float32
 
 
@@ -149,7 +150,7 @@ def test_shard_map_in_flax(kind, flax_as_tried):
 
 
 def test_several_batch_axes(kind):
-    """With lengths and the carry, and with none at all."""
+    """Two batch axes with lengths and the carry, and no batch axis."""
     model = ours(kind, return_carry=True)
     carry, ys = model(BATCH.xs, seq_lengths=LENGTHS)
     many, zs = model(
@@ -168,15 +169,15 @@ def test_several_batch_axes_in_flax(kind, flax_as_tried):
         theirs(kind)(xs, seq_lengths=lengths, return_carry=True)
 
 
-def test_under_jit_with_the_streams_outside(kind):
-    """No initial carry, and no noise: nothing is drawn, so any trace will do."""
+def test_jit_with_streams_of_an_outer_trace(kind):
+    """Without noise nothing is drawn, so the module runs in any trace."""
     model = ours(kind)
     ys = jax.jit(lambda xs: model(xs))(CLEAN)
     np.testing.assert_allclose(ys, model(CLEAN), rtol=1e-5, atol=1e-6)
 
 
-def test_under_jit_with_the_streams_outside_in_flax(kind, flax_as_tried):
-    """Linen's `RNN` has no streams of its own, and manages."""
+def test_jit_with_streams_of_an_outer_trace_in_flax(kind, flax_as_tried):
+    """nnx fails; the `RNN` of linen has no streams and works."""
     if kind == "linen":
         assert jax.jit(theirs(kind))(CLEAN).shape == (ROWS, TIME, HIDDEN)
         return

@@ -1,12 +1,12 @@
-"""The layers as Flax modules: `nnx` and `linen`, with the same two classes each.
+"""Layers as Flax modules: `nnx` and `linen`, with the same two classes each.
 
     Recurrent   any layer of `jaxlstm.layers`
-    LSTM        a stack of one cell: layers, directions, dropout between the layers
+    LSTM        `jaxlstm.stack`: several recurrent layers of one cell
 
-A module holds the parameters of a layer and calls it; what a sequence means is said
-in `jaxlstm.masking` and nowhere else. The names are Flax's: `seq_lengths`,
-`initial_carry`, `return_carry`, `time_major`, `deterministic`, and the stream
-`"dropout"` that noise is drawn from.
+A module holds the parameters of a layer and calls it. Lengths, masks and resets behave
+as in `jaxlstm.masking`. Arguments have the names of Flax: `seq_lengths`,
+`initial_carry`, `return_carry`, `time_major`, `deterministic`; noise is drawn from the
+stream `"dropout"`.
 """
 
 from jaxlstm.modules import linen as linen

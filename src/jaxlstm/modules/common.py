@@ -1,4 +1,4 @@
-"""What the modules of both kinds share: the stack, the axes, and who needs noise."""
+"""Functions that both kinds of modules share."""
 
 import functools
 from typing import Any
@@ -13,10 +13,11 @@ from jaxlstm.cells.base import Cell, Params, State, check_size
 from jaxlstm.cells.lstm import lstm
 from jaxlstm.engines._jaxpr import Jaxpr, inner_jaxprs
 from jaxlstm.layers import Layer
+from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, Key, show
 
 
-def stacked(
+def build_stack(
     cell: Cell | None,
     hidden_features: int,
     *,
@@ -25,21 +26,22 @@ def stacked(
     residual: bool,
     dropout: float,
 ) -> Layer:
-    """The stack that the options of `LSTM` describe; equal options, one object.
+    """Return the stack for the options of `LSTM`, the same object for equal options.
 
-    A module's layer is part of its static description: were it made anew each time,
-    two modules of the same options would be compiled apart.
+    The layer is part of the static description of a module, so a new object per module
+    would compile modules of equal options separately.
 
-    Errors: `ValueError` where num_layers or dropout cannot be.
+    Raises:
+        ValueError: a size, num_layers or dropout is out of range.
     """
     check_size("num_layers", num_layers)
     cell = lstm() if cell is None else cell
     sizes = (hidden_features,) * num_layers
-    return _stacked(cell, sizes, bidirectional, residual, dropout)
+    return _cached_stack(cell, sizes, bidirectional, residual, dropout)
 
 
 @functools.cache
-def _stacked(
+def _cached_stack(
     cell: Cell,
     sizes: tuple[int, ...],
     bidirectional: bool,
@@ -51,18 +53,18 @@ def _stacked(
     )
 
 
-def checked(layer: Layer) -> Layer:
-    """Errors: `ValueError` for what is no layer, such as a cell without a size."""
+def check_layer(layer: Layer) -> Layer:
+    """Return the layer; raise a `ValueError` if it is not a `Layer`."""
     if not isinstance(layer, Layer):
         raise ValueError(
-            f"layer is {layer!r:.60}; a Layer is needed, such as jl.recurrent(cell, "
-            "size) makes of a cell."
+            f"layer: got {layer!r:.60}, expected a Layer; jl.recurrent(cell, size) "
+            "makes one from a cell."
         )
     return layer
 
 
 def feature_axes(cell: Cell | None) -> int:
-    """How many axes of an input stand behind time: the features, and any space."""
+    """Return the number of axes after time: the features and any spatial axes."""
     return 1 + (0 if cell is None else cell.spatial_axes)
 
 
@@ -76,20 +78,29 @@ def apply(
     time_major: bool,
     key: Key | None = None,
     lengths: ArrayLike | None = None,
-    mask: ArrayLike | None = None,
+    mask: ArrayLike | StepMask | None = None,
     resets: ArrayLike | None = None,
 ) -> tuple[State, Features]:
-    """The layer, with time where Flax has it: behind the batch axes.
+    """Apply a layer to inputs in the layout of Flax, with time after the batch axes.
 
-    Arguments:
-        inputs: `[*b, T, *features]`, or `[T, *b, *features]` where `time_major`.
-        feature_axes: how many axes stand behind time and batch.
-        mask, resets: `[*b, T]`, or `[T, *b]`.
+    Args:
+        layer: the layer.
+        params: its parameters.
+        inputs: `[*b, T, *features]`, or `[T, *b, *features]` if `time_major`.
+        state: the state before the first step, or None.
+        feature_axes: number of axes after time and batch.
+        time_major: whether time is the first axis.
+        key: random key; None for no noise.
+        lengths: `[*b]`.
+        mask: `[*b, T]`, or `[T, *b]` if `time_major`; or a `StepMask`, whose fields are
+            always `[T, *b]`.
+        resets: as mask.
 
-    Errors: `ValueError` where inputs have too few axes, and where a mask or resets
-    have not the axes that the inputs have before their features.
+    Raises:
+        ValueError: inputs have too few axes, or mask or resets have other axes than the
+            inputs before their features.
     """
-    xs = features(inputs, feature_axes)
+    xs = input_array(inputs, feature_axes)
     axis = 0 if time_major else xs.ndim - 1 - feature_axes
     frame = xs.shape[: xs.ndim - feature_axes]
     state, ys = layer.apply(
@@ -98,29 +109,30 @@ def apply(
         state,
         key=key,
         lengths=lengths,
-        mask=_steps("mask", mask, frame, axis),
-        resets=_steps("resets", resets, frame, axis),
+        mask=mask if isinstance(mask, StepMask) else _flags("mask", mask, frame, axis),
+        resets=_flags("resets", resets, frame, axis),
     )
     return state, _moved(ys, 0, axis)
 
 
-def features(inputs: ArrayLike, feature_axes: int) -> Any:
-    """The inputs as an array, on whichever side they are.
+def input_array(inputs: ArrayLike, feature_axes: int) -> Any:
+    """Return the inputs as a NumPy or JAX array, without a copy between the two.
 
-    Errors: `ValueError` where they have too few axes.
+    Raises:
+        ValueError: they have too few axes.
     """
     xs = _array("inputs", inputs)
     if xs.ndim <= feature_axes:
         raise ValueError(
-            f"inputs have shape {show(xs.shape)}; {feature_axes + 1} axes are needed "
-            f"at least: time, and {feature_axes} behind it (feature_axes)."
+            f"inputs: got shape {show(xs.shape)}, expected at least {feature_axes + 1} "
+            f"axes: time, and {feature_axes} after it (feature_axes)."
         )
     return xs
 
 
-def no_steps(inputs: ArrayLike, feature_axes: int, time_major: bool) -> Any:
-    """The inputs, but none of their steps: what comes after is the state before."""
-    xs = features(inputs, feature_axes)
+def without_steps(inputs: ArrayLike, feature_axes: int, time_major: bool) -> Any:
+    """Return the inputs with T = 0: a layer then returns the state it starts from."""
+    xs = input_array(inputs, feature_axes)
     axis = 0 if time_major else xs.ndim - 1 - feature_axes
     return xs[(slice(None),) * axis + (slice(0),)]
 
@@ -132,14 +144,14 @@ def _array(name: str, value: ArrayLike) -> Any:
 
 
 def _moved(array: Any, source: int, target: int) -> Any:
-    """A view of what is on the host, for the core to judge; a transpose elsewhere."""
+    """Move an axis: a view of a NumPy array, a transpose of a JAX array."""
     if source == target:
         return array
     numpy: Any = jnp if isinstance(array, jax.Array) else np
     return numpy.moveaxis(array, source, target)
 
 
-def _steps(
+def _flags(
     name: str, value: ArrayLike | None, frame: tuple[int, ...], axis: int
 ) -> ArrayLike | None:
     if value is None:
@@ -147,20 +159,20 @@ def _steps(
     array = _array(name, value)
     if array.shape != frame:
         raise ValueError(
-            f"{name} has shape {show(array.shape)}; inputs have {show(frame)} before "
-            "their features, and one boolean per step is needed."
+            f"{name}: got shape {show(array.shape)}, expected {show(frame)}, one "
+            "boolean per step of the inputs."
         )
     return _moved(array, axis, 0)
 
 
 @functools.lru_cache(maxsize=256)
-def draws(layer: Layer, in_features: int | None, feature_axes: int) -> bool:
-    """Whether the layer draws noise where it is given a key.
+def draws_noise(layer: Layer, in_features: int | None, feature_axes: int) -> bool:
+    """Whether the layer draws noise if it gets a key.
 
-    One that does not must not ask for a key: Flax counts each that is drawn, and a
-    count made outside a trace cannot be raised inside it. Nothing is computed: the
-    layer is traced over one step, and noise is where a key goes in and numbers come
-    out.
+    A layer without noise must not draw a key: Flax counts the keys of a stream, and
+    inside a trace it cannot increase a count that was created outside. The layer is
+    traced over one step, not run; it draws noise if some operation reads a key and
+    returns values that are not keys.
     """
     key = jax.eval_shape(jax.random.key, 0)
     params = jax.eval_shape(lambda key: layer.init(key, in_features)[0], key)

@@ -1,17 +1,17 @@
-"""The layers as modules of `flax.linen`.
+"""Layers as modules of `flax.linen`.
 
-Where code has
+They replace
 
     rnn = nn.RNN(nn.OptimizedLSTMCell(5))
     carry, ys = rnn(xs, initial_carry=carry, seq_lengths=lengths, return_carry=True)
 
-it may have
+by
 
     rnn = jl.modules.linen.LSTM(5)
     carry, ys = rnn(xs, initial_carry=carry, seq_lengths=lengths, return_carry=True)
 
-with the differences that `jaxlstm.modules.nnx` names. The collection `params` holds
-nested dicts of arrays, as Flax has it: those of `serialization.to_state_dict`.
+with the differences listed in `jaxlstm.modules.nnx`. The collection `params` holds the
+nested dicts of arrays that `flax.serialization.to_state_dict` makes of the parameters.
 """
 
 from typing import Any
@@ -23,12 +23,13 @@ from jax.typing import ArrayLike
 
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.layers import Layer
+from jaxlstm.masking import StepMask
 from jaxlstm.modules import common
 from jaxlstm.typing import Features, Key
 
 
 class _Sequence(nn.Module, kw_only=True):
-    """What the modules of this file have in common; they say what `_layer` is."""
+    """Base class of the modules, which define `_layer`."""
 
     time_major: bool = False
     return_carry: bool = False
@@ -42,23 +43,26 @@ class _Sequence(nn.Module, kw_only=True):
         *,
         initial_carry: State | None = None,
         seq_lengths: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
+        mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
         return_carry: bool | None = None,
         deterministic: bool | None = None,
     ) -> Features | tuple[State, Features]:
-        """The outputs `[*b, T, out_features]`, after the carry if that is wanted.
+        """Return the outputs `[*b, T, out_features]`, after the carry if requested.
 
-        Arguments:
+        Args:
             inputs: `[*b, T, D]`, any number of batch axes.
-            initial_carry: where to begin, such as the carry of an earlier window.
-            seq_lengths: integers `[*b]`; the steps from there on are padding.
-            mask: booleans `[*b, T]`; False where the step does not happen.
-            resets: booleans `[*b, T]`; True to begin again before the step.
-            return_carry, deterministic: in place of the fields of these names.
+            initial_carry: the carry before the first step, such as that of an earlier
+                window; None for the initial state.
+            seq_lengths: integers `[*b]`; the steps after them are padding.
+            mask: booleans `[*b, T]`, False where the step is not executed; or a
+                `StepMask`, whose fields are always `[T, *b]`.
+            resets: booleans `[*b, T]`, True to reset the carry before the step.
+            return_carry: overrides the field of that name.
+            deterministic: overrides the field of that name.
         """
         layer, feature_axes = self._layer()
-        xs = common.features(inputs, feature_axes)
+        xs = common.input_array(inputs, feature_axes)
         in_features = xs.shape[-1] if feature_axes else None
         carry, outputs = common.apply(
             layer,
@@ -68,31 +72,35 @@ class _Sequence(nn.Module, kw_only=True):
             feature_axes=feature_axes,
             time_major=self.time_major,
             key=self._key(
-                common.draws(layer, in_features, feature_axes), deterministic
+                common.draws_noise(layer, in_features, feature_axes), deterministic
             ),
             lengths=seq_lengths,
             mask=mask,
             resets=resets,
         )
-        wanted = self.return_carry if return_carry is None else return_carry
-        return (carry, outputs) if wanted else outputs
+        with_carry = self.return_carry if return_carry is None else return_carry
+        return (carry, outputs) if with_carry else outputs
 
     def initialize_carry(self, inputs: ArrayLike) -> State:
-        """The carry before the first step of such inputs, in their dtype and sharding.
+        """Return the initial carry for these inputs, in their dtype and sharding.
 
-        >>> import jax, jax.numpy as jnp, jaxlstm as jl
-        >>> xs = jnp.ones((4, 7, 3))
-        >>> model = jl.modules.linen.LSTM(5)
-        >>> variables = model.init(jax.random.key(0), xs)
-        >>> model.apply(variables, xs, method="initialize_carry")[0].h.shape
-        (4, 5)
+        Args:
+            inputs: `[*b, T, D]`; the values are not read.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, jaxlstm as jl
+            >>> xs = jnp.ones((4, 7, 3))
+            >>> model = jl.modules.linen.LSTM(5)
+            >>> variables = model.init(jax.random.key(0), xs)
+            >>> model.apply(variables, xs, method="initialize_carry")[0].h.shape
+            (4, 5)
         """
         feature_axes = self._layer()[1]
-        none = common.no_steps(inputs, feature_axes, self.time_major)
-        return self(none, return_carry=True, deterministic=True)[0]
+        empty = common.without_steps(inputs, feature_axes, self.time_major)
+        return self(empty, return_carry=True, deterministic=True)[0]
 
     def _layer(self) -> tuple[Layer, int]:
-        """The layer, and how many axes of its inputs stand behind time."""
+        """Return the layer, and the number of axes of its inputs after time."""
         raise NotImplementedError
 
     def _params(self, layer: Layer, in_features: int | None) -> Params:
@@ -106,76 +114,85 @@ class _Sequence(nn.Module, kw_only=True):
         return serialization.from_state_dict(like, self.param("layer", init))
 
     def _key(self, noisy: bool, deterministic: bool | None) -> Key | None:
-        quiet = self.deterministic if deterministic is None else deterministic
-        if noisy and quiet is None:
+        silent = self.deterministic if deterministic is None else deterministic
+        if noisy and silent is None:
             raise ValueError(
-                "this module draws noise: pass deterministic=False to have it, or "
-                "deterministic=True, here or when the module is made."
+                "deterministic: got None in a module with noise, expected True or "
+                "False; pass it to the call or to the constructor."
             )
-        return None if quiet or not noisy else self.make_rng(self.rng_collection)
+        return None if silent or not noisy else self.make_rng(self.rng_collection)
 
 
 class Recurrent(_Sequence):
     """Any layer of `jaxlstm.layers`.
 
-    Fields:
+    Attributes:
         layer: such as `jl.stack(...)`, `jl.serial(...)` or `jl.recurrent(...)`.
-        feature_axes: how many axes of the inputs stand behind time: 1 for features,
-            0 for tokens, 1 + n for a convolution over n axes.
-        time_major: inputs are `[T, *b, D]` and not `[*b, T, D]`.
-        return_carry: give `(carry, outputs)` and not the outputs alone.
-        deterministic: no noise. A layer with noise must be told, here or in the call.
+        feature_axes: number of axes of the inputs after time: 1 for features, 0 for
+            tokens, 1 + n for a convolution over n axes.
+        time_major: inputs are `[T, *b, D]` instead of `[*b, T, D]`.
+        return_carry: return `(carry, outputs)` instead of the outputs.
+        deterministic: True for no noise. A layer with noise needs True or False, here
+            or in the call.
         rng_collection: the stream that noise is drawn from.
 
-    Errors: `ValueError` where layer and inputs do not fit, and for a layer with noise
-    that is not told whether to have it; Flax's own where the stream is missing.
+    Raises:
+        ValueError: layer and inputs do not match, or deterministic is not set for a
+            layer with noise.
+        flax.errors.InvalidRngError: the stream is missing.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> layer = jl.serial(jl.embed(10, 3), jl.recurrent(jl.lstm(), 5))
-    >>> model = jl.modules.linen.Recurrent(layer, feature_axes=0)
-    >>> tokens = jnp.zeros((4, 7), int)
-    >>> variables = model.init(jax.random.key(0), tokens)
-    >>> model.apply(variables, tokens).shape
-    (4, 7, 5)
-    >>> sorted(variables["params"]["layer"]["1"])
-    ['b', 'w_h', 'w_x']
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> layer = jl.serial(jl.embed(10, 3), jl.recurrent(jl.lstm(), 5))
+        >>> model = jl.modules.linen.Recurrent(layer, feature_axes=0)
+        >>> tokens = jnp.zeros((4, 7), int)
+        >>> variables = model.init(jax.random.key(0), tokens)
+        >>> model.apply(variables, tokens).shape
+        (4, 7, 5)
+        >>> sorted(variables["params"]["layer"]["1"])
+        ['b', 'w_h', 'w_x']
     """
 
     layer: Layer
     feature_axes: int = 1
 
     def _layer(self) -> tuple[Layer, int]:
-        return common.checked(self.layer), self.feature_axes
+        return common.check_layer(self.layer), self.feature_axes
 
 
 class LSTM(_Sequence):
-    """Layers of one cell, one on the other: `jl.stack` as a module.
+    """Several recurrent layers of one cell: `jl.stack` as a module.
 
-    Fields:
-        hidden_features: of each layer.
-        num_layers: how many.
-        bidirectional: each runs both ways, and gives twice its features.
-        residual: from the second layer on, each adds its input to its output.
-        dropout: between the layers, not after the last.
-        cell: None for `jl.lstm()`; any other, such as one with noise in its steps.
-        time_major, return_carry, deterministic, rng_collection: as for `Recurrent`.
+    The carry is a tuple with one entry per layer, also for a single layer.
 
-    The carry is a tuple with an entry for each layer, of one layer too.
+    Attributes:
+        hidden_features: number of hidden units of each layer.
+        num_layers: number of layers.
+        bidirectional: each layer runs in both directions and has twice its size of
+            output features.
+        residual: each layer after the first adds its input to its output.
+        dropout: rate of the dropout between layers; none after the last.
+        cell: the cell; None for `jl.lstm()`.
+        time_major: as for `Recurrent`.
+        return_carry: as for `Recurrent`.
+        deterministic: as for `Recurrent`.
+        rng_collection: as for `Recurrent`.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> model = jl.modules.linen.LSTM(5, num_layers=2, dropout=0.1)
-    >>> xs = jnp.ones((4, 7, 3))
-    >>> variables = model.init(jax.random.key(0), xs, deterministic=True)
-    >>> carry, ys = model.apply(
-    ...     variables,
-    ...     xs,
-    ...     seq_lengths=jnp.array([7, 2, 0, 5]),
-    ...     return_carry=True,
-    ...     deterministic=False,
-    ...     rngs={"dropout": jax.random.key(1)},
-    ... )
-    >>> ys.shape, carry[1].c.shape
-    ((4, 7, 5), (4, 5))
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> model = jl.modules.linen.LSTM(5, num_layers=2, dropout=0.1)
+        >>> xs = jnp.ones((4, 7, 3))
+        >>> variables = model.init(jax.random.key(0), xs, deterministic=True)
+        >>> carry, ys = model.apply(
+        ...     variables,
+        ...     xs,
+        ...     seq_lengths=jnp.array([7, 2, 0, 5]),
+        ...     return_carry=True,
+        ...     deterministic=False,
+        ...     rngs={"dropout": jax.random.key(1)},
+        ... )
+        >>> ys.shape, carry[1].c.shape
+        ((4, 7, 5), (4, 5))
     """
 
     hidden_features: int
@@ -186,7 +203,7 @@ class LSTM(_Sequence):
     cell: Cell | None = None
 
     def _layer(self) -> tuple[Layer, int]:
-        layer = common.stacked(
+        layer = common.build_stack(
             self.cell,
             self.hidden_features,
             num_layers=self.num_layers,

@@ -1,19 +1,19 @@
-"""The layers as modules of `flax.nnx`.
+"""Layers as modules of `flax.nnx`.
 
-Where code has
+They replace
 
     rnn = nnx.RNN(nnx.OptimizedLSTMCell(3, 5, rngs=rngs))
     carry, ys = rnn(xs, initial_carry=carry, seq_lengths=lengths, return_carry=True)
 
-it may have
+by
 
     rnn = jl.modules.nnx.LSTM(3, 5, rngs=rngs)
     carry, ys = rnn(xs, initial_carry=carry, seq_lengths=lengths, return_carry=True)
 
-Differences, all on purpose: the carry is the state of the layer, `(h, c)` by name; an
-output at a step that does not happen is zero; outputs have the dtype of the inputs; a
-reversed layer, `jl.recurrent(cell, size, reverse=True)`, gives each output at its own
-step, which Flax calls `keep_order`.
+Intended differences: the carry is the state of the layer, with fields h and c; outputs
+at masked and padded steps are zero; outputs have the dtype of the inputs; the outputs
+of a reversed layer, `jl.recurrent(cell, size, reverse=True)`, stay at their own steps,
+which Flax calls `keep_order`.
 """
 
 from typing import Any
@@ -24,39 +24,41 @@ from jax.typing import ArrayLike
 
 from jaxlstm.cells.base import Cell, State
 from jaxlstm.layers import Layer
+from jaxlstm.masking import StepMask
 from jaxlstm.modules import common
 from jaxlstm.typing import Features, Key
 
 
 class Recurrent(nnx.Module):
-    """Any layer of `jaxlstm.layers`, holding its parameters.
+    """Any layer of `jaxlstm.layers`, with its parameters.
 
-    Arguments:
+    `params` is the pytree of the layer with an `nnx.Param` at each leaf, as in
+    `params[0].w_x`. A layer without noise keeps no stream and draws no key, so it runs
+    in any trace.
+
+    Args:
         layer: such as `jl.stack(...)`, `jl.serial(...)` or `jl.recurrent(...)`.
-        in_features: of the inputs; None for a layer that reads tokens.
-        feature_axes: how many axes of the inputs stand behind time: 1 for features,
-            0 for tokens, 1 + n for a convolution over n axes.
-        time_major: inputs are `[T, *b, D]` and not `[*b, T, D]`.
-        return_carry: give `(carry, outputs)` and not the outputs alone.
+        in_features: number of input features; None for a layer that reads tokens.
+        feature_axes: number of axes of the inputs after time: 1 for features, 0 for
+            tokens, 1 + n for a convolution over n axes.
+        time_major: inputs are `[T, *b, D]` instead of `[*b, T, D]`.
+        return_carry: return `(carry, outputs)` instead of the outputs.
         deterministic: no noise; `train()`, `eval()` and `nnx.view` set it.
         rng_collection: the stream that noise is drawn from.
         rngs: draws the parameters; if it has the stream, the module keeps a fork.
 
-    `params` is the pytree of the layer with an `nnx.Param` at each leaf, so that a
-    path reads `params[0].w_x`. A layer without noise keeps no stream and draws no key,
-    and so runs in any trace.
+    Raises:
+        ValueError: layer and sizes do not match; when called, noise without a stream.
 
-    Errors: `ValueError` where layer and sizes do not fit, and for a call with noise
-    that has no stream to draw it from.
-
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> from flax import nnx
-    >>> layer = jl.serial(jl.recurrent(jl.lstm(), 5, reverse=True), jl.linear(2))
-    >>> model = jl.modules.nnx.Recurrent(layer, 3, rngs=nnx.Rngs(0))
-    >>> model(jnp.ones((4, 7, 3)), seq_lengths=jnp.array([7, 2, 0, 5])).shape
-    (4, 7, 2)
-    >>> [path for path, _ in nnx.to_flat_state(nnx.state(model))][-1]
-    ('params', 1, 'w')
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> from flax import nnx
+        >>> layer = jl.serial(jl.recurrent(jl.lstm(), 5, reverse=True), jl.linear(2))
+        >>> model = jl.modules.nnx.Recurrent(layer, 3, rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((4, 7, 3)), seq_lengths=jnp.array([7, 2, 0, 5])).shape
+        (4, 7, 2)
+        >>> [path for path, _ in nnx.to_flat_state(nnx.state(model))][-1]
+        ('params', 1, 'w')
     """
 
     def __init__(
@@ -71,20 +73,20 @@ class Recurrent(nnx.Module):
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
     ):
-        layer = common.checked(layer)
+        layer = common.check_layer(layer)
         params, self.out_features = layer.init(rngs.params(), in_features)
         self.params = nnx.data(jax.tree.map(nnx.Param, params))
         self.layer, self.in_features = layer, in_features
         self.feature_axes, self.time_major = feature_axes, time_major
         self.return_carry, self.deterministic = return_carry, deterministic
         self.rng_collection = rng_collection
-        self.noisy = common.draws(layer, in_features, feature_axes)
+        self.noisy = common.draws_noise(layer, in_features, feature_axes)
         known = rng_collection in rngs or "default" in rngs
         stream = rngs[rng_collection].fork() if self.noisy and known else None
         self.rngs = nnx.data(stream)
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """What `nnx.view(model, deterministic=True)` sets, as for `nnx.Dropout`."""
+        """Set the options of `nnx.view(model, deterministic=True)`."""
         if deterministic is not None:
             self.deterministic = deterministic
 
@@ -94,23 +96,26 @@ class Recurrent(nnx.Module):
         *,
         initial_carry: State | None = None,
         seq_lengths: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
+        mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
         return_carry: bool | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | Key | None = None,
     ) -> Features | tuple[State, Features]:
-        """The outputs `[*b, T, out_features]`, after the carry if that is wanted.
+        """Return the outputs `[*b, T, out_features]`, after the carry if requested.
 
-        Arguments:
+        Args:
             inputs: `[*b, T, D]`, any number of batch axes.
-            initial_carry: where to begin, such as the carry of an earlier window.
-            seq_lengths: integers `[*b]`; the steps from there on are padding.
-            mask: booleans `[*b, T]`; False where the step does not happen.
-            resets: booleans `[*b, T]`; True to begin again before the step.
-            return_carry, deterministic: in place of the attributes of these names.
-            rngs: draws the noise of this call in place of the module's own stream; a
-                key will do, also inside a trace that the stream is outside of.
+            initial_carry: the carry before the first step, such as that of an earlier
+                window; None for the initial state.
+            seq_lengths: integers `[*b]`; the steps after them are padding.
+            mask: booleans `[*b, T]`, False where the step is not executed; or a
+                `StepMask`, whose fields are always `[T, *b]`.
+            resets: booleans `[*b, T]`, True to reset the carry before the step.
+            return_carry: overrides the attribute of that name.
+            deterministic: overrides the attribute of that name.
+            rngs: draws the noise of this call instead of the module's stream. A key
+                also works inside a trace that does not contain the stream.
         """
         carry, outputs = common.apply(
             self.layer,
@@ -124,34 +129,38 @@ class Recurrent(nnx.Module):
             mask=mask,
             resets=resets,
         )
-        wanted = self.return_carry if return_carry is None else return_carry
-        return (carry, outputs) if wanted else outputs
+        with_carry = self.return_carry if return_carry is None else return_carry
+        return (carry, outputs) if with_carry else outputs
 
     def initialize_carry(self, inputs: ArrayLike) -> State:
-        """The carry before the first step of such inputs, in their dtype and sharding.
+        """Return the initial carry for these inputs, in their dtype and sharding.
 
-        >>> import jax.numpy as jnp, jaxlstm as jl
-        >>> from flax import nnx
-        >>> model = jl.modules.nnx.LSTM(3, 5, rngs=nnx.Rngs(0))
-        >>> model.initialize_carry(jnp.ones((4, 7, 3)))[0].h.shape
-        (4, 5)
+        Args:
+            inputs: `[*b, T, D]`; the values are not read.
+
+        Example:
+            >>> import jax.numpy as jnp, jaxlstm as jl
+            >>> from flax import nnx
+            >>> model = jl.modules.nnx.LSTM(3, 5, rngs=nnx.Rngs(0))
+            >>> model.initialize_carry(jnp.ones((4, 7, 3)))[0].h.shape
+            (4, 5)
         """
-        none = common.no_steps(inputs, self.feature_axes, self.time_major)
-        return self(none, return_carry=True, deterministic=True)[0]
+        empty = common.without_steps(inputs, self.feature_axes, self.time_major)
+        return self(empty, return_carry=True, deterministic=True)[0]
 
     def _key(
         self,
         deterministic: bool | None,
         rngs: nnx.Rngs | nnx.RngStream | Key | None,
     ) -> Key | None:
-        quiet = self.deterministic if deterministic is None else deterministic
-        if quiet or not self.noisy:
+        silent = self.deterministic if deterministic is None else deterministic
+        if silent or not self.noisy:
             return None
         source = self.rngs if rngs is None else rngs
         if source is None:
             raise ValueError(
-                f"this module draws noise and has no stream {self.rng_collection!r}; "
-                "pass rngs= here or when it is made, or deterministic=True."
+                f"rngs: got no stream {self.rng_collection!r} in a module with noise; "
+                "pass rngs= to the call or to the constructor, or deterministic=True."
             )
         if isinstance(source, nnx.Rngs):
             source = source[self.rng_collection]
@@ -167,31 +176,41 @@ def _value(variable: nnx.Variable) -> jax.Array:
 
 
 class LSTM(Recurrent):
-    """Layers of one cell, one on the other: `jl.stack` as a module.
+    """Several recurrent layers of one cell: `jl.stack` as a module.
 
-    Arguments:
-        in_features, hidden_features: of the inputs, and of each layer.
-        num_layers: how many.
-        bidirectional: each runs both ways, and gives twice its features.
-        residual: from the second layer on, each adds its input to its output.
-        dropout: between the layers, not after the last.
-        cell: None for `jl.lstm()`; any other, such as one with noise in its steps.
-        time_major, return_carry, deterministic, rng_collection, rngs: as for
-            `Recurrent`.
+    The carry is a tuple with one entry per layer, also for a single layer.
 
-    The carry is a tuple with an entry for each layer, of one layer too.
+    Args:
+        in_features: number of input features.
+        hidden_features: number of hidden units of each layer.
+        num_layers: number of layers.
+        bidirectional: each layer runs in both directions and has twice its size of
+            output features.
+        residual: each layer after the first adds its input to its output.
+        dropout: rate of the dropout between layers; none after the last.
+        cell: the cell; None for `jl.lstm()`.
+        time_major: as for `Recurrent`.
+        return_carry: as for `Recurrent`.
+        deterministic: as for `Recurrent`.
+        rng_collection: as for `Recurrent`.
+        rngs: as for `Recurrent`.
 
-    >>> import jax, jax.numpy as jnp, jaxlstm as jl
-    >>> from flax import nnx
-    >>> model = jl.modules.nnx.LSTM(3, 5, num_layers=2, dropout=0.1, rngs=nnx.Rngs(0))
-    >>> carry, ys = model(jnp.ones((4, 7, 3)), return_carry=True)
-    >>> ys.shape, carry[1].c.shape
-    ((4, 7, 5), (4, 5))
-    >>> model.eval()
-    >>> resets = jnp.zeros((4, 7), bool).at[:, 3].set(True)
-    >>> again = model(jnp.ones((4, 7, 3)), resets=resets)
-    >>> bool((again[:, 3] == again[:, 0]).all())
-    True
+    Raises:
+        ValueError: a size or a rate is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxlstm as jl
+        >>> from flax import nnx
+        >>> rngs = nnx.Rngs(0)
+        >>> model = jl.modules.nnx.LSTM(3, 5, num_layers=2, dropout=0.1, rngs=rngs)
+        >>> carry, ys = model(jnp.ones((4, 7, 3)), return_carry=True)
+        >>> ys.shape, carry[1].c.shape
+        ((4, 7, 5), (4, 5))
+        >>> model.eval()
+        >>> resets = jnp.zeros((4, 7), bool).at[:, 3].set(True)
+        >>> again = model(jnp.ones((4, 7, 3)), resets=resets)
+        >>> bool((again[:, 3] == again[:, 0]).all())
+        True
     """
 
     def __init__(
@@ -210,7 +229,7 @@ class LSTM(Recurrent):
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
     ):
-        layer = common.stacked(
+        layer = common.build_stack(
             cell,
             hidden_features,
             num_layers=num_layers,
