@@ -1,6 +1,8 @@
 """Public names of the package: renamed modules keep working, unknown names hint."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +41,44 @@ def test_options_are_shown_and_an_unknown_one_suggests_a_near_one(function):
         function(jl.lstm(), None, None, lenghts=[3])
     with pytest.raises(TypeError, match="unknown option 'x'; use lengths, mask"):
         function(jl.lstm(), None, None, x=1)
+
+
+BLOCKED = ("flax", "optax", "orbax", "pydantic", "rich", "ruamel", "safetensors")
+
+WITHOUT_THEM = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ImportError("imported " + name)
+
+sys.meta_path.insert(0, Refuse())
+import jax, jax.numpy as jnp
+import jaxlstm as jl
+
+rnn = jl.stack(jl.lstm(), (3, 3), bidirectional=True)
+model = jl.serial(rnn=rnn, head=jl.linear(2))
+params, _ = model.init(jax.random.key(0), 2)
+xs = jnp.ones((4, 2, 2))
+jax.grad(lambda p: model.apply(p, xs, lengths=[4, 2])[1].sum())(params)
+cell = jl.zoneout(jl.lstm(), h_rate=0.1)
+_, trace = jl.unroll(cell, cell.init(jax.random.key(1), 2, 3), xs, emit=jl.emit.trace)
+jl.diagnostics.timescales(trace.gates)
+print(jl.explain(cell, cell.init(jax.random.key(1), 2, 3), xs).engine)
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"), [("", ""), ("jl.modules.nnx.LSTM", "imported flax")]
+)
+def test_the_core_imports_nothing_that_only_modules_and_lab_need(more, refused):
+    """The second case proves that the import hook refuses."""
+    code = WITHOUT_THEM.format(blocked=BLOCKED, more=more)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "adjoint\n", done.stderr
+    assert refused in done.stderr
+    assert (done.returncode == 0) == (not refused)
