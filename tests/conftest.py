@@ -7,6 +7,7 @@ import tempfile
 import jax
 import pytest
 from hypothesis import settings
+from jax._src import compiler
 
 settings.register_profile("jaxlstm", deadline=None, max_examples=40)
 settings.load_profile("jaxlstm")
@@ -42,15 +43,46 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled(request):
-    """Compile in haste, unless a module says `OPTIMISED = True`.
+    """Compile a module's programs in haste, unless it says `OPTIMISED = True`.
 
     Most tests ask what a program means, and compiling is most of their time. What is
     held to an oracle, to a contract or to peers runs as users run it.
     """
-    haste = not getattr(getattr(request.node, "obj", None), "OPTIMISED", False)
+    _compile_in_haste(
+        not getattr(getattr(request.node, "obj", None), "OPTIMISED", False)
+    )
+
+
+@pytest.fixture
+def optimised():
+    """Compile as users do for the length of one test."""
+    haste = jax.config.values["jax_disable_most_optimizations"]
+    _compile_in_haste(False)
+    yield
+    _compile_in_haste(haste)
+
+
+def _compile_in_haste(haste):
     if jax.config.values["jax_disable_most_optimizations"] != haste:
         jax.config.update("jax_disable_most_optimizations", haste)
         jax.clear_caches()
+
+
+_compile_options = compiler.get_compile_options
+
+
+def _options_of_haste(*args, env_options_overrides=None, **kwargs):
+    """Add what JAX has no setting for: half the compile time is XLA's fusion emitters.
+
+    `XLA_FLAGS` would hold for the whole process, modules with `OPTIMISED` included.
+    """
+    options = dict(env_options_overrides or {})
+    if jax.config.values["jax_disable_most_optimizations"]:
+        options = {"xla_cpu_use_fusion_emitters": False, **options}
+    return _compile_options(*args, env_options_overrides=options, **kwargs)
+
+
+compiler.get_compile_options = _options_of_haste
 
 
 @pytest.fixture
