@@ -158,7 +158,8 @@ def test_a_parameter_may_be_none():
         return (), xs @ params.w
 
     model = Recurrent(jl.Layer(init, apply))
-    assert model.apply(init(model), XS).shape == (ROWS, TIME, 2)
+    variables = model.init(KEY, XS)
+    assert model.apply(variables, XS).shape == (ROWS, TIME, 2)
 
 
 def test_modules_compare_by_fields():
