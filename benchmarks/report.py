@@ -71,7 +71,9 @@ def section(name: str, result: Result, links: Sequence[str]) -> str:
             tables.memory(result, result.cases("long"), "total training"),
         ),
         *_titled("Engine chosen by `unroll`", tables.rule(result)),
-        *_titled("Cost of a trace, relative to the forward pass", tables.traces(result)),
+        *_titled(
+            "Cost of a trace, relative to the forward pass", tables.traces(result)
+        ),
         "### Where another library is faster",
         _list(tables.losses(result)) or "Nowhere in these measurements.",
         "### Too noisy to use",

@@ -215,7 +215,9 @@ def test_project_refuses_integer_features():
 
 @pytest.mark.parametrize("drawn", [0, None, np.zeros(3), jax.random.split(KEY, 2)])
 def test_init_refuses_values_that_are_not_keys(drawn):
-    wanted = r"^(init|serial|linear): key: got .*expected one key.*jax\.random\.key\(0\)"
+    wanted = (
+        r"^(init|serial|linear): key: got .*expected one key.*jax\.random\.key\(0\)"
+    )
     layers = jl.serial(jl.embed(5, 3), jl.recurrent(jl.lstm(), 4)), jl.linear(2)
     for cell in (jl.lstm(), jl.gru(), jl.simple_rnn(), jl.projected_lstm(3)):
         with pytest.raises(TypeError, match=wanted):

@@ -88,13 +88,13 @@ def bench(
     """
     if not 0 <= seconds < math.inf:
         raise BadInput(f"bench: seconds: got {seconds:g}, expected 0 or more")
-    config = configs.load(config, overrides=overrides)
-    config = splits.settled(_with_engine(config, None))
-    hosts = splits.number(config.training)
+    loaded: Config = configs.load(config, overrides=overrides)
+    settled = splits.settled(_with_engine(loaded, None))
+    hosts = splits.number(settled.training)
     with contextlib.suppress(BadInput):  # the row of the engine reports the error
         native.load_kernel()
-    with devices.using(config.device, hosts=hosts) as device:
-        built = Experiment.build(config)
+    with devices.using(settled.device, hosts=hosts) as device:
+        built = Experiment.build(settled)
         report(_describe_work(built, device))
         prepared = [_engine(built, name, report) for name in engines()]
         prepared.append(_torch(built, device))
