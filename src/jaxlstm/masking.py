@@ -25,8 +25,7 @@ from jax.core import Tracer
 from jax.tree_util import keystr
 from jax.typing import ArrayLike
 
-from jaxlstm.cells.base import State
-from jaxlstm.typing import ActiveSteps, Features, Rows, show
+from jaxlstm.typing import ActiveSteps, Features, Rows, State, show
 
 
 class StepMask(NamedTuple):

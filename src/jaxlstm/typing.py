@@ -53,6 +53,13 @@ Features = Float[Array, "T *b D"]
 ActiveSteps = Bool[Array, "T *b"]
 Rows = Bool[Array, "*b"]
 
+# Pytrees of arrays whose structure is defined by the cell.
+Params = Any
+State = Any
+Projection = Any
+Reported = Any
+PerStep = Any
+
 
 def show(shape: tuple[int | str, ...]) -> str:
     """Format a shape for error messages: `[32, 4, 128]`."""

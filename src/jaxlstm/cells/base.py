@@ -1,7 +1,7 @@
 """The `Cell` record, its protocols, and the records that its functions exchange."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,20 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxlstm.typing import Bias, Features, Hidden, InputMatrix, Key, RecurrentMatrix
+from jaxlstm.typing import (
+    Bias,
+    Features,
+    Hidden,
+    InputMatrix,
+    Key,
+    Params,
+    PerStep,
+    Projection,
+    RecurrentMatrix,
+    Reported,
+    State,
+)
 
-# Pytrees of arrays whose structure is defined by the cell.
-Params = Any
-State = Any
-Projection = Any
-Reported = Any
-PerStep = Any
 Activation = Callable[[Array], Array]
 
 

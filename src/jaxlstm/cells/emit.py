@@ -14,8 +14,7 @@ Any function whose results keep the batch axes first can be used:
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxlstm.cells.base import Reported, State
-from jaxlstm.typing import Hidden
+from jaxlstm.typing import Hidden, Reported, State
 
 Emit = Callable[[State, Reported], Any]
 

@@ -1,6 +1,5 @@
 """Engines: ways to run a cell over a sequence, with one signature and one result."""
 
-from jaxlstm.engines import adjoint as adjoint
-from jaxlstm.engines import memory as memory
-from jaxlstm.engines import native as native
-from jaxlstm.engines import scan as scan
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

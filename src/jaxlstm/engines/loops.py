@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxlstm.cells.base import PerStep, State
 from jaxlstm.masking import select
-from jaxlstm.typing import ActiveSteps, Features, is_explicit
+from jaxlstm.typing import ActiveSteps, Features, PerStep, State, is_explicit
 
 # xs, the output of `prepare`, active steps and resets, each with a leading time axis.
 ScanInputs = tuple[Features, PerStep, ActiveSteps | None, ActiveSteps | None]

@@ -1,6 +1,7 @@
 """Table of engines, the program they share, and modes that fit a memory budget."""
 
 import functools
+import importlib
 import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, Protocol
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from jaxlstm import masking
 from jaxlstm.cells.base import Cell, Params, PerStep, State
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import adjoint, cudnn, loops, memory, native, scan
+from jaxlstm.engines import loops, memory, scan
+from jaxlstm.engines.adjoint import engine as adjoint
 from jaxlstm.engines.memory import Memory
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, Key
@@ -59,6 +61,19 @@ class Engine(Protocol):
         ...
 
 
+def _kernel(module: str) -> Engine:
+    """Return the engine of a module that is imported when the engine first runs.
+
+    Kernels are used by name only, so most programs need no import of their bindings.
+    """
+
+    def run(*arguments: Any, **options: Any) -> tuple[State, Any]:
+        engine: Engine = importlib.import_module(f"jaxlstm.engines.{module}").run
+        return engine(*arguments, **options)
+
+    return run
+
+
 # Modes of the adjoint engine. All but the first are used by name or to fit a budget.
 MODES: dict[str, dict[str, Any]] = {
     "adjoint": {},
@@ -69,8 +84,8 @@ MODES: dict[str, dict[str, Any]] = {
 ENGINES: dict[str, Engine] = {
     **{name: functools.partial(adjoint.run, **mode) for name, mode in MODES.items()},
     "scan": scan.run,
-    "cudnn": cudnn.run,
-    "native": native.run,
+    "cudnn": _kernel("cudnn"),
+    "native": _kernel("native.engine"),
 }
 
 # Engines to try in order if none is named. The kernels are used by name only: they have

@@ -9,5 +9,6 @@ as in `jaxlstm.masking`. Arguments have the names of Flax: `seq_lengths`,
 stream `"dropout"`.
 """
 
-from jaxlstm.modules import linen as linen
-from jaxlstm.modules import nnx as nnx
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxlstm import layers, masking
+from jaxlstm import masking
 from jaxlstm.cells.base import Cell, Params, State, check_size
 from jaxlstm.cells.lstm import lstm
 from jaxlstm.engines._jaxpr import Jaxpr, inner_jaxprs
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
+from jaxlstm.layers.combine import stack
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, Key, show
 
@@ -48,7 +49,7 @@ def _cached_stack(
     residual: bool,
     dropout: float,
 ) -> Layer:
-    return layers.stack(
+    return stack(
         cell, sizes, bidirectional=bidirectional, residual=residual, dropout=dropout
     )
 

@@ -22,7 +22,7 @@ from flax import serialization
 from jax.typing import ArrayLike
 
 from jaxlstm.cells.base import Cell, Params, State
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 from jaxlstm.masking import StepMask
 from jaxlstm.modules import common
 from jaxlstm.typing import Features, Key

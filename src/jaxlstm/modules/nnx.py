@@ -23,7 +23,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from jaxlstm.cells.base import Cell, State
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 from jaxlstm.masking import StepMask
 from jaxlstm.modules import common
 from jaxlstm.typing import Features, Key

@@ -12,12 +12,16 @@ from jaxlstm.engines.adjoint import partition
 from jaxlstm.engines.adjoint.partition import Environment, Partition
 from jaxlstm.engines.adjoint.tangents import (
     Leaves,
-    drop_time,
     jvp,
     keep_needed,
     prune,
 )
-from jaxlstm.engines.loops import Materialize, freeze_inactive, reset_carry
+from jaxlstm.engines.loops import (
+    Materialize,
+    freeze_inactive,
+    reset_carry,
+    step_struct,
+)
 from jaxlstm.typing import ActiveSteps
 
 
@@ -123,8 +127,8 @@ def make_plan(
         recompute_activations: whether activations are recomputed instead of stored.
     """
     one_step = (
-        (steps.params_only, drop_time(steps.input_only)),
-        (tangents.params_only, drop_time(tangents.input_only)),
+        (steps.params_only, _drop_time(steps.input_only)),
+        (tangents.params_only, _drop_time(tangents.input_only)),
     )
     evaluate = functools.partial(partition.evaluate_input_only, parts)
     input_only, d_input_only = jax.eval_shape(
@@ -149,7 +153,7 @@ def make_plan(
 
     inputs = steps._replace(input_only=input_only)
     nondiff = nondiff._replace(
-        active=drop_time(nondiff.active), resets=drop_time(nondiff.resets)
+        active=_drop_time(nondiff.active), resets=_drop_time(nondiff.resets)
     )
     activations, taps = jax.eval_shape(
         functools.partial(_activations_and_taps, parts), inputs, nondiff
@@ -236,3 +240,8 @@ def tangents_by_variable(
     """Return the tangents of params-only and input-only variables, None for zero."""
     variables = parts.params_only + parts.input_only
     return dict(zip(variables, [*d_params_only, *d_input_only], strict=True))
+
+
+def _drop_time(tree: Any) -> Any:
+    """Return the types of one step of leaves `[T, ...]`."""
+    return jax.eval_shape(step_struct, tree)

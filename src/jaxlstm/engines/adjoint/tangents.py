@@ -10,7 +10,6 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from jaxlstm.engines._jaxpr import eval_jaxpr, partial_eval
-from jaxlstm.engines.loops import step_struct
 
 Leaves = list[Any]
 
@@ -49,11 +48,6 @@ def instantiate(primal: Any, tangent: Any) -> Any:
     if jnp.issubdtype(primal.dtype, jnp.inexact):
         return jnp.zeros_like(primal)
     return np.zeros(primal.shape, jax.dtypes.float0)
-
-
-def drop_time(tree: Any) -> Any:
-    """Return the types of one step of leaves `[T, ...]`."""
-    return jax.eval_shape(step_struct, tree)
 
 
 def keep_needed(leaves: Leaves, needs: Any) -> Leaves:

@@ -4,6 +4,6 @@
 through `jax.ffi`.
 """
 
-from jaxlstm.engines.native.build import BuildError as BuildError
-from jaxlstm.engines.native.build import load as load
-from jaxlstm.engines.native.engine import run as run
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,7 +17,7 @@ from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training.evaluation import evaluate
 from jaxlstm.lab.training.state import TrainState, current_names, initial_state
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from jax import Array
 from jaxlstm.lab.parallel import shards
 from jaxlstm.lab.tasks.base import Batch, Task
 from jaxlstm.lab.training.state import TrainState, noise_key
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 
 def diagnose(job: Any, state: TrainState) -> str:

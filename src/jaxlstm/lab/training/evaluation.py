@@ -8,7 +8,7 @@ import jax
 
 from jaxlstm.lab.tasks.base import Batch, Carry, Params, Sums, Task
 from jaxlstm.lab.training.state import zero_carry
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 
 @functools.partial(jax.jit, static_argnames=("task", "model"))

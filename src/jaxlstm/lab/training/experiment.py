@@ -13,7 +13,7 @@ from jaxlstm.lab.parallel import splits
 from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training.state import TrainState, initial_state
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 
 class Experiment(NamedTuple):

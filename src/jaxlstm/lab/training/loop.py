@@ -28,7 +28,7 @@ from jaxlstm.lab.training.evaluation import evaluate as evaluate
 from jaxlstm.lab.training.policies import LoopState as LoopState
 from jaxlstm.lab.training.programs import Programs
 from jaxlstm.lab.training.state import StepMetrics, TrainState
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 
 class Callback(NamedTuple):

@@ -10,7 +10,7 @@ from jaxlstm.lab.parallel import shards
 from jaxlstm.lab.tasks.base import Batch, Task
 from jaxlstm.lab.training import state as steps
 from jaxlstm.lab.training.state import TrainState
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 
 class Programs:

@@ -18,7 +18,7 @@ import optax
 from jax import Array
 
 from jaxlstm.lab.tasks.base import Batch, Carry, Params, Task, carry_like
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 
 class TrainState(NamedTuple):

@@ -25,7 +25,7 @@ from jaxlstm.lab.tasks.language_modelling.generation import generate as generate
 from jaxlstm.lab.tasks.language_modelling.generation import prompt as prompt
 from jaxlstm.lab.tasks.language_modelling.model import build as build
 from jaxlstm.lab.tasks.language_modelling.model import cell as cell
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:

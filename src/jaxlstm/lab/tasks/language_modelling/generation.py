@@ -12,7 +12,7 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import load, schema
 from jaxlstm.lab.data import Vocabulary
 from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 Params = Any
 State = Any

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jaxlstm as jl
 from jaxlstm.cells.base import Cell
 from jaxlstm.lab.config import schema
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 LAYERS: Sequence[str] = ("embed", "embed_dropout", "rnn", "rnn_dropout", "unembed")
 """The layers by name, in the order of the forward pass.
