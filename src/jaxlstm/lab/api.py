@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxlstm.lab import checkpoints, runs
-from jaxlstm.lab import config as configs
 from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.config import Config
+from jaxlstm.lab.config import loading as configs
+from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run

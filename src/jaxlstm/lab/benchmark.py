@@ -22,13 +22,14 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxlstm.lab import config as configs
 from jaxlstm.lab import native
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.timing import Run, Spread, alternate
-from jaxlstm.lab.config import Config, schema
+from jaxlstm.lab.config import loading as configs
+from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.cells import LSTM
-from jaxlstm.lab.data import Batch
+from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.data.streams import Batch
 from jaxlstm.lab.parallel import devices, shards, splits
 from jaxlstm.lab.training import programs
 from jaxlstm.lab.training.experiment import Experiment

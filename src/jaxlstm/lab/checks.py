@@ -2,7 +2,8 @@
 
 import jax
 
-from jaxlstm.lab.config import Config, schema
+from jaxlstm.lab.config import schema
+from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import train_step

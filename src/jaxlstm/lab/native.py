@@ -2,7 +2,7 @@
 
 import warnings
 
-from jaxlstm.engines import native
+import jaxlstm as jl
 from jaxlstm.lab._util.errors import BadInput
 
 
@@ -13,8 +13,8 @@ def load_kernel() -> None:
         BadInput: the kernel cannot be built.
     """
     try:
-        native.load()
-    except native.BuildError as error:
+        jl.engines.native.load()
+    except jl.engines.native.BuildError as error:
         raise BadInput(str(error)) from error
 
 

@@ -1,69 +1,19 @@
 """Statistics of recurrent layers: saturation, time constants, reach of gradients."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 import jaxlstm as jl
-from jaxlstm import diagnostics
 from jaxlstm.lab.analysis import traces
+from jaxlstm.lab.analysis.facts import ROWS, SHARE, LayerFacts
 from jaxlstm.lab.analysis.traces import Traces
 from jaxlstm.lab.runs.trained import Trained
 
-Floats = NDArray[np.floating]
-
-STEPS, ROWS, DIRECTIONS = 512, 8, 16
-SHARE = 0.01  # of the largest gradient; smaller ones are ignored
-
-
-class LayerFacts(NamedTuple):
-    """Statistics of one layer.
-
-    Attributes:
-        units: The number of units.
-        saturation: Shares of steps at which each gate is closed and open, `[H]` by
-            letter; None for a cell without gates.
-        timescales: Time constants `[H]` in steps; None without a forget or update gate.
-        dead: Units whose h never changes.
-        duplicates: Pairs of units whose h is the same up to scale.
-        flow: `[rows, T - 1]`, norm of the gradient of the last loss with respect to c,
-            or h, after each step but the last, as a share of its maximum.
-        span: The largest lag at which an input of the layer changes its output by
-            `SHARE` of the largest change.
-    """
-
-    units: int
-    saturation: diagnostics.Saturation | None
-    timescales: Floats | None
-    dead: list[int]
-    duplicates: list[tuple[int, int]]
-    flow: Floats
-    span: int
-
-    @property
-    def steps(self) -> int:
-        """The number of steps T of the gradients."""
-        return self.flow.shape[1] + 1
-
-    @property
-    def reach(self) -> int:
-        """Steps before the last that the median gradient reaches with `SHARE`."""
-        return reach(self.flow)
-
-
-def reach(flow: Floats) -> int:
-    """Return how far back the median over rows is at least `SHARE`; -1 for nowhere.
-
-    Example:
-        >>> reach(np.array([[0.0, 0.002, 0.02, 1.0]]))
-        2
-    """
-    large = np.flatnonzero(np.median(flow, axis=0) >= SHARE)
-    return flow.shape[1] - int(large[0]) if large.size else -1
+STEPS, DIRECTIONS = 512, 16
 
 
 def facts_of_layers(trained: Trained, seen: Traces) -> list[LayerFacts]:
@@ -78,12 +28,12 @@ def facts_of_layers(trained: Trained, seen: Traces) -> list[LayerFacts]:
         sizes = np.asarray(norms, np.float32).T
         gates, h = traces.gates(trace), trace.state.h
         has_memory = any(letter in gates for letter in "fz")
-        pairs = np.argwhere(np.asarray(diagnostics.duplicate_units(h).pairs))
+        pairs = np.argwhere(np.asarray(jl.diagnostics.duplicate_units(h).pairs))
         facts = LayerFacts(
             traces.memory(trace)[1].shape[-1],
-            diagnostics.saturation(gates) if gates else None,
-            np.asarray(diagnostics.timescales(trace.gates)) if has_memory else None,
-            np.flatnonzero(diagnostics.dead_units(h)).tolist(),
+            jl.diagnostics.saturation(gates) if gates else None,
+            np.asarray(jl.diagnostics.timescales(trace.gates)) if has_memory else None,
+            np.flatnonzero(jl.diagnostics.dead_units(h)).tolist(),
             [(int(one), int(other)) for one, other in pairs],
             sizes / np.maximum(sizes.max(1, keepdims=True), 1e-30),
             int(np.median(spans)),
@@ -126,8 +76,8 @@ def _sensitivity(
         return state.h @ jax.random.normal(jax.random.key(0), shape, state.h.dtype)
 
     own = rnn[layer]
-    norm = diagnostics.gradient_flow(cell, own, xs, loss=loss, resets=resets).norm
-    span = diagnostics.memory_span(
+    norm = jl.diagnostics.gradient_flow(cell, own, xs, loss=loss, resets=resets).norm
+    span = jl.diagnostics.memory_span(
         cell, own, xs, output=projections, share=SHARE, resets=resets
     ).span
     return getattr(norm, "c", norm.h)[:-1], span

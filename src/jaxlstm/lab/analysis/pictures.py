@@ -9,8 +9,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from jaxlstm.lab.analysis import traces
+from jaxlstm.lab.analysis.facts import SHARE, LayerFacts
 from jaxlstm.lab.analysis.features import Feature
-from jaxlstm.lab.analysis.layers import SHARE, LayerFacts
 from jaxlstm.lab.analysis.search import Finding
 from jaxlstm.lab.analysis.traces import Traces
 from jaxlstm.lab.tasks.base import Picture

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlstm.lab.analysis import search as limits
-from jaxlstm.lab.analysis.layers import ROWS, SHARE, LayerFacts
+from jaxlstm.lab.analysis.facts import ROWS, SHARE, LayerFacts
 from jaxlstm.lab.analysis.search import Finding, Search, Unit
 from jaxlstm.lab.analysis.wording import describe_layer
 from jaxlstm.lab.tasks.base import Picture

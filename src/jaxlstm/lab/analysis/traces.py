@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import jaxlstm as jl
-from jaxlstm import diagnostics
+from jaxlstm.cells.emit import Trace
+from jaxlstm.lab.analysis.facts import STRETCH
 from jaxlstm.lab.analysis.text import Text
 from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN
 from jaxlstm.lab.runs.trained import Trained
 
 Floats = NDArray[np.floating]
 
-ROWS, STRETCH, WARM_UP = 32, 1536, 256
+ROWS, WARM_UP = 32, 256
 LARGEST_TRACE = 1 << 28  # numbers
 
 
@@ -31,7 +32,7 @@ class Traces(NamedTuple):
 
     text: Text
     positions: NDArray[np.int64]
-    layers: list[jl.Trace]
+    layers: list[Trace]
 
 
 def record(trained: Trained, text: Text) -> Traces:
@@ -94,19 +95,19 @@ def _stretches(size: int, most: int) -> tuple[NDArray[np.int64], int]:
     return begins[:, None] + np.arange(length), WARM_UP
 
 
-def memory(trace: jl.Trace) -> tuple[str, Any]:
+def memory(trace: Trace) -> tuple[str, Any]:
     """Return the name and the values of c, or of h in a cell without c."""
     name = "c" if hasattr(trace.state, "c") else "h"
     return name, getattr(trace.state, name)
 
 
-def gates(trace: jl.Trace) -> dict[str, Any]:
+def gates(trace: Trace) -> dict[str, Any]:
     """Return the gates by letter, without candidates and gates that are always 1."""
     named = {name: getattr(trace.gates, name) for name in trace.gates._fields}
     return {
         name: gate
         for name, gate in named.items()
-        if name not in diagnostics.gates.CANDIDATES and bool((gate != 1).any())
+        if name not in jl.diagnostics.gates.CANDIDATES and bool((gate != 1).any())
     }
 
 

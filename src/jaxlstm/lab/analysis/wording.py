@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxlstm.lab.analysis.facts import STRETCH, LayerFacts, reach
 from jaxlstm.lab.analysis.features import symbol_name
-from jaxlstm.lab.analysis.layers import LayerFacts, reach
 from jaxlstm.lab.analysis.search import Finding
-from jaxlstm.lab.analysis.traces import STRETCH
 
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]

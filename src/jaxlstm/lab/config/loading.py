@@ -19,9 +19,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
-from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe
-from jaxlstm.lab.config.messages import format_errors
+from jaxlstm.lab.config.messages import ConfigError, format_errors
 from jaxlstm.lab.config.schema import CONFIGS, NAME_LENGTH, Config, RunConfig
 from jaxlstm.lab.config.yaml_source import (
     Node,
@@ -54,14 +53,6 @@ def _without_shards(node: Node) -> Node:
 MIGRATIONS: dict[int, Callable[[Node], Node]] = {1: _without_shards}
 
 
-class ConfigError(BadInput):
-    """An invalid config; `problems` has one line per error."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
-
-
 def load(
     source: str | Path | Mapping[str, Any] | RunConfig | None = None,
     *,
@@ -84,8 +75,8 @@ def load(
         512
         >>> load({"model": {"hiden_size": 512}})
         Traceback (most recent call last):
-        jaxlstm.lab.config.loading.ConfigError: model.hiden_size: unknown key; did you \
-mean "hidden_size"?
+        jaxlstm.lab.config.messages.ConfigError: model.hiden_size: unknown key; did \
+you mean "hidden_size"?
     """
     try:
         node, problems = _read(source)

@@ -4,12 +4,13 @@
 configs/a.yaml:7: model.layers: got 0, expected at least 1
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe, did_you_mean, dotted, join_names
 from jaxlstm.lab.config.optimizer import OptimizerError
 from jaxlstm.lab.config.schema import CONFIGS
@@ -34,6 +35,14 @@ _KINDS = {
     "less_than": "less than {lt:.10g}",
     "less_than_equal": "at most {le:.10g}",
 }
+
+
+class ConfigError(BadInput):
+    """An invalid config; `problems` has one line per error."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
 
 
 def format_errors(error: ValidationError, node: Node, root: Section) -> list[str]:

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxlstm.lab.config import Config, schema
+from jaxlstm.lab.config import schema
+from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import devices
 from jaxlstm.lab.parallel.devices import Device
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from jaxlstm.lab import checkpoints, runs, tasks
-from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.config import Config
+from jaxlstm.lab.config import loading as configs
+from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import devices
 from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers

@@ -1,9 +1,11 @@
 """The tasks that a config may name with `task:`."""
 
+import importlib
+
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import did_you_mean, join_names
-from jaxlstm.lab.config import RunConfig
-from jaxlstm.lab.config import register as register_config
+from jaxlstm.lab.config.schema import RunConfig
+from jaxlstm.lab.config.schema import register as register_config
 from jaxlstm.lab.tasks.base import Artifact as Artifact
 from jaxlstm.lab.tasks.base import Dataset as Dataset
 from jaxlstm.lab.tasks.base import Losses as Losses
@@ -11,9 +13,12 @@ from jaxlstm.lab.tasks.base import Metric as Metric
 from jaxlstm.lab.tasks.base import Picture as Picture
 from jaxlstm.lab.tasks.base import Sums as Sums
 from jaxlstm.lab.tasks.base import Task as Task
-from jaxlstm.lab.tasks.language_modelling import LanguageModelling
 
-TASKS: dict[str, Task] = {task.name: task for task in (LanguageModelling(),)}
+# Each task, or the module whose `TASK` it is. The module is imported when the task is
+# first used, as it imports what only this task needs.
+TASKS: dict[str, Task | str] = {
+    "language_modelling": "jaxlstm.lab.tasks.language_modelling"
+}
 
 
 def register(task: Task, config: type[RunConfig]) -> None:
@@ -40,4 +45,7 @@ def get(name: str) -> Task:
     if name not in TASKS:
         hint = did_you_mean(name, TASKS) or f"; expected {join_names(TASKS)}"
         raise BadInput(f'task: got "{name}", which is no known task{hint}')
-    return TASKS[name]
+    task = TASKS[name]
+    if isinstance(task, str):
+        task = TASKS[name] = importlib.import_module(task).TASK
+    return task

@@ -8,7 +8,7 @@ import optax
 
 from jaxlstm.lab import native, tasks
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.config import Config
+from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import splits
 from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers

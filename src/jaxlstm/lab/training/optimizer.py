@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlstm.lab._util.wording import dotted, shown
-from jaxlstm.lab.config import ConfigError
+from jaxlstm.lab.config.messages import ConfigError
 from jaxlstm.lab.config.optimizer import KeyPath, check, is_call
 
 Chain = Sequence[Mapping[str, Any]]

@@ -16,8 +16,7 @@ import optax
 from jax import Array
 
 from jaxlstm.lab.config.schema import Config
-from jaxlstm.lab.data import Vocabulary
-from jaxlstm.lab.data.vocabulary import from_json
+from jaxlstm.lab.data.vocabulary import Vocabulary, from_json
 from jaxlstm.lab.tasks.base import Artifact, Carry, Losses, Metric, Params
 from jaxlstm.lab.tasks.language_modelling import data, generation, model, pictures
 from jaxlstm.lab.tasks.language_modelling.data import TextDataset
@@ -135,3 +134,6 @@ def metrics(vocabulary: Vocabulary, loss: float) -> dict[str, float]:
     if vocabulary.kind == "tokens":
         return {"loss": loss, "perplexity": float(jnp.exp(loss))}
     return {"loss": loss, "bits_per_character": loss / float(jnp.log(2.0))}
+
+
+TASK = LanguageModelling()

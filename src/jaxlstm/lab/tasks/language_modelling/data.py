@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 
 from jaxlstm.lab.config.schema import Config
-from jaxlstm.lab.data import (
-    Batch,
-    Corpus,
-    Streams,
-    Vocabulary,
-    Window,
-    read,
-    validation_windows,
-)
+from jaxlstm.lab.data.corpus import Corpus
+from jaxlstm.lab.data.sources import read
+from jaxlstm.lab.data.streams import Batch, Streams, Window, validation_windows
+from jaxlstm.lab.data.vocabulary import Vocabulary
 
 
 class TextDataset:

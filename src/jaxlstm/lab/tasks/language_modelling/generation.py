@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.config import load, schema
-from jaxlstm.lab.data import Vocabulary
-from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN
+from jaxlstm.lab.config import schema
+from jaxlstm.lab.config.loading import load
+from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN, Vocabulary
 from jaxlstm.layers.base import Layer
 
 Params = Any

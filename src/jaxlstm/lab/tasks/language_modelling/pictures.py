@@ -10,7 +10,8 @@ import numpy as np
 import jaxlstm as jl
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.schema import Config
-from jaxlstm.lab.data import Corpus, Vocabulary
+from jaxlstm.lab.data.corpus import Corpus
+from jaxlstm.lab.data.vocabulary import Vocabulary
 from jaxlstm.lab.tasks.base import Picture
 from jaxlstm.lab.tasks.language_modelling.model import cell
 
