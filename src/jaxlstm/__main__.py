@@ -1,6 +1,6 @@
 """`python -m jaxlstm` is the command `jaxlstm`."""
 
-from jaxlstm.lab.cli import main
+from jaxlstm.lab.cli.app import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 import jaxlstm as jl
 from jaxlstm.lab import checkpoints, config, runs, tasks
-from jaxlstm.lab.config import loading, messages, schema
+from jaxlstm.lab.config import loading, schema
 from jaxlstm.lab.tasks import Losses, Metric
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import train_steps
@@ -32,7 +32,6 @@ def known(monkeypatch):
     """The task, known until the end of a test."""
     monkeypatch.setattr(schema, "CONFIGS", dict(schema.CONFIGS))
     monkeypatch.setattr(loading, "CONFIGS", schema.CONFIGS)
-    monkeypatch.setattr(messages, "CONFIGS", schema.CONFIGS)
     monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
     sum_task.register()
 

@@ -29,6 +29,14 @@ _NAMES = {
 }
 
 
+class Text(NamedTuple):
+    """Tokens `[M]`, the symbol of each, and the name of their source."""
+
+    tokens: NDArray[np.int32]
+    symbols: list[str]
+    source: str
+
+
 class Feature(NamedTuple):
     """A property of every position.
 

@@ -3,13 +3,12 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.analysis.features import symbol_name
+from jaxlstm.lab.analysis.features import Text, symbol_name
 from jaxlstm.lab.data.files import open_data, quoted
 from jaxlstm.lab.data.vocabulary import UNKNOWN
 from jaxlstm.lab.runs.trained import Trained
@@ -17,14 +16,6 @@ from jaxlstm.lab.runs.trained import Trained
 LONGEST = 1 << 19  # symbols
 SHORTEST = 16  # symbols
 SEARCHABLE = 3000  # symbols; a shorter text is shown, but not searched
-
-
-class Text(NamedTuple):
-    """Tokens `[M]`, the symbol of each, and the name of their source."""
-
-    tokens: NDArray[np.int32]
-    symbols: list[str]
-    source: str
 
 
 def choose(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import jaxlstm as jl
 from jaxlstm.cells.emit import Trace
 from jaxlstm.lab.analysis.facts import STRETCH
-from jaxlstm.lab.analysis.text import Text
+from jaxlstm.lab.analysis.features import Text
 from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN
 from jaxlstm.lab.runs.trained import Trained
 

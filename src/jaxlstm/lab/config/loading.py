@@ -212,7 +212,8 @@ def _validated(node: Node, problems: list[str]) -> Any:
     try:
         config = model.model_validate(plain(node))
     except ValidationError as error:
-        raise ConfigError(problems + format_errors(error, node, model)) from None
+        found = format_errors(error, node, model, tasks=list(CONFIGS))
+        raise ConfigError(problems + found) from None
     if problems:
         raise ConfigError(problems)
     return config

@@ -13,7 +13,6 @@ from pydantic.fields import FieldInfo
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe, did_you_mean, dotted, join_names
 from jaxlstm.lab.config.optimizer import OptimizerError
-from jaxlstm.lab.config.schema import CONFIGS
 from jaxlstm.lab.config.yaml_source import KeyPath, Node, place_of
 
 Section = type[BaseModel]
@@ -45,13 +44,16 @@ class ConfigError(BadInput):
         self.problems = tuple(problems)
 
 
-def format_errors(error: ValidationError, node: Node, root: Section) -> list[str]:
+def format_errors(
+    error: ValidationError, node: Node, root: Section, *, tasks: Sequence[str]
+) -> list[str]:
     """Return one line per error, in the order of the config's fields.
 
     Args:
         error: The exception that `root.model_validate` raised.
         node: The validated config with its places in the source.
         root: The config model of the task.
+        tasks: The names that `task` may have.
     """
     found: dict[KeyPath, list[Any]] = {}
     for item in error.errors(include_url=False):
@@ -59,7 +61,7 @@ def format_errors(error: ValidationError, node: Node, root: Section) -> list[str
     return [
         _line(node, at, text)
         for path, items in found.items()
-        for at, text in _explained(path, items, root)
+        for at, text in _explained(path, items, root, tasks)
     ]
 
 
@@ -75,7 +77,7 @@ def _line(node: Node, path: KeyPath, text: str) -> str:
 
 
 def _explained(
-    path: KeyPath, items: list[Any], root: Section
+    path: KeyPath, items: list[Any], root: Section, tasks: Sequence[str]
 ) -> Iterator[tuple[KeyPath, str]]:
     """Yield the messages for one place; errors of a union's members become one."""
     item = items[0]
@@ -92,10 +94,10 @@ def _explained(
     elif item["type"] == "union_tag_invalid":
         yield (
             (*path, _discriminator(item)),
-            _wrong_value(items, location),
+            _wrong_value(items, location, tasks),
         )
     else:
-        yield path, _wrong_value(items, location)
+        yield path, _wrong_value(items, location, tasks)
 
 
 def _discriminator(item: Any) -> str:
@@ -108,12 +110,12 @@ def _meaning(field: FieldInfo | None) -> str:
     return f" ({text[0].lower()}{text[1:].rstrip('.')})" if text else ""
 
 
-def _wrong_value(items: list[Any], location: "_Location") -> str:
+def _wrong_value(items: list[Any], location: "_Location", tasks: Sequence[str]) -> str:
     value = items[0]["input"]
     if items[0]["type"] == "union_tag_invalid":
         value = value[_discriminator(items[0])]
     is_task = location.path == ("task",)
-    choices = list(CONFIGS) if is_task else _choices(location.field)
+    choices = list(tasks) if is_task else _choices(location.field)
     kinds = [_KINDS[item["type"]] for item in items if item["type"] in _KINDS]
     limits = items[0].get("ctx", {})
     expected = [kind.format(**limits) for kind in kinds]

@@ -240,12 +240,11 @@ class Task(Protocol):
         ...
 
 
-def carry_like(
-    task: Task, model: Layer, params: Params, batch: Batch
-) -> jax.ShapeDtypeStruct:
-    """Return the types of the carry after a batch."""
+def zero_carry(task: Task, model: Layer, params: Params, batch: Batch) -> Carry:
+    """Return a carry of zeros, which the first batch of a stream resets."""
 
     def after(params: Params, batch: Batch) -> Carry:
         return task.loss(model, params, None, batch)[1]
 
-    return jax.eval_shape(after, params, batch)
+    like = jax.eval_shape(after, params, batch)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)

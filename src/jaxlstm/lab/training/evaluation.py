@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 import jax
 
-from jaxlstm.lab.tasks.base import Batch, Carry, Params, Sums, Task
-from jaxlstm.lab.training.state import zero_carry
+from jaxlstm.lab.tasks.base import Batch, Carry, Params, Sums, Task, zero_carry
 from jaxlstm.layers.base import Layer
 
 

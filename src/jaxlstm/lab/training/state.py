@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxlstm.lab.tasks.base import Batch, Carry, Params, Task, carry_like
+from jaxlstm.lab.tasks.base import Batch, Carry, Params, Task, zero_carry
 from jaxlstm.layers.base import Layer
 
 
@@ -70,12 +70,6 @@ def initial_state(
         key=key,
         healthy=jnp.ones((), bool),
     )
-
-
-def zero_carry(task: Task, model: Layer, params: Params, batch: Batch) -> Carry:
-    """Return a carry of zeros, which the first batch of a stream resets."""
-    like = carry_like(task, model, params, batch)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
 
 
 def noise_key(state: TrainState, shard: Any = None) -> Array:
