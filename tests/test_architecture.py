@@ -1,6 +1,7 @@
 """The package structure: import contracts, import chains and public signatures."""
 
 import ast
+import itertools
 import re
 import shutil
 import subprocess
@@ -51,6 +52,11 @@ def test_import_contracts_hold(copy):
         ("masking.py", "import pathlib"),
         ("engines/native/engine.py", "import subprocess"),
         ("lab/training/loop.py", "import matplotlib"),
+        ("lab/_util/files.py", "from jaxlstm.lab import runs"),
+        ("lab/config/schema.py", "from jaxlstm.lab.tasks import base"),
+        ("lab/data/files.py", "from jaxlstm.lab.checkpoints import store"),
+        ("lab/sinks/base.py", "from jaxlstm.lab.training import loop"),
+        ("lab/tasks/base.py", "from jaxlstm.lab.runs.trained import Trained"),
     ],
 )
 def test_a_planted_import_is_found(copy, file, line):
@@ -59,6 +65,21 @@ def test_a_planted_import_is_found(copy, file, line):
     found = lint_imports(copy)
     assert found.returncode != 0
     assert "BROKEN" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "contract"),
+    [
+        ("new.py", "Imports go from upper to lower packages"),
+        ("lab/new.py", "Imports inside lab go from upper to lower packages"),
+        ("engines/new.py", "Engines do not import each other"),
+    ],
+)
+def test_a_module_without_a_layer_is_found(copy, file, contract):
+    (copy / "src" / "jaxlstm" / file).write_text('"""A module of no layer."""\n')
+    found = lint_imports(copy)
+    assert found.returncode != 0
+    assert f"{contract} BROKEN" in found.stdout
 
 
 INTERNALS = ("jax._src", "jax.interpreters", "jax.extend")
@@ -101,6 +122,91 @@ def test_a_planted_import_of_jax_internals_is_found(copy, line):
 
 def test_no_module_imports_itself_through_others():
     assert architecture.import_cycles(architecture.graph()) == []
+
+
+def test_import_chains_are_short():
+    chain = architecture.longest_chain(architecture.import_time_graph())
+    assert len(chain) <= architecture.LONGEST_CHAIN, " -> ".join(chain)
+
+
+@pytest.fixture
+def planted(copy, monkeypatch):
+    """A copy of the package that the checks of `architecture` read."""
+    monkeypatch.setattr(architecture, "SOURCE", copy / "src" / "jaxlstm")
+    return architecture.SOURCE
+
+
+PLANTED = [f"planted_{n:02d}" for n in range(architecture.LONGEST_CHAIN + 1)]
+
+
+@pytest.mark.parametrize(
+    ("template", "is_found"),
+    [
+        ("import jaxlstm.{}", True),
+        ("from jaxlstm import typing, {}", True),
+        ("from jaxlstm.{} import x", True),
+        ("class A:\n    from jaxlstm import {}", True),
+        ("try:\n    from jaxlstm import {}\nfinally:\n    pass", True),
+        ("def f():\n    from jaxlstm import {}", False),
+        ("if TYPE_CHECKING:\n    from jaxlstm import {}", False),
+    ],
+)
+def test_a_planted_chain_is_found(planted, template, is_found):
+    for name, imported in zip(PLANTED, [*PLANTED[1:], "typing"], strict=True):
+        (planted / f"{name}.py").write_text(f"{template.format(imported)}\n")
+    chain = architecture.longest_chain(architecture.import_time_graph())
+    expected = [f"jaxlstm.{name}" for name in [*PLANTED, "typing"]]
+    assert (chain == expected) == is_found
+    assert (len(chain) > architecture.LONGEST_CHAIN) == is_found
+
+
+def test_the_report_of_facts_fails_for_a_planted_chain(planted, capsys):
+    assert architecture.main() == 0
+    for name, imported in itertools.pairwise([*PLANTED, "typing"]):
+        (planted / f"{name}.py").write_text(f"from jaxlstm import {imported}\n")
+    assert architecture.main() == 1
+    assert f"-> jaxlstm.{PLANTED[-1]} -> jaxlstm.typing" in capsys.readouterr().out
+
+
+def test_docstrings_and_messages_are_phrased_uniformly():
+    assert architecture.misphrased_strings() == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"""What a cell returns."""',
+        'def f():\n    """Whether it is finite."""',
+        'class A:\n    """How it is computed."""',
+        'class A:\n    def f(self):\n        """\n        Which is first."""',
+        'x: int\n"""Which of them is used."""',
+        'raise ValueError(f"{x} came; {y} is wanted")',
+        'raise ValueError("units: 3 came" f"; {y} or more are wanted.")',
+        'message = "the state was made for another cell"',
+    ],
+)
+def test_a_planted_phrase_is_found(planted, line):
+    path = planted / "masking.py"
+    number = len(path.read_text().splitlines())
+    path.write_text(f"{path.read_text()}{line}\n")
+    found = architecture.misphrased_strings()
+    assert found
+    assert all(int(place.split(":")[1]) > number for place in found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"""Whatever the cell returns, the engine stacks it."""',
+        'x = "What a cell returns"',
+        '"""Return what a cell returns."""',
+        'raise ValueError("lengths: got 3, expected 4; use lengths=None")',
+    ],
+)
+def test_other_phrases_are_not_found(planted, line):
+    path = planted / "masking.py"
+    path.write_text(f"{path.read_text()}{line}\n")
+    assert architecture.misphrased_strings() == []
 
 
 def test_public_signatures_are_annotated():

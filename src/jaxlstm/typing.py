@@ -76,7 +76,7 @@ def accumulator_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 
 def is_explicit(sharding: jax.sharding.Sharding | None) -> bool:
-    """Whether a sharding is over a mesh with explicit axes."""
+    """Return whether a sharding is over a mesh with explicit axes."""
     mesh = getattr(sharding, "mesh", None)
     return mesh is not None and AxisType.Explicit in mesh.axis_types
 
@@ -116,6 +116,6 @@ def as_key(caller: str, key: Any) -> Key:
 
 
 def is_key(value: Any) -> bool:
-    """Whether the value is an array of typed random keys."""
+    """Return whether the value is an array of typed random keys."""
     dtype = getattr(value, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)

@@ -130,7 +130,7 @@ def _show(axes: Axes | Shape | None) -> str:
 
 
 def _fits(axes: Axes | None, shape: Shape | None, found: dict[str, int]) -> bool:
-    """Whether the shape has these axes; new letters are recorded in `found`."""
+    """Return whether the shape has these axes; new letters are recorded in `found`."""
     if axes is None or shape is None:
         return axes is shape
     if axes[0].startswith("*"):

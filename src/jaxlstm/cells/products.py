@@ -46,7 +46,7 @@ def product(x: Array, w: Array, dtype: DTypeLike) -> Array:
 
 
 def may_be_sharded(w: Array) -> bool:
-    """Whether an axis of w may be sharded, according to its type.
+    """Return whether an axis of w may be sharded, according to its type.
 
     Explicit mesh axes appear in the type. Automatic ones do not, so any axis of w may
     be sharded over them.

@@ -134,7 +134,7 @@ def _stack_slots(
 
 
 def _fits_in_place(value: Array) -> bool:
-    """Whether a value is small, on no mesh, and consists of whole vectors of units.
+    """Return whether a value is small, on no mesh, and made of whole vectors of units.
 
     A remainder of units would be rounded differently in a loop of another shape.
     """

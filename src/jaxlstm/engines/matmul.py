@@ -40,7 +40,7 @@ def rows_first(x: Array, w: Array) -> Array:
 
 
 def prefer_weights_first(rows: int, weight: Any) -> bool:
-    """Whether `weights_first` is faster for so many rows; on CPUs only."""
+    """Return whether `weights_first` is faster for so many rows; on CPUs only."""
     few_rows, large = rows in FEW_ROWS, weight.size >= LARGE_WEIGHT
     return few_rows and large and jax.default_backend() == "cpu"
 

@@ -219,7 +219,7 @@ def _peak(jaxpr: Jaxpr, slices: Sequence[Var] = ()) -> int:
 
 
 def _is_fused(node: Node, users: Sequence[Node]) -> bool:
-    """Whether the result is never stored, as each reader recomputes it."""
+    """Return whether the result is never stored, as each reader recomputes it."""
     if node.name in STORED or len(node.makes) != 1:
         return False
     if node.name == "transpose":

@@ -168,7 +168,7 @@ def _flags(
 
 @functools.lru_cache(maxsize=256)
 def draws_noise(layer: Layer, in_features: int | None, feature_axes: int) -> bool:
-    """Whether the layer draws noise if it gets a key.
+    """Return whether the layer draws noise if it gets a key.
 
     A layer without noise must not draw a key: Flax counts the keys of a stream, and
     inside a trace it cannot increase a count that was created outside. The layer is

@@ -85,7 +85,7 @@ Operand = Literal["rows", "weights"]
 
 
 class Mode(NamedTuple):
-    """How the derivative is computed; modes differ in time and memory only.
+    """Order of computing the derivative; modes differ in time and memory only.
 
     Attributes:
         residuals: what the forward pass stores for the backward pass: the states and

@@ -204,7 +204,7 @@ def _recurrent_products(
 
 
 def is_matmul(eqn: JaxprEqn) -> bool:
-    """Whether it is `x W` of one dtype, x `[*b, K]` and W `[K, N]`, on no mesh."""
+    """Return whether it is `x W` in one dtype, x `[*b, K]`, W `[K, N]`, on no mesh."""
     if eqn.primitive is not lax.dot_general_p:
         return False
     avals: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
@@ -356,7 +356,7 @@ def evaluate_recurrent(
 
 
 def activations_used_once(parts: Partition) -> bool:
-    """Whether each value computed from activations is read once, or returned.
+    """Return whether each value computed from activations is read once, or returned.
 
     A value that is read several times may be fused into each of its readers, and each
     copy rounds in its own way, which depends on the rest of the program.

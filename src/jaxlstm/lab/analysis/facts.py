@@ -1,12 +1,11 @@
 """Statistics of a recurrent layer, and the limits that they are reported with."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from jaxlstm.diagnostics import Saturation
+from jaxlstm.diagnostics.gates import Saturation
 
 Floats = NDArray[np.floating]
 
@@ -32,7 +31,7 @@ class LayerFacts(NamedTuple):
     """
 
     units: int
-    saturation: "Saturation | None"
+    saturation: Saturation | None
     timescales: Floats | None
     dead: list[int]
     duplicates: list[tuple[int, int]]

@@ -57,7 +57,7 @@ class Feature(NamedTuple):
 
     @property
     def is_flag(self) -> bool:
-        """Whether the values are booleans."""
+        """Return whether the values are booleans."""
         return self.values.dtype == np.bool_
 
 

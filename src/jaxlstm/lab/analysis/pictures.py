@@ -157,7 +157,7 @@ def _size(symbols: Sequence[str], height: float) -> tuple[float, float]:
 
 
 def _is_lstm(trace: Any) -> bool:
-    """Whether `plots.unit_trace` can draw the trace."""
+    """Return whether `plots.unit_trace` can draw the trace."""
     state, gates = trace
     has_gates = all(hasattr(gates, name) for name in "ifgo")
     return has_gates and hasattr(state, "c") and state.c.shape == state.h.shape

@@ -153,7 +153,7 @@ def search(
 
 
 def _occurs(feature: Feature, half: slice) -> bool:
-    """Whether a flag holds, or an amount falls, often enough."""
+    """Return whether a flag holds, or an amount falls, often enough."""
     values = feature.values[half]
     if not feature.is_flag:
         return int((np.diff(np.asarray(values, float)) < 0).sum()) >= EPISODES
@@ -185,7 +185,7 @@ def _consistent(scores: Floats, memory: Floats) -> Floats:
 
 
 def _moves_at_edges(feature: Feature, state: Floats) -> bool:
-    """Whether a unit changes more where a feature begins and ends than elsewhere."""
+    """Return whether a unit changes most where a feature begins and ends."""
     if not feature.edged:
         return True
     edges = np.diff(feature.values[-len(state) :].astype(int))
@@ -195,7 +195,7 @@ def _moves_at_edges(feature: Feature, state: Floats) -> bool:
 
 
 def _same(one: Finding, other: Finding) -> bool:
-    """Whether two findings have the same unit or nearly the same feature."""
+    """Return whether two findings have the same unit or nearly the same feature."""
     a, b = (np.asarray(f.feature.values, float) for f in (one, other))
     return one.unit == other.unit or bool(abs(np.corrcoef(a, b)[0, 1]) > SAME)
 

@@ -110,12 +110,12 @@ def differences(stored: Mapping[str, Spec], expected: Mapping[str, Spec]) -> lis
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf holds typed PRNG keys."""
+    """Return whether a leaf holds typed PRNG keys."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def is_storable(leaf: Any) -> bool:
-    """Whether a leaf has a shape, and a dtype of numbers, booleans or keys."""
+    """Return whether a leaf has a shape, and a dtype of numbers, booleans or keys."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not hasattr(leaf, "shape"):
         return False

@@ -44,7 +44,7 @@ def check(chain: Any) -> list[Problem]:
 
 
 def is_call(value: Any) -> bool:
-    """Whether a value is a call `{name: {arguments}}` and not a plain mapping."""
+    """Return whether a value is a call `{name: {arguments}}`, not a plain mapping."""
     if not (isinstance(value, dict) and len(value) == 1):
         return False
     [name] = value
@@ -157,7 +157,7 @@ _OPEN = {"Any", "dict", "PyTree", "MaskOrFn"}
 
 
 def _fits(value: Any, words: set[str]) -> bool:
-    """Whether a scalar is of one of the types named in an annotation."""
+    """Return whether a scalar is of one of the types named in an annotation."""
     if isinstance(value, bool):
         return bool(words & (_OPEN | {"bool"}))
     if isinstance(value, int | float):

@@ -151,7 +151,7 @@ def from_json(written: str) -> Vocabulary:
 
 
 def _is_sound(vocabulary: Vocabulary) -> bool:
-    """Whether the vocabulary equals one of the three kinds."""
+    """Return whether the vocabulary equals one of the three kinds."""
     _, size, symbols = vocabulary
     if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
         return False

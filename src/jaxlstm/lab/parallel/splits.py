@@ -1,4 +1,4 @@
-"""How many shards a batch is split into, and in which words that is told."""
+"""Number of shards that a batch is split into, and its description."""
 
 from typing import NamedTuple
 
@@ -56,14 +56,15 @@ def choose(config: Config, at_most: int) -> Split:
 
 
 def number(training: schema.Training) -> int:
-    """How many shards; `auto`, where no run has settled it, is 1."""
+    """Return the number of shards; 1 for an `auto` that no run has resolved."""
     return 1 if training.shards == "auto" else training.shards
 
 
 def split(config: Config) -> Split:
-    """What `training.shards` comes to here; `auto` looks at the devices there are.
+    """Return the number of shards; `auto` depends on the available devices.
 
-    Errors: `BadInput` where the config's device is not there.
+    Raises:
+        BadInput: The config's device is not available.
     """
     if config.training.shards != "auto":
         return Split(config.training.shards, "training.shards says so")

@@ -96,7 +96,7 @@ def open(path: Path) -> Run:
 
 
 def is_run(path: Path) -> bool:
-    """Whether `open` would return the run in `path`."""
+    """Return whether `open` would return the run in `path`."""
     try:
         return Run(Path(path)).config.is_file()
     except (OSError, ValueError):

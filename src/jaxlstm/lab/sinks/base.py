@@ -57,7 +57,7 @@ def progress(*, stream: IO[str] | None = None) -> Sink:
 
 
 def _in_notebook() -> bool:
-    """Whether this process is a Jupyter kernel."""
+    """Return whether this process is a Jupyter kernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None

@@ -50,7 +50,7 @@ class Outlet:
         self._attempt(lambda stream: stream.flush())
 
     def isatty(self) -> bool:
-        """Whether the stream is a terminal."""
+        """Return whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     def fileno(self) -> int:

@@ -27,7 +27,7 @@ Batch = Any
 """A NamedTuple of arrays; `Dataset.batch_axes` names the batch axis of each field."""
 
 Spec = Any
-"""What the model must know of the data: a vocabulary, a number of features."""
+"""Facts about the data that the model depends on: a vocabulary, a feature count."""
 
 
 class Metric(NamedTuple):
@@ -101,7 +101,7 @@ class Dataset(Protocol):
 
     @property
     def spec(self) -> Spec:
-        """What the model must know of the data."""
+        """Facts about the data that the model depends on, such as a vocabulary."""
         ...
 
     @property
@@ -160,15 +160,15 @@ class Artifact(NamedTuple):
 
 
 class Task(Protocol):
-    """What is trained: data, model, loss, and what is made of the result."""
+    """Definition of what is trained: data, model, loss and the final artifacts."""
 
     name: str
     primary: Metric
-    """What "best" means: the metric that validation is judged by."""
+    """The metric that decides which validation is the best."""
 
     positions: Sequence[str]
     """Names of the layers of `model` by position, to read the checkpoints of runs
-    that were made before layers had names; empty for tasks that came later."""
+    that were made before layers had names; empty for newer tasks."""
 
     def data(self, config: Any) -> Dataset:
         """Read the data of a config.

@@ -16,7 +16,7 @@ from jaxlstm.lab.tasks.base import Metric
 
 
 class LoopState(NamedTuple):
-    """What the log and the policies depend on: numbers that JSON holds without loss.
+    """Numbers that the log and the policies depend on; JSON holds them without loss.
 
     unlogged    (loss, gradient norm) of the steps since the last line of the log
     best_step   the step of the best validation so far, None before the first

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxlstm as jl
+from jaxlstm.cells.emit import Trace
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.data.corpus import Corpus
@@ -34,7 +35,7 @@ def of_validation(config: Config, params: Any, corpus: Corpus) -> list[Picture]:
 
 def first_layer(
     model: schema.Model, params: Any, tokens: Any, *, warm_up: int = 0
-) -> jl.Trace:
+) -> Trace:
     """Return gates and states `[T, H]` of the first recurrent layer over tokens.
 
     Args:
@@ -50,7 +51,7 @@ def _symbols(vocabulary: Vocabulary, tokens: np.ndarray) -> list[str]:
     return [vocabulary.decode([token]) for token in tokens]
 
 
-def pictures(symbols: Sequence[str], trace: jl.Trace) -> list[Picture]:
+def pictures(symbols: Sequence[str], trace: Trace) -> list[Picture]:
     """Return pictures of a layer while it reads: forget gate, one unit, timescales.
 
     Args:
@@ -91,7 +92,7 @@ def pictures(symbols: Sequence[str], trace: jl.Trace) -> list[Picture]:
     return found
 
 
-def _forget_gate(trace: jl.Trace) -> tuple[str, str, np.ndarray] | None:
+def _forget_gate(trace: Trace) -> tuple[str, str, np.ndarray] | None:
     """Return the forget or update gate as (name, letter, values), or None.
 
     A gate that is 1 at every step, as the LSTM of 1997 reports it, is not shown.
@@ -103,13 +104,13 @@ def _forget_gate(trace: jl.Trace) -> tuple[str, str, np.ndarray] | None:
     return None
 
 
-def _has_cell_state_per_unit(trace: jl.Trace) -> bool:
-    """Whether each unit has one cell state and one output."""
+def _has_cell_state_per_unit(trace: Trace) -> bool:
+    """Return whether each unit has one cell state and one output."""
     c = getattr(trace.state, "c", None)
     return c is not None and c.shape == trace.state.h.shape
 
 
-def _unit_to_show(trace: jl.Trace) -> int:
+def _unit_to_show(trace: Trace) -> int:
     """Return the unit with the largest mean(f) std(f) std(tanh c).
 
     Its forget gate is high for a while and then low. If f is 1 throughout, return the
