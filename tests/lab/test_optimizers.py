@@ -125,7 +125,8 @@ REFUSED = {
                 }
             }
         ],
-        "optimizer[0].sgd.learning_rate.cosine_decay_schedule: optax refuses this: The "
+        "optimizer[0].sgd.learning_rate.cosine_decay_schedule: got arguments that Optax "
+        "rejects, expected valid ones; Optax reports: The "
         "cosine_decay_schedule requires positive decay_steps, got decay_steps=0.",
     ),
     "an unknown dtype": (
@@ -142,8 +143,9 @@ REFUSED = {
     ),
     "a transformation that needs the loss": (
         [{"polyak_sgd": {}}],
-        "optimizer[0].polyak_sgd: no update can be made from gradients and parameters "
-        "alone: ",
+        "optimizer[0].polyak_sgd: got an update that fails, expected one that needs only "
+        "gradients and parameters; choose another transformation or correct its "
+        "arguments; Optax reports: ",
     ),
     "a mapping": ({}, "optimizer: got an empty mapping, expected a list"),
 }
@@ -187,9 +189,9 @@ def usable() -> list[str]:
 
 
 NEED_MORE = {
-    "lbfgs": "from gradients and parameters alone",
-    "polyak_sgd": "from gradients and parameters alone",
-    "scale_by_polyak": "from gradients and parameters alone",
+    "lbfgs": "needs only gradients and parameters",
+    "polyak_sgd": "needs only gradients and parameters",
+    "scale_by_polyak": "needs only gradients and parameters",
     "noisy_sgd": "key",
     "optimistic_adam": "deprecated",
 }

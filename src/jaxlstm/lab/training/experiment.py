@@ -30,7 +30,7 @@ class Experiment(NamedTuple):
         """Read the data and build the model.
 
         Raises:
-            BadInput: the data cannot be used, Optax refuses the optimizer, or the
+            BadInput: the data cannot be used, Optax rejects the optimizer, or the
                 model does not fit the memory of this machine.
         """
         task = tasks.get(config.task)

@@ -6,8 +6,8 @@
             optax.clip_by_global_norm(max_norm=1.0),
             optax.adamw(learning_rate=optax.linear_schedule(init_value=1.0, ...)))
 
-One entry is one call, by Optax's own names. What may be called is what
-`optax_names` lists; nothing else is looked up by name.
+Each entry is one call of an Optax function. Only the functions that `optax_names` lists
+can be called.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,135 +26,147 @@ Chain = Sequence[Mapping[str, Any]]
 
 
 def build(chain: Chain) -> optax.GradientTransformation:
-    """The chain of transformations, each tried once on the shapes of a small matrix.
+    """Return the chain of transformations.
 
-    Arguments:
+    Each is checked with the shapes of a small matrix before it is used.
+
+    Args:
         chain: `config.optimizer`, or a list of the same form.
 
-    Errors: `ConfigError` with a line for every entry that Optax would not take, or
-    that needs more at each update than gradients and parameters.
+    Raises:
+        ConfigError: an entry has arguments that Optax rejects, or its update needs more
+            than gradients and parameters. The message has a line for each such entry.
 
-    >>> build([{"sgd": {"learning_rate": 0.5}}]).init({}) is not None
-    True
+    Example:
+        >>> build([{"sgd": {"learning_rate": 0.5}}]).init({}) is not None
+        True
     """
-    _check(chain)
-    links, problems = [], []
-    for i, link in enumerate(chain):
+    _check_names(chain)
+    transformations, problems = [], []
+    for i, entry in enumerate(chain):
         try:
-            made = _at_ease(_called(link, (i,)))
-            _rehearse(made, (i, *link))
-            links.append(made)
-        except _RefusedError as error:
+            transformation = _with_standard_promotion(_call(entry, (i,)))
+            _check_by_eval_shape(transformation, (i, *entry))
+            transformations.append(transformation)
+        except _OptaxError as error:
             problems.append(str(error))
     if problems:
         raise ConfigError(problems)
-    return optax.chain(*links)
+    return optax.chain(*transformations)
 
 
 def learning_rate(chain: Chain) -> Callable[[int], float] | None:
-    """The learning rate at a step, to be shown; None for a chain that names none.
+    """Return the learning rate as a function of the step, for display.
 
-    The last `learning_rate` of the chain counts, or the `step_size_fn` of
-    `scale_by_schedule`.
+    It is the last `learning_rate` of the chain, or the `step_size_fn` of
+    `scale_by_schedule`. A chain without either returns None.
 
-    >>> rate = learning_rate([{"sgd": {"learning_rate": 0.5}}])
-    >>> rate(10)
-    0.5
+    Example:
+        >>> rate = learning_rate([{"sgd": {"learning_rate": 0.5}}])
+        >>> rate(10)
+        0.5
     """
-    _check(chain)
-    found = [rate for i, link in enumerate(chain) for rate in _rates(link, (i,))]
-    if not found:
+    _check_names(chain)
+    rates = [rate for i, entry in enumerate(chain) for rate in _rates(entry, (i,))]
+    if not rates:
         return None
-    path, rate = found[-1]
-    value = _valued(rate, path)
+    path, rate = rates[-1]
+    value = _evaluate(rate, path)
     schedule = value if callable(value) else optax.constant_schedule(value)
 
-    def rate(step: int) -> float:
-        with _promotion():
+    def rate_at(step: int) -> float:
+        with _standard_promotion():
             return float(jnp.asarray(schedule(step)))
 
-    return rate
+    return rate_at
 
 
 @contextmanager
-def _promotion() -> Iterator[None]:
-    """Optax mixes integer step counts with floats, and [1] with [2, 2]; here it may."""
+def _standard_promotion() -> Iterator[None]:
+    """Allow Optax to mix integer step counts with floats, and shapes [1] and [2, 2]."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
-def _at_ease(made: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same, and also where JAX has been told to promote nothing."""
+def _with_standard_promotion(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Make a transformation work under strict dtype and rank promotion."""
 
     def init(params: Any) -> Any:
-        with _promotion():
-            return made.init(params)
+        with _standard_promotion():
+            return transformation.init(params)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        with _promotion():
-            return made.update(updates, state, params)
+        with _standard_promotion():
+            return transformation.update(updates, state, params)
 
     return optax.GradientTransformation(init, update)
 
 
-class _RefusedError(ValueError):
-    """Optax does not take these arguments."""
+class _OptaxError(ValueError):
+    """An exception of Optax, with the path of the entry that caused it."""
 
 
-def _check(chain: Chain) -> None:
+def _check_names(chain: Chain) -> None:
+    """Raise `ConfigError` for unknown functions and for unknown or missing arguments."""
     problems = check(chain)
     if problems:
         lines = [f"{dotted(('optimizer', *path))}: {text}" for path, text in problems]
         raise ConfigError(lines)
 
 
-def _called(call: Mapping[str, Any], path: KeyPath) -> Any:
-    """`{name: {arguments}}`, called."""
+def _call(call: Mapping[str, Any], path: KeyPath) -> Any:
+    """Return the result of the call `{name: {arguments}}`."""
     [(name, arguments)] = call.items()
     path = (*path, name)
-    given = {key: _valued(v, (*path, key)) for key, v in (arguments or {}).items()}
+    values = {key: _evaluate(v, (*path, key)) for key, v in (arguments or {}).items()}
     factory = getattr(optax, name, None) or getattr(optax.schedules, name)
-    return _asked(lambda: factory(**given), path)
+    with _located_errors(path, "got arguments that Optax rejects, expected valid ones"):
+        return factory(**values)
 
 
-def _valued(value: Any, path: KeyPath) -> Any:
-    """An argument's value, with the calls in it made."""
+def _evaluate(value: Any, path: KeyPath) -> Any:
+    """Return the value of an argument, with its nested calls replaced by results."""
     if isinstance(value, list | tuple):
-        return [_valued(item, (*path, i)) for i, item in enumerate(value)]
+        return [_evaluate(item, (*path, i)) for i, item in enumerate(value)]
     if is_call(value):
-        return _called(value, path)
+        return _call(value, path)
     return value
 
 
-def _rehearse(made: Any, path: KeyPath) -> None:
-    """One update in the abstract: shapes only, nothing computed."""
+def _check_by_eval_shape(
+    transformation: optax.GradientTransformation, path: KeyPath
+) -> None:
+    """Check one update with `jax.eval_shape`, which computes nothing."""
     matrix = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
 
     def update(params: Any) -> Any:
-        return made.update(params, made.init(params), params)
+        state = transformation.init(params)
+        return transformation.update(params, state, params)
 
-    _asked(
-        lambda: jax.eval_shape(update, matrix),
-        path,
-        "no update can be made from gradients and parameters alone",
+    problem = (
+        "got an update that fails, expected one that needs only gradients and "
+        "parameters; choose another transformation or correct its arguments"
     )
+    with _located_errors(path, problem):
+        jax.eval_shape(update, matrix)
 
 
-def _asked(
-    question: Callable[[], Any], path: KeyPath, verdict: str = "optax refuses this"
-) -> Any:
-    """The answer; whatever Optax raises instead becomes a sentence."""
+@contextmanager
+def _located_errors(path: KeyPath, problem: str) -> Iterator[None]:
+    """Raise every exception as an `_OptaxError` that names the entry at `path`."""
     try:
-        return question()
-    except _RefusedError:
-        raise
+        yield
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         where = dotted(("optimizer", *path))
-        raise _RefusedError(f"{where}: {verdict}: {shown(first)}") from error
+        message = f"{where}: {problem}; Optax reports: {shown(first_line)}"
+        raise _OptaxError(message) from error
 
 
 def _rates(call: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield path and value of each learning rate, also those in nested calls."""
     [(name, arguments)] = call.items()
     for key, value in (arguments or {}).items():
         at = (*path, name, key)
