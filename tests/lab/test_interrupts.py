@@ -13,7 +13,7 @@ def interrupt(*_):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.1)  # an exception raised here would be lost
 
-with interrupts.at_once():
+with interrupts.exit_on_interrupt():
     {where}
     time.sleep(20)
 print("not interrupted")

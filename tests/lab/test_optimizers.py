@@ -125,8 +125,8 @@ REFUSED = {
                 }
             }
         ],
-        "optimizer[0].sgd.learning_rate.cosine_decay_schedule: got arguments that Optax "
-        "rejects, expected valid ones; Optax reports: The "
+        "optimizer[0].sgd.learning_rate.cosine_decay_schedule: got arguments that "
+        "Optax rejects, expected valid ones; Optax reports: The "
         "cosine_decay_schedule requires positive decay_steps, got decay_steps=0.",
     ),
     "an unknown dtype": (
@@ -143,8 +143,8 @@ REFUSED = {
     ),
     "a transformation that needs the loss": (
         [{"polyak_sgd": {}}],
-        "optimizer[0].polyak_sgd: got an update that fails, expected one that needs only "
-        "gradients and parameters; choose another transformation or correct its "
+        "optimizer[0].polyak_sgd: got an update that fails, expected one that needs "
+        "only gradients and parameters; choose another transformation or correct its "
         "arguments; Optax reports: ",
     ),
     "a mapping": ({}, "optimizer: got an empty mapping, expected a list"),

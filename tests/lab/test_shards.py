@@ -219,33 +219,33 @@ def test_stopped_and_continued_is_the_run_that_never_stopped(bench):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "at_most", "shards", "why"),
+    ("overrides", "at_most", "shards", "reason"),
     [
-        ([], 4, 4, "4 can compute"),
-        ([], 3, 2, "3 can compute"),
+        ([], 4, 4, "4 devices compute in parallel"),
+        ([], 3, 2, "3 devices compute in parallel"),
         ([], 1, 1, "one device"),
-        ([], 64, 4, "64 can compute"),
-        (["model.hidden_size=4096"], 4, 1, "faster unsplit"),
+        ([], 64, 4, "64 devices compute in parallel"),
+        (["model.hidden_size=4096"], 4, 1, "faster in one shard"),
         (["model.hidden_size=16"], 4, 1, "too little work"),
-        (["training.batch_size=17"], 8, 1, "no shards of 4"),
+        (["training.batch_size=17"], 8, 1, "no equal shards of 4"),
     ],
 )
-def test_auto_is_the_most_that_pays(overrides, at_most, shards, why):
+def test_auto_is_the_largest_number_that_pays(overrides, at_most, shards, reason):
     found = splits.choose(configs.load(overrides=overrides), at_most)
     assert found.shards == shards
-    assert why in found.why
+    assert reason in found.reason
 
 
 @pytest.fixture
-def willing(monkeypatch):
-    """Two cores, work enough in the tiniest step, and nothing to see at the end."""
+def two_cores(monkeypatch):
+    """Two cores, no lower limit on the work of a step, and no plots."""
     monkeypatch.setattr(splits, "LEAST_WORK", 0)
     monkeypatch.setattr(devices, "cores", lambda: 2)
     monkeypatch.setattr(reports, "write_plots", lambda run, artifacts: [])
 
 
-@pytest.mark.usefixtures("willing")
-def test_a_run_keeps_the_number_that_auto_stood_for(book, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("two_cores")
+def test_a_run_keeps_the_number_chosen_for_auto(book, tmp_path, monkeypatch):
     wanted, sink = config(book, shards="auto", steps=0), tiny.Silence()
     run = tmp_path / "run"
     trained = jl.lab.train(wanted, run=run, sink=sink)
@@ -254,30 +254,32 @@ def test_a_run_keeps_the_number_that_auto_stood_for(book, tmp_path, monkeypatch)
     monkeypatch.setattr(devices, "cores", lambda: 1)
     jl.lab.train(wanted, run=run, resume="auto", sink=sink)
     assert "is finished" in sink.messages[-1]
-    with pytest.raises(BadInput, match=r"another config \(training\.shards differ"):
+    with pytest.raises(BadInput, match=r"another config \(training\.shards differ\)"):
         jl.lab.train(config(book, steps=0), run=run, resume="auto")
-    with pytest.raises(BadInput, match=r"training\.shards cannot change within a run"):
+    with pytest.raises(BadInput, match=r"got a change of training\.shards, expected"):
         jl.lab.resume(run, overrides=["training.shards=4"])
 
 
-def test_fewer_devices_than_shards_are_told(bench, monkeypatch):
+def test_the_description_of_more_shards_than_devices(bench, monkeypatch):
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda backend: one)
-    told = splits.described(bench.config, one[0])
-    assert told == "4 of 2 sequences, in turn on 1, as JAX began with no more devices"
+    found = splits.describe(bench.config, one[0])
+    assert found == (
+        "4 of 2 sequences, in turn on 1; JAX was initialised with no more devices"
+    )
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("requested", "expected"),
     [
         ("auto", "1, the whole batch of 8 sequences (a step is too little work"),
-        (1, "1, the whole batch of 8 sequences (training.shards says so)"),
+        (1, "1, the whole batch of 8 sequences (set by training.shards)"),
     ],
 )
-def test_one_shard_is_told_with_its_reason(book, asked, told, monkeypatch):
+def test_check_gives_the_reason_for_one_shard(book, requested, expected, monkeypatch):
     monkeypatch.setattr(devices, "cores", lambda: 2)
-    facts = jl.lab.check(configs.load(config(book, shards=asked)))
-    assert facts["shards"].startswith(told)
+    facts = jl.lab.check(configs.load(config(book, shards=requested)))
+    assert facts["shards"].startswith(expected)
 
 
 def test_the_copies_of_shards_are_counted_with_the_memory(bench):
@@ -292,12 +294,12 @@ def test_a_number_that_does_not_divide_the_batch(book):
         configs.load(config(book, shards=3))
 
 
-@pytest.mark.usefixtures("willing")
-def test_check_says_what_auto_stands_for(book):
+@pytest.mark.usefixtures("two_cores")
+def test_check_shows_the_number_for_auto(book):
     facts = jl.lab.check(configs.load(config(book, shards="auto")))
     assert (
         facts["shards"]
-        == "2 of 4 sequences on 2 of 2 cores (2 can compute side by side)"
+        == "2 of 4 sequences on 2 of 2 cores (2 devices compute in parallel)"
     )
 
 
@@ -311,7 +313,7 @@ def write(path: Path, content: dict) -> Path:
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("willing")
+@pytest.mark.usefixtures("two_cores")
 def test_killed_and_resumed_is_the_run_that_was_not(book, tmp_path):
     """The victim has two devices of its own, and this process eight."""
     path = write(tmp_path / "tiny.yaml", config(book, shards=2, steps=1_000_000))

@@ -36,8 +36,8 @@ from jaxlstm.lab.training_run import TrainingRun
 
 ConfigSource = str | Path | Mapping[str, Any] | Config | None
 
-# Sections that a resumed run may change, and keys in them that must stay: they decide
-# which data a step sees and how the arrays of a checkpoint are read.
+# Sections that a resumed run may change, and the keys in them that must not change,
+# because they determine the data of each step and the shapes of a checkpoint's arrays.
 MAY_CHANGE = ("optimizer", "sample", "device", "training")
 MUST_STAY = (
     "training.batch_size",
@@ -60,38 +60,42 @@ def train(
     """Train a model in a run directory, as a config describes it.
 
     Args:
-        config: the path of a YAML file, a mapping of the same form, or None for the
-            quickstart.
-        overrides: such as `"model.hidden_size=256"`; checked like the config.
-        run: the run directory; None makes `runs/<name>-<date>-<time>`.
-        resume: `"auto"` starts in a fresh directory, continues in one that holds a
-            run of the same config, and returns at once where that run is finished.
-        sink: receives the progress; None shows it on standard output.
-        tensorboard: write event files into the run directory too.
+        config: The path of a YAML file, a mapping of the same form, or None for the
+            quickstart config.
+        overrides: Changes such as `"model.hidden_size=256"`, checked like the config.
+        run: The run directory; None creates `runs/<name>-<date>-<time>`.
+        resume: `"auto"` starts a run in a new directory, resumes a run of the same
+            config, and returns the trained model of a finished run.
+        sink: Object that receives progress; None prints it.
+        tensorboard: Whether to write event files into the run directory.
 
-    Returns: the trained model, with the parameters of the best validation.
+    Returns:
+        The trained model, with the parameters of the best validation.
 
-    Errors: `BadInput` for a config, data or a directory that cannot be used,
-    `Diverged`, `Interrupted` after Ctrl-C, `LabError` where the disk fails.
+    Raises:
+        BadInput: The config, the data or the directory cannot be used.
+        Diverged: A loss or gradient is not finite.
+        Interrupted: A signal such as Ctrl-C stopped the run.
+        LabError: A file cannot be written.
     """
-    wanted = _rooted(configs.load(config, overrides=overrides))
+    loaded = _with_absolute_paths(configs.load(config, overrides=overrides))
     path = None if run is None else Path(run)
     if resume == "auto" and path is not None and runs.is_run(path):
-        there = runs.open(path)
-        _refuse_another(there, wanted)
-        return _complete(there, sink, tensorboard)
-    wanted = splits.settled(wanted)
-    with _using(wanted):
-        # Finds every mistake before a directory is made.
-        experiment = Experiment.build(wanted)
-    made = runs.create(
+        existing = runs.open(path)
+        _require_same_config(existing, loaded)
+        return _complete(existing, sink, tensorboard)
+    loaded = splits.resolve_shards(loaded)
+    with _default_device(loaded):
+        # Built before the directory exists, so that an invalid config leaves none.
+        experiment = Experiment.build(loaded)
+    new_run = runs.create(
         path,
-        name=wanted.name,
-        config=configs.dump(wanted),
-        total_steps=wanted.training.steps,
+        name=loaded.name,
+        config=configs.dump(loaded),
+        total_steps=loaded.training.steps,
         overrides=overrides,
     )
-    return _complete(made, sink, tensorboard, experiment)
+    return _complete(new_run, sink, tensorboard, experiment)
 
 
 def resume(
@@ -101,35 +105,37 @@ def resume(
     sink: Sink | None = None,
     tensorboard: bool = False,
 ) -> Trained:
-    """Continue a run from its newest sound checkpoint, to the same bits.
+    """Resume a run from its newest valid checkpoint.
+
+    The result has the same bits as that of an uninterrupted run.
 
     Args:
-        run: a run directory.
-        overrides: changes to the config from here on, such as
+        run: A run directory.
+        overrides: Changes to the config for the remaining steps, such as
             `"training.steps=2000"`. Data and model cannot change.
-        sink: as for `train`.
-        tensorboard: as for `train`.
+        sink: As for `train`.
+        tensorboard: As for `train`.
 
     Raises:
-        LabError: as for `train`.
+        LabError: As for `train`.
     """
-    there = runs.open(Path(run))
-    experiment = _change_config(there, overrides) if overrides else None
-    return _complete(there, sink, tensorboard, experiment)
+    existing = runs.open(Path(run))
+    experiment = _change_config(existing, overrides) if overrides else None
+    return _complete(existing, sink, tensorboard, experiment)
 
 
 def _change_config(run: Run, overrides: Sequence[str]) -> Experiment:
-    """Write another config to a run, if the run can continue with it."""
+    """Write a changed config to a run, if the run can resume with it."""
     before = _config(run)
-    after = _rooted(configs.load(before, overrides=overrides))
-    _refuse_another_stream(before, after)
+    after = _with_absolute_paths(configs.load(before, overrides=overrides))
+    _require_same_stream(before, after)
     newest = max(checkpoints.steps(run.checkpoints), default=0)
     if after.training.steps < newest:
         raise BadInput(
             f"training.steps: got {after.training.steps}, expected at least {newest}, "
             f"the step that {run.path} has reached"
         )
-    with _using(after), runs.lock(run):
+    with _default_device(after), runs.lock(run):
         experiment = Experiment.build(after)
         state = experiment.initial_state()
         checkpoints.latest(
@@ -148,25 +154,26 @@ def _change_config(run: Run, overrides: Sequence[str]) -> Experiment:
 
 
 def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[Path]:
-    """Draw the pictures of one run again, or compare several runs in one picture.
+    """Redraw the plots of one run, or compare several runs in one plot.
 
     Args:
-        runs_: run directories.
-        out: the file of the comparison, `comparison.png` if None. The pictures of one
-            run go to its own `plots/`.
+        runs_: Run directories.
+        out: The file of the comparison; None is `comparison.png`. The plots of a single
+            run are written to its `plots/`.
 
     Returns:
         The files that were written.
 
     Raises:
-        BadInput: there is no run, or it has no metrics.
+        BadInput: A run does not exist or has no metrics.
     """
     paths = [runs.open(Path(run)).path for run in runs_]
     if len(paths) > 1:
         return [reports.write_comparison(paths, _picture(out))]
     if out is not None:
         raise BadInput(
-            "plot: --out is for several runs; one run's pictures go to its plots/"
+            f"plot: got --out {out} for a single run, expected several runs; omit "
+            f"--out to write the plots to {paths[0] / 'plots'}"
         )
     trained = load(paths[0])
     artifacts = trained.task.artifacts(trained, trained.dataset())
@@ -197,16 +204,16 @@ def _complete(
         sinks.append(TensorBoardSink(run.path / "tensorboard"))
     sinks_ = combine(*sinks)
     with (
-        _using(config) as device,
+        _default_device(config) as device,
         runs.lock(run),
-        interrupts.listening() as stopping,
+        interrupts.stop_on_signal() as stop_requested,
     ):
         environment = runs.describe_environment([str(device.device_kind)])
         runs.write_environment(run, environment)
-        sinks_.message(f"shards: {splits.described(config, device)}")
+        sinks_.message(f"shards: {splits.describe(config, device)}")
         try:
             experiment = experiment or Experiment.build(config)
-            return TrainingRun(run, experiment, sinks_, stopping).complete()
+            return TrainingRun(run, experiment, sinks_, stop_requested).complete()
         finally:
             sinks_.finish()
 
@@ -215,33 +222,36 @@ def _config(run: Run) -> Config:
     return configs.load(run.config)
 
 
-def _using(config: Config) -> AbstractContextManager[devices.Device]:
+def _default_device(config: Config) -> AbstractContextManager[devices.Device]:
     """Select the device of a config, and on a CPU one virtual device for each shard."""
-    return devices.using(config.device, hosts=splits.number(config.training))
+    return devices.default_device(
+        config.device, cpu_devices=splits.shard_count(config.training)
+    )
 
 
-def _rooted(config: Config) -> Config:
+def _with_absolute_paths(config: Config) -> Config:
     """Make data paths absolute, so that the run resumes from any directory."""
     names = ("path", "validation_path")
-    there = {name: getattr(config.data, name, None) for name in names}
-    whole = {name: str(Path(path).absolute()) for name, path in there.items() if path}
-    return config.model_copy(update={"data": config.data.model_copy(update=whole)})
+    paths = {name: getattr(config.data, name, None) for name in names}
+    absolute = {key: str(Path(path).absolute()) for key, path in paths.items() if path}
+    return config.model_copy(update={"data": config.data.model_copy(update=absolute)})
 
 
-def _refuse_another(run: Run, wanted: Config) -> None:
-    there = _config(run)
-    changed = _differences(there, wanted)
-    if wanted.training.shards == "auto":  # Any number agrees with auto.
+def _require_same_config(run: Run, config: Config) -> None:
+    """Raise `BadInput` if a run was created with another config."""
+    changed = _differences(_config(run), config)
+    if config.training.shards == "auto":  # was resolved to a number in the run
         changed = [key for key in changed if key != "training.shards"]
     if changed:
         raise BadInput(
-            f"{run.path} holds a run of another config ({', '.join(changed)} differ); "
-            "choose another --run, or change it with: "
+            f"{run.path}: got a run of another config ({', '.join(changed)} differ), "
+            "expected one of this config; choose another --run, or change that run: "
             f"{shlex.join(['jaxlstm', 'resume', str(run.path)])} KEY=VALUE"
         )
 
 
-def _refuse_another_stream(before: Config, after: Config) -> None:
+def _require_same_stream(before: Config, after: Config) -> None:
+    """Raise `BadInput` for changes after which the checkpoints would not fit."""
     fixed = [
         key
         for key in _differences(before, after)
@@ -249,19 +259,20 @@ def _refuse_another_stream(before: Config, after: Config) -> None:
     ]
     if fixed:
         raise BadInput(
-            f"resume: {', '.join(fixed)} cannot change within a run, because its "
-            "checkpoints would mean something else; start a new run for that"
+            f"resume: got a change of {', '.join(fixed)}, expected only changes that "
+            "keep the checkpoints valid; start a new run for others"
         )
 
 
 def _differences(one: Config, other: Config) -> list[str]:
-    """The keys, `section.key`, in which two configs differ; the name is no matter."""
+    """Return the keys `section.key` in which two configs differ, except the name."""
     ours, theirs = _flat(one.model_dump()), _flat(other.model_dump())
     keys = [*ours, *(key for key in theirs if key not in ours)]
     return [key for key in keys if key != "name" and ours.get(key) != theirs.get(key)]
 
 
 def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields by `section.key`."""
     flat: dict[str, Any] = {}
     for section, value in fields.items():
         inner = value if isinstance(value, Mapping) else {None: value}

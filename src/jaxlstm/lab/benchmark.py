@@ -90,11 +90,11 @@ def bench(
     if not 0 <= seconds < math.inf:
         raise BadInput(f"bench: seconds: got {seconds:g}, expected 0 or more")
     loaded: Config = configs.load(config, overrides=overrides)
-    settled = splits.settled(_with_engine(loaded, None))
-    hosts = splits.number(settled.training)
+    settled = splits.resolve_shards(_with_engine(loaded, None))
+    cpu_devices = splits.shard_count(settled.training)
     with contextlib.suppress(BadInput):  # the row of the engine reports the error
         native.load_kernel()
-    with devices.using(settled.device, hosts=hosts) as device:
+    with devices.default_device(settled.device, cpu_devices=cpu_devices) as device:
         built = Experiment.build(settled)
         report(_describe_work(built, device))
         prepared = [_engine(built, name, report) for name in engines()]
@@ -148,7 +148,7 @@ def _program(
     experiment: Experiment, state: TrainState, batches: Batch
 ) -> tuple[shards.Dispatch, int | None]:
     """Compile the steps of one dispatch as a run does; return them and their memory."""
-    count = splits.number(experiment.config.training)
+    count = splits.shard_count(experiment.config.training)
     made = (experiment.task, experiment.model, experiment.optimizer)
     if count > 1:
         halves, axes = programs.halves(*made), experiment.dataset.batch_axes
@@ -199,7 +199,7 @@ def _matrix_elements(experiment: Experiment) -> int:
 def _describe_work(experiment: Experiment, device: Any) -> str:
     """Describe the model, the work of a step and the hardware in one line."""
     model, training = experiment.config.model, experiment.config.training
-    split = splits.described(experiment.config, device)
+    split = splits.describe(experiment.config, device)
     flops = 6 * _matrix_elements(experiment) * _tokens(experiment)
     return (
         f"{experiment.config.name}: {training.batch_size} x {training.window} tokens "

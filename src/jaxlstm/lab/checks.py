@@ -1,4 +1,4 @@
-"""Check a config without training: data, parameters, memory."""
+"""Check a config without training a model."""
 
 import jax
 
@@ -10,19 +10,19 @@ from jaxlstm.lab.training.state import train_step
 
 
 def check(config: Config) -> dict[str, str]:
-    """Return the facts of a config without training: data, parameters, memory.
+    """Return the device, data sizes, parameters and memory that a config leads to.
 
     Raises:
-        BadInput: for whatever would stop the run before its first step.
+        BadInput: Training would fail before its first step.
     """
-    why = splits.split(config).why
-    config = splits.settled(config)
-    hosts = splits.number(config.training)
-    with devices.using(config.device, hosts=hosts) as device:
+    reason = splits.split(config).reason
+    config = splits.resolve_shards(config)
+    cpu_devices = splits.shard_count(config.training)
+    with devices.default_device(config.device, cpu_devices=cpu_devices) as device:
         experiment, training = Experiment.build(config), config.training
         return {
             "device": device.device_kind,
-            "shards": f"{splits.described(config, device)} ({why})",
+            "shards": f"{splits.describe(config, device)} ({reason})",
             **experiment.task.facts(config, experiment.dataset),
             "cell": _cell(config.model),
             "parameters": f"{experiment.parameters():,}",
@@ -32,22 +32,22 @@ def check(config: Config) -> dict[str, str]:
 
 
 def _cell(model: schema.Model) -> str:
-    """Return the cell's name and the wrappers that the config puts around it."""
-    around = [key for key in schema.WRAPPERS if getattr(model, key, None)]
+    """Return the cell's name and its wrappers."""
+    wrappers = [key for key in schema.WRAPPERS if getattr(model, key, None)]
     name = model.cell.name if hasattr(model, "cell") else "chosen by the task"
-    return ", ".join([name, *(f"{key} {getattr(model, key)}" for key in around)])
+    return ", ".join([name, *(f"{key} {getattr(model, key)}" for key in wrappers)])
 
 
 def _memory(experiment: Experiment) -> str:
-    """Return the memory of one training step by XLA's analysis of the program."""
+    """Return the memory of one training step, from XLA's analysis of the program."""
     batch = experiment.dataset.batch(0)
     state = jax.eval_shape(experiment.initial_state)
     step = jax.jit(train_step, static_argnums=(0, 1, 2), donate_argnums=3)
-    made = (experiment.task, experiment.model, experiment.optimizer)
-    found = step.lower(*made, state, batch).compile().memory_analysis()
-    if found is None:
+    static = (experiment.task, experiment.model, experiment.optimizer)
+    analysis = step.lower(*static, state, batch).compile().memory_analysis()
+    if analysis is None:
         return "unknown: this device has no memory analysis"
-    size = found.argument_size_in_bytes + found.output_size_in_bytes
-    size += found.temp_size_in_bytes - found.alias_size_in_bytes
+    size = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    size += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
     size += experiment.shard_bytes()
-    return f"{size / 1e6:,.0f} MB for a training step, by XLA's own analysis"
+    return f"{size / 1e6:,.0f} MB for a training step, by XLA's analysis"

@@ -11,7 +11,7 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.parallel import devices
 
 EXTRAS = {"plot": "matplotlib", "tensorboard": "tensorboardX", "notebook": "jupyterlab"}
-"""The extras of the package, each with a module that it installs."""
+"""One module of each extra, whose presence shows that the extra is installed."""
 
 
 def examine() -> dict[str, str]:
@@ -28,7 +28,9 @@ def examine() -> dict[str, str]:
         "cores": f"{devices.cores()} available to this process",
     }
     rows |= {name: importlib.metadata.version(name) for name in _dependencies()}
-    rows |= {f"extra {extra}": _extra(extra, name) for extra, name in EXTRAS.items()}
+    rows |= {
+        f"extra {extra}": _extra(extra, module) for extra, module in EXTRAS.items()
+    }
     return rows | {device: _device(device) for device in ("cpu", "gpu", "tpu")}
 
 
@@ -39,18 +41,18 @@ def _dependencies() -> list[str]:
     return [re.split(r"[^\w.-]", line)[0] for line in required]
 
 
-def _extra(extra: str, name: str) -> str:
-    if importlib.util.find_spec(name) is None:
+def _extra(extra: str, module: str) -> str:
+    if importlib.util.find_spec(module) is None:
         return f'not installed: pip install "jaxlstm[{extra}]"'
     return "installed"
 
 
 def _device(device: str) -> str:
-    """Return the kind of a device, or why there is none."""
+    """Return the kind of a device, or the reason why none is available."""
     nvidia = device == "gpu" and Path("/dev/nvidia0").exists()
     hardware = " (an NVIDIA GPU is present: /dev/nvidia0)" if nvidia else ""
     try:
         return f"{devices.find(device).device_kind}{hardware}"
     except BadInput as error:
-        why = str(error).removeprefix(f"device: got {device}, but ")
-        return f"none: {why}{hardware}"
+        reason = str(error).removeprefix(f"device: got {device}, but ")
+        return f"none: {reason}{hardware}"

@@ -32,11 +32,11 @@ class TrainingRun:
         run: Run,
         experiment: Experiment,
         sink: Sink,
-        stopping: Callable[[], bool],
+        stop_requested: Callable[[], bool],
     ) -> None:
         self.run, self.experiment, self.sink = run, experiment, sink
         self.config, self.task = experiment.config, experiment.task
-        self._asked_to_stop = stopping
+        self._stop_requested = stop_requested
         self._start = time.perf_counter()
         self._compiling = 0.0
 
@@ -139,10 +139,10 @@ class TrainingRun:
         self.sink.message(f"compiled in {seconds:.1f} s")
 
     def _stopping(self) -> bool:
-        asked = self._asked_to_stop()
-        if asked:
+        stopping = self._stop_requested()
+        if stopping:
             self.sink.message("stopping: saving a checkpoint first")
-        return asked
+        return stopping
 
     # -- before and after -----------------------------------------------------
 

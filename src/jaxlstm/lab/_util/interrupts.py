@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Callable[[], bool]]:
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether a signal requested a stop.
 
     Each signal is confirmed on standard error. The second one exits the process
@@ -21,28 +21,28 @@ def listening() -> Iterator[Callable[[], bool]]:
     atomically. Outside the main thread Python delivers no signals, and the function
     always returns False.
     """
-    asked = threading.Event()
+    requested = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            _say("exited without saving; the last checkpoint is complete")
+        if requested.is_set():
+            _write_to_stderr("exited without saving; the last checkpoint is complete")
             os._exit(Interrupted.exit_code)
-        asked.set()
-        _say("stopping and saving; interrupt again to exit immediately")
+        requested.set()
+        _write_to_stderr("stopping and saving; interrupt again to exit immediately")
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield requested.is_set
         return
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    previous = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def at_once() -> Iterator[None]:
+def exit_on_interrupt() -> Iterator[None]:
     """Exit the process on SIGINT with a message and an exit code.
 
     A KeyboardInterrupt would be lost if it occurred in a garbage collection or in an
@@ -51,7 +51,7 @@ def at_once() -> Iterator[None]:
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        _say("interrupted")
+        _write_to_stderr("interrupted")
         os._exit(Interrupted.exit_code)
 
     other_thread = threading.current_thread() is not threading.main_thread()
@@ -59,14 +59,14 @@ def at_once() -> Iterator[None]:
     if other_thread or ignored:
         yield
         return
-    before = signal.signal(signal.SIGINT, handle)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
-def _say(text: str) -> None:
-    """Write to the descriptor: a signal may arrive while `sys.stderr` is locked."""
+def _write_to_stderr(text: str) -> None:
+    """Write to descriptor 2: a signal may arrive while `sys.stderr` is locked."""
     with contextlib.suppress(OSError):
         os.write(2, f"\njaxlstm: {text}\n".encode())

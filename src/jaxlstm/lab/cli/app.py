@@ -54,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parse(argv)
     try:
-        with contextlib.nullcontext() if arguments.debug else interrupts.at_once():
+        with (
+            contextlib.nullcontext()
+            if arguments.debug
+            else interrupts.exit_on_interrupt()
+        ):
             VERBS[arguments.verb].run(arguments)
             _flush()
     except LabError as error:

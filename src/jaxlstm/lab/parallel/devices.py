@@ -24,7 +24,7 @@ def find(device: str) -> Device:
         device: "cpu", "gpu" or "tpu", or "auto" for the kind that JAX prefers.
 
     Raises:
-        BadInput: there is none. The message lists the devices that JAX sees and the
+        BadInput: There is none. The message lists the devices that JAX sees and the
             package to install.
     """
     try:
@@ -40,7 +40,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def provide(count: int) -> None:
+def request_cpu_devices(count: int) -> None:
     """Make JAX present the CPU as at least `count` devices, if it can still do so.
 
     The number is fixed once JAX has been initialised. It may exceed the number of
@@ -51,34 +51,34 @@ def provide(count: int) -> None:
             jax.config.update("jax_num_cpu_devices", count)
 
 
-def siblings(device: Device, count: int) -> list[Device]:
+def cycle_devices(device: Device, count: int) -> list[Device]:
     """Return `count` devices of one kind starting with `device`, cyclically."""
     others = jax.local_devices(backend=device.platform)
     distinct = [device, *(other for other in others if other != device)]
     return [distinct[index % len(distinct)] for index in range(count)]
 
 
-def side_by_side(device: Device) -> int:
+def parallel_count(device: Device) -> int:
     """Return how many devices of this kind compute in parallel.
 
     Virtual CPU devices share the cores, so at most one per core counts.
     """
-    present = len(jax.local_devices(backend=device.platform))
-    return min(present, cores()) if device.platform == "cpu" else present
+    available = len(jax.local_devices(backend=device.platform))
+    return min(available, cores()) if device.platform == "cpu" else available
 
 
 @contextlib.contextmanager
-def using(device: str, *, hosts: int = 1) -> Iterator[Device]:
+def default_device(device: str, *, cpu_devices: int = 1) -> Iterator[Device]:
     """Make a device the default for the duration of the block.
 
     Args:
         device: As for `find`.
-        hosts: The number of devices that the CPU is presented as.
+        cpu_devices: The number of devices that the CPU is presented as.
 
     Raises:
-        BadInput: as for `find`.
+        BadInput: As for `find`.
     """
-    provide(hosts)
+    request_cpu_devices(cpu_devices)
     found = find(device)
     with jax.default_device(found):
         yield found

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxlstm.lab.parallel.devices import siblings
+from jaxlstm.lab.parallel.devices import cycle_devices
 
 # Steps in flight at a time: enough to keep the devices busy, few enough that their
 # gradients do not fill the memory.
@@ -134,7 +134,7 @@ class _Sharded:
     ) -> None:
         self._axes = axes
         (self._home,) = state.step.devices()
-        self._places = siblings(self._home, shards)
+        self._places = cycle_devices(self._home, shards)
         self._index = [
             jax.device_put(np.int32(shard), place)
             for shard, place in enumerate(self._places)

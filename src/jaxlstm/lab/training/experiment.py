@@ -70,7 +70,7 @@ class Experiment(NamedTuple):
 
     def shard_bytes(self) -> int:
         """Return the bytes that shards add: parameters and a gradient for each."""
-        shards = splits.number(self.config.training)
+        shards = splits.shard_count(self.config.training)
         params = jax.eval_shape(self.initial_state).params
         return 2 * shards * _bytes(params) if shards > 1 else 0
 

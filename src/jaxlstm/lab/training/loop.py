@@ -79,7 +79,7 @@ class Job(NamedTuple):
     @property
     def shards(self) -> int:
         """The number of shards of a batch."""
-        return splits.number(self.training)
+        return splits.shard_count(self.training)
 
 
 def fit(job: Job, state: TrainState, loop: LoopState) -> bool:

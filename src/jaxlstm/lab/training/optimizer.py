@@ -109,7 +109,7 @@ class _OptaxError(ValueError):
 
 
 def _check_names(chain: Chain) -> None:
-    """Raise `ConfigError` for unknown functions and for unknown or missing arguments."""
+    """Raise `ConfigError` for unknown functions and unknown or missing arguments."""
     problems = check(chain)
     if problems:
         lines = [f"{dotted(('optimizer', *path))}: {text}" for path, text in problems]
