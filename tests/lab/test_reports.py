@@ -18,7 +18,7 @@ from jaxlstm.lab.reports.report import (
     write_plots,
     write_report,
 )
-from jaxlstm.lab.tasks import Artifact
+from jaxlstm.lab.tasks import Artifact, Metric
 from jaxlstm.lab.tasks.language_modelling import pictures
 
 RECORDS = [
@@ -180,6 +180,23 @@ def test_the_summary_ignores_a_loss_that_is_not_finite():
     assert rows["steps"] == "200"
     assert rows["best validation"].endswith("loss 1.5000 (step 100)")
     assert rows["last validation"].endswith("loss 1.6000 (step 150)")
+
+
+def test_the_summary_selects_the_best_validation_by_the_primary_metric():
+    """The largest accuracy is best, although the loss is smallest elsewhere."""
+    scores = ((10, 1.0, 0.25), (20, 2.0, 0.75), (30, 3.0, 0.5), (40, 0.5, None))
+    records = [
+        {"step": step, "split": "validation", "loss": loss, "top_1": accuracy}
+        for step, loss, accuracy in scores
+    ]
+    rows = summary(records, Metric("top_1", "max"))
+    assert rows["best validation"] == "0.75 top 1, loss 2.0000 (step 20)"
+    assert rows["last validation"] == "0.5 top 1, loss 3.0000 (step 30)"
+    records[1]["loss"] = None
+    rows = summary(records, Metric("top_1", "max"))
+    assert rows["best validation"] == "0.75 top 1 (step 20)"
+    rows = summary(records, Metric("top_1", "min"))
+    assert rows["best validation"] == "0.25 top 1, loss 1.0000 (step 10)"
 
 
 def test_writing_a_report_leaves_no_open_figure(run, artifacts):

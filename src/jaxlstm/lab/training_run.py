@@ -198,13 +198,19 @@ class TrainingRun:
         trained = load(self.run.path, report=self.sink.message)
         artifacts = self.task.conclude(trained, self.experiment.dataset)
         facts = self._facts()
-        reports.write_report(self.run.path, facts=facts, artifacts=artifacts)
+        reports.write_report(
+            self.run.path,
+            primary=self.task.primary,
+            facts=facts,
+            artifacts=artifacts,
+        )
         runs.finish(self.run, max(checkpoints.steps(self.run.checkpoints)))
         self.sink.finish()
         for artifact in artifacts:
             if artifact.text:
                 self.sink.message(f"\n{artifact.text}\n")
-        rows = reports.summary(runs.read_metrics(self.run)) | facts
+        records = runs.read_metrics(self.run)
+        rows = reports.summary(records, self.task.primary) | facts
         self.sink.message(table(rows | {"report": str(self.run.report)}))
         return trained
 

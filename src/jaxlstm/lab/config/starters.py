@@ -5,7 +5,16 @@ from importlib import resources
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe, did_you_mean, join_names
 
-TASKS = ("language_modelling",)
+_TEMPLATES = resources.files("jaxlstm.lab.config") / "templates"
+
+TASKS = tuple(
+    sorted(
+        file.name.removesuffix(".yaml")
+        for file in _TEMPLATES.iterdir()
+        if file.name.endswith(".yaml")
+    )
+)
+"""Names of the tasks that have a starter config: one template for each."""
 
 
 def starter(task: str) -> str:
@@ -22,6 +31,4 @@ def starter(task: str) -> str:
     if name not in TASKS:
         expected = join_names(TASKS) + did_you_mean(name, TASKS)
         raise BadInput(f"task: got {describe(task)}, expected {expected}")
-    return (
-        resources.files("jaxlstm.lab.config") / "templates" / f"{name}.yaml"
-    ).read_text()
+    return (_TEMPLATES / f"{name}.yaml").read_text()

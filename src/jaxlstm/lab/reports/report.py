@@ -15,12 +15,15 @@ from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab._util.files import reason, write_atomic
 from jaxlstm.lab.runs import Run, read_metrics
 from jaxlstm.lab.sinks.formatting import Record, printable
-from jaxlstm.lab.tasks.base import Artifact, Picture
+from jaxlstm.lab.tasks.base import Artifact, Metric, Picture
+
+_LOSS = Metric("loss")
 
 
 def write_report(
     run: Path,
     *,
+    primary: Metric = _LOSS,
     facts: Mapping[str, str] | None = None,
     artifacts: Sequence[Artifact] = (),
 ) -> Path:
@@ -28,12 +31,13 @@ def write_report(
 
     Args:
         run: A run directory. If it has no metrics, the report has no pictures.
+        primary: The task's metric that selects the best validation.
         facts: More rows for the table at the top, such as the number of parameters.
         artifacts: Results of the task: texts, and pictures.
     """
     records = read_metrics(Run(run))
     pictures = write_plots(run, artifacts) if records else []
-    rows = {**summary(records), **(facts or {})}
+    rows = {**summary(records, primary), **(facts or {})}
     place = Run(run)
     parts = [
         f"# {printable(run.resolve().name)}",
@@ -84,22 +88,29 @@ def write_comparison(runs: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def summary(records: Sequence[Record]) -> dict[str, str]:
+def summary(records: Sequence[Record], primary: Metric = _LOSS) -> dict[str, str]:
     """Return the final scores of a run, as rows for `formatting.table`.
+
+    Args:
+        records: The metrics of the run.
+        primary: The task's metric that selects the best validation. Records in which
+            it is missing or not finite are ignored.
 
     Example:
         >>> summary([{"step": 9, "split": "validation", "loss": 1.5}])
         {'steps': '9', 'best validation': 'loss 1.5000 (step 9)'}
     """
     rows = {"steps": str(max((record["step"] for record in records), default=0))}
-    train = _of_split(records, "train")
-    validation = _of_split(records, "validation")
+    train = _of_split(records, "train", "loss")
+    validation = _of_split(records, "validation", primary.name)
     if train:
-        rows["last training"] = _score(train[-1])
+        rows["last training"] = _score(train[-1], primary)
     if validation:
-        rows["best validation"] = _score(min(validation, key=lambda r: r["loss"]))
+        choose = min if primary.mode == "min" else max
+        best = choose(validation, key=lambda record: record[primary.name])
+        rows["best validation"] = _score(best, primary)
     if len(validation) > 1:
-        rows["last validation"] = _score(validation[-1])
+        rows["last validation"] = _score(validation[-1], primary)
     return rows
 
 
@@ -118,21 +129,27 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _of_split(records: Sequence[Record], split: str) -> list[Record]:
-    """Return the records of one split that have a finite loss."""
+def _of_split(records: Sequence[Record], split: str, key: str) -> list[Record]:
+    """Return the records of one split that have a finite number under a key."""
     return [
         record
         for record in records
-        if record.get("split", "train") == split and record.get("loss") is not None
+        if record.get("split", "train") == split and record.get(key) is not None
     ]
 
 
-def _score(record: Record) -> str:
-    names = {"bits_per_character": "bits per character", "perplexity": "perplexity"}
+def _score(record: Record, primary: Metric) -> str:
+    """Return the scores of a record in words, the primary metric first."""
+    keys = ["bits_per_character", "perplexity"]
+    if primary.name not in ("loss", *keys):
+        keys.insert(0, primary.name)
     words = [
-        f"{record[key]:.4g} {name}" for key, name in names.items() if key in record
+        f"{record[key]:.4g} {key.replace('_', ' ')}"
+        for key in keys
+        if record.get(key) is not None
     ]
-    words.append(f"loss {record['loss']:.4f}")
+    if record.get("loss") is not None:
+        words.append(f"loss {record['loss']:.4f}")
     return ", ".join(words) + f" (step {record['step']})"
 
 
