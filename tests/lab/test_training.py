@@ -231,7 +231,7 @@ def test_early_stopping_waits_for_its_patience(bench):
     world.losses = iter([3.0, 2.0, 1.95, 1.5, 1.45, 1.49, 0.1])
     assert loop.fit(world.job(), bench.initial_state(), loop.LoopState())
     _, ledger = world.saved[-1]
-    assert (ledger.best_step, ledger.best_loss, ledger.waited) == (20, 1.5, 2)
+    assert (ledger.best_step, ledger.best_value, ledger.waited) == (20, 1.5, 2)
     assert world.at == 30
 
 

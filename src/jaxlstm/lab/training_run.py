@@ -149,7 +149,7 @@ class TrainingRun:
     def _restore(self) -> tuple[TrainState, LoopState]:
         """Return the newest sound checkpoint, or the initial state."""
         state, loop = self.experiment.initial_state(), LoopState()
-        loop = loop._replace(best_loss=self.task.primary.worst)
+        loop = loop._replace(best_value=self.task.primary.worst)
         root = self.run.checkpoints
         checkpoints.clean(root)
         for meta in _readable_meta(root):
@@ -188,7 +188,7 @@ class TrainingRun:
             self.sink.message(f"{error}; the search for the best starts again")
             checkpoints.forget_best(root)
             worst = self.task.primary.worst
-            return loop._replace(best_step=None, best_loss=worst, waited=0)
+            return loop._replace(best_step=None, best_value=worst, waited=0)
         checkpoints.mark_best(root, best)
         runs.export_weights(self.run.weights, kept.params)
         return loop

@@ -67,11 +67,12 @@ Optimizer = Annotated[
 
 
 class EarlyStopping(Section):
-    """Stop when the validation loss no longer falls."""
+    """Stop when the task's primary validation metric no longer improves."""
 
     patience: Step = Field(description="Validations without improvement before a stop.")
     min_delta: Annotated[float, Field(ge=0, le=1e6)] = Field(
-        default=0.0, description="Smallest improvement that counts, in nats per token."
+        default=0.0,
+        description="Smallest improvement that counts, in the unit of the metric.",
     )
 
 

@@ -6,7 +6,7 @@
 
 Everything that differs between two tasks is a method of `Task`; `lab` calls these
 methods and knows no task by name. A new task is one package beside this file, one
-config model, and one line in `jaxlstm.lab.tasks`.
+config model, and one entry each in `jaxlstm.lab.tasks` and `jaxlstm.lab.config.schema`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -2,13 +2,11 @@
 
     LoopState ── validated ──> LoopState       is this the best so far?
               ── out_of_patience ──> bool      is it time to stop?
-    StepMetrics ── first_diverged ──> int      did a step fail?
 
 Each takes the numbers of one member, so that a population asks once for each.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxlstm.lab.config import schema
@@ -20,30 +18,30 @@ class LoopState(NamedTuple):
 
     unlogged    (loss, gradient norm) of the steps since the last line of the log
     best_step   the step of the best validation so far, None before the first
-    best_loss   its value of the task's primary metric
+    best_value   its value of the task's primary metric
     waited      validations since then
     """
 
     unlogged: tuple[tuple[float, float], ...] = ()
     best_step: int | None = None
-    best_loss: float = math.inf
+    best_value: float = math.inf
     waited: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields; a best value that is not finite becomes null."""
-        finite = math.isfinite(self.best_loss)
-        return self._asdict() | {"best_loss": self.best_loss if finite else None}
+        finite = math.isfinite(self.best_value)
+        return self._asdict() | {"best_value": self.best_value if finite else None}
 
     @classmethod
     def from_json(
         cls, fields: dict[str, Any], metric: Metric | None = None
     ) -> "LoopState":
         """Return the state that `to_json` wrote."""
-        best = fields["best_loss"]
+        best = fields["best_value"] if "best_value" in fields else fields["best_loss"]
         return cls(
             unlogged=tuple((loss, norm) for loss, norm in fields["unlogged"]),
             best_step=fields["best_step"],
-            best_loss=(metric or Metric("loss")).worst if best is None else best,
+            best_value=(metric or Metric("loss")).worst if best is None else best,
             waited=fields["waited"],
         )
 
@@ -64,21 +62,11 @@ def validated(
         value: of the metric.
     """
     margin = 0.0 if stopping is None else stopping.min_delta
-    if metric.better(value, state.best_loss, margin=margin):
-        return state._replace(best_step=step, best_loss=value, waited=0)
+    if metric.better(value, state.best_value, margin=margin):
+        return state._replace(best_step=step, best_value=value, waited=0)
     return state._replace(waited=state.waited + 1)
 
 
 def out_of_patience(state: LoopState, stopping: schema.EarlyStopping | None) -> bool:
     """Return whether as many validations as `patience` brought no improvement."""
     return stopping is not None and state.waited >= stopping.patience
-
-
-def first_diverged(healthy: Sequence[bool]) -> int | None:
-    """Return the index of the first step whose loss or gradient is not finite.
-
-    Example:
-        >>> first_diverged([True, False, False]), first_diverged([True])
-        (1, None)
-    """
-    return next((k for k, good in enumerate(healthy) if not good), None)
