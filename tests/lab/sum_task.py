@@ -1,6 +1,6 @@
-"""A task that is no part of the package: predict the sum of a random sequence.
+"""A task defined outside the package: predict the sum of a random sequence.
 
-`register()` makes it known; after that, configs may say `task: sum`.
+After `register()`, configs may have `task: sum`.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class SumBatch(NamedTuple):
 
 
 class SumDataset:
-    """Batches that follow from the seed and the step."""
+    """Batches drawn from the seed and the step."""
 
     spec = 1
     batch_axes = SumBatch(1, 0)
@@ -73,7 +73,7 @@ class SumDataset:
 
 
 class Sum:
-    """The task; "best" is the largest share of sums that are off by less than 0.2."""
+    """The task; "best" is the largest share of sums with an error below 0.2."""
 
     name = "sum"
     primary = Metric("share_close", "max")
@@ -99,9 +99,9 @@ class Sum:
 
     def loss(self, model: Any, params: Any, carry: Any, batch: Any, *, key: Any = None):
         _, ys = model.apply(params, batch.xs, key=key)
-        off = jnp.abs(ys[-1, :, 0] - batch.sums)
-        close = (off < 0.2).astype(jnp.float32)
-        return Losses(off**2, extra={"share_close": close}), ()
+        error = jnp.abs(ys[-1, :, 0] - batch.sums)
+        close = (error < 0.2).astype(jnp.float32)
+        return Losses(error**2, extra={"share_close": close}), ()
 
     def metrics(self, spec: int, means: Mapping[str, float]) -> dict[str, float]:
         return dict(means)
@@ -110,7 +110,7 @@ class Sum:
         batch = dataset.batch(0)
         _, ys = trained.model.apply(trained.params, batch.xs)
         rows = zip(batch.sums, ys[-1, :, 0], strict=True)
-        text = "\n".join(f"{wanted:.3f} {found:.3f}" for wanted, found in rows)
+        text = "\n".join(f"{target:.3f} {found:.3f}" for target, found in rows)
         return [Artifact("Sums and predictions", text)]
 
     def artifacts(self, trained: Any, dataset: Any) -> list[Artifact]:
@@ -127,12 +127,12 @@ class Sum:
 
 
 def register() -> None:
-    """Make the task known to `jaxlstm.lab`."""
+    """Register the task in `jaxlstm.lab`."""
     tasks.register(Sum(), SumConfig)
 
 
 def config(**training: Any) -> dict[str, Any]:
-    """Sixty steps, validated every twenty."""
+    """Return a config of 60 steps with a validation every 20."""
     return {
         "task": "sum",
         "name": "sums",

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, and that nothing can tell a killed one from another."""
+"""Tests of whole runs: their files, and that interruptions do not change them."""
 
 import json
 import random
@@ -39,19 +39,19 @@ def library(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """The library's run has them; drawing them again for every run takes its time."""
+    """Draw no plots, which take time; the run of `library` already has them."""
     monkeypatch.setattr(reports, "write_plots", lambda run, reading=None: [])
 
 
 def arrays(run: Path) -> dict[str, bytes]:
-    """Every file of the newest checkpoint but the manifest, and the log of metrics."""
-    newest = max((run / "checkpoints").glob("[0-9]*"))
-    files = [path for path in (newest / "arrays").rglob("*") if path.is_file()]
-    found = {str(path.relative_to(newest)): path.read_bytes() for path in files}
+    """Return the arrays of the newest checkpoint, and the metrics, by file."""
+    latest = max((run / "checkpoints").glob("[0-9]*"))
+    files = [path for path in (latest / "arrays").rglob("*") if path.is_file()]
+    found = {str(path.relative_to(latest)): path.read_bytes() for path in files}
     return found | {"metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
 
 
-def test_a_run_leaves_all_that_was_promised(library):
+def test_a_run_directory_has_all_its_files(library):
     place, trained, sink = library
     run = place / "whole"
     names = {path.name for path in run.iterdir()}
@@ -71,7 +71,7 @@ def test_a_run_leaves_all_that_was_promised(library):
     assert any("the " in message for message in sink.messages)
 
 
-def test_metrics_hold_what_the_field_quotes(library):
+def test_metrics_contain_bits_per_character(library):
     place, trained, _ = library
     lines = (place / "whole/metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -84,7 +84,7 @@ def test_metrics_hold_what_the_field_quotes(library):
     assert records[-1]["loss"] < records[0]["loss"]
 
 
-def test_evaluate_gives_the_best_validation_again(library):
+def test_evaluate_returns_the_best_validation_loss(library):
     _, trained, _ = library
     best = min(r["loss"] for r in trained.metrics() if r["split"] == "validation")
     assert trained.evaluate()["loss"] == best
@@ -114,7 +114,7 @@ def test_samples_follow_the_prompt_the_seed_and_the_temperature(library):
     assert len(trained.sample("the ", length=30)) == 30
 
 
-def test_a_sample_needs_a_beginning(library):
+def test_invalid_arguments_of_sample_are_refused(library):
     _, trained, _ = library
     with pytest.raises(BadInput, match=r"sample.prompt: got an empty prompt"):
         trained.sample("")
@@ -130,54 +130,57 @@ def test_the_same_config_gives_the_same_bytes(library, tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_killed_interrupted_and_resumed_is_the_run_that_was_not(tmp_path):
-    blows = [(signal.SIGKILL, 0.3), (signal.SIGINT, 0.1)]
-    beaten_and_whole_are_equal(tmp_path, 1500, blows)
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    interruptions = [(signal.SIGKILL, 0.3), (signal.SIGINT, 0.1)]
+    check_interruptions_change_no_byte(tmp_path, 1500, interruptions)
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_instants(tmp_path):
+def test_twenty_interruptions_at_random_times_change_no_byte(tmp_path):
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    drawn = random.Random(seed)
+    rng = random.Random(seed)
     kinds = (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
-    blows = [(drawn.choice(kinds), drawn.random()) for _ in range(20)]
-    beaten_and_whole_are_equal(tmp_path, 40_000, blows)
+    interruptions = [(rng.choice(kinds), rng.random()) for _ in range(20)]
+    check_interruptions_change_no_byte(tmp_path, 40_000, interruptions)
 
 
-def beaten_and_whole_are_equal(place: Path, steps: int, blows: list) -> None:
-    """Each blow falls so many seconds after the next new checkpoint."""
-    book, path, victim = place / "book.txt", place / "tiny.yaml", place / "victim"
+def check_interruptions_change_no_byte(
+    place: Path, steps: int, interruptions: list
+) -> None:
+    """Send each signal this many seconds after the next new checkpoint."""
+    book, path = place / "book.txt", place / "tiny.yaml"
+    interrupted = place / "interrupted"
     book.write_text(tiny.text())
     config = tiny.config(book, steps=steps, validate_every=200, checkpoint_every=50)
     with path.open("w") as file:
         YAML(typ="safe").dump(config, file)
     whole = tiny.jaxlstm("train", path, "--run", place / "whole")
-    command = ("train", path, "--run", victim, "--resume", "auto")
-    for blow, seconds in blows:
-        before = newest(victim)
+    command = ("train", path, "--run", interrupted, "--resume", "auto")
+    for sent, seconds in interruptions:
+        before = newest_step(interrupted)
         process = tiny.jaxlstm(*command)
-        until(lambda before=before: newest(victim) > before, process)
+        wait_until(lambda before=before: newest_step(interrupted) > before, process)
         time.sleep(seconds)
-        process.send_signal(blow)
+        process.send_signal(sent)
         out, err = process.communicate(timeout=60)
-        assert process.returncode == (-9 if blow == signal.SIGKILL else 130), out + err
-        if blow != signal.SIGKILL:
+        assert process.returncode == (-9 if sent == signal.SIGKILL else 130), out + err
+        if sent != signal.SIGKILL:
             assert "continue with: jaxlstm resume" in err
     _, err = tiny.jaxlstm(*command).communicate(timeout=600)
     assert "Traceback" not in err
     assert not whole.communicate(timeout=600)[1]
-    assert arrays(victim) == arrays(place / "whole")
+    assert arrays(interrupted) == arrays(place / "whole")
     sink = tiny.Silence()
-    jl.lab.train(path, run=victim, resume="auto", sink=sink)
+    jl.lab.train(path, run=interrupted, resume="auto", sink=sink)
     assert "is finished" in sink.messages[0]
 
 
-def newest(run: Path) -> int:
+def newest_step(run: Path) -> int:
     return max(checkpoints.steps(run / "checkpoints"), default=-1)
 
 
-def until(test, process, seconds: float = 90) -> None:
+def wait_until(test, process, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not test():
         assert process.poll() is None, process.communicate()
@@ -185,15 +188,15 @@ def until(test, process, seconds: float = 90) -> None:
         time.sleep(0.02)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_made_again(library, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_and_written_again(library, tmp_path):
     place, _, _ = library
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run, symlinks=True)
     (run / "state.json").unlink()
-    victim = next((run / "checkpoints/000040/arrays").rglob("0"))
-    data = bytearray(victim.read_bytes())
+    damaged = next((run / "checkpoints/000040/arrays").rglob("0"))
+    data = bytearray(damaged.read_bytes())
     data[-1] ^= 1
-    victim.write_bytes(data)
+    damaged.write_bytes(data)
     sink = tiny.Silence()
     jl.lab.resume(run, sink=sink)
     assert any("damaged" in message for message in sink.messages)
@@ -211,7 +214,7 @@ def test_a_run_is_extended_by_resuming_it_with_more_steps(library, tmp_path):
     assert (run / "overrides.txt").read_text() == "training.steps=60\n"
 
 
-def test_a_run_of_the_first_version_goes_on_in_one_shard(library, tmp_path):
+def test_a_run_of_config_version_1_resumes_in_one_shard(library, tmp_path):
     place, _, _ = library
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run, symlinks=True)
@@ -235,7 +238,7 @@ def test_a_run_of_the_first_version_goes_on_in_one_shard(library, tmp_path):
         "data.unit=byte",
     ],
 )
-def test_what_decides_the_data_or_the_model_stays(library, override):
+def test_options_of_data_and_model_cannot_change_within_a_run(library, override):
     place, _, _ = library
     key = override.split("=")[0]
     with pytest.raises(BadInput, match=f"got a change of {key}, expected"):
@@ -245,7 +248,7 @@ def test_what_decides_the_data_or_the_model_stays(library, override):
 @pytest.mark.parametrize(
     "override", ["device=gpu", "optimizer=[{sgd: {learning_rate: 1}}]"]
 )
-def test_a_refused_change_leaves_the_run_as_it_was(library, override):
+def test_a_refused_override_leaves_the_run_unchanged(library, override):
     place, _, _ = library
     run = place / "whole"
     before = (run / "config.yaml").read_bytes()
@@ -255,26 +258,28 @@ def test_a_refused_change_leaves_the_run_as_it_was(library, override):
     assert runs.finished(runs.open(run)) == 40
 
 
-def test_a_run_is_not_made_shorter_than_it_is(library):
+def test_fewer_steps_than_already_trained_are_refused(library):
     place, _, _ = library
     with pytest.raises(BadInput, match="got 20, expected at least 40"):
         jl.lab.resume(place / "whole", overrides=["training.steps=20"])
 
 
-def test_a_damaged_best_is_replaced_by_the_newest_sound(library, tmp_path):
+def test_a_damaged_best_checkpoint_falls_back_to_the_newest_intact_one(
+    library, tmp_path
+):
     place, _, _ = library
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run, symlinks=True)
     checkpoints.mark_best(run / "checkpoints", 20)
-    victim = next((run / "checkpoints/000020/arrays").rglob("0"))
-    victim.write_bytes(victim.read_bytes()[:-1])
-    said = []
-    assert jl.lab.load(run, report=said.append).step == 40
-    assert "damaged" in said[0]
+    damaged = next((run / "checkpoints/000020/arrays").rglob("0"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    messages = []
+    assert jl.lab.load(run, report=messages.append).step == 40
+    assert "damaged" in messages[0]
 
 
-def test_best_follows_the_ledger_of_the_checkpoint_gone_on_from(library, tmp_path):
-    """The newest is best and damaged: the best before it is best again."""
+def test_resuming_restores_a_missing_best_mark(library, tmp_path):
+    """Its step is stored in the loop state of the checkpoint."""
     place, _, _ = library
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run, symlinks=True)
@@ -284,7 +289,7 @@ def test_best_follows_the_ledger_of_the_checkpoint_gone_on_from(library, tmp_pat
     assert checkpoints.best(run / "checkpoints") == jl.lab.load(place / "whole").step
 
 
-def test_what_is_judged_is_the_text_that_was_learnt(tmp_path):
+def test_evaluate_refuses_a_text_that_has_changed(tmp_path):
     book = tmp_path / "book.txt"
     book.write_text(tiny.text())
     trained, _ = train(book, tmp_path / "run", steps=10)
@@ -293,13 +298,13 @@ def test_what_is_judged_is_the_text_that_was_learnt(tmp_path):
         trained.evaluate()
 
 
-def test_no_steps_is_a_run_that_can_be_loaded(book, tmp_path):
+def test_a_run_of_zero_steps_can_be_loaded(book, tmp_path):
     trained, _ = train(book, tmp_path / "run", steps=0)
     assert trained.step == 0
     assert len(trained.sample("the ", length=5)) == 5
 
 
-def test_an_engine_nobody_knows_is_found_before_a_directory_is_made(book, tmp_path):
+def test_an_unknown_engine_is_refused_before_a_directory_is_created(book, tmp_path):
     config = tiny.config(book)
     config["model"]["engine"] = "scann"
     with pytest.raises(BadInput, match=r'model\.engine: got "scann"'):
@@ -307,7 +312,7 @@ def test_an_engine_nobody_knows_is_found_before_a_directory_is_made(book, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_prompt_that_cannot_be_is_found_before_training(book, tmp_path):
+def test_an_invalid_prompt_is_refused_before_training(book, tmp_path):
     config = tiny.config(book) | {"sample": {"prompt": "", "length": 9}}
     with pytest.raises(BadInput, match=r"sample\.prompt"):
         jl.lab.train(config, run=tmp_path / "run")
@@ -316,14 +321,14 @@ def test_a_prompt_that_cannot_be_is_found_before_training(book, tmp_path):
     assert len(trained.sample("")) == 9
 
 
-def test_another_config_does_not_continue_a_run(library):
+def test_resuming_with_another_config_is_refused(library):
     place, _, _ = library
     other = tiny.config(place / "book.txt") | {"seed": 5}
     with pytest.raises(BadInput, match=r"another config \(seed differ\), expected"):
         jl.lab.train(other, run=place / "whole", resume="auto")
 
 
-def test_another_text_does_not_continue_a_run(tmp_path):
+def test_resuming_with_another_text_is_refused(tmp_path):
     book = tmp_path / "book.txt"
     book.write_text(tiny.text())
     train(book, tmp_path / "run")
@@ -340,7 +345,7 @@ def test_divergence_names_the_step_and_keeps_the_last_good_state(book, tmp_path)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params))
 
 
-def test_no_directory_is_made_for_a_config_that_cannot_run(tmp_path):
+def test_no_directory_is_created_if_the_text_is_missing(tmp_path):
     with pytest.raises(BadInput):
         jl.lab.train(tiny.config(tmp_path / "missing.txt"), run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -368,7 +373,7 @@ def test_the_second_signal_exits_the_process(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_interrupted_says_how_to_go_on(book, tmp_path, monkeypatch):
+def test_an_interruption_names_the_command_that_resumes(book, tmp_path, monkeypatch):
     from contextlib import contextmanager
 
     @contextmanager
@@ -380,7 +385,7 @@ def test_interrupted_says_how_to_go_on(book, tmp_path, monkeypatch):
         jl.lab.train(tiny.config(book), run=tmp_path / "run", sink=tiny.Silence())
 
 
-def test_tokens_are_judged_by_perplexity(tmp_path):
+def test_perplexity_is_reported_for_tokens(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "ids.bin").write_bytes(rng.integers(0, 9, 6000).astype("<u2").tobytes())
     config = tiny.config(tmp_path / "x") | {

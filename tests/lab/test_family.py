@@ -1,4 +1,4 @@
-"""The family in config files: every cell, and what a config puts around it."""
+"""Tests of cells and their wrappers in config files."""
 
 import inspect
 from typing import Any, get_args
@@ -34,7 +34,7 @@ NOISE = {
     "zoneout_h": 0.1,
     "zoneout_c": 0.1,
 }
-LACKING = {
+UNSUPPORTED = {
     "gru": {"cell_clip", "zoneout_c"},
     "simple_rnn": {"cell_clip", "zoneout_c", "recurrent_dropout"},
 }
@@ -44,10 +44,10 @@ def section(name: str) -> dict[str, Any]:
     return {"name": name} | ({"projection_size": 4} if "proj" in name else {})
 
 
-def everything(name: str) -> dict[str, Any]:
-    """A model with that cell and all that can be put around it."""
-    around = NOISE | {"cell_clip": 2.0, "learned_initial_state": True}
-    kept = {k: v for k, v in around.items() if k not in LACKING.get(name, ())}
+def with_all_wrappers(name: str) -> dict[str, Any]:
+    """Return a model section with this cell and every wrapper that it supports."""
+    wrappers = NOISE | {"cell_clip": 2.0, "learned_initial_state": True}
+    kept = {k: v for k, v in wrappers.items() if k not in UNSUPPORTED.get(name, ())}
     return {"cell": section(name), "embedding_size": 4, "hidden_size": 5, **kept}
 
 
@@ -65,11 +65,11 @@ def loss(model, state) -> jax.Array:
 
 
 def test_the_default_is_the_plain_lstm():
-    """Nothing around it: the same object, and so the same program as ever."""
+    """Without wrappers it is the same object, so that nothing is compiled again."""
     assert task.cell(Config().model) is jl.lstm()
 
 
-def test_every_cell_for_tokens_is_there():
+def test_every_cell_for_tokens_has_a_section():
     factories = {
         name for name in dir(jl) if name.endswith(("lstm", "rnn")) or name == "gru"
     }
@@ -78,7 +78,7 @@ def test_every_cell_for_tokens_is_there():
 
 @pytest.mark.parametrize("section_", SECTIONS, ids=NAMES)
 def test_a_section_has_the_options_of_its_factory(section_):
-    """The same names and defaults, so that what is silent means the same in both."""
+    """Names and defaults are equal, so that a missing option means the same in both."""
     fields = dict(section_.model_fields)
     name = fields.pop("name").default
     options = inspect.signature(getattr(jl, name)).parameters
@@ -89,14 +89,14 @@ def test_a_section_has_the_options_of_its_factory(section_):
     assert isinstance(task.cell(model_of({"cell": section(name)})), jl.Cell)
 
 
-def test_what_is_around_the_cell_and_in_which_order():
-    got = task.cell(model_of(everything("lstm")))
-    wanted = jl.clip_cell(jl.lstm(), 2.0)
-    wanted = jl.recurrent_dropout(wanted, 0.2)
-    wanted = jl.variational_dropout(wanted, x_rate=0.2, h_rate=0.2)
-    wanted = jl.weight_drop(wanted, 0.3)
-    wanted = jl.zoneout(wanted, h_rate=0.1, c_rate=0.1)
-    assert got is jl.learned_initial_state(wanted)
+def test_the_order_of_the_wrappers():
+    got = task.cell(model_of(with_all_wrappers("lstm")))
+    expected = jl.clip_cell(jl.lstm(), 2.0)
+    expected = jl.recurrent_dropout(expected, 0.2)
+    expected = jl.variational_dropout(expected, x_rate=0.2, h_rate=0.2)
+    expected = jl.weight_drop(expected, 0.3)
+    expected = jl.zoneout(expected, h_rate=0.1, c_rate=0.1)
+    assert got is jl.learned_initial_state(expected)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_what_is_around_the_cell_and_in_which_order():
         for name in NAMES
     ],
 )
-def test_a_step_of_training_evaluation_and_sampling(name):
-    """Noise is in training, follows from the step, and is nowhere else."""
-    model = task.build(model_of(everything(name)), 7)
+def test_training_draws_noise_evaluation_and_sampling_do_not(name):
+    """The noise of a training step depends on the seed and the step only."""
+    model = task.build(model_of(with_all_wrappers(name)), 7)
     optimizer = optimizers.build([{"adam": {"learning_rate": 0.01}}])
     state = initial_state(TASK, model, optimizer, batch(), seed=0)
     assert isinstance(state.params["rnn"][0], Learned)
@@ -140,11 +140,14 @@ def test_a_step_of_training_evaluation_and_sampling(name):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["layer_norm_lstm", "gru"])
-def test_a_run_with_noise_goes_on_to_the_same_bits(tmp_path, name):
-    """Stopped at its first validation and resumed: the checkpoint of the whole run."""
+def test_a_resumed_run_with_noise_has_the_same_bits(tmp_path, name):
+    """The run is stopped at its first validation."""
     (tmp_path / "book.txt").write_text(tiny.text())
     config = tiny.config(tmp_path / "book.txt", steps=20, validate_every=10)
-    config |= {"model": everything(name), "sample": {"prompt": "the ", "length": 5}}
+    config |= {
+        "model": with_all_wrappers(name),
+        "sample": {"prompt": "the ", "length": 5},
+    }
     whole = jl.lab.train(config, run=tmp_path / "whole", sink=tiny.Silence())
     assert whole.config.model.cell.name == name
     pictures = {path.stem for path in (tmp_path / "whole/plots").iterdir()}
@@ -159,11 +162,11 @@ def test_a_run_with_noise_goes_on_to_the_same_bits(tmp_path, name):
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         jl.lab.train(config, run=tmp_path / "cut", sink=Stop())
     jl.lab.resume(tmp_path / "cut", sink=tiny.Silence())
-    assert newest(tmp_path / "cut") == newest(tmp_path / "whole")
+    assert last_checkpoint(tmp_path / "cut") == last_checkpoint(tmp_path / "whole")
 
 
-def newest(run) -> dict[str, bytes]:
-    """Every array of the last checkpoint, and the log of metrics."""
+def last_checkpoint(run) -> dict[str, bytes]:
+    """Return the arrays of the last checkpoint and the metrics, by file."""
     assert max(checkpoints.steps(run / "checkpoints")) == 20
     place = run / "checkpoints/000020/arrays"
     files = {
@@ -174,9 +177,9 @@ def newest(run) -> dict[str, bytes]:
     return files | {"metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
 
 
-def test_a_check_says_what_is_around_the_cell(tmp_path):
+def test_check_lists_the_wrappers_of_the_cell(tmp_path):
     (tmp_path / "book.txt").write_text(tiny.text())
-    config = tiny.config(tmp_path / "book.txt") | {"model": everything("gru")}
+    config = tiny.config(tmp_path / "book.txt") | {"model": with_all_wrappers("gru")}
     row = jl.lab.check(configs.load(config))["cell"]
     assert row.startswith("gru, recurrent_dropout 0.2, variational_dropout_x 0.2")
     assert row.endswith("zoneout_h 0.1, learned_initial_state True")
@@ -185,9 +188,9 @@ def test_a_check_says_what_is_around_the_cell(tmp_path):
     assert fields[first : first + len(schema.WRAPPERS)] == list(schema.WRAPPERS)
 
 
-def test_weight_decay_reaches_every_parameter_as_in_optax():
-    """Gains, biases and the learned state too; the template says so."""
-    model = task.build(model_of(everything("layer_norm_lstm")), 7)
+def test_weight_decay_applies_to_every_parameter():
+    """Gains, biases and the learned initial state are included, as in Optax."""
+    model = task.build(model_of(with_all_wrappers("layer_norm_lstm")), 7)
     params, _ = model.init(jax.random.key(0))
     ones = jax.tree.map(jnp.ones_like, params)
     decay = optax.add_decayed_weights(0.5)
@@ -198,8 +201,7 @@ def test_weight_decay_reaches_every_parameter_as_in_optax():
 
 
 @pytest.mark.parametrize("word", ["RESOURCE_EXHAUSTED: x", "INTERNAL: Out of memory 9"])
-def test_memory_that_is_not_there_names_what_saves_it(word):
-    """B062, in a run."""
+def test_an_out_of_memory_error_names_the_option_that_saves_memory(word):
     with (
         pytest.raises(LabError, match=r"model\.checkpoint_every to sqrt"),
         training_run._explained_memory(),

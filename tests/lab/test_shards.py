@@ -13,8 +13,8 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec
 from ruamel.yaml import YAML
-from test_experiments import arrays, newest, until
-from test_training import World, _live, same
+from test_experiments import arrays, newest_step, wait_until
+from test_training import Recorder, assert_same_bits, key_from_data
 
 import jaxlstm as jl
 from jaxlstm.lab import config as configs
@@ -113,7 +113,7 @@ def test_without_noise_shards_are_the_whole_batch_but_for_rounding(bench):
 def test_any_number_of_devices_gives_the_same_bits(bench, sharded, there):
     other = compiled(bench, there=there)
     batches = bench.dataset.batches(0, 6)
-    same(
+    assert_same_bits(
         jax.device_get(_plain(other.dispatch(bench.initial_state(), batches))),
         jax.device_get(_plain(sharded.dispatch(bench.initial_state(), batches))),
     )
@@ -184,7 +184,7 @@ def test_after_a_loss_that_is_not_finite_the_state_stands_still(bench, sharded):
     before, _ = sharded.dispatch(bench.initial_state(), bench.dataset.batches(0, 2))
     assert [bool(row) for row in metrics.healthy] == [True, True, False, False, False]
     mended = stopped._replace(healthy=before.healthy)
-    same(_plain((mended, ()))[0], _plain((before, ()))[0])
+    assert_same_bits(_plain((mended, ()))[0], _plain((before, ()))[0])
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def compiled_once(sharded, monkeypatch):
 
 @pytest.mark.usefixtures("compiled_once")
 def test_divergence_names_the_row_and_keeps_the_state_before(bench):
-    world = World(bench)
+    world = Recorder(bench)
     job = world.job()._replace(dataset=poisoned(bench, 12, row=5))
     with pytest.raises(Diverged, match=r"step 13: the loss is not finite.*rows 5\b"):
         loop.fit(job, bench.initial_state(), loop.LoopState())
@@ -206,12 +206,12 @@ def test_divergence_names_the_row_and_keeps_the_state_before(bench):
 
 @pytest.mark.usefixtures("compiled_once")
 def test_stopped_and_continued_is_the_run_that_never_stopped(bench):
-    whole, before, after = World(bench), World(bench, stop=3), World(bench)
+    whole, before, after = Recorder(bench), Recorder(bench, stop=3), Recorder(bench)
     assert loop.fit(whole.job(), bench.initial_state(), loop.LoopState())
     assert not loop.fit(before.job(), bench.initial_state(), loop.LoopState())
     state, ledger = before.saved[-1]
-    assert loop.fit(after.job(), _live(state), ledger)
-    same(after.saved[-1][0], whole.saved[-1][0])
+    assert loop.fit(after.job(), key_from_data(state), ledger)
+    assert_same_bits(after.saved[-1][0], whole.saved[-1][0])
     assert before.lines + after.lines == whole.lines
 
 
@@ -320,10 +320,10 @@ def test_killed_and_resumed_is_the_run_that_was_not(book, tmp_path):
     hasty = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     victim, whole = tmp_path / "victim", tmp_path / "whole"
     process = tiny.jaxlstm("train", path, "--run", victim, env=hasty)
-    until(lambda: newest(victim) > 0, process)
+    wait_until(lambda: newest_step(victim) > 0, process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    steps = f"training.steps={newest(victim) // 20 * 20 + 40}"
+    steps = f"training.steps={newest_step(victim) // 20 * 20 + 40}"
     jl.lab.resume(victim, overrides=[steps], sink=tiny.Silence())
     jl.lab.train(path, overrides=[steps], run=whole, sink=tiny.Silence())
     assert arrays(victim) == arrays(whole)
@@ -349,4 +349,4 @@ def test_ten_thousand_steps_do_not_hang(book, tmp_path, cores):
         process.kill()
         pytest.fail("hung after:\n" + (tmp_path / "run/log.txt").read_text())
     assert process.returncode == 0, err
-    assert newest(tmp_path / "run") == 10_000
+    assert newest_step(tmp_path / "run") == 10_000

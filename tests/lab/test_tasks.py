@@ -1,6 +1,4 @@
-"""A second task runs through the same code as language modelling: nothing in
-`jaxlstm.lab` knows a task by name.
-"""
+"""Tests that a task outside the package runs like language modelling."""
 
 import json
 import re
@@ -30,7 +28,7 @@ SOURCE = Path(jl.__file__).parent
 
 @pytest.fixture(autouse=True)
 def registered_task(monkeypatch):
-    """Register the task of `sum_task` for the duration of a test."""
+    """Register the task until the end of a test."""
     monkeypatch.setattr(schema, "CONFIGS", dict(schema.CONFIGS))
     monkeypatch.setattr(loading, "CONFIGS", schema.CONFIGS)
     monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
@@ -47,7 +45,7 @@ def command(*words, **options) -> subprocess.Popen[str]:
     )
 
 
-def test_it_trains_evaluates_and_reports(tmp_path):
+def test_the_task_trains_evaluates_and_reports(tmp_path):
     trained = jl.lab.train(
         sum_task.config(steps=200), run=tmp_path / "run", sink=tiny.Silence()
     )
@@ -71,8 +69,8 @@ def test_it_trains_evaluates_and_reports(tmp_path):
         jl.lab.inspect(tmp_path / "run")
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path):
-    """By the command line, `kill -9` between two checkpoints."""
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    """Both run on the command line; one gets SIGKILL between two checkpoints."""
     path = tmp_path / "sums.yaml"
     long = {"steps": 1200, "log_every": 100, "validate_every": 600}
     long["checkpoint_every"] = 100
@@ -124,10 +122,8 @@ def test_shards_split_each_field_along_its_own_axis():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_a_population_is_vmap_of_the_steps():
-    """Three members with their own seeds equal the same runs alone; one of them
-    diverges and stands still while the others go on.
-    """
+def test_vmap_of_the_steps_equals_single_runs():
+    """One of three members diverges, which does not affect the others."""
     experiment = Experiment.build(config.load(sum_task.config()))
     parts = (experiment.task, experiment.model, experiment.optimizer)
     batches = jax.tree.map(jnp.asarray, experiment.dataset.batches(0, 5))
@@ -172,8 +168,8 @@ def test_the_config_of_a_task_has_its_own_sections(tmp_path):
     assert [s["properties"]["task"]["const"] for s in schemas] == list(schema.CONFIGS)
 
 
-def test_no_part_of_lab_knows_a_task_by_name():
-    """Only `lab/tasks` and `lab/config` contain the name of a task."""
+def test_lab_names_no_task_outside_of_tasks_and_config():
+    """The help of `new`, which names one as an example, is excepted."""
     free = [
         path
         for path in (SOURCE / "lab").rglob("*.py")
@@ -185,18 +181,18 @@ def test_no_part_of_lab_knows_a_task_by_name():
 
 
 @pytest.mark.parametrize("weights", [[True, False, True], [1.0, 0.0, 0.5]])
-def test_weights_of_losses(weights):
-    """The mean over what counts; NaN at weight 0 does not matter."""
+def test_the_mean_of_weighted_losses(weights):
+    """Losses of weight 0 have no effect, even if they are NaN."""
     values = jnp.asarray([1.0, jnp.nan, 4.0])
     losses = Losses(values, jnp.asarray(weights), {"extra": values * 2})
-    wanted = np.average([1.0, 4.0], weights=[weights[0], weights[2]])
-    assert float(losses.mean()) == pytest.approx(wanted)
+    expected = np.average([1.0, 4.0], weights=[weights[0], weights[2]])
+    assert float(losses.mean()) == pytest.approx(expected)
     sums = losses.sums()
     extra = float(sums.extra["extra"]) / float(sums.weight)
-    assert extra == pytest.approx(2 * wanted)
+    assert extra == pytest.approx(2 * expected)
 
 
-def test_better_by_mode_and_margin():
+def test_a_metric_compares_by_mode_and_margin():
     loss, share = Metric("loss"), Metric("share", "max")
     assert loss.better(0.8, 1.0, margin=0.1)
     assert not loss.better(0.95, 1.0, margin=0.1)

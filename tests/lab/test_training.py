@@ -1,4 +1,4 @@
-"""The loop: one step against plain Optax, every place to stop, and what stops it."""
+"""Tests of the training loop: one step against Optax, stopping, and divergence."""
 
 import math
 
@@ -17,14 +17,14 @@ from jaxlstm.lab.training import state as state_
 from jaxlstm.lab.training.experiment import Experiment
 
 
-class World:
+class Recorder:
     """Callbacks and listener of a loop that record their calls.
 
     The loop is asked to stop at dispatch number `stop`.
     """
 
-    def __init__(self, bench: Experiment, *, stop: int | None = None) -> None:
-        self.bench, self.stop = bench, stop
+    def __init__(self, experiment: Experiment, *, stop: int | None = None) -> None:
+        self.experiment, self.stop = experiment, stop
         self.lines: list[tuple] = []
         self.saved: list[tuple[state_.TrainState, loop.LoopState]] = []
         self.losses = iter(())
@@ -33,12 +33,12 @@ class World:
         def log(step, loss, numbers, pace):
             self.log("train", step, loss, numbers, pace)
 
-        bench, training = self.bench, self.bench.config.training
+        experiment, training = self.experiment, self.experiment.config.training
         return loop.Job(
-            bench.task,
-            bench.model,
-            bench.optimizer,
-            bench.dataset,
+            experiment.task,
+            experiment.model,
+            experiment.optimizer,
+            experiment.dataset,
             training,
             None,
             loop.Listener(log, lambda seconds: None, self.stopping),
@@ -56,8 +56,8 @@ class World:
     def validated(self, state, found):
         loss, step = self.validate(state.params), int(state.step)
         self.log("validation", step, loss, {}, {})
-        stopping = self.bench.config.training.early_stopping
-        metric = self.bench.task.primary
+        stopping = self.experiment.config.training.early_stopping
+        metric = self.experiment.task.primary
         return policies.validated(found, metric, stopping, step=step, value=loss)
 
     def checkpoint(self, state, found):
@@ -74,83 +74,83 @@ class World:
             float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(params))),
         )
 
-    def save(self, state, ledger):
-        self.saved.append((jax.device_get(_plain(state)), ledger))
+    def save(self, state, loop_state):
+        self.saved.append((jax.device_get(key_to_data(state)), loop_state))
 
     def stopping(self):
         self.dispatches = getattr(self, "dispatches", 0) + 1
         return self.stop is not None and self.dispatches == self.stop
 
 
-def _plain(state):
+def key_to_data(state):
     return state._replace(key=jax.random.key_data(state.key))
 
 
-def _live(state):
+def key_from_data(state):
     return jax.tree.map(
         jnp.asarray, state._replace(key=jax.random.wrap_key_data(state.key))
     )
 
 
 @pytest.fixture
-def bench(book):
+def experiment(book):
     return Experiment.build(configs.load(tiny.config(book)))
 
 
-def altered(bench: Experiment, **changes) -> Experiment:
-    config = bench.config
+def with_training(experiment: Experiment, **changes) -> Experiment:
+    config = experiment.config
     changed = config.training.model_copy(update=changes)
-    return bench._replace(config=config.model_copy(update={"training": changed}))
+    return experiment._replace(config=config.model_copy(update={"training": changed}))
 
 
-def one_step(bench, state, batch):
+def one_step(experiment, state, batch):
     step = jax.jit(state_.train_step, static_argnums=(0, 1, 2))
-    return step(bench.task, bench.model, bench.optimizer, state, batch)
+    return step(experiment.task, experiment.model, experiment.optimizer, state, batch)
 
 
-def same(one, other):
+def assert_same_bits(one, other):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_one_step_is_the_gradient_of_the_mean_loss_handed_to_optax(bench):
-    state = bench.initial_state()
-    batch = jax.tree.map(jnp.asarray, bench.dataset.batch(0))
+def test_one_step_equals_optax_on_the_gradient_of_the_mean_loss(experiment):
+    state = experiment.initial_state()
+    batch = jax.tree.map(jnp.asarray, experiment.dataset.batch(0))
 
     def loss(params):
         key = jax.random.fold_in(state.key, 0)
-        _, logits = bench.model.apply(
+        _, logits = experiment.model.apply(
             params, batch.inputs, key=key, resets=batch.resets
         )
         log_p = jax.nn.log_softmax(logits)
         return -jnp.take_along_axis(log_p, batch.targets[..., None], -1).mean()
 
     nats, gradient = jax.jit(jax.value_and_grad(loss))(state.params)
-    updates, _ = bench.optimizer.update(
-        gradient, bench.optimizer.init(state.params), state.params
+    updates, _ = experiment.optimizer.update(
+        gradient, experiment.optimizer.init(state.params), state.params
     )
-    wanted = optax.apply_updates(state.params, updates)
-    after, metrics = one_step(bench, state, batch)
+    expected = optax.apply_updates(state.params, updates)
+    after, metrics = one_step(experiment, state, batch)
     assert metrics.loss == pytest.approx(float(nats), rel=1e-6)
     assert metrics.gradient_norm == pytest.approx(
         math.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(gradient))),
         rel=1e-5,
     )
     for a, b in zip(
-        jax.tree.leaves(after.params), jax.tree.leaves(wanted), strict=True
+        jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(bench):
-    batches = jax.tree.map(jnp.asarray, bench.dataset.batches(0, 4))
-    state = single = bench.initial_state()
+def test_several_steps_in_one_dispatch_equal_single_steps(experiment):
+    batches = jax.tree.map(jnp.asarray, experiment.dataset.batches(0, 4))
+    state = single = experiment.initial_state()
     state, metrics = jax.jit(state_.train_steps, static_argnums=(0, 1, 2))(
-        bench.task, bench.model, bench.optimizer, state, batches
+        experiment.task, experiment.model, experiment.optimizer, state, batches
     )
     for k in range(4):
         batch = jax.tree.map(lambda leaf, k=k: leaf[k], batches)
-        single, one = one_step(bench, single, batch)
+        single, one = one_step(experiment, single, batch)
         assert metrics.loss[k] == pytest.approx(float(one.loss), rel=1e-5)
     for a, b in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(single.params), strict=True
@@ -158,57 +158,59 @@ def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(bench):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_the_state_is_carried_and_reset_where_the_stream_says(bench):
-    first, second = bench.dataset.batch(0), bench.dataset.batch(1)
-    state, _ = one_step(bench, bench.initial_state(), first)
+def test_the_carry_of_one_batch_affects_the_next(experiment):
+    first, second = experiment.dataset.batch(0), experiment.dataset.batch(1)
+    state, _ = one_step(experiment, experiment.initial_state(), first)
     assert first.resets[0].all()
     assert not second.resets.any()
-    carried, _ = bench.task.loss(bench.model, state.params, state.carry, second)
-    forgotten, _ = bench.task.loss(bench.model, state.params, None, second)
+    carried, _ = experiment.task.loss(
+        experiment.model, state.params, state.carry, second
+    )
+    forgotten, _ = experiment.task.loss(experiment.model, state.params, None, second)
     assert float(carried.mean()) != float(forgotten.mean())
 
 
 @pytest.fixture
-def compiled_once(whole, monkeypatch):
-    """The programs of the whole run, for all runs of the same bench."""
-    monkeypatch.setattr(loop, "Programs", lambda job: whole.programs)
+def compiled_once(uninterrupted, monkeypatch):
+    """Use the programs of the uninterrupted run in all runs."""
+    monkeypatch.setattr(loop, "Programs", lambda job: uninterrupted.programs)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A bench, and the world of a run on it that was never stopped."""
-    path = tmp_path_factory.mktemp("whole") / "book.txt"
+def uninterrupted(tmp_path_factory):
+    """Return the recorder of a run that was never stopped."""
+    path = tmp_path_factory.mktemp("uninterrupted") / "book.txt"
     path.write_text(tiny.text())
-    bench = Experiment.build(configs.load(tiny.config(path)))
-    world = World(bench)
-    world.programs = programs = loop.Programs(world.job())
+    experiment = Experiment.build(configs.load(tiny.config(path)))
+    recorder = Recorder(experiment)
+    recorder.programs = programs = loop.Programs(recorder.job())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Programs", lambda job: programs)
-        assert loop.fit(world.job(), bench.initial_state(), loop.LoopState())
-    return world
+        assert loop.fit(recorder.job(), experiment.initial_state(), loop.LoopState())
+    return recorder
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 7])
 @pytest.mark.usefixtures("compiled_once")
-def test_stopped_anywhere_and_continued_is_the_run_that_never_stopped(whole, stop):
-    bench = whole.bench
-    before = World(bench, stop=stop)
-    assert not loop.fit(before.job(), bench.initial_state(), loop.LoopState())
-    state, ledger = before.saved[-1]
+def test_a_stopped_and_resumed_loop_equals_an_uninterrupted_one(uninterrupted, stop):
+    experiment = uninterrupted.experiment
+    before = Recorder(experiment, stop=stop)
+    assert not loop.fit(before.job(), experiment.initial_state(), loop.LoopState())
+    state, loop_state = before.saved[-1]
     assert int(state.step) == 5 * stop
-    after = World(bench)
-    ledger = loop.LoopState.from_json(ledger.to_json())
-    assert loop.fit(after.job(), _live(state), ledger)
+    after = Recorder(experiment)
+    loop_state = loop.LoopState.from_json(loop_state.to_json())
+    assert loop.fit(after.job(), key_from_data(state), loop_state)
 
-    same(after.saved[-1][0], whole.saved[-1][0])
-    assert before.lines + after.lines == whole.lines
-    assert after.saved[-1][1] == whole.saved[-1][1]
+    assert_same_bits(after.saved[-1][0], uninterrupted.saved[-1][0])
+    assert before.lines + after.lines == uninterrupted.lines
+    assert after.saved[-1][1] == uninterrupted.saved[-1][1]
 
 
-def test_what_is_logged_validated_and_saved_when(bench):
-    world = World(altered(bench, steps=37))
-    assert loop.fit(world.job(), bench.initial_state(), loop.LoopState())
-    assert [line[:2] for line in world.lines] == [
+def test_steps_at_which_the_loop_logs_validates_and_saves(experiment):
+    recorder = Recorder(with_training(experiment, steps=37))
+    assert loop.fit(recorder.job(), experiment.initial_state(), loop.LoopState())
+    assert [line[:2] for line in recorder.lines] == [
         ("train", 10),
         ("train", 20),
         ("validation", 20),
@@ -216,79 +218,85 @@ def test_what_is_logged_validated_and_saved_when(bench):
         ("train", 37),
         ("validation", 37),
     ]
-    assert [int(state.step) for state, _ in world.saved] == [10, 20, 30, 37]
+    assert [int(state.step) for state, _ in recorder.saved] == [10, 20, 30, 37]
 
 
-def test_no_steps_is_no_training(bench):
-    world = World(altered(bench, steps=0))
-    assert loop.fit(world.job(), bench.initial_state(), loop.LoopState())
-    assert world.lines == world.saved == []
+def test_zero_steps_log_and_save_nothing(experiment):
+    recorder = Recorder(with_training(experiment, steps=0))
+    assert loop.fit(recorder.job(), experiment.initial_state(), loop.LoopState())
+    assert recorder.lines == recorder.saved == []
 
 
-def test_early_stopping_waits_for_its_patience(bench):
+def test_early_stopping_waits_for_its_patience(experiment):
     patient = EarlyStopping(patience=2, min_delta=0.1)
-    world = World(altered(bench, validate_every=5, early_stopping=patient))
-    world.losses = iter([3.0, 2.0, 1.95, 1.5, 1.45, 1.49, 0.1])
-    assert loop.fit(world.job(), bench.initial_state(), loop.LoopState())
-    _, ledger = world.saved[-1]
-    assert (ledger.best_step, ledger.best_value, ledger.waited) == (20, 1.5, 2)
-    assert world.at == 30
+    recorder = Recorder(
+        with_training(experiment, validate_every=5, early_stopping=patient)
+    )
+    recorder.losses = iter([3.0, 2.0, 1.95, 1.5, 1.45, 1.49, 0.1])
+    assert loop.fit(recorder.job(), experiment.initial_state(), loop.LoopState())
+    _, loop_state = recorder.saved[-1]
+    best = (loop_state.best_step, loop_state.best_value)
+    assert (*best, loop_state.waited) == (20, 1.5, 2)
+    assert recorder.at == 30
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_state_before(whole):
-    bench = whole.bench
+def test_a_loss_that_is_not_finite_stops_the_loop_and_saves_the_state_before_it(
+    uninterrupted,
+):
+    experiment = uninterrupted.experiment
 
-    class Poisoned:
-        steps_per_epoch = bench.dataset.steps_per_epoch
-        batch_axes = bench.dataset.batch_axes
-        batch = bench.dataset.batch
+    class NanDataset:
+        steps_per_epoch = experiment.dataset.steps_per_epoch
+        batch_axes = experiment.dataset.batch_axes
+        batch = experiment.dataset.batch
 
         @staticmethod
         def batches(first, count):
-            batches = bench.dataset.batches(first, count)
+            batches = experiment.dataset.batches(first, count)
             for k in range(count):
                 if first + k == 12:
-                    batches.inputs[k, 3, 1] = 10_000  # no such token: NaN, in row 1
+                    # A token outside the vocabulary makes the loss of row 1 NaN.
+                    batches.inputs[k, 3, 1] = 10_000
             return batches
 
-    Poisoned.batch = staticmethod(
-        lambda step: jax.tree.map(lambda leaf: leaf[0], Poisoned.batches(step, 1))
+    NanDataset.batch = staticmethod(
+        lambda step: jax.tree.map(lambda leaf: leaf[0], NanDataset.batches(step, 1))
     )
-    world = World(bench)
-    job = world.job()._replace(dataset=Poisoned)
+    recorder = Recorder(experiment)
+    job = recorder.job()._replace(dataset=NanDataset)
     with pytest.raises(Diverged, match=r"step 13: the loss is not finite.*rows 1\b"):
-        loop.fit(job, bench.initial_state(), loop.LoopState())
-    state, ledger = world.saved[-1]
+        loop.fit(job, experiment.initial_state(), loop.LoopState())
+    state, loop_state = recorder.saved[-1]
     assert int(state.step) == 12
     assert state.healthy
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert len(ledger.unlogged) == 2
+    assert len(loop_state.unlogged) == 2
 
-    mended = World(bench)
-    assert loop.fit(mended.job(), _live(state), ledger)
+    resumed = Recorder(experiment)
+    assert loop.fit(resumed.job(), key_from_data(state), loop_state)
     for a, b in zip(
-        jax.tree.leaves(mended.saved[-1][0].params),
-        jax.tree.leaves(whole.saved[-1][0].params),
+        jax.tree.leaves(resumed.saved[-1][0].params),
+        jax.tree.leaves(uninterrupted.saved[-1][0].params),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_evaluation_is_the_mean_over_every_target_with_one_long_memory(bench):
+def test_evaluation_is_the_mean_over_all_targets_of_one_long_sequence(experiment):
     from jaxlstm.lab.data import validation_windows
 
-    tokens = bench.dataset.corpus.validation
-    params = bench.initial_state().params
+    tokens = experiment.dataset.corpus.validation
+    params = experiment.initial_state().params
     windows = validation_windows(tokens, streams=1, window=16)
-    found = loop.evaluate(bench.task, bench.model, params, windows)["loss"]
-    _, logits = bench.model.apply(params, jnp.asarray(tokens[:-1], jnp.int32))
+    found = loop.evaluate(experiment.task, experiment.model, params, windows)["loss"]
+    _, logits = experiment.model.apply(params, jnp.asarray(tokens[:-1], jnp.int32))
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
-    wanted = -log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()
-    assert found == pytest.approx(wanted, rel=1e-6)
+    expected = -log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_ledger_survives_json():
-    ledger = loop.LoopState(((0.1, math.pi), (2 / 3, 1e-30)), 20, 1.25, 3)
-    assert loop.LoopState.from_json(ledger.to_json()) == ledger
+def test_the_loop_state_round_trips_through_json():
+    loop_state = loop.LoopState(((0.1, math.pi), (2 / 3, 1e-30)), 20, 1.25, 3)
+    assert loop.LoopState.from_json(loop_state.to_json()) == loop_state
     assert loop.LoopState.from_json(loop.LoopState().to_json()) == loop.LoopState()

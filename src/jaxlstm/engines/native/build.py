@@ -38,13 +38,13 @@ def compiler() -> list[str]:
     Raises:
         BuildError: there is no such compiler.
     """
-    if wanted := shlex.split(os.environ.get("CXX", "")):
-        if shutil.which(wanted[0]) is None:
+    if command := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(command[0]) is None:
             raise BuildError(
-                f"native: $CXX: got {wanted[0]!r}, which is not on the path; name a "
+                f"native: $CXX: got {command[0]!r}, which is not on the path; name a "
                 "C++ compiler, or unset it to use the first of c++, g++ and clang++."
             )
-        return wanted
+        return command
     found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if found is None:
         raise BuildError(
