@@ -169,7 +169,7 @@ def test_the_config_of_a_task_has_its_own_sections(tmp_path):
 
 
 def test_lab_names_no_task_outside_of_tasks_and_config():
-    """The help of `new`, which names one as an example, is excepted."""
+    """Only `lab/tasks` and `lab/config` contain the name of a task."""
     free = [
         path
         for path in (SOURCE / "lab").rglob("*.py")
