@@ -24,7 +24,7 @@ import jaxlstm as jl
 from benchmarks import cases, peers
 from benchmarks.cases import Case, Inputs, What
 from benchmarks.peers.base import Contender, Prepared, Program
-from jaxlstm.lab._util.timing import Spread, alternate
+from jaxlstm.lab._util.timing import Spread, measure_alternately
 
 LACKS = {"training": "computes no gradients", "step": "takes no single steps"}
 
@@ -189,7 +189,7 @@ def _run(
             running[entry] = program.run
         except Exception as error:
             outcome.failed(entry, what, error)
-    spreads = alternate(running, seconds=seconds * len(running), clock=clock)
+    spreads = measure_alternately(running, seconds=seconds * len(running), clock=clock)
     outcome.rows.extend(
         Row.of(*entry, what, spread) for entry, spread in spreads.items()
     )

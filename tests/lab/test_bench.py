@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 import jaxlstm as jl
 from jaxlstm import unrolling
 from jaxlstm.lab import benchmark, cli
-from jaxlstm.lab._util.timing import Spread, alternate
+from jaxlstm.lab._util.timing import Spread, measure_alternately
 from jaxlstm.lab.benchmark import Row
 from jaxlstm.lab.config import schema
 
@@ -30,7 +30,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
-        self.ran.append("rest")
+        self.ran.append("pause")
 
     def run(self, name: str, *seconds: float):
         """Return a run that takes these times in order, then the last one again."""
@@ -43,17 +43,17 @@ class Clock:
         return run
 
 
-def alternated(clock: Clock, runs, **options):
-    return alternate(runs, clock=clock, sleep=clock.sleep, **options)
+def measure(clock: Clock, runs, **options):
+    return measure_alternately(runs, clock=clock, sleep=clock.sleep, **options)
 
 
-def test_each_round_runs_everything_once_in_a_new_order_after_rests():
+def test_each_round_runs_everything_once_in_a_new_order_after_pauses():
     clock = Clock()
     runs = {name: clock.run(name, 1.0) for name in "abcd"}
-    spreads = alternated(clock, runs, seconds=0.0, least=8, turn=0.1)
-    assert [spread.runs for spread in spreads.values()] == [8] * 4
-    turns = clock.ran[clock.ran.index("rest") :]
-    assert turns[::2] == ["rest"] * 32
+    times = measure(clock, runs, seconds=0.0, min_rounds=8, turn_seconds=0.1)
+    assert [spread.runs for spread in times.values()] == [8] * 4
+    turns = clock.ran[clock.ran.index("pause") :]
+    assert turns[::2] == ["pause"] * 32
     rounds = [tuple(turns[n : n + 8 : 2]) for n in range(1, 64, 8)]
     assert {tuple(sorted(order)) for order in rounds} == {tuple("abcd")}
     assert len(set(rounds)) > 4
@@ -65,27 +65,27 @@ def test_median_and_quartiles_are_computed_over_the_rounds():
         "steady": clock.run("steady", 2.0),
         "late": clock.run("late", 9.0, 1.0, 2.0, 3.0, 4.0, 5.0),
     }
-    spreads = alternated(clock, runs, seconds=0.0, least=5, turn=0.1)
-    assert spreads["steady"] == Spread(2.0, 2.0, 2.0, 5)
-    assert spreads["late"] == Spread(3.0, 2.0, 4.0, 5)
+    times = measure(clock, runs, seconds=0.0, min_rounds=5, turn_seconds=0.1)
+    assert times["steady"] == Spread(2.0, 2.0, 2.0, 5)
+    assert times["late"] == Spread(3.0, 2.0, 4.0, 5)
 
 
 def test_a_short_run_is_repeated_within_its_turn_and_averaged():
     clock = Clock()
     runs = {"short": clock.run("short", 0.5, 0.25)}
-    spreads = alternated(clock, runs, seconds=0.0, least=2, turn=1.0, rest=0.5)
-    assert spreads["short"] == Spread(0.25, 0.25, 0.25, 2)
-    assert clock.ran == ["short"] * 2 + (["rest"] + ["short"] * 4) * 2
+    times = measure(clock, runs, seconds=0.0, min_rounds=2, turn_seconds=1.0, pause=0.5)
+    assert times["short"] == Spread(0.25, 0.25, 0.25, 2)
+    assert clock.ran == ["short"] * 2 + (["pause"] + ["short"] * 4) * 2
 
 
 def test_the_seconds_are_a_total_for_all_runs():
     clock = Clock()
     runs = {"a": clock.run("a", 1.0), "b": clock.run("b", 3.0)}
-    spreads = alternated(clock, runs, seconds=10.0, rest=0.0, turn=1.0)
-    assert [spread.runs for spread in spreads.values()] == [3, 3]
-    spreads = alternated(clock, runs, seconds=21.0, rest=0.0, turn=1.0)
-    assert [spread.runs for spread in spreads.values()] == [6, 6]
-    assert alternated(clock, {}, seconds=10.0) == {}
+    times = measure(clock, runs, seconds=10.0, pause=0.0, turn_seconds=1.0)
+    assert [spread.runs for spread in times.values()] == [3, 3]
+    times = measure(clock, runs, seconds=21.0, pause=0.0, turn_seconds=1.0)
+    assert [spread.runs for spread in times.values()] == [6, 6]
+    assert measure(clock, {}, seconds=10.0) == {}
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +101,12 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(config):
-    """Run `bench` once; return its rows by contender and its messages."""
+    """Run `bench` once; return its rows by name and its messages."""
     messages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "engines", lambda: ("scan",))  # one engine suffices
         rows = jl.lab.bench(config, seconds=0.0, report=messages.append)
-    return {row.contender: row for row in rows}, messages
+    return {row.name: row for row in rows}, messages
 
 
 def test_every_engine_is_accepted_by_the_config():
@@ -115,11 +115,11 @@ def test_every_engine_is_accepted_by_the_config():
         assert schema.Model(engine=engine).engine == engine
 
 
-def test_every_contender_has_a_row(measured):
+def test_every_engine_and_torch_have_a_row(measured):
     rows, messages = measured
     assert list(rows) == ["scan", "torch"]
     for row in rows.values():
-        if row.contender == "torch":
+        if row.name == "torch":
             continue
         assert row.reason == ""
         assert row.step_seconds.runs == 3
@@ -196,7 +196,7 @@ def test_models_that_torch_does_not_support_have_a_reason(
     assert bool(found) == bool(reason)
 
 
-def test_the_row_of_an_engine_that_refuses_has_its_reason(config, monkeypatch):
+def test_the_row_of_an_unsupported_engine_has_its_reason(config, monkeypatch):
     def refuse(*arguments, **options):
         raise NotImplementedError("adjoint: no.")
 
@@ -260,7 +260,10 @@ def test_the_verb_prints_what_the_function_returns(config, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seconds", "-1"], "seconds: got -1, expected 0 or more"),
+        (
+            ["--seconds", "-1"],
+            "seconds: got -1, expected a finite number of at least 0",
+        ),
         (["--seconds", "nan"], "seconds: got nan"),
         (["model.hiden_size=8"], 'did you mean "hidden_size"?'),
     ],

@@ -1,7 +1,7 @@
 """Time the training step of a config on this machine, with each engine and with torch.
 
-The steps of all contenders alternate, as described in `timing`. Reported are the median
-over the rounds and half of the interquartile range. Compilation is timed separately.
+The training steps alternate, as described in `timing`. A row reports the median over
+the rounds and half of the interquartile range. Compilation is timed separately.
 
 GFLOP/s count the products with weight matrices only: 2 operations per matrix element
 and token in the forward pass, and three times that in a training step. For an LSTM
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from jaxlstm.lab import native
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab._util.timing import Run, Spread, alternate
+from jaxlstm.lab._util.timing import Run, Spread, measure_alternately
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.cells import LSTM
@@ -35,24 +35,24 @@ from jaxlstm.lab.training import programs
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import TrainState, train_steps
 
-STEPS = 5  # per dispatch; a run takes `training.steps_per_dispatch`
+STEPS = 5  # training steps per measured call
 
 
 class Row(NamedTuple):
-    """The measurements of one contender.
+    """The measurements of one implementation.
 
     Attributes:
-        contender: The name of an engine, or "torch".
-        step_seconds: Time of one training step; None if it does not run.
+        name: The name of an engine, or "torch".
+        step_seconds: Time of one training step; None if it was not measured.
         compile_seconds: Time to compile the step; None for torch.
         memory_bytes: Memory of state, gradients and temporaries by XLA's analysis;
-            None for torch, and for shards, which are several programs.
+            None for torch, and for several shards, which are separate programs.
         tokens_per_second: Throughput at the median time.
         flops_per_second: Operations at the median time; see the module for the count.
-        reason: Why it does not run; empty if it does.
+        reason: Why it was not measured, or an empty string.
     """
 
-    contender: str
+    name: str
     step_seconds: Spread | None = None
     compile_seconds: float | None = None
     memory_bytes: int | None = None
@@ -70,40 +70,42 @@ def bench(
 ) -> list[Row]:
     """Time the training step of a config with each engine and with torch.
 
-    One step is one update of all parameters as in a run, with its shards and with the
-    first batches of the config's data: embedding, recurrent layers, output layer, loss,
+    One step updates all parameters as in a run, with the same shards and the first
+    batches of the config's data: embedding, recurrent layers, output layer, loss,
     gradient and optimizer. If torch is installed, its step uses `torch.nn.LSTM` of the
     same size and Adam.
 
     Args:
         config: As for `jl.lab.train`; `model.engine` is ignored.
         overrides: As for `jl.lab.train`.
-        seconds: Measuring time per contender.
+        seconds: Measuring time per row.
         report: Receives progress messages, one line each.
 
     Returns:
-        One row per contender, with a reason if it cannot run.
+        One row for each engine and one for torch.
 
     Raises:
-        BadInput: the config or its data cannot be used.
+        BadInput: The config or its data cannot be used.
     """
     if not 0 <= seconds < math.inf:
-        raise BadInput(f"bench: seconds: got {seconds:g}, expected 0 or more")
+        raise BadInput(
+            f"bench: seconds: got {seconds:g}, expected a finite number of at least 0"
+        )
     loaded: Config = configs.load(config, overrides=overrides)
-    settled = splits.resolve_shards(_with_engine(loaded, None))
-    cpu_devices = splits.shard_count(settled.training)
+    resolved = splits.resolve_shards(_with_engine(loaded, None))
+    cpu_devices = splits.shard_count(resolved.training)
     with contextlib.suppress(BadInput):  # the row of the engine reports the error
         native.load_kernel()
-    with devices.default_device(settled.device, cpu_devices=cpu_devices) as device:
-        built = Experiment.build(settled)
-        report(_describe_work(built, device))
-        prepared = [_engine(built, name, report) for name in engines()]
-        prepared.append(_torch(built, device))
-        runs = {row.contender: run for row, run in prepared if run is not None}
+    with devices.default_device(resolved.device, cpu_devices=cpu_devices) as device:
+        experiment = Experiment.build(resolved)
+        report(_describe_work(experiment, device))
+        prepared = [_prepare_engine(experiment, name, report) for name in engines()]
+        prepared.append(_prepare_torch(experiment, device))
+        runs = {row.name: run for row, run in prepared if run is not None}
         if runs:
             report(f"timing {', '.join(runs)}: {seconds * len(runs):.0f} s in total")
-        spreads = alternate(runs, seconds=seconds * len(runs))
-    return [_with_times(built, row, spreads.get(row.contender)) for row, _ in prepared]
+        times = measure_alternately(runs, seconds=seconds * len(runs))
+    return [_with_times(experiment, row, times.get(row.name)) for row, _ in prepared]
 
 
 def engines() -> tuple[str, ...]:
@@ -120,65 +122,68 @@ def _with_engine(config: Config, engine: str | None) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def _engine(
+def _prepare_engine(
     experiment: Experiment, engine: str, report: Callable[[str], object]
 ) -> tuple[Row, Run | None]:
-    """Return the row of an engine before timing, and its step if it has one."""
+    """Compile the steps of an engine; return its row and a function that runs them.
+
+    The function is None if the engine does not support the model.
+    """
     config = _with_engine(experiment.config, engine)
     model = experiment.task.model(config, experiment.dataset.spec)
     experiment = experiment._replace(config=config, model=model)
     batches = experiment.dataset.batches(0, STEPS)
     try:
         state = experiment.initial_state()
-        began = time.perf_counter()
-        program, memory = _program(experiment, state, batches)
-    except NotImplementedError as refusal:
-        return Row(engine, reason=str(refusal)), None
-    took = time.perf_counter() - began
-    report(f"{engine}: compiled in {took:.1f} s")
+        start = time.perf_counter()
+        program, memory = _compile(experiment, state, batches)
+    except NotImplementedError as error:
+        return Row(engine, reason=str(error)), None
+    compile_seconds = time.perf_counter() - start
+    report(f"{engine}: compiled in {compile_seconds:.1f} s")
 
     def run() -> None:
         nonlocal state
         state, _ = jax.block_until_ready(program(state, batches))
 
-    return Row(engine, None, took, memory), run
+    return Row(engine, None, compile_seconds, memory), run
 
 
-def _program(
+def _compile(
     experiment: Experiment, state: TrainState, batches: Batch
 ) -> tuple[shards.Dispatch, int | None]:
-    """Compile the steps of one dispatch as a run does; return them and their memory."""
+    """Compile `STEPS` training steps as in a run; return the program and its memory."""
     count = splits.shard_count(experiment.config.training)
-    made = (experiment.task, experiment.model, experiment.optimizer)
+    parts = (experiment.task, experiment.model, experiment.optimizer)
     if count > 1:
-        halves, axes = programs.halves(*made), experiment.dataset.batch_axes
-        found = shards.program(halves, state, batches, batch_axes=axes, shards=count)
-        return found, None
-    steps = jax.jit(functools.partial(train_steps, *made), donate_argnums=0)
+        halves, axes = programs.halves(*parts), experiment.dataset.batch_axes
+        program = shards.program(halves, state, batches, batch_axes=axes, shards=count)
+        return program, None
+    steps = jax.jit(functools.partial(train_steps, *parts), donate_argnums=0)
     compiled = steps.lower(state, batches).compile()
     return compiled, _memory(compiled)
 
 
 def _memory(program: jax.stages.Compiled) -> int | None:
-    """Return the bytes of arguments, results and temporaries, aliased ones once."""
-    found = program.memory_analysis()
-    if found is None:
+    """Return the bytes of arguments, results and temporaries; aliases count once."""
+    analysis = program.memory_analysis()
+    if analysis is None:
         return None
-    size = found.argument_size_in_bytes + found.output_size_in_bytes
-    return size + found.temp_size_in_bytes - found.alias_size_in_bytes
+    size = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return size + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
 
 
-def _with_times(experiment: Experiment, row: Row, spread: Spread | None) -> Row:
+def _with_times(experiment: Experiment, row: Row, times: Spread | None) -> Row:
     """Return the row with its times and rates."""
-    if spread is None:
+    if times is None:
         return row
-    if row.contender in engines():
-        spread = spread.divided(STEPS)
-    tokens, second = _tokens(experiment), spread.median
+    if row.name in engines():
+        times = times.divided(STEPS)
+    tokens, step = _tokens(experiment), times.median
     return row._replace(
-        step_seconds=spread,
-        tokens_per_second=tokens / second,
-        flops_per_second=6 * _matrix_elements(experiment) * tokens / second,
+        step_seconds=times,
+        tokens_per_second=tokens / step,
+        flops_per_second=6 * _matrix_elements(experiment) * tokens / step,
     )
 
 
@@ -212,8 +217,11 @@ def _describe_work(experiment: Experiment, device: Any) -> str:
 # -- torch --------------------------------------------------------------------
 
 
-def _torch(experiment: Experiment, device: Any) -> tuple[Row, Run | None]:
-    """Return the row of torch before timing, and its step if it has one."""
+def _prepare_torch(experiment: Experiment, device: Any) -> tuple[Row, Run | None]:
+    """Return the row of torch and a function that runs one step.
+
+    The function is None if torch cannot be compared.
+    """
     reason = torch_unsupported(experiment.config.model, device)
     if not hasattr(experiment.task, "sample"):
         reason = "compared for language models only"
@@ -275,11 +283,11 @@ def _torch_step(config: Config, vocabulary: int, batch: Batch) -> Run:
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Return the rows by contender as values that JSON can represent."""
-    plain = {row.contender: row._asdict() for row in rows}
+    """Return the rows by name as values that JSON can represent."""
+    plain = {row.name: row._asdict() for row in rows}
     for row in plain.values():
-        spread = row["step_seconds"]
-        row["step_seconds"] = None if spread is None else spread._asdict()
+        times = row["step_seconds"]
+        row["step_seconds"] = None if times is None else times._asdict()
     return plain
 
 
@@ -295,15 +303,15 @@ def show(rows: Sequence[Row]) -> None:
     elif cells:
         print(_lines(cells))
     for row in reasons:
-        print(f"{row.contender}: {row.reason}")
+        print(f"{row.name}: {row.reason}")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    spread = row.step_seconds or Spread(math.nan, math.nan, math.nan, 0)
-    half = (spread.high - spread.low) / 2
+    times = row.step_seconds or Spread(math.nan, math.nan, math.nan, 0)
+    half = (times.high - times.low) / 2
     return (
-        row.contender,
-        f"{1e3 * spread.median:.2f} ± {1e3 * half:.2f}",
+        row.name,
+        f"{1e3 * times.median:.2f} ± {1e3 * half:.2f}",
         f"{row.tokens_per_second or math.nan:,.0f}",
         f"{(row.flops_per_second or math.nan) / 1e9:.1f}",
         "-" if row.compile_seconds is None else f"{row.compile_seconds:.1f} s",

@@ -16,7 +16,7 @@ Name = TypeVar("Name")
 
 
 class Spread(NamedTuple):
-    """Median, quartiles and number of several measurements."""
+    """Median, quartiles and number of the measurements."""
 
     median: float
     low: float
@@ -43,13 +43,13 @@ class Spread(NamedTuple):
         )
 
 
-def alternate(
+def measure_alternately(
     runs: Mapping[Name, Run],
     *,
     seconds: float,
-    least: int = 3,
-    turn: float = 0.02,
-    rest: float = 0.005,
+    min_rounds: int = 3,
+    turn_seconds: float = 0.02,
+    pause: float = 0.005,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], object] = time.sleep,
     seed: int = 0,
@@ -59,43 +59,44 @@ def alternate(
     Args:
         runs: Functions by name; each runs once and waits for its result.
         seconds: Total time of the measurement.
-        least: Smallest number of rounds, even if they take longer than `seconds`.
-        turn: A function that takes less than this many seconds is called several times
-            per turn, and the mean counts as one measurement.
-        rest: Seconds between two turns, for the threads of the last one to finish.
+        min_rounds: Smallest number of rounds, even if they take longer than `seconds`.
+        turn_seconds: Shortest duration of a turn. A faster function is called several
+            times per turn, and the mean counts as one measurement.
+        pause: Seconds between two turns, for the threads of the last one to finish.
         clock: Function that returns the current time.
         sleep: Function that waits for a number of seconds.
         seed: Seed of the order of the turns.
 
     Example:
-        >>> spreads = alternate({"a": lambda: sum(range(999))}, seconds=0.0, rest=0.0)
-        >>> spreads["a"].runs
+        >>> runs = {"a": lambda: sum(range(999))}
+        >>> times = measure_alternately(runs, seconds=0.0, pause=0.0)
+        >>> times["a"].runs
         3
     """
     times: dict[Name, list[float]] = {name: [] for name in runs}
-    count = {name: _repetitions(run, turn, clock) for name, run in runs.items()}
-    order, drawn = list(runs), random.Random(seed)
+    count = {name: _repetitions(run, turn_seconds, clock) for name, run in runs.items()}
+    order, generator = list(runs), random.Random(seed)
     end, rounds = clock() + seconds, 0
-    while runs and (rounds < least or clock() < end):
-        drawn.shuffle(order)
+    while runs and (rounds < min_rounds or clock() < end):
+        generator.shuffle(order)
         for name in order:
-            sleep(rest)
+            sleep(pause)
             times[name].append(_mean_time(runs[name], count[name], clock))
         rounds += 1
     return {name: Spread.of(values) for name, values in times.items()}
 
 
-def _repetitions(run: Run, turn: float, clock: Callable[[], float]) -> int:
-    """Return how many runs fill a turn, by the second run: the first is slower."""
+def _repetitions(run: Run, turn_seconds: float, clock: Callable[[], float]) -> int:
+    """Return how many calls fill a turn; the second call decides, the first is slow."""
     once = _mean_time(run, 1, clock)
-    if once > 50 * turn:
+    if once > 50 * turn_seconds:
         return 1
     once = _mean_time(run, 1, clock)
-    return max(1, min(10_000, math.ceil(turn / max(once, 1e-9))))
+    return max(1, min(10_000, math.ceil(turn_seconds / max(once, 1e-9))))
 
 
 def _mean_time(run: Run, count: int, clock: Callable[[], float]) -> float:
-    began = clock()
+    start = clock()
     for _ in range(count):
         run()
-    return (clock() - began) / count
+    return (clock() - start) / count
