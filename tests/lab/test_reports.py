@@ -189,13 +189,13 @@ def test_the_summary_selects_the_best_validation_by_the_primary_metric():
         {"step": step, "split": "validation", "loss": loss, "top_1": accuracy}
         for step, loss, accuracy in scores
     ]
-    rows = summary(records, Metric("top_1", "max"))
+    rows = summary(records, primary=Metric("top_1", "max"))
     assert rows["best validation"] == "0.75 top 1, loss 2.0000 (step 20)"
     assert rows["last validation"] == "0.5 top 1, loss 3.0000 (step 30)"
     records[1]["loss"] = None
-    rows = summary(records, Metric("top_1", "max"))
+    rows = summary(records, primary=Metric("top_1", "max"))
     assert rows["best validation"] == "0.75 top 1 (step 20)"
-    rows = summary(records, Metric("top_1", "min"))
+    rows = summary(records, primary=Metric("top_1", "min"))
     assert rows["best validation"] == "0.25 top 1, loss 1.0000 (step 10)"
 
 

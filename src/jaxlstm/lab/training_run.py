@@ -210,7 +210,7 @@ class TrainingRun:
             if artifact.text:
                 self.sink.message(f"\n{artifact.text}\n")
         records = runs.read_metrics(self.run)
-        rows = reports.summary(records, self.task.primary) | facts
+        rows = reports.summary(records, primary=self.task.primary) | facts
         self.sink.message(table(rows | {"report": str(self.run.report)}))
         return trained
 

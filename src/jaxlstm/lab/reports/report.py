@@ -37,7 +37,7 @@ def write_report(
     """
     records = read_metrics(Run(run))
     pictures = write_plots(run, artifacts) if records else []
-    rows = {**summary(records, primary), **(facts or {})}
+    rows = {**summary(records, primary=primary), **(facts or {})}
     place = Run(run)
     parts = [
         f"# {printable(run.resolve().name)}",
@@ -88,7 +88,7 @@ def write_comparison(runs: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def summary(records: Sequence[Record], primary: Metric = _LOSS) -> dict[str, str]:
+def summary(records: Sequence[Record], *, primary: Metric = _LOSS) -> dict[str, str]:
     """Return the final scores of a run, as rows for `formatting.table`.
 
     Args:
