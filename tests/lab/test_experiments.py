@@ -354,7 +354,7 @@ def test_no_directory_is_created_if_the_text_is_missing(tmp_path):
 def test_a_model_larger_than_the_machine_is_refused_with_its_size(book, tmp_path):
     config = tiny.config(book)
     config["model"] |= {"hidden_size": 65_536, "layers": 8}
-    with pytest.raises(BadInput, match=r"parameters need [\d,]+ GB"):
+    with pytest.raises(BadInput, match=r"parameters, which need [\d,]+ GB"):
         jl.lab.train(config, run=tmp_path / "run")
 
 

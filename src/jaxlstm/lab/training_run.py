@@ -147,7 +147,7 @@ class TrainingRun:
     # -- before and after -----------------------------------------------------
 
     def _restore(self) -> tuple[TrainState, LoopState]:
-        """Return the newest sound checkpoint, or the initial state."""
+        """Return the newest intact checkpoint, or the initial state."""
         state, loop = self.experiment.initial_state(), LoopState()
         loop = loop._replace(best_value=self.task.primary.worst)
         root = self.run.checkpoints
@@ -172,7 +172,7 @@ class TrainingRun:
         return state, self._reconciled(loop, state)
 
     def _reconciled(self, loop: LoopState, state: TrainState) -> LoopState:
-        """Make `best` and the weights agree with the best that the loop knows.
+        """Make the link `best` and the weights match the loop state.
 
         They differ if the process died between a save and the link, or if the newest
         checkpoint was damaged and the run continues from an older one.
@@ -185,7 +185,9 @@ class TrainingRun:
         try:
             kept, _ = checkpoints.restore(root, best, state, rename=rename)
         except checkpoints.CheckpointError as error:
-            self.sink.message(f"{error}; the search for the best starts again")
+            self.sink.message(
+                f"{error}; the best checkpoint is selected anew from here"
+            )
             checkpoints.forget_best(root)
             worst = self.task.primary.worst
             return loop._replace(best_step=None, best_value=worst, waited=0)
@@ -239,14 +241,14 @@ class _Renaming:
 
 @contextlib.contextmanager
 def _explained_memory() -> Iterator[None]:
-    """Turn JAX's error about memory into one that says what to change."""
+    """Translate JAX's error about memory into a message with a remedy."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
             raise
         raise LabError(
-            f"the device has not enough memory ({str(error).splitlines()[0]}); set "
+            f"the device ran out of memory ({str(error).splitlines()[0]}); set "
             "model.checkpoint_every to sqrt, or lower training.window, "
             "training.batch_size or model.hidden_size"
         ) from error

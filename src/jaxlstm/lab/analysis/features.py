@@ -44,9 +44,9 @@ class Feature(NamedTuple):
         phrase: Its name, such as "inside parentheses".
         values: `[N]`, booleans or amounts.
         symbol: The symbol, for features that hold at one symbol only.
-        plain: Whether it is preferred to a feature that fits equally well.
+        plain: Whether it is preferred to other features that fit equally well.
         edged: Whether the phrase names a first and a last symbol. A unit that follows
-            it must change at both.
+            the feature must change at both.
     """
 
     phrase: str

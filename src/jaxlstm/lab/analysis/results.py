@@ -18,7 +18,8 @@ class Inspection(NamedTuple):
     """The result of `jl.lab.inspect`.
 
     Attributes:
-        page: The path of `findings.md`; pictures and `findings.json` are beside it.
+        page: The path of `findings.md`; pictures and `findings.json` are in the same
+            folder.
         search: Units that follow a feature of the text; None if the text was too short.
         switches: Gates that one symbol switches.
         layers: Statistics of each recurrent layer.

@@ -208,5 +208,5 @@ CONFIGS: dict[str, type[RunConfig]] = {"language_modelling": Config}
 
 
 def register(config: type[RunConfig]) -> None:
-    """Make the config model of a task known to `load`, by the default of `task`."""
+    """Register the config model of a task under the default of its field `task`."""
     CONFIGS[config.model_fields["task"].default] = config

@@ -226,7 +226,7 @@ def _why_not_a_run(path: Path) -> str:
 
 
 def _similar_runs(path: Path) -> str:
-    """Return a suggestion of runs beside `path` with a similar name, or ""."""
+    """Return a suggestion of runs in the same folder with a similar name, or ""."""
     parent = path.parent
     names = [item.name for item in parent.iterdir()] if parent.is_dir() else []
     runs = [name for name in names if is_run(parent / name)]

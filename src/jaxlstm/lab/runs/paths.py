@@ -51,7 +51,7 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The parameters with the best validation loss."""
+        """The parameters at the best validation."""
         return self.path / "weights.safetensors"
 
     @property

@@ -24,14 +24,16 @@ from jaxlstm.layers.base import Layer
 class Trained:
     """A trained model, as `train`, `resume` and `load` return it.
 
-    run       its directory
-    config    the config it was trained by
-    task      the task of the config
-    spec      what the model knows of the data; a vocabulary for language models
-    model     the layer; `model.apply(params, xs)` returns a state and outputs
-    params    its parameters, those of the best validation
-    step      the step they are from
-    data      description of the data: sizes, sha256
+    Attributes:
+        run: The run directory.
+        config: The config of the run.
+        task: The task of the config.
+        spec: Facts about the data that the model depends on; a vocabulary for language
+            models.
+        model: The layer; `model.apply(params, xs)` returns a state and outputs.
+        params: The parameters at the best validation.
+        step: The step of these parameters.
+        data: Description of the data: sizes, sha256.
     """
 
     run: Path
@@ -84,7 +86,7 @@ class Trained:
         """Read the data that the model was trained on.
 
         Raises:
-            BadInput: it is missing, or not the same any more.
+            BadInput: the data is missing or has changed.
         """
         dataset = self.task.data(self.config)
         refuse_other_data(self.data, dataset.description)
@@ -95,10 +97,10 @@ class Trained:
         return getattr(self.dataset(), "corpus")  # noqa: B009
 
     def evaluate(self) -> dict[str, float]:
-        """Return the metrics of the whole validation part, the state carried.
+        """Return the metrics on the whole validation part.
 
         Raises:
-            BadInput: as `dataset`.
+            BadInput: as for `dataset`.
         """
         batches = self.dataset().eval_batches()
         means = evaluate(self.task, self.model, self.params, batches)
@@ -116,19 +118,19 @@ def load(
 
     Args:
         run: a run directory.
-        report: is called with a sentence where the best checkpoint is damaged and the
-            newest sound one is loaded instead.
+        report: Receives a message if the best checkpoint is damaged and the newest
+            intact one is loaded instead.
 
     Raises:
         BadInput: there is no run, or no checkpoint yet.
         LabError: every checkpoint is damaged.
     """
-    there = runs.open(Path(run))
+    opened = runs.open(Path(run))
     devices.find("auto")
-    config = configs.load(there.config)
+    config = configs.load(opened.config)
     task = tasks.get(config.task)
-    root = there.checkpoints
-    step, meta = _best_or_newest(there, report)
+    root = opened.checkpoints
+    step, meta = _best_or_newest(opened, report)
     spec = read_spec(task, meta)
     model = task.model(config, spec)
     like = _state_like(config, task, spec, model)
@@ -136,35 +138,35 @@ def load(
     try:
         state, _ = checkpoints.restore(root, step, like, rename=rename)
     except checkpoints.DamagedCheckpoint as error:
-        report(f"{error}; the newest sound checkpoint is loaded instead")
+        report(f"{error}; loading the newest intact checkpoint instead")
         found = checkpoints.latest(root, like, report, rename=rename)
         if found is None:
             raise
         step, state, meta = found
     params, data = state.params, meta["data"]
-    return Trained(there.path, config, task, spec, model, params, step, data)
+    return Trained(opened.path, config, task, spec, model, params, step, data)
 
 
 def read_spec(task: Task, meta: Mapping[str, Any]) -> Any:
     """Return the spec in the meta of a checkpoint.
 
-    Language models that were trained before there were tasks call it `vocabulary`.
+    Checkpoints written before there were several tasks store it under `vocabulary`.
     """
     written = meta["spec"] if "spec" in meta else meta["vocabulary"]
     return task.spec_from_json(written)
 
 
-def refuse_other_data(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Compare the data of a run with those read now.
+def refuse_other_data(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compare the data of a checkpoint with the data found now.
 
     Raises:
         BadInput: the hashes differ; the message has both.
     """
-    if there["sha256"] != here["sha256"]:
+    if stored["sha256"] != found["sha256"]:
         raise BadInput(
-            f"data: got sha256 {', '.join(here['sha256'])}, expected "
-            f"{', '.join(there['sha256'])} as in the checkpoint; restore the data that "
-            "the run began with, or start a new run"
+            f"data: got sha256 {', '.join(found['sha256'])}, expected "
+            f"{', '.join(stored['sha256'])} as in the checkpoint; restore the "
+            "data that the run began with, or start a new run"
         )
 
 

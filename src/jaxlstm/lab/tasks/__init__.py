@@ -3,7 +3,7 @@
 import importlib
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab._util.wording import did_you_mean, join_names
+from jaxlstm.lab._util.wording import describe, did_you_mean, join_names
 from jaxlstm.lab.config.schema import RunConfig
 from jaxlstm.lab.config.schema import register as register_config
 from jaxlstm.lab.tasks.base import Artifact as Artifact
@@ -22,7 +22,7 @@ TASKS: dict[str, Task | str] = {
 
 
 def register(task: Task, config: type[RunConfig]) -> None:
-    """Make a task and the config model that names it known to `lab`.
+    """Register a task and its config model.
 
     Args:
         task: an object with the methods of `Task`.
@@ -36,15 +36,15 @@ def get(name: str) -> Task:
     """Return the task of a name.
 
     Raises:
-        BadInput: there is none.
+        BadInput: no task has this name.
 
     Example:
         >>> get("language_modelling").primary.name
         'loss'
     """
     if name not in TASKS:
-        hint = did_you_mean(name, TASKS) or f"; expected {join_names(TASKS)}"
-        raise BadInput(f'task: got "{name}", which is no known task{hint}')
+        expected = join_names(TASKS) + did_you_mean(name, TASKS)
+        raise BadInput(f"task: got {describe(name)}, expected {expected}")
     task = TASKS[name]
     if isinstance(task, str):
         task = TASKS[name] = importlib.import_module(task).TASK

@@ -4,9 +4,9 @@
                Task.model ─> Layer                 Task.metrics ──> metrics.jsonl
                Task.conclude ──> Artifacts ──> report.md
 
-Everything that differs between two tasks is a method of `Task`; `lab` calls these
-methods and knows no task by name. A new task is one package beside this file, one
-config model, and one entry each in `jaxlstm.lab.tasks` and `jaxlstm.lab.config.schema`.
+Everything that differs between two tasks is a method of `Task`, and the rest of `lab`
+calls only these methods. A new task is one package in this folder, one config model,
+and one entry each in `jaxlstm.lab.tasks` and `jaxlstm.lab.config.schema`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -62,9 +62,11 @@ class Sums(NamedTuple):
 class Losses(NamedTuple):
     """The loss of each example.
 
-    values    `[..., B]`, in float32, the batch axis last
-    weights   of the same shape; bool counts or leaves out; None counts all
-    extra     other numbers of each example, of the same shape, for `Task.metrics`
+    Attributes:
+        values: `[..., B]`, in float32, the batch axis last.
+        weights: The weight of each value, in the same shape; False excludes an
+            example. None gives all examples the weight 1.
+        extra: Other numbers of each example, in the same shape, for `Task.metrics`.
     """
 
     values: Array
@@ -72,16 +74,16 @@ class Losses(NamedTuple):
     extra: Mapping[str, Array] = {}
 
     def mean(self) -> Array:
-        """Return the mean over the examples that count."""
+        """Return the weighted mean."""
         if self.weights is None:
             return self.values.mean()
         weight = self.weights.sum().astype(self.values.dtype)
         return self._sum(self.values) / weight
 
     def sums(self) -> Sums:
-        """Return the sums over the examples that count.
+        """Return the weighted sums.
 
-        A value of weight 0 does not matter, NaN included.
+        A value with weight 0 has no effect, even if it is NaN.
         """
         size = jnp.asarray(self.values.size)
         weight = size if self.weights is None else self.weights.sum()
@@ -116,7 +118,7 @@ class Dataset(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which the training part is read once."""
+        """The number of steps of one pass over the training part."""
         ...
 
     def batches(self, first_step: int, count: int) -> Batch:
@@ -131,8 +133,8 @@ class Dataset(Protocol):
         """Return the validation batches, in order.
 
         Args:
-            full: the whole validation part; False for as much of it as the config
-                sets aside for validation during training.
+            full: whether to return the whole validation part; False for the amount
+                that the config specifies for validation during training.
         """
         ...
 
@@ -149,9 +151,10 @@ class Picture(NamedTuple):
 class Artifact(NamedTuple):
     """A result of a finished run, shown in `report.md`.
 
-    title      heading of its section; empty for pictures alone
-    text       shown in a code block, and on the screen at the end of a run
-    pictures   written to `plots/`
+    Attributes:
+        title: The heading of its section; empty for pictures alone.
+        text: Shown in a code block, and on the screen at the end of a run.
+        pictures: Written to `plots/`.
     """
 
     title: str = ""
@@ -167,19 +170,20 @@ class Task(Protocol):
     """The metric that decides which validation is the best."""
 
     positions: Sequence[str]
-    """Names of the layers of `model` by position, to read the checkpoints of runs
-    that were made before layers had names; empty for newer tasks."""
+    """Names of the layers of `model` by position, for reading checkpoints written
+    before layers had names; empty for newer tasks."""
 
     def data(self, config: Any) -> Dataset:
         """Read the data of a config.
 
         Raises:
-            BadInput: it cannot be used; the message names the file and the remedy.
+            BadInput: the data cannot be used; the message names the file and the
+                remedy.
         """
         ...
 
     def check(self, config: Any, spec: Spec) -> None:
-        """Raise `BadInput` for what would only fail after the last step."""
+        """Raise `BadInput` for errors that would only occur after the last step."""
         ...
 
     def model(self, config: Any, spec: Spec) -> Layer:
@@ -187,7 +191,7 @@ class Task(Protocol):
         ...
 
     def batch_like(self, config: Any, spec: Spec) -> Batch:
-        """Return a training batch of `jax.ShapeDtypeStruct`."""
+        """Return the types of a training batch, as `jax.ShapeDtypeStruct`."""
         ...
 
     def loss(
@@ -202,8 +206,12 @@ class Task(Protocol):
         """Return the loss of each example, and the state carried to the next batch.
 
         Args:
-            carry: what the batch before returned; None starts from the initial state.
-            key: noise; None for none, as in evaluation.
+            model: the result of `model`.
+            params: its parameters.
+            carry: the state returned with the previous batch; None for the initial
+                state.
+            batch: a batch of the dataset.
+            key: key of the noise; None for no noise, as in evaluation.
         """
         ...
 
@@ -211,16 +219,17 @@ class Task(Protocol):
         """Return the numbers that are logged.
 
         Args:
+            spec: the spec of the dataset.
             means: `loss`, and in validation the mean of each of `Losses.extra`.
         """
         ...
 
     def conclude(self, trained: Any, dataset: Any) -> list[Artifact]:
-        """Return what a finished run shows."""
+        """Return the artifacts of a finished run."""
         ...
 
     def artifacts(self, trained: Any, dataset: Any) -> list[Artifact]:
-        """Return the artifacts with pictures only, for drawing them again."""
+        """Return only the artifacts with pictures, for `jaxlstm plot`."""
         ...
 
     def facts(self, config: Any, dataset: Any) -> dict[str, str]:
@@ -228,14 +237,14 @@ class Task(Protocol):
         ...
 
     def spec_to_json(self, spec: Spec) -> Any:
-        """Return the spec as JSON, kept in every checkpoint."""
+        """Return the spec as JSON, which is stored in every checkpoint."""
         ...
 
     def spec_from_json(self, written: Any) -> Spec:
         """Return the spec that `spec_to_json` wrote.
 
         Raises:
-            BadInput: it is damaged.
+            BadInput: it is not the JSON of a spec.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The speed of training, without the time spent on other things."""
+"""The speed of training, without the time of compilation, validation and saving."""
 
 import contextlib
 import time
@@ -14,7 +14,7 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the block out: compiling, validating, saving."""
+        """Exclude the time of the block, such as compilation, validation or saving."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
@@ -30,9 +30,9 @@ class Clock:
         """Return the speed since the last call.
 
         Args:
-            step: the step that is reached.
-            left: the steps that remain.
-            tokens: of one step.
+            step: the current step.
+            left: the number of steps that remain.
+            tokens: the number of tokens per step.
         """
         now = time.perf_counter()
         seconds = max(now - self._start - self._paused, 1e-9)

@@ -1,4 +1,4 @@
-"""Why a training step has no finite loss or gradient: which leaf, which examples."""
+"""Find the leaf and the examples whose gradient or loss is not finite."""
 
 import functools
 from typing import Any
@@ -14,10 +14,10 @@ from jaxlstm.layers.base import Layer
 
 
 def diagnose(job: Any, state: TrainState) -> str:
-    """Return a message about the step after the state.
+    """Return a message about the step that follows the state.
 
     It names the first leaf of the gradient that is not finite, and the rows of the
-    batch whose loss is not.
+    batch whose loss is not finite.
     """
     step = int(state.step)
     batch = job.dataset.batch(step)

@@ -21,7 +21,7 @@ def _sums(
 def evaluate(
     task: Task, model: Layer, params: Params, batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """Return weighted means: of the loss, and of the extra numbers of the task.
+    """Return the weighted means of the loss and of the task's extra numbers.
 
     The state is carried from batch to batch.
     """

@@ -17,7 +17,7 @@ from jaxlstm.layers.base import Layer
 
 
 class Experiment(NamedTuple):
-    """The parts of a run. Building them finds every mistake of a config."""
+    """The parts of a run. Building them detects every error of a config."""
 
     config: Config
     task: Task
@@ -78,11 +78,12 @@ class Experiment(NamedTuple):
         """Raise `BadInput` for a state that cannot fit the memory of this machine."""
         state = jax.eval_shape(self.initial_state)
         needed = 2 * _bytes(state) + self.shard_bytes()  # before and after a step
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > there:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > available:
             raise BadInput(
-                f"model: {self.parameters():,} parameters need {needed / 1e9:,.0f} GB "
-                f"to be trained, and this machine has {there / 1e9:,.0f} GB; lower "
+                f"model: got {self.parameters():,} parameters, which need "
+                f"{needed / 1e9:,.0f} GB for training; expected at most "
+                f"{available / 1e9:,.0f} GB, the memory of this machine; lower "
                 "model.hidden_size or model.layers"
             )
 

@@ -5,9 +5,9 @@
                      read one dispatch later, so that
                      reading never delays the device
 
-Everything that decides the next bit is in `TrainState`; everything that decides the
-next line of the log is in `LoopState`. A checkpoint holds both, so that a run that was
-killed continues to the same bits.
+`TrainState` contains everything that the next step depends on, and `LoopState`
+everything else that the next line of the log depends on. A checkpoint contains both, so
+that a killed run resumes to the same bits.
 """
 
 import math
@@ -34,10 +34,11 @@ from jaxlstm.layers.base import Layer
 class Callback(NamedTuple):
     """A function that the loop calls between two dispatches.
 
-    function    `(state, loop_state) -> loop_state`
-    every       it is called at steps that are a multiple of one of these, and at the
-                last step
-    on_stop     it is also called where the run is asked to stop
+    Attributes:
+        function: `(state, loop_state) -> loop_state`.
+        every: Intervals in steps. The function is called at the multiples of each, and
+            at the last step.
+        on_stop: Whether it is also called when a stop has been requested.
     """
 
     function: Callable[[TrainState, LoopState], LoopState]
@@ -45,7 +46,7 @@ class Callback(NamedTuple):
     on_stop: bool = False
 
     def due(self, step: int, *, last: bool, stopping: bool) -> bool:
-        """Return whether it is to be called after a step."""
+        """Return whether the function is called after a step."""
         at_step = any(step % every == 0 for every in self.every)
         return last or at_step or (stopping and self.on_stop)
 
@@ -53,9 +54,10 @@ class Callback(NamedTuple):
 class Listener(NamedTuple):
     """The functions that the loop reports to.
 
-    log        `(step, loss, numbers, pace)`: means since the last call, and speed
-    compiled   the seconds that a compilation took
-    stopping   returns True once the run is asked to stop
+    Attributes:
+        log: `(step, loss, numbers, pace)`: means since the last call, and speed.
+        compiled: Receives the seconds that a compilation took.
+        stopping: Returns True once a stop has been requested.
     """
 
     log: Callable[[int, float, dict[str, Any], dict[str, Any]], None]
@@ -64,7 +66,7 @@ class Listener(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A training run as the loop sees it."""
+    """The parts of a training run that the loop uses."""
 
     task: Task
     model: Layer
@@ -83,18 +85,18 @@ class Job(NamedTuple):
 
 
 def fit(job: Job, state: TrainState, loop: LoopState) -> bool:
-    """Train from a state to the last step, or until the run is asked to stop.
+    """Train from a state to the last step, or until a stop is requested.
 
     Dispatches begin and end at multiples of `steps_per_dispatch`, wherever the run was
-    interrupted, so that a resumed run computes the same programs on the same data.
+    interrupted, so that a resumed run executes the same programs on the same data.
 
     Args:
         job: the parts of the run.
-        state: where to begin.
-        loop: the numbers that belong to it.
+        state: the state to start from.
+        loop: the loop state that belongs to it.
 
     Returns:
-        True when training is complete, False when it was asked to stop before.
+        True if training is complete, False if it was stopped before.
 
     Raises:
         Diverged: a loss or a gradient is not finite. The state before that step has

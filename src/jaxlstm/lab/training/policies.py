@@ -3,7 +3,7 @@
     LoopState ── validated ──> LoopState       is this the best so far?
               ── out_of_patience ──> bool      is it time to stop?
 
-Each takes the numbers of one member, so that a population asks once for each.
+Each function takes the numbers of one member; a population calls it per member.
 """
 
 import math
@@ -14,12 +14,13 @@ from jaxlstm.lab.tasks.base import Metric
 
 
 class LoopState(NamedTuple):
-    """Numbers that the log and the policies depend on; JSON holds them without loss.
+    """Numbers that the log and the policies depend on.
 
-    unlogged    (loss, gradient norm) of the steps since the last line of the log
-    best_step   the step of the best validation so far, None before the first
-    best_value   its value of the task's primary metric
-    waited      validations since then
+    Attributes:
+        unlogged: (loss, gradient norm) of each step since the last line of the log.
+        best_step: The step of the best validation so far, None before the first.
+        best_value: The value of the task's primary metric at `best_step`.
+        waited: The number of validations since `best_step`.
     """
 
     unlogged: tuple[tuple[float, float], ...] = ()
@@ -57,9 +58,11 @@ def validated(
     """Return the state after a validation.
 
     Args:
-        metric: the task's primary metric.
-        stopping: the config's early stopping; an improvement exceeds its `min_delta`.
-        value: of the metric.
+        state: The state before the validation.
+        metric: The task's primary metric.
+        stopping: The config's early stopping; an improvement exceeds its `min_delta`.
+        step: The step of the validation.
+        value: The value of the metric.
     """
     margin = 0.0 if stopping is None else stopping.min_delta
     if metric.better(value, state.best_value, margin=margin):
@@ -68,5 +71,5 @@ def validated(
 
 
 def out_of_patience(state: LoopState, stopping: schema.EarlyStopping | None) -> bool:
-    """Return whether as many validations as `patience` brought no improvement."""
+    """Return whether the last `patience` validations brought no improvement."""
     return stopping is not None and state.waited >= stopping.patience

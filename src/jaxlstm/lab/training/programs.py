@@ -1,4 +1,4 @@
-"""The compiled programs of a dispatch."""
+"""Compile the training steps of a dispatch."""
 
 import functools
 import time
@@ -14,18 +14,18 @@ from jaxlstm.layers.base import Layer
 
 
 class Programs:
-    """Compiles ahead of time, once for each number of steps in a dispatch."""
+    """Compiled training steps: one program for each number of steps in a dispatch."""
 
     def __init__(self, job: Any) -> None:
         self._job = job
         self._compiled: dict[int, Any] = {}
-        made = (job.task, job.model, job.optimizer)
+        parts = (job.task, job.model, job.optimizer)
         self._jitted = jax.jit(
-            functools.partial(steps.train_steps, *made), donate_argnums=0
+            functools.partial(steps.train_steps, *parts), donate_argnums=0
         )
 
     def get(self, state: TrainState, batches: Batch) -> Any:
-        """Return the program for these batches, and report what compiling took."""
+        """Return the program for these batches; report the time of a compilation."""
         count = len(jax.tree.leaves(batches)[0])
         count = count if self._job.shards == 1 else 0  # 0: any number of steps
         if count not in self._compiled:
@@ -48,7 +48,7 @@ class Programs:
 
 
 def halves(task: Task, model: Layer, optimizer: Any) -> shards.Halves:
-    """Return a training step as the gradient of one shard and the update of all."""
+    """Return a training step in two halves: gradient of one shard, update from all."""
 
     def gradient(state: TrainState, carry: Any, batch: Batch, shard: Any) -> Any:
         key = steps.noise_key(state, shard)

@@ -5,7 +5,8 @@
 
 A step is a pure function of one `TrainState` and one batch. `jax.vmap` of it over a
 leading axis of states trains a population: each member has its own parameters, data,
-noise and `healthy` flag, and one that diverges stands still while the others go on.
+noise and `healthy` flag, and a member that diverges keeps its state while the others
+continue.
 """
 
 import functools
@@ -22,10 +23,10 @@ from jaxlstm.layers.base import Layer
 
 
 class TrainState(NamedTuple):
-    """All that the next step depends on; the position in the data is `step`.
+    """Everything that the next step depends on. `step` is the position in the data.
 
     `healthy` becomes False at the first step whose loss or gradient is not finite.
-    From then on no field changes but this one: the state is that before the step.
+    The other fields keep their values from before that step, also in later steps.
     """
 
     step: Array
@@ -55,9 +56,13 @@ def initial_state(
     """Return the state before the first step.
 
     Args:
+        task: the task.
+        model: its model.
+        optimizer: the optimizer.
         batch_like: a training batch or its types; the carry has a row for each of its
             examples.
-        seed: of the parameters and of all noise; traced under `vmap` for a population.
+        seed: seed of the parameters and of all noise; for a population, traced under
+            `vmap`.
     """
     key, init_key = jax.random.split(jax.random.key(seed))
     params, _ = model.init(init_key)
@@ -116,7 +121,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, StepMetrics]:
-    """Return the state after one update, and what the step reports."""
+    """Return the state after one update, and the metrics of the step."""
     key = noise_key(state)
     loss, carry, found = gradient(task, model, state.params, state.carry, batch, key)
     return update(optimizer, state, loss, carry, found)
@@ -137,10 +142,11 @@ def train_steps(
 def current_names(task: Task, state: TrainState) -> Callable[[str], str]:
     """Return a function from stored paths of leaves to those of `state`.
 
-    Checkpoints of runs that were made before layers had names say `2/0/w_x` for
-    `rnn/0/w_x`. Other paths come back as they are.
+    Checkpoints written before layers had names contain `2/0/w_x` instead of
+    `rnn/0/w_x`. Other paths are returned unchanged.
 
     Args:
+        task: the task; `positions` has the names of its layers by position.
         state: a state of the task, or its types.
     """
     names = {}

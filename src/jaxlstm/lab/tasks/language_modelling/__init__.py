@@ -3,8 +3,8 @@
     p(x_{t+1} | x_1 … x_t) = softmax(W h_t + b)
     loss = -1/N Σ_t log p(x_{t+1} | x_1 … x_t)        nats per token
 
-The state is carried from one batch to the next, so that a batch is the length of
-truncated backpropagation through time and not the length of the memory.
+The state is carried from one batch to the next. The window limits backpropagation
+through time, but not how long the state can remember.
 """
 
 import json
@@ -76,7 +76,7 @@ class LanguageModelling:
     ) -> tuple[Losses, Carry]:
         """Return -log p of each target `[T, B]` in nats, and the carried state.
 
-        Padding (weight False) is masked: it is no step of the recurrence.
+        Padding (weight False) is masked and does not change the state.
         """
         weights = getattr(batch, "weights", None)
         carry, logits = model.apply(
@@ -108,7 +108,7 @@ class LanguageModelling:
         )
 
     def facts(self, config: Config, dataset: Any) -> dict[str, str]:
-        """Return where the text comes from and how long its parts are."""
+        """Return the source of the text and the lengths of its parts."""
         parts = dataset.description
         return {
             "data": f"{parts['source']}, {', '.join(parts['paths'])}",

@@ -1,4 +1,4 @@
-"""A text as batches: contiguous streams to train on, windows to validate on."""
+"""Batches of a text: contiguous streams for training, windows for validation."""
 
 import functools
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from jaxlstm.lab.data.vocabulary import Vocabulary
 
 
 class TextDataset:
-    """The two parts of a text, as `Dataset` describes.
+    """The training and validation part of a text; see `Dataset`.
 
     Raises:
         BadInput: the text cannot be read, or is too short for one batch.
@@ -49,11 +49,11 @@ class TextDataset:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Windows that one pass over the text gives each stream."""
+        """The number of windows of each stream in one pass over the text."""
         return self.streams.steps_per_epoch
 
     def eval_batches(self, *, full: bool = True) -> Iterable[Window]:
-        """Return windows that hold each validation target once, the state carried."""
+        """Return consecutive windows that contain each validation target once."""
         return validation_windows(
             self.corpus.validation,
             streams=self._training.validation_streams,

@@ -30,8 +30,11 @@ def sample(
     """Return text that continues a prompt.
 
     Args:
-        config: its `sample` section holds the defaults of `options`.
-        seed: of the draws.
+        model: the model.
+        params: its parameters.
+        vocabulary: its vocabulary.
+        config: the config, whose `sample` section has the defaults of `options`.
+        seed: seed of the draws.
         options: `prompt`, `length`, `temperature`, `top_k`, `top_p`; None for the
             default.
 
@@ -42,23 +45,23 @@ def sample(
     if not 0 <= seed < 2**32:
         raise BadInput(f"seed: got {seed}, expected 0 to {2**32 - 1}")
     given = {key: value for key, value in options.items() if value is not None}
-    asked = load({"sample": config.sample.model_dump() | given}).sample
+    chosen = load({"sample": config.sample.model_dump() | given}).sample
     tokens = generate(
         model,
         params,
-        jnp.asarray(prompt(asked, config.data, vocabulary)),
+        jnp.asarray(prompt(chosen, config.data, vocabulary)),
         jax.random.key(seed),
-        length=asked.length,
-        temperature=asked.temperature,
-        top_k=asked.top_k,
-        top_p=asked.top_p,
+        length=chosen.length,
+        temperature=chosen.temperature,
+        top_k=chosen.top_k,
+        top_p=chosen.top_p,
         forbidden=jnp.asarray(vocabulary.without_text, jnp.int32),
     )
     return vocabulary.decode(tokens)
 
 
 def prompt(sample: schema.Sample, data: schema.Data, vocabulary: Vocabulary) -> Any:
-    """Return the tokens `[T]` of a prompt; of an empty one, the document token.
+    """Return the tokens `[T]` of a prompt; the document token if it is empty.
 
     Raises:
         BadInput: the prompt cannot be encoded, or is empty and the training text had

@@ -12,7 +12,7 @@ LAYERS: Sequence[str] = ("embed", "embed_dropout", "rnn", "rnn_dropout", "unembe
 
 Also their alphabetical order, in which JAX flattens a dict. Sums over all parameters,
 such as the gradient norm, therefore add in the order of runs whose layers had positions
-in place of names, and give the same bits.
+instead of names, and give the same bits.
 """
 
 
@@ -43,7 +43,7 @@ def build(model: schema.Model, vocabulary_size: int) -> Layer:
 
 
 def cell(model: schema.Model) -> Cell:
-    """Return the cell of a config with the wrappers that the config asks for.
+    """Return the cell of a config with the wrappers of the config.
 
     From the inside out: cell clip, recurrent dropout, variational dropout, weight
     drop, zoneout, learned initial state.

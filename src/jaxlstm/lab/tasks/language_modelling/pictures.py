@@ -39,7 +39,10 @@ def first_layer(
     """Return gates and states `[T, H]` of the first recurrent layer over tokens.
 
     Args:
-        tokens: `[warm_up + T]`; the first `warm_up` give the state a past.
+        model: the `model` section of a config.
+        params: the parameters of the model.
+        tokens: `[warm_up + T]`.
+        warm_up: number of tokens that are read first and not returned.
     """
     table = params["embed"].table
     _, xs = jl.embed(*table.shape).apply(params["embed"], tokens)
