@@ -1,4 +1,4 @@
-"""A batch in shards: the same training, other bits, no collective, no hang."""
+"""Tests of shards: their mean gradient, reproducible bits, and no collectives."""
 
 import os
 import signal
@@ -30,44 +30,47 @@ N = 4
 
 
 def config(book: Path, **changes) -> dict:
-    """The tiny run on eight streams, in four shards of two; it writes no sample."""
+    """Return the tiny config with 8 streams in 4 shards, without a sample."""
     changes = {"batch_size": 8, "shards": N} | changes
     return tiny.config(book, **changes) | {"sample": {"length": 0}}
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
+def experiment(tmp_path_factory):
     book = tmp_path_factory.mktemp("shards") / "book.txt"
     book.write_text(tiny.text())
     return Experiment.build(configs.load(config(book)))
 
 
 @pytest.fixture(scope="module")
-def sharded(bench):
-    """The programs of the bench, for two devices with two shards each."""
-    return compiled(bench, there=2)
+def sharded(experiment):
+    """Return the programs of the experiment for two devices with two shards each."""
+    return compiled(experiment, device_count=2)
 
 
-def compiled(bench: Experiment, *, there: int) -> shards._Sharded:
-    halves = programs.halves(bench.task, bench.model, bench.optimizer)
-    made = (halves, bench.initial_state(), bench.dataset.batches(0, 1))
-    devices_ = jax.devices()[:there]
+def compiled(experiment: Experiment, *, device_count: int) -> shards._Sharded:
+    halves = programs.halves(experiment.task, experiment.model, experiment.optimizer)
+    made = (halves, experiment.initial_state(), experiment.dataset.batches(0, 1))
+    devices_ = jax.devices()[:device_count]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda backend: devices_)
-        found = shards._Sharded(*made, bench.dataset.batch_axes, N)
-    assert len(found.gradients) == there
+        found = shards._Sharded(*made, experiment.dataset.batch_axes, N)
+    assert len(found.gradients) == device_count
     return found
 
 
-def test_a_step_is_the_mean_of_the_gradients_of_its_shards(bench, sharded):
-    before, batch = bench.initial_state(), bench.dataset.batch(0)
+def test_a_step_is_the_mean_of_the_gradients_of_its_shards(experiment, sharded):
+    before, batch = experiment.initial_state(), experiment.dataset.batch(0)
     key = jax.random.fold_in(before.key, 0)
 
     @jax.jit
     @jax.value_and_grad
     def loss(params, part, shard):
         noise = jax.random.fold_in(key, shard)
-        return bench.task.loss(bench.model, params, None, part, key=noise)[0].mean()
+        losses, _ = experiment.task.loss(
+            experiment.model, params, None, part, key=noise
+        )
+        return losses.mean()
 
     parts = [
         jax.tree.map(lambda leaf, rows=slice(i, i + 2): leaf[:, rows], batch)
@@ -75,51 +78,61 @@ def test_a_step_is_the_mean_of_the_gradients_of_its_shards(bench, sharded):
     ]
     found = [loss(before.params, part, shard) for shard, part in enumerate(parts)]
     mean = jax.tree.map(lambda *each: sum(each) / N, *found)
-    updates, _ = bench.optimizer.update(mean[1], before.opt_state, before.params)
-    wanted = optax.apply_updates(before.params, updates)
+    updates, _ = experiment.optimizer.update(mean[1], before.opt_state, before.params)
+    expected = optax.apply_updates(before.params, updates)
     after, metrics = sharded.dispatch(
-        bench.initial_state(), bench.dataset.batches(0, 1)
+        experiment.initial_state(), experiment.dataset.batches(0, 1)
     )
     assert metrics.loss[0] == pytest.approx(float(mean[0]), rel=1e-5)
     norm = float(optax.tree.norm(mean[1]))
     assert metrics.gradient_norm[0] == pytest.approx(norm, rel=1e-5)
-    close(after.params, wanted)
+    assert_close(after.params, expected)
 
 
-def close(one, other):
+def assert_close(one, other):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_without_noise_shards_are_the_whole_batch_but_for_rounding(bench):
-    silent = bench.config.model.model_copy(update={"output_dropout": 0.0})
-    model = task.build(silent, bench.dataset.spec.size)
-    bench = bench._replace(model=model)
-    batches = bench.dataset.batches(0, 7)
+def test_without_noise_shards_equal_the_whole_batch_up_to_rounding(experiment):
+    silent = experiment.config.model.model_copy(update={"output_dropout": 0.0})
+    model = task.build(silent, experiment.dataset.spec.size)
+    experiment = experiment._replace(model=model)
+    batches = experiment.dataset.batches(0, 7)
     one = jax.jit(state_.train_steps, static_argnums=(0, 1, 2))
     whole, metrics = one(
-        bench.task, model, bench.optimizer, bench.initial_state(), batches
+        experiment.task,
+        model,
+        experiment.optimizer,
+        experiment.initial_state(),
+        batches,
     )
-    split, rows = compiled(bench, there=1).dispatch(bench.initial_state(), batches)
+    split, rows = compiled(experiment, device_count=1).dispatch(
+        experiment.initial_state(), batches
+    )
     np.testing.assert_allclose(metrics.loss, jnp.stack(rows.loss), rtol=1e-4)
     assert int(split.step) == 7
-    close(whole.params, split.params)
-    close(whole.carry, split.carry)
+    assert_close(whole.params, split.params)
+    assert_close(whole.carry, split.carry)
 
 
 @pytest.mark.parametrize(
-    "there", [1, *(pytest.param(n, marks=pytest.mark.thorough) for n in (3, 4))]
+    "device_count", [1, *(pytest.param(n, marks=pytest.mark.thorough) for n in (3, 4))]
 )
-def test_any_number_of_devices_gives_the_same_bits(bench, sharded, there):
-    other = compiled(bench, there=there)
-    batches = bench.dataset.batches(0, 6)
+def test_any_number_of_devices_gives_the_same_bits(experiment, sharded, device_count):
+    other = compiled(experiment, device_count=device_count)
+    batches = experiment.dataset.batches(0, 6)
     assert_same_bits(
-        jax.device_get(_plain(other.dispatch(bench.initial_state(), batches))),
-        jax.device_get(_plain(sharded.dispatch(bench.initial_state(), batches))),
+        jax.device_get(
+            without_key(other.dispatch(experiment.initial_state(), batches))
+        ),
+        jax.device_get(
+            without_key(sharded.dispatch(experiment.initial_state(), batches))
+        ),
     )
 
 
-def _plain(done):
+def without_key(done):
     state, metrics = done
     return state._replace(key=jax.random.key_data(state.key)), metrics
 
@@ -134,8 +147,8 @@ def collectives(compiled) -> list[str]:
     return [word for word in COLLECTIVES if f" {word}" in compiled.as_text()]
 
 
-def test_no_program_holds_a_collective_or_knows_of_a_second_device(bench, sharded):
-    state, columns = sharded._spread(bench.initial_state())
+def test_each_program_runs_on_one_device_without_collectives(experiment, sharded):
+    state, columns = sharded._spread(experiment.initial_state())
     healthy, here = state.healthy, jax.device_put(tuple(columns), jax.devices()[0])
     join = sharded.join.lower(healthy, here).compile()
     for compiled in [*sharded.gradients.values(), sharded.update, join]:
@@ -150,7 +163,7 @@ def test_no_program_holds_a_collective_or_knows_of_a_second_device(bench, sharde
     ]
 
 
-def test_a_collective_would_be_seen():
+def test_collectives_finds_a_collective():
     mesh = jax.make_mesh((2,), ("b",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = {"in_specs": PartitionSpec("b"), "out_specs": PartitionSpec()}
     total = jax.shard_map(lambda x: jax.lax.psum(x, "b"), mesh=mesh, **specs)
@@ -158,64 +171,70 @@ def test_a_collective_would_be_seen():
     assert collectives(compiled) == ["all-reduce"]
 
 
-def poisoned(bench: Experiment, step: int, row: int):
-    """Streams with a token that there is not: NaN, at one step of one row."""
+def with_nan(experiment: Experiment, step: int, row: int):
+    """Return the batches with NaN in one row of a step.
 
-    class Poisoned:
-        batch_axes = bench.dataset.batch_axes
+    A token outside the vocabulary causes it.
+    """
+
+    class NanDataset:
+        batch_axes = experiment.dataset.batch_axes
 
         @staticmethod
         def batches(first, count):
-            batches = bench.dataset.batches(first, count)
+            batches = experiment.dataset.batches(first, count)
             if 0 <= step - first < count:
                 batches.inputs[step - first, 3, row] = 10_000
             return batches
 
         @staticmethod
         def batch(at):
-            return jax.tree.map(lambda leaf: leaf[0], Poisoned.batches(at, 1))
+            return jax.tree.map(lambda leaf: leaf[0], NanDataset.batches(at, 1))
 
-    return Poisoned
+    return NanDataset
 
 
-def test_after_a_loss_that_is_not_finite_the_state_stands_still(bench, sharded):
-    batches = poisoned(bench, 2, row=5).batches(0, 5)
-    stopped, metrics = sharded.dispatch(bench.initial_state(), batches)
-    before, _ = sharded.dispatch(bench.initial_state(), bench.dataset.batches(0, 2))
+def test_the_state_does_not_change_after_a_loss_that_is_not_finite(experiment, sharded):
+    batches = with_nan(experiment, 2, row=5).batches(0, 5)
+    stopped, metrics = sharded.dispatch(experiment.initial_state(), batches)
+    before, _ = sharded.dispatch(
+        experiment.initial_state(), experiment.dataset.batches(0, 2)
+    )
     assert [bool(row) for row in metrics.healthy] == [True, True, False, False, False]
-    mended = stopped._replace(healthy=before.healthy)
-    assert_same_bits(_plain((mended, ()))[0], _plain((before, ()))[0])
+    restored = stopped._replace(healthy=before.healthy)
+    assert_same_bits(without_key((restored, ()))[0], without_key((before, ()))[0])
 
 
 @pytest.fixture
 def compiled_once(sharded, monkeypatch):
-    """The loop takes the programs that are there."""
+    """Use the programs of `sharded` in all loops."""
     monkeypatch.setattr(shards, "program", lambda *made, **how: sharded.dispatch)
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_divergence_names_the_row_and_keeps_the_state_before(bench):
-    world = Recorder(bench)
-    job = world.job()._replace(dataset=poisoned(bench, 12, row=5))
+def test_divergence_names_the_row_and_saves_the_state_before_it(experiment):
+    recorder = Recorder(experiment)
+    job = recorder.job()._replace(dataset=with_nan(experiment, 12, row=5))
     with pytest.raises(Diverged, match=r"step 13: the loss is not finite.*rows 5\b"):
-        loop.fit(job, bench.initial_state(), loop.LoopState())
-    state, _ = world.saved[-1]
+        loop.fit(job, experiment.initial_state(), loop.LoopState())
+    state, _ = recorder.saved[-1]
     assert int(state.step) == 12
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_stopped_and_continued_is_the_run_that_never_stopped(bench):
-    whole, before, after = Recorder(bench), Recorder(bench, stop=3), Recorder(bench)
-    assert loop.fit(whole.job(), bench.initial_state(), loop.LoopState())
-    assert not loop.fit(before.job(), bench.initial_state(), loop.LoopState())
-    state, ledger = before.saved[-1]
-    assert loop.fit(after.job(), key_from_data(state), ledger)
+def test_a_stopped_and_resumed_loop_equals_an_uninterrupted_one(experiment):
+    whole, after = Recorder(experiment), Recorder(experiment)
+    before = Recorder(experiment, stop=3)
+    assert loop.fit(whole.job(), experiment.initial_state(), loop.LoopState())
+    assert not loop.fit(before.job(), experiment.initial_state(), loop.LoopState())
+    state, loop_state = before.saved[-1]
+    assert loop.fit(after.job(), key_from_data(state), loop_state)
     assert_same_bits(after.saved[-1][0], whole.saved[-1][0])
     assert before.lines + after.lines == whole.lines
 
 
-# -- how many -----------------------------------------------------------------
+# -- number of shards ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,13 +265,13 @@ def two_cores(monkeypatch):
 
 @pytest.mark.usefixtures("two_cores")
 def test_a_run_keeps_the_number_chosen_for_auto(book, tmp_path, monkeypatch):
-    wanted, sink = config(book, shards="auto", steps=0), tiny.Silence()
+    auto, sink = config(book, shards="auto", steps=0), tiny.Silence()
     run = tmp_path / "run"
-    trained = jl.lab.train(wanted, run=run, sink=sink)
+    trained = jl.lab.train(auto, run=run, sink=sink)
     assert trained.config.training.shards == 2
     assert "shards: 2 of 4 sequences on 2 of 2 cores" in sink.messages
     monkeypatch.setattr(devices, "cores", lambda: 1)
-    jl.lab.train(wanted, run=run, resume="auto", sink=sink)
+    jl.lab.train(auto, run=run, resume="auto", sink=sink)
     assert "is finished" in sink.messages[-1]
     with pytest.raises(BadInput, match=r"another config \(training\.shards differ\)"):
         jl.lab.train(config(book, steps=0), run=run, resume="auto")
@@ -260,10 +279,10 @@ def test_a_run_keeps_the_number_chosen_for_auto(book, tmp_path, monkeypatch):
         jl.lab.resume(run, overrides=["training.shards=4"])
 
 
-def test_the_description_of_more_shards_than_devices(bench, monkeypatch):
+def test_the_description_of_more_shards_than_devices(experiment, monkeypatch):
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda backend: one)
-    found = splits.describe(bench.config, one[0])
+    found = splits.describe(experiment.config, one[0])
     assert found == (
         "4 of 2 sequences, in turn on 1; JAX was initialised with no more devices"
     )
@@ -282,9 +301,9 @@ def test_check_gives_the_reason_for_one_shard(book, requested, expected, monkeyp
     assert facts["shards"].startswith(expected)
 
 
-def test_the_copies_of_shards_are_counted_with_the_memory(bench):
-    params = jax.tree.leaves(bench.initial_state().params)
-    assert bench.shard_bytes() == 2 * N * sum(leaf.nbytes for leaf in params)
+def test_the_copies_of_shards_are_counted_with_the_memory(experiment):
+    params = jax.tree.leaves(experiment.initial_state().params)
+    assert experiment.shard_bytes() == 2 * N * sum(leaf.nbytes for leaf in params)
 
 
 def test_a_number_that_does_not_divide_the_batch(book):
@@ -314,30 +333,30 @@ def write(path: Path, content: dict) -> Path:
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("two_cores")
-def test_killed_and_resumed_is_the_run_that_was_not(book, tmp_path):
-    """The victim has two devices of its own, and this process eight."""
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(book, tmp_path):
+    """The killed process has two devices, and this one eight."""
     path = write(tmp_path / "tiny.yaml", config(book, shards=2, steps=1_000_000))
-    hasty = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    victim, whole = tmp_path / "victim", tmp_path / "whole"
-    process = tiny.jaxlstm("train", path, "--run", victim, env=hasty)
-    wait_until(lambda: newest_step(victim) > 0, process)
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = tiny.jaxlstm("train", path, "--run", killed, env=environment)
+    wait_until(lambda: newest_step(killed) > 0, process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    steps = f"training.steps={newest_step(victim) // 20 * 20 + 40}"
-    jl.lab.resume(victim, overrides=[steps], sink=tiny.Silence())
+    steps = f"training.steps={newest_step(killed) // 20 * 20 + 40}"
+    jl.lab.resume(killed, overrides=[steps], sink=tiny.Silence())
     jl.lab.train(path, overrides=[steps], run=whole, sink=tiny.Silence())
-    assert arrays(victim) == arrays(whole)
+    assert arrays(killed) == arrays(whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cores", [2, 4])
 def test_ten_thousand_steps_do_not_hang(book, tmp_path, cores):
-    """Dispatched ahead as in any run, on four devices; a hang is killed, and fails."""
-    wanted = config(
+    """Steps are dispatched asynchronously; a hang fails the test after 15 minutes."""
+    long_run = config(
         book, steps=10_000, log_every=1000, validate_every=5000, checkpoint_every=5000
     )
-    wanted["model"]["hidden_size"] = 32
-    path = write(tmp_path / "soak.yaml", wanted)
+    long_run["model"]["hidden_size"] = 32
+    path = write(tmp_path / "soak.yaml", long_run)
     usable = sorted(os.sched_getaffinity(0))[:cores]
     process = tiny.jaxlstm(
         "train", path, "--run", tmp_path / "run",
