@@ -1,6 +1,7 @@
 """Public names of the package: renamed modules keep working, unknown names hint."""
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -59,26 +60,34 @@ import jaxlstm as jl
 
 rnn = jl.stack(jl.lstm(), (3, 3), bidirectional=True)
 model = jl.serial(rnn=rnn, head=jl.linear(2))
-params, _ = model.init(jax.random.key(0), 2)
-xs = jnp.ones((4, 2, 2))
-jax.grad(lambda p: model.apply(p, xs, lengths=[4, 2])[1].sum())(params)
 cell = jl.zoneout(jl.lstm(), h_rate=0.1)
-_, trace = jl.unroll(cell, cell.init(jax.random.key(1), 2, 3), xs, emit=jl.emit.trace)
-jl.diagnostics.timescales(trace.gates)
+xs = jnp.ones((4, 2, 2))
+
+@jax.jit
+def run(key):
+    params, _ = model.init(key, 2)
+    slope = jax.grad(lambda p: model.apply(p, xs, lengths=[4, 2])[1].sum())(params)
+    drawn = cell.init(key, 2, 3)
+    _, trace = jl.unroll(cell, drawn, xs, emit=jl.emit.trace)
+    return slope, jl.diagnostics.timescales(trace.gates)
+
+run(jax.random.key(0))
 print(jl.explain(cell, cell.init(jax.random.key(1), 2, 3), xs).engine)
-{more}
+try:
+    jl.modules.nnx.LSTM
+except ImportError as error:
+    print(error)
 """
 
 
-@pytest.mark.parametrize(
-    ("more", "refused"), [("", ""), ("jl.modules.nnx.LSTM", "imported flax")]
-)
-def test_the_core_imports_nothing_that_only_modules_and_lab_need(more, refused):
-    """The second case proves that the import hook refuses."""
-    code = WITHOUT_THEM.format(blocked=BLOCKED, more=more)
+def test_the_core_imports_nothing_that_only_modules_and_lab_need():
+    """The module for Flax at the end proves that the import hook refuses."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT_THEM.format(blocked=BLOCKED)],
+        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.stdout == "adjoint\n", done.stderr
-    assert refused in done.stderr
-    assert (done.returncode == 0) == (not refused)
+    assert done.stdout == "adjoint\nimported flax\n", done.stderr
+    assert done.returncode == 0, done.stderr
