@@ -67,7 +67,7 @@ SMOKE_CONTRACT = ("tests/test_unroll_engines.py::test_factories_are_cached",)
 
 
 def contract(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:
-    """Yield a row for each test file: how many passed, and which did not."""
+    """Yield a row for each test file: the number of tests, and those that failed."""
     for target in SMOKE_CONTRACT if smoke else CONTRACT:
         if target not in [row["tests"] for row in known]:
             yield {"tests": target, **_tested(target, 60 * minutes)}
@@ -98,7 +98,7 @@ def _tested(target: str, seconds: float) -> Row:
             )
         except subprocess.TimeoutExpired as late:
             output = (late.stdout or b"").decode(errors="replace")[-6000:]
-            return {"failed": f"not done in {seconds:.0f} s", "output": output}
+            return {"failed": f"not finished within {seconds:.0f} s", "output": output}
         counted = counts(report.read_text()) if report.exists() else {}
     tail = {} if ran.returncode == 0 else {"output": ran.stdout[-6000:]}
     return {"exit": ran.returncode, **counted, **tail}
@@ -142,8 +142,9 @@ SMOKE_GRID = [Point(4, 2, 8)]
 class Calls(NamedTuple):
     """Functions that run once and return when the device has finished.
 
-    forward    the outputs
-    training   the gradient of the mean square of the outputs
+    Attributes:
+        forward: Computes the outputs.
+        training: Computes the gradient of the mean square of the outputs.
     """
 
     forward: Callable[[], Any]
@@ -168,7 +169,7 @@ def jitted(
     )
 
 
-def drawn(point: Point) -> np.ndarray:
+def draw_inputs(point: Point) -> np.ndarray:
     """Return the inputs, `[T, B, D]`."""
     shape = (point.time, point.batch, point.hidden)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -183,7 +184,7 @@ def ours(engine: str, dtype: str) -> Contender:
         return jitted(
             lambda params, xs: jl.unroll(cell, params, xs, engine=engine)[1],
             params,
-            jnp.asarray(drawn(point), dtype),
+            jnp.asarray(draw_inputs(point), dtype),
         )
 
     return make
@@ -203,7 +204,7 @@ def vendor(point: Point) -> Calls:
         ys, *_ = cudnn.CUDNN.lstm(xs, state, state, weights, lengths, *sizes)
         return ys
 
-    return jitted(run, weights, jnp.asarray(drawn(point).swapaxes(0, 1)))
+    return jitted(run, weights, jnp.asarray(draw_inputs(point).swapaxes(0, 1)))
 
 
 def flax(point: Point) -> Calls:
@@ -211,7 +212,7 @@ def flax(point: Point) -> Calls:
     from flax import linen
 
     layer = linen.RNN(linen.OptimizedLSTMCell(point.hidden), time_major=True)
-    xs = jnp.asarray(drawn(point))
+    xs = jnp.asarray(draw_inputs(point))
     params = jax.jit(layer.init)(jax.random.key(0), xs)
     run: Any = layer.apply
     return jitted(run, params, xs)
@@ -223,15 +224,15 @@ def torch_lstm(dtype: str) -> Contender:
     def make(point: Point) -> Calls:
         import torch
 
-        there = torch.cuda.is_available()
-        if dtype != "float32" and not there:
+        on_gpu = torch.cuda.is_available()
+        if dtype != "float32" and not on_gpu:
             raise NotImplementedError(
-                f"no GPU: torch is asked for {dtype} on CUDA only"
+                f"no GPU: torch is measured with {dtype} on CUDA only"
             )
-        wait = torch.cuda.synchronize if there else (lambda: None)
-        kind = {"device": "cuda" if there else "cpu", "dtype": getattr(torch, dtype)}
+        wait = torch.cuda.synchronize if on_gpu else (lambda: None)
+        kind = {"device": "cuda" if on_gpu else "cpu", "dtype": getattr(torch, dtype)}
         layer = torch.nn.LSTM(point.hidden, point.hidden, **kind)
-        xs = torch.asarray(drawn(point)).to(**kind).requires_grad_()
+        xs = torch.asarray(draw_inputs(point)).to(**kind).requires_grad_()
 
         def forward() -> None:
             with torch.no_grad():
@@ -249,7 +250,7 @@ def torch_lstm(dtype: str) -> Contender:
     return make
 
 
-# The others are compared with the first of each dtype.
+# Ratios are relative to torch in the same dtype.
 CONTENDERS: dict[str, Contender] = {
     "torch float32": torch_lstm("float32"),
     "torch bfloat16": torch_lstm("bfloat16"),
@@ -269,45 +270,45 @@ def baselines(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row
     done = [tuple(row[name] for name in Point._fields) for row in known]
     for point in SMOKE_GRID if smoke else GRID:
         if tuple(point) not in done:
-            contenders = compared(point, rounds=2 if smoke else 11)
+            contenders = measure_point(point, rounds=2 if smoke else 11)
             yield {**point._asdict(), "contenders": contenders}
             jax.clear_caches()  # the programs of one point are of no use to another
 
 
-def compared(point: Point, *, rounds: int) -> dict[str, Row]:
+def measure_point(point: Point, *, rounds: int) -> dict[str, Row]:
     """Return medians of alternating runs in µs per step, or reasons for no figure."""
     found: dict[str, Row] = {}
     ready: dict[str, Calls] = {}
     for name, make in CONTENDERS.items():
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             calls = make(point)
             for call in calls:
                 call()  # compiles
         except Exception as error:
-            found[name] = said(error)
+            found[name] = failure_row(error)
         else:
-            ready[name], found[name] = calls, {"first_s": time.perf_counter() - begun}
+            ready[name], found[name] = calls, {"first_s": time.perf_counter() - start}
     samples = {(name, kind): [] for name in ready for kind in Calls._fields}
     for turn in range(rounds):
-        for name in rotated(list(ready), turn):
+        for name in rotate(list(ready), turn):
             for kind, call in ready[name]._asdict().items():
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 call()
-                samples[name, kind].append(time.perf_counter() - begun)
+                samples[name, kind].append(time.perf_counter() - start)
     for (name, kind), seconds in samples.items():
         found[name][f"{kind}_us"] = 1e6 * statistics.median(seconds) / point.time
     return found
 
 
-def rotated(names: list[str], turn: int) -> list[str]:
-    """Yield the names, with another one first each time."""
+def rotate(names: list[str], turn: int) -> list[str]:
+    """Return the names in cyclic order, starting at another one each turn."""
     start = turn % max(len(names), 1)
     return names[start:] + names[:start]
 
 
-def said(error: Exception) -> Row:
-    """Return why there is no figure: a refusal, or a failure with its traceback."""
+def failure_row(error: Exception) -> Row:
+    """Return the reason for a missing figure: a refusal, or an error and traceback."""
     if isinstance(error, NotImplementedError | ImportError):
         return {"refused": str(error)}
     return {"failed": f"{type(error).__name__}: {error}"[:400], "where": _trace(error)}
@@ -320,11 +321,12 @@ def _trace(error: Exception) -> str:
 # -- 3: parity -------------------------------------------------------------------------
 
 
-class Question(NamedTuple):
+class ParityCase(NamedTuple):
     """One sequence, or a stack.
 
-    lengths    of the first rows, all others are T; None for no lengths, `()` for
-               traced lengths that are all T
+    Attributes:
+        lengths: Lengths of the first rows; all others are T. None for no lengths, `()`
+            for traced lengths that are all T.
     """
 
     name: str
@@ -339,62 +341,62 @@ class Question(NamedTuple):
     bidirectional: bool = False
 
 
-QUESTIONS = [
-    Question("plain"),
-    Question("reverse", reverse=True),
-    Question("full lengths", lengths=()),
-    Question("lengths 0, 1 and T", lengths=(0, 1, 33, 32, 7, 0)),
-    Question("lengths, reverse", lengths=(0, 1, 33, 32, 7, 0), reverse=True),
-    Question("no steps at all", lengths=(0,) * 6),
-    Question("a mask with holes", holes=True),
-    Question("a mask with holes, reverse", holes=True, reverse=True),
-    Question("one step", time=1),
-    Question("one row", batch=1),
-    Question("one feature, one unit", features=1, hidden=1, lengths=(0, 5)),
-    Question("large", 256, 64, 256, 512, lengths=(0, 1, 256, 100)),
-    Question("stack of 3", layers=3),
-    Question("stack of 3, lengths", layers=3, lengths=(0, 1, 33, 7)),
-    Question("bidirectional", layers=1, bidirectional=True),
-    Question("bidirectional stack", layers=2, bidirectional=True, lengths=(0, 1, 33)),
+PARITY_CASES = [
+    ParityCase("plain"),
+    ParityCase("reverse", reverse=True),
+    ParityCase("full lengths", lengths=()),
+    ParityCase("lengths 0, 1 and T", lengths=(0, 1, 33, 32, 7, 0)),
+    ParityCase("lengths, reverse", lengths=(0, 1, 33, 32, 7, 0), reverse=True),
+    ParityCase("no steps at all", lengths=(0,) * 6),
+    ParityCase("a mask with holes", holes=True),
+    ParityCase("a mask with holes, reverse", holes=True, reverse=True),
+    ParityCase("one step", time=1),
+    ParityCase("one row", batch=1),
+    ParityCase("one feature, one unit", features=1, hidden=1, lengths=(0, 5)),
+    ParityCase("large", 256, 64, 256, 512, lengths=(0, 1, 256, 100)),
+    ParityCase("stack of 3", layers=3),
+    ParityCase("stack of 3, lengths", layers=3, lengths=(0, 1, 33, 7)),
+    ParityCase("bidirectional", layers=1, bidirectional=True),
+    ParityCase("bidirectional stack", layers=2, bidirectional=True, lengths=(0, 1, 33)),
 ]
-SMOKE_QUESTIONS = [
-    Question("lengths", 3, 2, 2, 2, lengths=(0, 3)),
-    Question("bidirectional", 2, 2, 2, 2, layers=1, bidirectional=True),
+SMOKE_PARITY_CASES = [
+    ParityCase("lengths", 3, 2, 2, 2, lengths=(0, 3)),
+    ParityCase("bidirectional", 2, 2, 2, 2, layers=1, bidirectional=True),
 ]
-ANSWERED = ("ys", "state", "d_params", "d_xs", "d_state")
-ROUNDED = {"highest": 1e-4, "tensorfloat32": 3e-2}  # the largest allowed errors
+RESULT_NAMES = ("ys", "state", "d_params", "d_xs", "d_state")
+TOLERANCES = {"highest": 1e-4, "tensorfloat32": 3e-2}  # the largest allowed errors
 
 
 def parity(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row]:
-    """Yield the largest errors for each question, engine and precision.
+    """Yield the largest errors of each case, engine and precision.
 
     The engine `adjoint` is included to show the errors of float32 itself.
     """
-    done = {(row["question"], row["engine"], row["precision"]) for row in known}
-    for question in SMOKE_QUESTIONS if smoke else QUESTIONS:
+    done = {(row["case"], row["engine"], row["precision"]) for row in known}
+    for case in SMOKE_PARITY_CASES if smoke else PARITY_CASES:
         with jax.enable_x64(True):
-            wanted = answered(question, "scan", np.float64)
-        for engine, precision in itertools.product(("cudnn", "adjoint"), ROUNDED):
-            row = {"question": question.name, "engine": engine, "precision": precision}
+            expected = compute_results(case, "scan", np.float64)
+        for engine, precision in itertools.product(("cudnn", "adjoint"), TOLERANCES):
+            row = {"case": case.name, "engine": engine, "precision": precision}
             if tuple(row.values()) in done:
                 continue
             try:
                 with jax.default_matmul_precision(precision):
-                    got = answered(question, engine, np.float32)
-                yield row | errors(got, wanted, ROUNDED[precision])
+                    got = compute_results(case, engine, np.float32)
+                yield row | errors(got, expected, TOLERANCES[precision])
             except Exception as error:
-                yield row | said(error)
+                yield row | failure_row(error)
 
 
-def answered(question: Question, engine: str, dtype: type) -> dict[str, Any]:
+def compute_results(case: ParityCase, engine: str, dtype: type) -> dict[str, Any]:
     """Return outputs, last state, and gradients of parameters, inputs and state."""
     rng = np.random.default_rng(0)
-    frame = (question.time, question.batch)
-    steps = happening(question, rng)
-    run, params = _program(question, engine)
-    xs = rng.normal(size=(*frame, question.features))
+    frame = (case.time, case.batch)
+    steps = step_options(case, rng)
+    run, params = _program(case, engine)
+    xs = rng.normal(size=(*frame, case.features))
     if "lengths" in steps:
-        xs[np.arange(question.time)[:, None] >= steps["lengths"]] = np.nan
+        xs[np.arange(case.time)[:, None] >= steps["lengths"]] = np.nan
     elif steps:
         xs[~steps["mask"]] = np.nan
 
@@ -403,47 +405,47 @@ def answered(question: Question, engine: str, dtype: type) -> dict[str, Any]:
             lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), dtype), tree
         )
 
-    params = random(params, 1 / np.sqrt(question.hidden))
+    params = random(params, 1 / np.sqrt(case.hidden))
     xs = jnp.asarray(xs, dtype)
     state = random(jax.eval_shape(run, params, xs, None, steps)[0], 1.0)
 
     @jax.jit
-    def pulled(inputs: Any, steps: Row, cotangents: Any) -> Any:
+    def value_and_vjp(inputs: Any, steps: Row, cotangents: Any) -> Any:
         out, pull = jax.vjp(lambda *inputs: run(*inputs, steps), *inputs)
         return out, pull(cotangents)
 
     inputs = (params, xs, state)
     cotangents = random(jax.eval_shape(run, *inputs, steps), 1.0)
-    (state, ys), gradients = pulled(inputs, steps, cotangents)
-    found = dict(zip(ANSWERED, (ys, state, *gradients), strict=True))
+    (state, ys), gradients = value_and_vjp(inputs, steps, cotangents)
+    found = dict(zip(RESULT_NAMES, (ys, state, *gradients), strict=True))
     return jax.tree.map(np.asarray, found)
 
 
-def happening(question: Question, rng: np.random.Generator) -> Row:
+def step_options(case: ParityCase, rng: np.random.Generator) -> Row:
     """Return `lengths` or `mask` as keyword arguments, or neither."""
-    if question.holes:
-        mask = rng.random((question.time, question.batch)) < 0.6
+    if case.holes:
+        mask = rng.random((case.time, case.batch)) < 0.6
         mask[:, 0] = False
         return {"mask": mask}
-    if question.lengths is None:
+    if case.lengths is None:
         return {}
-    lengths = np.full(question.batch, question.time, np.int32)
-    lengths[: len(question.lengths)] = question.lengths
+    lengths = np.full(case.batch, case.time, np.int32)
+    lengths[: len(case.lengths)] = case.lengths
     return {"lengths": lengths}
 
 
-def _program(question: Question, engine: str) -> tuple[Callable[..., Any], Any]:
+def _program(case: ParityCase, engine: str) -> tuple[Callable[..., Any], Any]:
     """Return `(params, xs, state, steps) -> (state, outputs)` and parameter shapes."""
-    cell, sizes = jl.lstm(), (question.hidden,) * max(question.layers, 1)
+    cell, sizes = jl.lstm(), (case.hidden,) * max(case.layers, 1)
     stack = jl.stack(
         cell,
         sizes,
-        bidirectional=question.bidirectional,
-        engine=engine if question.layers and engine != "cudnn" else None,
+        bidirectional=case.bidirectional,
+        engine=engine if case.layers and engine != "cudnn" else None,
     )
 
     def one(params: Any, xs: Any, state: Any, steps: Row) -> Any:
-        options: Any = {**steps, "reverse": question.reverse, "engine": engine}
+        options: Any = {**steps, "reverse": case.reverse, "engine": engine}
         return jl.unroll(cell, params[0], xs, state, **options)
 
     def many(params: Any, xs: Any, state: Any, steps: Row) -> Any:
@@ -451,12 +453,12 @@ def _program(question: Question, engine: str) -> tuple[Callable[..., Any], Any]:
         return apply(params, xs, state, **steps)
 
     shapes = jax.eval_shape(
-        lambda key: stack.init(key, question.features)[0], jax.random.key(0)
+        lambda key: stack.init(key, case.features)[0], jax.random.key(0)
     )
-    return many if question.layers else one, shapes
+    return many if case.layers else one, shapes
 
 
-def errors(got: dict[str, Any], wanted: dict[str, Any], limit: float) -> Row:
+def errors(got: dict[str, Any], expected: dict[str, Any], limit: float) -> Row:
     """Return the largest relative error of each kind, and whether all are small."""
 
     def error(one: Any, other: Any) -> float:
@@ -465,15 +467,16 @@ def errors(got: dict[str, Any], wanted: dict[str, Any], limit: float) -> Row:
 
     row: Row = {
         name: max(
-            jax.tree.leaves(jax.tree.map(error, got[name], wanted[name])), key=_bad
+            jax.tree.leaves(jax.tree.map(error, got[name], expected[name])),
+            key=_nan_as_inf,
         )
         for name in got
     }
     return row | {"right": all(value <= limit for value in row.values())}
 
 
-def _bad(error: float) -> float:
-    """Return the larger error; NaN is larger than everything."""
+def _nan_as_inf(error: float) -> float:
+    """Return the error, or infinity for NaN, so that NaN is the largest."""
     return np.inf if np.isnan(error) else error
 
 
@@ -525,13 +528,13 @@ def work(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
     """Run one section in this process and save each row as it is measured."""
     record = json.loads(path.read_text())
     section = record["sections"].setdefault(name, {"rows": []})
-    begun, section["status"] = time.monotonic(), "began"
+    start, section["status"] = time.monotonic(), "running"
     record.setdefault("machine", machine())
     for row in SECTIONS[name].rows(smoke, section["rows"].copy(), minutes):
         section["rows"].append(row)
         save(path, record)
-        if time.monotonic() - begun > 60 * minutes:
-            section["status"] = f"time was up after {minutes:g} minutes"
+        if time.monotonic() - start > 60 * minutes:
+            section["status"] = f"stopped after the limit of {minutes:g} minutes"
             break
     else:
         section["status"] = "finished"
@@ -545,8 +548,8 @@ def save(path: Path, record: Row) -> None:
     whole.replace(path)
 
 
-def supervised(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
-    """Run one section in its own process; if it dies, record how."""
+def run_in_process(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
+    """Run one section in its own process; record the failure if it crashes."""
     command = [sys.executable, __file__, "--child", name, "--path", str(path)]
     command += ["--minutes", str(minutes), *(["--smoke"] if smoke else [])]
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -560,7 +563,7 @@ def supervised(name: str, path: Path, *, smoke: bool, minutes: float) -> None:
         )
         failure = ran.stderr[-6000:] if ran.returncode else None
     except subprocess.TimeoutExpired:
-        failure = f"still running 2 minutes after its {minutes:g}"
+        failure = f"still running 2 minutes after its limit of {minutes:g} minutes"
     if failure is not None:
         record = json.loads(path.read_text())
         section = record["sections"].setdefault(name, {"rows": []})
@@ -581,7 +584,7 @@ def table(record: Row) -> str:
 def _contract_lines(rows: list[Row]) -> list[str]:
     return [
         f"{row['tests']:48} {row.get('tests_run', 0):4} run, not passed: "
-        + (", ".join(row.get("names", [])) or _excuse(row) or "none")
+        + (", ".join(row.get("names", [])) or _failure_reason(row) or "none")
         for row in rows
     ]
 
@@ -593,34 +596,34 @@ def _baseline_lines(rows: list[Row]) -> list[str]:
     ]
     for row in rows:
         for name, found in row["contenders"].items():
-            judge = row["contenders"].get(f"torch {name.split()[-1]}", {})
+            baseline = row["contenders"].get(f"torch {name.split()[-1]}", {})
             figures = [
-                f"{found[kind]:8.2f} {_times(judge.get(kind), found[kind]):>7}"
+                f"{found[kind]:8.2f} {_times(baseline.get(kind), found[kind]):>7}"
                 for kind in ("forward_us", "training_us")
                 if kind in found
-            ] or [_excuse(found)]
+            ] or [_failure_reason(found)]
             point = f"{row['time']:5} {row['batch']:4} {row['hidden']:5}"
             lines.append(f"{point}  {name:28} {' '.join(figures)}")
     return lines
 
 
-def _excuse(found: Row) -> str:
+def _failure_reason(found: Row) -> str:
     return found.get("refused", found.get("failed", ""))[:78]
 
 
-def _times(judge: float | None, own: float) -> str:
-    return "" if judge is None else f"{judge / own:.2f}x"
+def _times(baseline: float | None, own: float) -> str:
+    return "" if baseline is None else f"{baseline / own:.2f}x"
 
 
 def _parity_lines(rows: list[Row]) -> list[str]:
     def figures(row: Row) -> str:
         if "right" not in row:
-            return _excuse(row)
-        shown = (f"{kind} {row[kind]:.1e}" for kind in ANSWERED)
+            return _failure_reason(row)
+        shown = (f"{kind} {row[kind]:.1e}" for kind in RESULT_NAMES)
         return f"{'right' if row['right'] else 'WRONG'}  {' '.join(shown)}"
 
     return [
-        f"{row['question']:28} {row['engine']:8} {row['precision']:14} {figures(row)}"
+        f"{row['case']:28} {row['engine']:8} {row['precision']:14} {figures(row)}"
         for row in rows
     ]
 
@@ -635,29 +638,33 @@ SHOWN = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the selected sections and print one table."""
     parser = argparse.ArgumentParser(
-        description="All that is measured when a GPU is at hand."
+        description="Measure jaxlstm and other libraries on a GPU."
     )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, any device")
-    parser.add_argument("--name", default=None, help="of the file of results")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="its folder")
-    parser.add_argument("--resume", action="store_true", help="keep what is there")
+    parser.add_argument("--name", default=None, help="name of the results file")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of the results file"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows of the results file"
+    )
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS])
-    parser.add_argument("--minutes", type=float, help="for each section")
+    parser.add_argument("--minutes", type=float, help="time limit of each section")
     parser.add_argument("--child", choices=SECTIONS, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
-    if asked.child:
-        work(asked.child, asked.path, smoke=asked.smoke, minutes=asked.minutes)
+    parsed = parser.parse_args(arguments)
+    if parsed.child:
+        work(parsed.child, parsed.path, smoke=parsed.smoke, minutes=parsed.minutes)
         return
-    name = asked.name or ("smoke" if asked.smoke else f"{datetime.date.today()}")
-    asked.results.mkdir(parents=True, exist_ok=True)
-    path = asked.results / f"{name}.json"
-    if not (asked.resume and path.exists()):
-        not_yet = {"not_written_yet": NOT_WRITTEN, "smoke": asked.smoke}
+    name = parsed.name or ("smoke" if parsed.smoke else f"{datetime.date.today()}")
+    parsed.results.mkdir(parents=True, exist_ok=True)
+    path = parsed.results / f"{name}.json"
+    if not (parsed.resume and path.exists()):
+        not_yet = {"not_written_yet": NOT_WRITTEN, "smoke": parsed.smoke}
         save(path, {**not_yet, "sections": {}})
-    for section in asked.sections:
-        minutes = asked.minutes or SECTIONS[section].minutes
-        supervised(section, path, smoke=asked.smoke, minutes=minutes)
+    for section in parsed.sections:
+        minutes = parsed.minutes or SECTIONS[section].minutes
+        run_in_process(section, path, smoke=parsed.smoke, minutes=minutes)
     print(table(json.loads(path.read_text())))
     print(f"\n{path}")
 

@@ -39,11 +39,11 @@ def use_cores(count: int | None) -> int:
                 "--cores works on Linux only; leave it out to use all cores"
             )
         return os.cpu_count() or 1
-    there = sorted(os.sched_getaffinity(0))
-    count = len(there) if count is None else count
-    if not 1 <= count <= len(there):
-        raise ValueError(f"--cores: got {count}, expected 1 to {len(there)}")
-    os.sched_setaffinity(0, there[:count])
+    available = sorted(os.sched_getaffinity(0))
+    count = len(available) if count is None else count
+    if not 1 <= count <= len(available):
+        raise ValueError(f"--cores: got {count}, expected 1 to {len(available)}")
+    os.sched_setaffinity(0, available[:count])
     return count
 
 
@@ -65,7 +65,7 @@ def run(
         save: receives the result so far, after each case.
     """
     absent = {n: why for n, why in peers.absent().items() if n in names}
-    there = [name for name in names if name not in absent]
+    present = [name for name in names if name not in absent]
     for name, why in absent.items():
         say(f"{name}: {why}")
     result: dict[str, Any] = {
@@ -80,11 +80,11 @@ def run(
     }
     for together in in_processes(cases):
         say(", ".join(case.name for case in together))
-        only = {name for case in together for name in case.contenders or there}
-        asked = [name for name in there if name in only]
-        answer = order(together, asked, seconds=seconds)
+        only = {name for case in together for name in case.contenders or present}
+        measured = [name for name in present if name in only]
+        answer = order(together, measured, seconds=seconds)
         _gather(result, answer)
-        for case, name, what in _peaks(together, asked, answer) if peaks else ():
+        for case, name, what in _peaks(together, measured, answer) if peaks else ():
             _gather(result, order([case], [name], peak=what))
         save(result)
     return result
@@ -152,12 +152,12 @@ def order(
     peak: str | None = None,
 ) -> dict[str, Any]:
     """Run an order in its own process and return its answer."""
-    asked: dict[str, Any] = {"cases": [case._asdict() for case in together]}
-    asked["contenders"] = list(names)
+    content: dict[str, Any] = {"cases": [case._asdict() for case in together]}
+    content["contenders"] = list(names)
     with tempfile.TemporaryDirectory() as place:
-        there, answer = Path(place, "order.json"), Path(place, "answer.json")
-        there.write_text(json.dumps(asked | {"seconds": seconds, "peak": peak}))
-        words = [sys.executable, "-m", "benchmarks.worker", str(there), str(answer)]
+        request, answer = Path(place, "order.json"), Path(place, "answer.json")
+        request.write_text(json.dumps(content | {"seconds": seconds, "peak": peak}))
+        words = [sys.executable, "-m", "benchmarks.worker", str(request), str(answer)]
         failure = _process(words)
         if failure is None:
             return json.loads(answer.read_text())

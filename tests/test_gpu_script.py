@@ -39,7 +39,7 @@ def path(tmp_path):
     return path
 
 
-def worked(gpu, name: str, path: Path, **options):
+def run_section(gpu, name: str, path: Path, **options):
     gpu.work(name, path, smoke=True, **{"minutes": 1, **options})
     return json.loads(path.read_text())
 
@@ -47,12 +47,12 @@ def worked(gpu, name: str, path: Path, **options):
 @pytest.mark.thorough
 def test_parity(gpu, path, monkeypatch):
     """Engines that cannot run are refused with a message; the others are correct."""
-    monkeypatch.setattr(gpu, "ROUNDED", {"highest": 1e-4})
-    monkeypatch.setattr(gpu, "SMOKE_QUESTIONS", gpu.SMOKE_QUESTIONS[:1])
-    record = worked(gpu, "parity", path)
+    monkeypatch.setattr(gpu, "TOLERANCES", {"highest": 1e-4})
+    monkeypatch.setattr(gpu, "SMOKE_PARITY_CASES", gpu.SMOKE_PARITY_CASES[:1])
+    record = run_section(gpu, "parity", path)
     section = record["sections"]["parity"]
     assert section["status"] == "finished"
-    assert len(section["rows"]) == 2 * len(gpu.SMOKE_QUESTIONS)
+    assert len(section["rows"]) == 2 * len(gpu.SMOKE_PARITY_CASES)
     for row in section["rows"]:
         if row["engine"] == "cudnn":
             assert row["refused"].startswith("cudnn: no GPU")
@@ -72,7 +72,7 @@ def test_baselines(gpu, path, monkeypatch):
         raise ValueError("this one is broken")
 
     monkeypatch.setitem(gpu.CONTENDERS, "broken float32", broken)
-    record = worked(gpu, "baselines", path)
+    record = run_section(gpu, "baselines", path)
     [row] = record["sections"]["baselines"]["rows"]
     found = row["contenders"]
     assert "no GPU" in found["cudnn float32"]["refused"]
@@ -87,20 +87,23 @@ def test_baselines(gpu, path, monkeypatch):
 
 def test_known_results_are_not_measured_again(gpu, path, monkeypatch):
     """A section at its time limit keeps its rows."""
-    asked = []
+    measured = []
 
-    def compared(point, *, rounds):
-        asked.append(point)
+    def measure_point(point, *, rounds):
+        measured.append(point)
         return {}
 
-    monkeypatch.setattr(gpu, "compared", compared)
+    monkeypatch.setattr(gpu, "measure_point", measure_point)
     points = [gpu.Point(1, 1, 1), gpu.Point(2, 2, 2)]
     monkeypatch.setattr(gpu, "SMOKE_GRID", points)
-    first = worked(gpu, "baselines", path, minutes=0)["sections"]["baselines"]
-    assert (len(first["rows"]), first["status"]) == (1, "time was up after 0 minutes")
-    second = worked(gpu, "baselines", path)["sections"]["baselines"]
+    first = run_section(gpu, "baselines", path, minutes=0)["sections"]["baselines"]
+    assert (len(first["rows"]), first["status"]) == (
+        1,
+        "stopped after the limit of 0 minutes",
+    )
+    second = run_section(gpu, "baselines", path)["sections"]["baselines"]
     assert (len(second["rows"]), second["status"]) == (2, "finished")
-    assert asked == points
+    assert measured == points
 
 
 def test_a_crash_of_a_section_is_recorded(gpu, path, tmp_path, monkeypatch):
@@ -108,7 +111,7 @@ def test_a_crash_of_a_section_is_recorded(gpu, path, tmp_path, monkeypatch):
     deadly.write_text("#!/bin/sh\necho it is all over >&2\nexit 134\n")
     deadly.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(deadly))
-    gpu.supervised("parity", path, smoke=True, minutes=1)
+    gpu.run_in_process("parity", path, smoke=True, minutes=1)
     section = json.loads(path.read_text())["sections"]["parity"]
     assert (section["status"], section["failure"]) == ("failed", "it is all over\n")
 
