@@ -48,13 +48,13 @@ def sharded(experiment):
     return compiled(experiment, device_count=2)
 
 
-def compiled(experiment: Experiment, *, device_count: int) -> shards._Sharded:
-    halves = programs.halves(experiment.task, experiment.model, experiment.optimizer)
-    made = (halves, experiment.initial_state(), experiment.dataset.batches(0, 1))
+def compiled(experiment: Experiment, *, device_count: int) -> shards.ShardedSteps:
+    parts = programs.step_parts(experiment.task, experiment.model, experiment.optimizer)
+    made = (parts, experiment.initial_state(), experiment.dataset.batches(0, 1))
     devices_ = jax.devices()[:device_count]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda backend: devices_)
-        found = shards._Sharded(*made, experiment.dataset.batch_axes, N)
+        found = shards.ShardedSteps(*made, experiment.dataset.batch_axes, N)
     assert len(found.gradients) == device_count
     return found
 
@@ -148,7 +148,7 @@ def collectives(compiled) -> list[str]:
 
 
 def test_each_program_runs_on_one_device_without_collectives(experiment, sharded):
-    state, columns = sharded._spread(experiment.initial_state())
+    state, columns = sharded.distribute(experiment.initial_state())
     healthy, here = state.healthy, jax.device_put(tuple(columns), jax.devices()[0])
     join = sharded.join.lower(healthy, here).compile()
     for compiled in [*sharded.gradients.values(), sharded.update, join]:
@@ -208,7 +208,7 @@ def test_the_state_does_not_change_after_a_loss_that_is_not_finite(experiment, s
 @pytest.fixture
 def compiled_once(sharded, monkeypatch):
     """Use the programs of `sharded` in all loops."""
-    monkeypatch.setattr(shards, "program", lambda *made, **how: sharded.dispatch)
+    monkeypatch.setattr(shards, "compile_steps", lambda *made, **how: sharded.dispatch)
 
 
 @pytest.mark.usefixtures("compiled_once")

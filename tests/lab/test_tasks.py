@@ -63,7 +63,9 @@ def test_the_task_trains_evaluates_and_reports(tmp_path):
     assert "## Sums and predictions" in report
     assert "| sequences | of 5 numbers |" in report
     assert (tmp_path / "run" / "plots" / "loss.png").exists()
-    with pytest.raises(jl.lab.BadInput, match="task sum, which generates no text"):
+    with pytest.raises(
+        jl.lab.BadInput, match="task sum, which generates no text, expected"
+    ):
         trained.sample()
     with pytest.raises(jl.lab.BadInput, match="got a run of the task sum"):
         jl.lab.inspect(tmp_path / "run")
@@ -108,8 +110,8 @@ def test_shards_split_each_field_along_its_own_axis():
         if shards == 1:
             run = jax.jit(lambda s, b, parts=parts: train_steps(*parts, s, b))
         else:
-            run = programs.shards.program(
-                programs.halves(*parts),
+            run = programs.shards.compile_steps(
+                programs.step_parts(*parts),
                 state,
                 batches,
                 batch_axes=dataset.batch_axes,

@@ -156,8 +156,10 @@ def _compile(
     count = splits.shard_count(experiment.config.training)
     parts = (experiment.task, experiment.model, experiment.optimizer)
     if count > 1:
-        halves, axes = programs.halves(*parts), experiment.dataset.batch_axes
-        program = shards.program(halves, state, batches, batch_axes=axes, shards=count)
+        step_parts, axes = programs.step_parts(*parts), experiment.dataset.batch_axes
+        program = shards.compile_steps(
+            step_parts, state, batches, batch_axes=axes, shards=count
+        )
         return program, None
     steps = jax.jit(functools.partial(train_steps, *parts), donate_argnums=0)
     compiled = steps.lower(state, batches).compile()

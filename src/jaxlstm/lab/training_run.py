@@ -13,7 +13,7 @@ from jaxlstm.lab import checkpoints, runs
 from jaxlstm.lab._util.errors import Interrupted, LabError
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run
-from jaxlstm.lab.runs.trained import Trained, load, refuse_other_data
+from jaxlstm.lab.runs.trained import Trained, load, require_same_data
 from jaxlstm.lab.sinks.base import Sink
 from jaxlstm.lab.sinks.formatting import duration, table
 from jaxlstm.lab.training import optimizer as optimizers
@@ -44,7 +44,7 @@ class TrainingRun:
         """Restore, train to the last step, and write the results.
 
         Raises:
-            Interrupted: the run was asked to stop, and has saved a checkpoint.
+            Interrupted: the run was interrupted; a checkpoint was saved.
         """
         state, loop = self._restore()
         training = self.config.training
@@ -153,7 +153,7 @@ class TrainingRun:
         root = self.run.checkpoints
         checkpoints.clean(root)
         for meta in _readable_meta(root):
-            refuse_other_data(meta["data"], self.experiment.dataset.description)
+            require_same_data(meta["data"], self.experiment.dataset.description)
         rename = _Renaming(current_names(self.task, state))
         found = checkpoints.latest(root, state, self.sink.message, rename=rename)
         if found is None:

@@ -2,7 +2,7 @@
 
 Importing Optax imports JAX, which takes a second or more, and checking a config must
 be fast. The public names of `optax` and `optax.schedules` are therefore followed
-through their imports to a `def`, whose return annotation tells whether the function
+through their imports to a `def`, whose return annotation shows whether the function
 makes a transformation or a schedule.
 
     - adamw: {learning_rate: {linear_schedule: {init_value: 1.0, ...}}}
@@ -43,8 +43,8 @@ def factory(name: str) -> Factory | None:
     """
     if name.startswith("_"):
         return None
-    made = _definition("optax", name) or _definition("optax.schedules", name)
-    return _signature(made) if made else None
+    definition = _definition("optax", name) or _definition("optax.schedules", name)
+    return _signature(definition) if definition else None
 
 
 def names(kind: Kind) -> list[str]:
@@ -56,7 +56,7 @@ def names(kind: Kind) -> list[str]:
     """
     public = sorted(_bindings("optax") | _bindings("optax.schedules"))
     found = ((name, factory(name)) for name in public)
-    return [name for name, made in found if made and made.kind == kind]
+    return [name for name, each in found if each and each.kind == kind]
 
 
 @functools.cache
@@ -108,11 +108,11 @@ def _definition(module: str, name: str) -> ast.FunctionDef | None:
     return _definition(module, value.id) if isinstance(value, ast.Name) else None
 
 
-def _signature(made: ast.FunctionDef) -> Factory | None:
+def _signature(definition: ast.FunctionDef) -> Factory | None:
     """Read a signature; None for a function that a config cannot call."""
-    returned = ast.unparse(made.returns) if made.returns else ""
+    returned = ast.unparse(definition.returns) if definition.returns else ""
     result = re.fullmatch(r"(?:base\.)?(Schedule|GradientTransformation\w*)", returned)
-    parameters = made.args
+    parameters = definition.args
     if (
         result is None
         or parameters.vararg

@@ -39,8 +39,11 @@ def check(chain: Any) -> list[Problem]:
         return [((), f"got {describe(chain)}, expected {form}")]
     if not chain:
         return [((), "got an empty list, expected at least one transformation")]
-    links = enumerate(chain)
-    return [found for i, link in links for found in _call(link, "transformation", (i,))]
+    return [
+        problem
+        for i, entry in enumerate(chain)
+        for problem in _call(entry, "transformation", (i,))
+    ]
 
 
 def is_call(value: Any) -> bool:
@@ -61,13 +64,13 @@ def _call(value: Any, kind: Kind, path: KeyPath) -> Iterator[Problem]:
         return
     [(name, arguments)] = value.items()
     path = (*path, name)
-    made = factory(str(name))
-    if made is None or made.kind != kind:
-        yield path, _unknown(name, kind, made)
+    found = factory(str(name))
+    if found is None or found.kind != kind:
+        yield path, _unknown(name, kind, found)
     elif arguments is not None and not isinstance(arguments, dict):
         yield path, f"got {describe(arguments)}, expected {_signature(name)}"
     else:
-        yield from _arguments(made, arguments or {}, path)
+        yield from _arguments(found, arguments or {}, path)
 
 
 def _not_a_call(value: Any, kind: Kind) -> str:
@@ -81,8 +84,8 @@ def _not_a_call(value: Any, kind: Kind) -> str:
 
 def _signature(name: str) -> str:
     """Return a call of a factory with its required arguments."""
-    made = factory(name)
-    needs = [f"{arg}: ..." for arg in sorted(made.required)] if made else []
+    found = factory(name)
+    needs = [f"{arg}: ..." for arg in sorted(found.required)] if found else []
     return f"{name}: {{{', '.join(needs)}}}"
 
 
@@ -99,26 +102,26 @@ def _unknown(name: Any, kind: Kind, other: Factory | None) -> str:
 
 
 def _arguments(
-    made: Factory, given: dict[Any, Any], path: KeyPath
+    found: Factory, given: dict[Any, Any], path: KeyPath
 ) -> Iterator[Problem]:
     for name, value in given.items():
-        if name in made.arguments:
-            yield from _value(value, made.arguments[name], (*path, name))
+        if name in found.arguments:
+            yield from _value(value, found.arguments[name], (*path, name))
         else:
-            yield (*path, name), _unknown_argument(name, made)
-    missing = [name for name in made.required if name not in given]
-    if missing and given.keys() <= made.arguments.keys():
+            yield (*path, name), _unknown_argument(name, found)
+    missing = [name for name in found.required if name not in given]
+    if missing and given.keys() <= found.arguments.keys():
         yield (
             path,
             f"required argument is missing: {join_names(sorted(missing), last='and')}",
         )
 
 
-def _unknown_argument(name: Any, made: Factory) -> str:
-    if not made.arguments:
+def _unknown_argument(name: Any, found: Factory) -> str:
+    if not found.arguments:
         return "unknown argument; this function takes no arguments"
-    known = f"; expected {join_names(made.arguments)}"
-    return f"unknown argument{did_you_mean(name, made.arguments) or known}"
+    known = f"; expected {join_names(found.arguments)}"
+    return f"unknown argument{did_you_mean(name, found.arguments) or known}"
 
 
 def _value(value: Any, annotation: str, path: KeyPath) -> Iterator[Problem]:

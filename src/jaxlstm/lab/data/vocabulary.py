@@ -145,12 +145,12 @@ def from_json(written: str) -> Vocabulary:
         vocabulary = Vocabulary(fields["kind"], fields["size"], symbols)
     except (ValueError, TypeError, KeyError, RecursionError):
         raise BadInput(_DAMAGED) from None
-    if not _is_sound(vocabulary):
+    if not _is_valid(vocabulary):
         raise BadInput(_DAMAGED)
     return vocabulary
 
 
-def _is_sound(vocabulary: Vocabulary) -> bool:
+def _is_valid(vocabulary: Vocabulary) -> bool:
     """Return whether the vocabulary equals one of the three kinds."""
     _, size, symbols = vocabulary
     if type(size) is not int or not 1 <= size <= LARGEST_SIZE:

@@ -25,8 +25,8 @@ from jax import Array
 
 from jaxlstm.lab.parallel.devices import cycle_devices
 
-# Steps in flight at a time: enough to keep the devices busy, few enough that their
-# gradients do not fill the memory.
+# Steps in flight: enough to keep the devices busy, few enough that their gradients fit
+# into memory.
 IN_FLIGHT = 2
 
 State = Any
@@ -35,8 +35,8 @@ Metrics = Any
 Dispatch = Callable[[State, Batch], tuple[State, Metrics]]
 
 
-class Halves(NamedTuple):
-    """The two halves of a training step.
+class StepParts(NamedTuple):
+    """The two parts of a training step.
 
     gradient   `(state, carry, batch, shard) -> (loss, carry, gradient)`; reads neither
                `state.carry` nor `state.opt_state`
@@ -48,16 +48,16 @@ class Halves(NamedTuple):
 
 
 class Carries(NamedTuple):
-    """The carry of one shard before its newest step and after it.
+    """The carry of one shard before and after its newest step.
 
-    Which of the two holds is known once the losses of all shards are.
+    The one before is used if the loss of any shard is not finite.
     """
 
     before: Any
     after: Any
 
 
-def of_shard(tree: Any, shard: int, shards: int, *, axis: Any) -> Any:
+def take_shard(tree: Any, shard: int, shards: int, *, axis: Any) -> Any:
     """Return one shard of arrays that hold the whole batch.
 
     Args:
@@ -75,7 +75,7 @@ def of_shard(tree: Any, shard: int, shards: int, *, axis: Any) -> Any:
 
 
 def shard_gradient(
-    halves: Halves, state: State, carries: Carries, batch: Batch, shard: Array
+    parts: StepParts, state: State, carries: Carries, batch: Batch, shard: Array
 ) -> tuple[Array, Carries, Any]:
     """Return loss, carries and gradient of one shard.
 
@@ -83,36 +83,39 @@ def shard_gradient(
         state: without carry and optimizer state, on which no gradient depends.
         batch: the part of this shard.
     """
-    before = _chosen(state.healthy, carries)
-    loss, after, found = halves.gradient(state, before, batch, shard)
-    return loss, Carries(before, after), found
+    before = _select_carry(state.healthy, carries)
+    loss, after, gradient = parts.gradient(state, before, batch, shard)
+    return loss, Carries(before, after), gradient
 
 
-def merged_update(
-    halves: Halves, state: State, losses: tuple[Array, ...], gradients: tuple[Any, ...]
+def mean_update(
+    parts: StepParts,
+    state: State,
+    losses: tuple[Array, ...],
+    gradients: tuple[Any, ...],
 ) -> tuple[State, Metrics]:
     """Update the state by the mean of all gradients, added in the order of shards."""
     mean = functools.partial(
         jax.tree.map, lambda *each: sum(each[1:], each[0]) / len(each)
     )
-    return halves.update(state, mean(*losses), (), mean(*gradients))
+    return parts.update(state, mean(*losses), (), mean(*gradients))
 
 
-def joined(healthy: Array, carries: tuple[Carries, ...]) -> Any:
+def concatenate_carries(healthy: Array, carries: tuple[Carries, ...]) -> Any:
     """Return the carry of the whole batch."""
-    parts = [_chosen(healthy, each) for each in carries]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    selected = [_select_carry(healthy, each) for each in carries]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *selected)
 
 
-def _chosen(healthy: Array, carries: Carries) -> Any:
-    """Return the carry after the newest step, or before it if it does not count."""
+def _select_carry(healthy: Array, carries: Carries) -> Any:
+    """Return the carry after the newest step, or before it if that step failed."""
     return jax.tree.map(
         functools.partial(jnp.where, healthy), carries.after, carries.before
     )
 
 
-def program(
-    halves: Halves, state: State, batches: Batch, *, batch_axes: Any, shards: int
+def compile_steps(
+    parts: StepParts, state: State, batches: Batch, *, batch_axes: Any, shards: int
 ) -> Dispatch:
     """Compile `(state, batches) -> (state, metrics)` in shards.
 
@@ -121,42 +124,52 @@ def program(
 
     Args:
         batch_axes: the batch axis of each field of one batch.
-        shards: their number, a divisor of the batch size.
+        shards: the number of shards, a divisor of the batch size.
     """
-    return _Sharded(halves, state, batches, batch_axes, shards).dispatch
+    return ShardedSteps(parts, state, batches, batch_axes, shards).dispatch
 
 
-class _Sharded:
-    """One gradient program for each device, one update, and the order of calls."""
+class ShardedSteps:
+    """Compiled programs: one gradient for each device, and one update.
+
+    Attributes:
+        gradients: the gradient program of each device.
+        update: the program that updates the state by the mean gradient.
+        join: the jitted function that concatenates the carries of the shards.
+    """
 
     def __init__(
-        self, halves: Halves, state: State, batches: Batch, axes: Any, shards: int
+        self, parts: StepParts, state: State, batches: Batch, axes: Any, shards: int
     ) -> None:
         self._axes = axes
-        (self._home,) = state.step.devices()
-        self._places = cycle_devices(self._home, shards)
-        self._index = [
-            jax.device_put(np.int32(shard), place)
-            for shard, place in enumerate(self._places)
+        (self._main_device,) = state.step.devices()
+        self._devices = cycle_devices(self._main_device, shards)
+        self._shard_numbers = [
+            jax.device_put(np.int32(shard), device)
+            for shard, device in enumerate(self._devices)
         ]
-        lean, carries = self._spread(state)
-        gradient = jax.jit(functools.partial(shard_gradient, halves))
-        calls = self._calls(lean, carries, jax.tree.map(lambda leaf: leaf[0], batches))
-        each = dict(zip(self._places, calls, strict=True))
-        lowered = {place: gradient.lower(*call) for place, call in each.items()}
+        state_without_carry, carries = self.distribute(state)
+        gradient = jax.jit(functools.partial(shard_gradient, parts))
+        arguments = self._gradient_arguments(
+            state_without_carry, carries, jax.tree.map(lambda leaf: leaf[0], batches)
+        )
+        by_device = dict(zip(self._devices, arguments, strict=True))
+        lowered = {
+            device: gradient.lower(*values) for device, values in by_device.items()
+        }
         with ThreadPoolExecutor(len(lowered)) as pool:
             compiled = pool.map(jax.stages.Lowered.compile, lowered.values())
             self.gradients = dict(zip(lowered, compiled, strict=True))
-        losses, _, found = jax.eval_shape(gradient, *calls[0])
-        update = jax.jit(functools.partial(merged_update, halves), donate_argnums=0)
+        loss, _, gradient_struct = jax.eval_shape(gradient, *arguments[0])
+        update = jax.jit(functools.partial(mean_update, parts), donate_argnums=0)
         self.update = update.lower(
-            lean, (losses,) * shards, (found,) * shards
+            state_without_carry, (loss,) * shards, (gradient_struct,) * shards
         ).compile()
-        self.join = jax.jit(joined)
+        self.join = jax.jit(concatenate_carries)
 
     def dispatch(self, state: State, batches: Batch) -> tuple[State, Metrics]:
         """Dispatch a step for each batch, with at most `IN_FLIGHT` unfinished."""
-        state, carries = self._spread(state)
+        state, carries = self.distribute(state)
         rows: list[Metrics] = []
         for k in range(len(jax.tree.leaves(batches)[0])):
             if k >= IN_FLIGHT:
@@ -164,46 +177,50 @@ class _Sharded:
             batch = jax.tree.map(lambda leaf, k=k: leaf[k], batches)
             state, carries, row = self._step(state, carries, batch)
             rows.append(row)
-        carry = self.join(state.healthy, jax.device_put(tuple(carries), self._home))
+        carry = self.join(
+            state.healthy, jax.device_put(tuple(carries), self._main_device)
+        )
         return state._replace(carry=carry), jax.tree.map(lambda *row: row, *rows)
 
     def _step(
         self, state: State, carries: list[Carries], batch: Batch
     ) -> tuple[State, list[Carries], Metrics]:
-        calls = self._calls(state, carries, batch)
-        done = [
-            self.gradients[place](*call)
-            for place, call in zip(self._places, calls, strict=True)
+        arguments = self._gradient_arguments(state, carries, batch)
+        results = [
+            self.gradients[device](*values)
+            for device, values in zip(self._devices, arguments, strict=True)
         ]
-        losses, carries, found = map(list, zip(*done, strict=True))
-        here = jax.device_put((tuple(losses), tuple(found)), self._home)
-        state, metrics = self.update(state, *here)
+        losses, carries, gradients = map(list, zip(*results, strict=True))
+        on_main_device = jax.device_put(
+            (tuple(losses), tuple(gradients)), self._main_device
+        )
+        state, metrics = self.update(state, *on_main_device)
         return state, carries, metrics
 
-    def _spread(self, state: State) -> tuple[State, list[Carries]]:
+    def distribute(self, state: State) -> tuple[State, list[Carries]]:
         """Return the state without its carry, and each shard's carry on its device."""
-        state = jax.device_put(state, self._home)
-        parts = [
-            of_shard(state.carry, shard, len(self._places), axis=0)
-            for shard in range(len(self._places))
+        state = jax.device_put(state, self._main_device)
+        carry_shards = [
+            take_shard(state.carry, shard, len(self._devices), axis=0)
+            for shard in range(len(self._devices))
         ]
         carries = [
-            jax.device_put(Carries(part, part), place)
-            for part, place in zip(parts, self._places, strict=True)
+            jax.device_put(Carries(part, part), device)
+            for part, device in zip(carry_shards, self._devices, strict=True)
         ]
         return state._replace(carry=()), carries
 
-    def _calls(
+    def _gradient_arguments(
         self, state: State, carries: list[Carries], batch: Batch
     ) -> list[tuple[Any, ...]]:
         """Return the arguments of each shard's gradient, on its device."""
-        seen = state._replace(opt_state=())
+        without_optimizer = state._replace(opt_state=())
         return [
             (
-                jax.device_put(seen, place),
+                jax.device_put(without_optimizer, device),
                 carries[shard],
-                of_shard(batch, shard, len(self._places), axis=self._axes),
-                self._index[shard],
+                take_shard(batch, shard, len(self._devices), axis=self._axes),
+                self._shard_numbers[shard],
             )
-            for shard, place in enumerate(self._places)
+            for shard, device in enumerate(self._devices)
         ]

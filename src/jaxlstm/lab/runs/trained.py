@@ -69,8 +69,8 @@ class Trained:
         generate = getattr(self.task, "sample", None)
         if generate is None:
             raise BadInput(
-                f"sample: {self.run} was trained for the task {self.task.name}, which "
-                "generates no text"
+                f"sample: got a run of the task {self.task.name}, which generates no "
+                f"text, expected one of a task that does; evaluate {self.run} instead"
             )
         return generate(
             self,
@@ -89,7 +89,7 @@ class Trained:
             BadInput: the data is missing or has changed.
         """
         dataset = self.task.data(self.config)
-        refuse_other_data(self.data, dataset.description)
+        require_same_data(self.data, dataset.description)
         return dataset
 
     def corpus(self) -> Any:
@@ -156,11 +156,11 @@ def read_spec(task: Task, meta: Mapping[str, Any]) -> Any:
     return task.spec_from_json(written)
 
 
-def refuse_other_data(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def require_same_data(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Compare the data of a checkpoint with the data found now.
 
     Raises:
-        BadInput: the hashes differ; the message has both.
+        BadInput: The hashes differ.
     """
     if stored["sha256"] != found["sha256"]:
         raise BadInput(
@@ -187,12 +187,12 @@ def _best_or_newest(
     steps = [*checkpoints.steps(root), *([] if best is None else [best])]
     if not steps:
         raise BadInput(
-            f"{run.path} has no checkpoint; train it first, or again in another "
-            "directory if they were deleted"
+            f"{run.path}: got no checkpoint, expected at least one; train the run "
+            "first, or again in another directory if its checkpoints were deleted"
         )
     for step in reversed(steps):
         try:
             return step, checkpoints.read_meta(root, step)
         except checkpoints.DamagedCheckpoint as error:
             report(str(error))
-    raise checkpoints.DamagedCheckpoint(f"every checkpoint in {root} is damaged")
+    raise checkpoints.DamagedCheckpoint(f"{root}: every checkpoint is damaged")

@@ -51,8 +51,8 @@ def _examine(
         found, _ = task.loss(
             model,
             params,
-            shards.of_shard(state.carry, shard, count, axis=0),
-            shards.of_shard(batch, shard, count, axis=axes),
+            shards.take_shard(state.carry, shard, count, axis=0),
+            shards.take_shard(batch, shard, count, axis=axes),
             key=noise_key(state, None if count == 1 else shard),
         )
         return found.values

@@ -65,17 +65,17 @@ class Experiment(NamedTuple):
         return sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def epochs(self) -> float:
-        """Return how often the training part is read."""
+        """Return the number of epochs."""
         return self.config.training.steps / self.dataset.steps_per_epoch
 
     def shard_bytes(self) -> int:
-        """Return the bytes that shards add: parameters and a gradient for each."""
+        """Return the bytes that shards add: copies of parameters and gradients."""
         shards = splits.shard_count(self.config.training)
         params = jax.eval_shape(self.initial_state).params
         return 2 * shards * _bytes(params) if shards > 1 else 0
 
     def require_memory(self) -> None:
-        """Raise `BadInput` for a state that cannot fit the memory of this machine."""
+        """Raise `BadInput` if the state exceeds the memory of this machine."""
         state = jax.eval_shape(self.initial_state)
         needed = 2 * _bytes(state) + self.shard_bytes()  # before and after a step
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -38,8 +38,8 @@ class Programs:
         job = self._job
         if job.shards == 1:
             return self._jitted.lower(state, batches).compile()
-        return shards.program(
-            halves(job.task, job.model, job.optimizer),
+        return shards.compile_steps(
+            step_parts(job.task, job.model, job.optimizer),
             state,
             batches,
             batch_axes=job.dataset.batch_axes,
@@ -47,11 +47,11 @@ class Programs:
         )
 
 
-def halves(task: Task, model: Layer, optimizer: Any) -> shards.Halves:
-    """Return a training step in two halves: gradient of one shard, update from all."""
+def step_parts(task: Task, model: Layer, optimizer: Any) -> shards.StepParts:
+    """Return a training step as the gradient of one shard and the update of all."""
 
     def gradient(state: TrainState, carry: Any, batch: Batch, shard: Any) -> Any:
         key = steps.noise_key(state, shard)
         return steps.gradient(task, model, state.params, carry, batch, key)
 
-    return shards.Halves(gradient, functools.partial(steps.update, optimizer))
+    return shards.StepParts(gradient, functools.partial(steps.update, optimizer))

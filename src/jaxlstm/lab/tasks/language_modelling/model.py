@@ -49,16 +49,16 @@ def cell(model: schema.Model) -> Cell:
     drop, zoneout, learned initial state.
     """
     factory: Callable[..., Cell] = getattr(jl, model.cell.name)
-    made = factory(**model.cell.model_dump(exclude={"name"}))
+    wrapped = factory(**model.cell.model_dump(exclude={"name"}))
     if model.cell_clip is not None:
-        made = jl.clip_cell(made, model.cell_clip)
+        wrapped = jl.clip_cell(wrapped, model.cell_clip)
     if model.recurrent_dropout:
-        made = jl.recurrent_dropout(made, model.recurrent_dropout)
+        wrapped = jl.recurrent_dropout(wrapped, model.recurrent_dropout)
     x_rate, h_rate = model.variational_dropout_x, model.variational_dropout_h
     if x_rate or h_rate:
-        made = jl.variational_dropout(made, x_rate=x_rate, h_rate=h_rate)
+        wrapped = jl.variational_dropout(wrapped, x_rate=x_rate, h_rate=h_rate)
     if model.weight_drop:
-        made = jl.weight_drop(made, model.weight_drop)
+        wrapped = jl.weight_drop(wrapped, model.weight_drop)
     if model.zoneout_h or model.zoneout_c:
-        made = jl.zoneout(made, h_rate=model.zoneout_h, c_rate=model.zoneout_c)
-    return jl.learned_initial_state(made) if model.learned_initial_state else made
+        wrapped = jl.zoneout(wrapped, h_rate=model.zoneout_h, c_rate=model.zoneout_c)
+    return jl.learned_initial_state(wrapped) if model.learned_initial_state else wrapped
