@@ -400,7 +400,9 @@ def test_the_newest_checkpoint_has_the_largest_step(tmp_path):
 
 def test_a_missing_step_lists_the_existing_ones(tmp_path):
     checkpoints.save(tmp_path, 5, small_tree(), {})
-    with pytest.raises(CheckpointError, match="no checkpoint of step 6; it has 5"):
+    with pytest.raises(
+        CheckpointError, match="got step 6, expected the step of a checkpoint: 5"
+    ):
         checkpoints.restore(tmp_path, 6, small_tree())
 
 

@@ -363,10 +363,10 @@ def _require_equal_trees(
     stored = {
         paths[leaf.path]: Spec(leaf.shape, leaf.dtype) for leaf in manifest.leaves
     }
-    wanted = {path: spec(path, leaf) for path, leaf in expected.items()}
+    expected_specs = {path: spec(path, leaf) for path, leaf in expected.items()}
     lines = [
         f"checkpoint {manifest.step:06d}: {difference} in this config"
-        for difference in differences(stored, wanted)
+        for difference in differences(stored, expected_specs)
     ]
     if lines:
         raise CheckpointError("\n".join(lines))
@@ -374,8 +374,10 @@ def _require_equal_trees(
 
 def _existing(root: Path, step: int) -> Path:
     """Return the directory of the checkpoint of `step`."""
-    known = steps(root)
-    if step not in known:
-        have = ", ".join(map(str, known)) or "no checkpoints"
-        raise CheckpointError(f"{root}: no checkpoint of step {step}; it has {have}")
+    stored = steps(root)
+    if step not in stored:
+        expected = ", ".join(map(str, stored)) or "none, as it has no checkpoints"
+        raise CheckpointError(
+            f"{root}: got step {step}, expected the step of a checkpoint: {expected}"
+        )
     return directory_of(root, step)

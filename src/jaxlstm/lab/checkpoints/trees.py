@@ -103,9 +103,9 @@ def differences(stored: Mapping[str, Spec], expected: Mapping[str, Spec]) -> lis
     paths = {**expected, **stored}
     pairs = {path: _contrast(stored.get(path), expected.get(path)) for path in paths}
     return [
-        f"{path}: got {got}, expected {wanted}"
-        for path, (got, wanted) in pairs.items()
-        if got != wanted
+        f"{path}: got {left}, expected {right}"
+        for path, (left, right) in pairs.items()
+        if left != right
     ]
 
 

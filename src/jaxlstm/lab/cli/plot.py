@@ -8,7 +8,9 @@ from jaxlstm.lab.cli.common import Arguments, Verb
 def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
     parser.add_argument(
-        "--out", metavar="FILE", help="image file for a comparison of several runs"
+        "--out",
+        metavar="FILE",
+        help="image file for a comparison of several runs; default: comparison.png",
     )
 
 

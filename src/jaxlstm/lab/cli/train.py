@@ -9,7 +9,9 @@ from jaxlstm.lab.cli.common import Arguments, Verb
 
 def _declare(parser: argparse.ArgumentParser) -> None:
     common.declare_config(parser)
-    parser.add_argument("--run", metavar="DIR", help="the run directory")
+    parser.add_argument(
+        "--run", metavar="DIR", help="the run directory; default: a new one in runs/"
+    )
     parser.add_argument(
         "--resume",
         choices=["never", "auto"],
