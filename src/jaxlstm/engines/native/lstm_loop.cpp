@@ -23,7 +23,7 @@
 //
 // Parallelism. The members of a team form a grid: rows of the batch by slices of the
 // hidden units. Members that share rows need each other's h (δ in the backward pass) and
-// synchronize at a barrier once per step; other members never do. The weights are packing_barrier
+// synchronize at a barrier once per step; other members never do. The weights are packed
 // once into panels, and the share of each member stays in its cache for all steps. With
 // few rows, reading the panels of W_x would dominate: x is then projected for several
 // steps at once. Each number is the same sum in the same order for any number of members.
