@@ -36,7 +36,7 @@ PEERS = tuple(name for name in peers.FILES if not name.startswith("jaxlstm"))
 
 @pytest.fixture
 def relaxed():
-    """JAX's usual rules: the peers promote and broadcast as they like."""
+    """Use the default promotion rules of JAX, which the other libraries need."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -102,7 +102,7 @@ VARIANTS = {
 
 @functools.cache
 def results(name: str, case: Case):
-    """(outputs, gradient of the inputs), time first; None for what it does not do."""
+    """Return outputs and input gradient, time first; None if unsupported."""
     inputs, contender = cases.draw(case), peers.find(name)
     forward = contender.forward(case, inputs)
     hs = np.swapaxes(np.asarray(forward.compile().run()), 0, forward.time_axis)
@@ -119,7 +119,7 @@ def results(name: str, case: Case):
 
 
 def assert_agree(name: str, case: Case) -> None:
-    """The contender's numbers are those of the reference engine."""
+    """Assert that a contender computes the numbers of the reference engine."""
     wanted, found = results("jaxlstm scan", case), results(name, case)
     assert found[0].shape == (case.time, case.batch, case.output_size)
     for one, other in zip(found, wanted, strict=True):
@@ -144,7 +144,7 @@ def test_checkpoints_agree(relaxed):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", ["jaxlstm", *PEERS])
 def test_all_libraries_compute_the_same_numbers(name, variant, relaxed):
-    """Outputs, and the gradient of the inputs, which needs every weight in place."""
+    """Compares outputs, and the gradient of the inputs, which uses every weight."""
     pytest.importorskip(peers.FILES[name][1])
     case = SMALL._replace(**VARIANTS[variant])
     reason = peers.find(name).supports(case)
@@ -158,7 +158,7 @@ def test_all_libraries_compute_the_same_numbers(name, variant, relaxed):
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", PEERS)
 def test_single_steps_of_all_libraries_agree(name, relaxed):
-    """The third output from a state that is fed back."""
+    """Compares the third output, with the state fed back."""
     pytest.importorskip(peers.FILES[name][1])
     case = Case("stream", 1, 2, 3, 5, measures=("step",))
     thirds = []
@@ -189,7 +189,7 @@ def test_missing_packages_are_reported(monkeypatch):
 
 
 class Clock:
-    """Time that passes when a program runs or is compiled."""
+    """A simulated clock that advances when a program runs or is compiled."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -239,8 +239,8 @@ def test_a_case_returns_rows_and_refusals():
     assert found["fast", "temp training"] == (7, 7, 7, 1)
     assert ("eager", "compile training") not in found
     assert ("no run", "training") not in found
-    said = {(r.contender, r.what): r.reason for r in refusals}
-    assert said == {
+    reasons = {(r.contender, r.what): r.reason for r in refusals}
+    assert reasons == {
         **{("no supports", w): "not for me" for w in ("forward", "training")},
         **{
             (f"no {where}", what): f"failed: {reason}"
@@ -265,7 +265,7 @@ def test_a_case_may_select_contenders_and_skip_running():
 
 
 def test_compared_cases_run_in_alternation():
-    """All runs of both cases, in one alternation."""
+    """The runs of both cases alternate."""
     clock, order = Clock(), []
 
     def contender(name: str) -> Contender:
@@ -307,7 +307,7 @@ def test_the_peak_includes_the_memory_of_a_run(monkeypatch):
 
 
 def test_an_order_in_json_is_run(relaxed, monkeypatch):
-    """All but the process: the case survives JSON, and the rows come back."""
+    """The case is read from JSON, and the rows are returned, without a process."""
     case = SMALL._replace(group="grid", measures=("training",))
     asked = {"cases": [case._asdict()], "contenders": ["jaxlstm scan"]}
     asked |= {"seconds": 0.0, "peak": None}
@@ -359,14 +359,14 @@ def test_cases_and_peaks_run_in_separate_processes(monkeypatch):
         SMALL._replace(group="compile", time=t, runs=False, contenders=("haiku",))
         for t in (7, 9)
     ]
-    said: list[str] = []
+    lines: list[str] = []
     result = harness.run(
         [SMALL, *compiled],
         ["jaxlstm", "torch", "haiku"],
         seconds=2.0,
         cores=2,
         peaks=True,
-        say=said.append,
+        say=lines.append,
         save=lambda result: saved.append(json.dumps(result)),
     )
     assert orders == [
@@ -374,7 +374,7 @@ def test_cases_and_peaks_run_in_separate_processes(monkeypatch):
         ([SMALL.name], ["jaxlstm"], 0.0, "training"),
         ([case.name for case in compiled], ["haiku"], 2.0, None),
     ]
-    assert said[0] == "torch: not installed"
+    assert lines[0] == "torch: not installed"
     assert result["absent"] == {"torch": "not installed"}
     assert [r["what"] for r in result["rows"]].count("peak training") == 1
     assert result["chosen"] == {SMALL.name: "scan", compiled[0].name: "scan"}
@@ -402,13 +402,13 @@ def test_a_crash_is_reported_for_each_contender_of_the_process(monkeypatch):
 
 def test_a_process_over_the_time_limit_is_stopped(monkeypatch):
     monkeypatch.setattr(harness, "LIMIT", 0.2)
-    said = harness._process([sys.executable, "-c", "import time; time.sleep(60)"])
-    assert said == "the process did not end within 0 s"
+    failure = harness._process([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert failure == "the process did not end within 0 s"
 
 
 @pytest.mark.thorough
 def test_the_command_measures_one_case(tmp_path, monkeypatch, capsys):
-    """Everything for once: processes, JSON, the peak."""
+    """Includes the processes, the JSON file and the peak memory."""
     monkeypatch.setattr(cases, "CASES", (SMALL,))
     out = tmp_path / "result.json"
     words = ["run", "--peers", "jaxlstm scan", "--seconds", "0", "--out", str(out)]
@@ -421,7 +421,7 @@ def test_the_command_measures_one_case(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["run", "--cases", "gird"], "cases: got 'gird', expected one of grid"),
         (["run", "--peers", "tourch"], "peers: got 'tourch', expected one of"),
@@ -433,10 +433,10 @@ def test_the_command_measures_one_case(tmp_path, monkeypatch, capsys):
         ),
     ],
 )
-def test_an_invalid_command_line_prints_one_line(words, said, capsys):
+def test_an_invalid_command_line_prints_one_line(words, message, capsys):
     assert __main__.main(words) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -455,7 +455,7 @@ QUICK, SLOW = Case("compile", 10, 2, 3, 4), Case("compile", 1000, 2, 3, 4)
 
 
 def made_up():
-    """Twice as fast as torch at one point, half as fast at the other."""
+    """Return a result twice as fast as torch in one case, half as fast in another."""
     a, b = FIRST.name, SECOND.name
     rows = [
         row(a, "jaxlstm", "training", 0.001, 0.0001),
@@ -524,7 +524,7 @@ def test_the_table_of_times(made):
 
 
 def with_native():
-    """The same, with an engine that is chosen by name and with traces."""
+    """Return the result of `made_up` with rows of the native engine and of traces."""
     a, plain = FIRST.name, made_up()
     more = ["jaxlstm native", "jaxlstm trace", "jaxlstm native trace"]
     plain["contenders"] = [*plain["contenders"], *more]
@@ -552,7 +552,7 @@ def test_the_table_of_traces(made):
         "| :--- | ---: | ---: |\n"
         "| grid-10-2-3-4 | 1.20x | 1.50x |"
     )
-    assert tables.traces(made).count("\n") == 1  # heads and rule: left out of the page
+    assert tables.traces(made).count("\n") == 1  # only the header, so the page omits it
 
 
 def test_the_tables_of_growth_and_compile_time(made):
@@ -582,7 +582,7 @@ def test_faster_libraries_are_listed(made):
 
 
 def with_torch_off_by(half):
-    """The same, with torch's times at the first point so far apart."""
+    """Return the result of `made_up` with this half-width of torch's first time."""
     a, plain = FIRST.name, made_up()
     plain["rows"] = [
         r for r in plain["rows"] if (r["case"], r["contender"]) != (a, "torch")
@@ -599,13 +599,13 @@ def test_noisy_times_are_listed(made):
 
 
 def test_stalled_times_have_no_ratio():
-    """Or it would make ours look fast; the time itself is told."""
+    """They would exaggerate our speed; the time itself is still in the table."""
     noisy, stalled = (with_torch_off_by(half) for half in (0.0005, 0.0007))
     assert "| 2.00x | 3.00x |" in tables.times(noisy, [FIRST.name], "training")
-    told = tables.times(stalled, stalled.cases("grid"), "training").splitlines()
-    assert "| - | 3.00x |" in told[2]
-    assert "| 2.00 ± 0.70 |" in told[2]
-    assert "| 0.50x | 3.00x |" in told[-1]  # the mean of what is known
+    lines = tables.times(stalled, stalled.cases("grid"), "training").splitlines()
+    assert "| - | 3.00x |" in lines[2]
+    assert "| 2.00 ± 0.70 |" in lines[2]
+    assert "| 0.50x | 3.00x |" in lines[-1]  # the mean of the known ratios
     assert pictures._to_torch(noisy, FIRST.name, "training", "jaxlstm") == 2.0
     assert pictures._to_torch(stalled, FIRST.name, "training", "jaxlstm") == 0.0
 
@@ -621,7 +621,7 @@ def test_text_outside_of_the_markers_is_kept(tmp_path):
     assert text.startswith(f"before\n\n{report.BEGIN}\n\n## two\n\n2026-11-22, 2 of 4 ")
     assert text.endswith(f"\n\n{report.END}\nafter\n")
     assert "old" not in text
-    for said in (
+    for expected in (
         "A Processor (avx2), 25.3 GB, Linux 6, Python 3.11.7. jaxlstm 0.1.0; commit",
         "Settings: `XLA_FLAGS=--x`.",
         "- grid-20-2-3-4, training: torch is 2.00x faster",
@@ -631,7 +631,7 @@ def test_text_outside_of_the_markers_is_kept(tmp_path):
         "(results/two-ratio.png)",
         "(results/two-growth.png)",
     ):
-        assert said in text
+        assert expected in text
     assert "keras None" not in text
     assert "Forward" not in text  # nothing was measured of it
     pictures = {place / "two-ratio.png", place / "two-growth.png"}

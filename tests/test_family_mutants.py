@@ -1,6 +1,6 @@
-"""Every seeded bug of the cells and wrappers is killed by a check meant for its file.
+"""Every seeded bug of the cells and wrappers is found by a check of its file.
 
-As in `test_mutants`, a mutant is dead when a check says so by an `AssertionError`.
+As in `test_mutants`, a mutant is killed if a check raises an `AssertionError`.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.mutants
 
 MUTANTS = [*CELL_MUTANTS, *WRAPPER_MUTANTS]
 PLAIN = registry.Option("plain", "mask", reverse=True)
-BEGINNINGS = registry.Option("beginnings", "mask", resets=True)
+RESETS = registry.Option("initial states", "mask", resets=True)
 
 
 def named(rows, name: str):
@@ -48,12 +48,12 @@ def named(rows, name: str):
 # -- cells -----------------------------------------------------------------------
 
 
-def agrees(jl, cell_name: str, wrapper_name: str = "none") -> None:
-    """Values, gates and the derivative along a direction, as the oracle has them."""
+def assert_agrees(jl, cell_name: str, wrapper_name: str = "none") -> None:
+    """Assert that values, gates and a directional derivative equal the oracle's."""
     row = named(registry.CELLS, cell_name)
     wrapper = named(registry.WRAPPERS, wrapper_name)
     cell, model = wrapper.wrap(row.make(), row), wrapper.model(row.model, row)
-    option = BEGINNINGS if "learned" in wrapper_name else PLAIN
+    option = RESETS if "learned" in wrapper_name else PLAIN
     rng = np.random.default_rng(11)
     with jax.enable_x64(True):
         inputs, steps = registry.draw(rng, row, cell, option)
@@ -70,7 +70,7 @@ def agrees(jl, cell_name: str, wrapper_name: str = "none") -> None:
         got, moved = jax.jit(lambda *pair: jax.jvp(answer, *zip(pair)))(
             inputs, direction
         )
-    wanted, slope = family_oracle.along(
+    expected, slope = family_oracle.along(
         model,
         registry.question(inputs),
         registry.question(direction),
@@ -78,29 +78,31 @@ def agrees(jl, cell_name: str, wrapper_name: str = "none") -> None:
         registry.which(option, steps),
         len(row.space),
     )
-    same(tuple(map(family_oracle.plain, got)), wanted)
+    assert_same(tuple(map(family_oracle.plain, got)), expected)
     moved = tuple(map(family_oracle.plain, moved))
-    same(family_oracle.dot(moved, tuple(map(family_oracle.plain, weights))), slope)
+    assert_same(
+        family_oracle.dot(moved, tuple(map(family_oracle.plain, weights))), slope
+    )
 
 
-def same(got, wanted) -> None:
-    pairs = zip(family_oracle.leaves(got), family_oracle.leaves(wanted), strict=True)
+def assert_same(got, expected) -> None:
+    pairs = zip(family_oracle.leaves(got), family_oracle.leaves(expected), strict=True)
     for one, other in pairs:
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-def check(*cells: str):
-    """The cells of the registry that a file makes agree with the oracle."""
-    return lambda jl: [agrees(jl, cell) for cell in cells]
+def agrees(*cells: str):
+    """Return a check that these cells of the registry agree with the oracle."""
+    return lambda jl: [assert_agrees(jl, cell) for cell in cells]
 
 
-def under(*wrappers: str):
-    """The plain LSTM agrees with the oracle under these wrappers."""
-    return lambda jl: [agrees(jl, "lstm", wrapper) for wrapper in wrappers]
+def agrees_in(*wrappers: str):
+    """Return a check that the plain LSTM in these wrappers agrees."""
+    return lambda jl: [assert_agrees(jl, "lstm", wrapper) for wrapper in wrappers]
 
 
 def check_activations(factory: str):
-    """Each of the three functions does its own work."""
+    """Return a check that each of the three activations is applied in its place."""
 
     def run(jl) -> None:
         cell = getattr(jl, factory)(
@@ -142,8 +144,8 @@ def three(c):
     return 0 * c + 3.0
 
 
-def check_beginnings(jl) -> None:
-    """What `init` draws: biases on their gates, scales of one, sizes by fan-in."""
+def check_init(jl) -> None:
+    """`init` sets the biases of each gate, and scales weights by their fan-in."""
     key = jax.random.key(0)
     assert not np.any(jl.classic_lstm().init(key, 2, 3).b)
     assert np.all(jl.classic_lstm(init="chrono").init(key, 2, 3).b[0] < 0)
@@ -194,7 +196,7 @@ def check_refusals(jl) -> None:
 
 
 def check_hidden_edits(jl) -> None:
-    """A mask on h acts on what the recurrent product reads, and on nothing else."""
+    """A mask on h affects the input of the recurrent product only."""
     for factory in (jl.classic_lstm, jl.gru, jl.lstm):
         cell = factory()
         params = cell.init(jax.random.key(0), 2, 3)
@@ -202,7 +204,9 @@ def check_hidden_edits(jl) -> None:
         z = cell.project(params, jnp.ones(2))
         edit = jl.cells.base.Edit(hidden=jnp.zeros_like)
         blind = params._replace(w_h=jnp.zeros_like(params.w_h))
-        same(cell.step(params, state, z, edit=edit)[0], cell.step(blind, state, z)[0])
+        assert_same(
+            cell.step(params, state, z, edit=edit)[0], cell.step(blind, state, z)[0]
+        )
 
 
 def check_candidate_edits(jl) -> None:
@@ -226,7 +230,7 @@ UNITS, STEPS, KEY = 500, 4, 5
 
 
 def noisy_trace(jl, wrap, *, key=KEY, cell=None, features=1, **options):
-    """A trace of STEPS steps of two equal rows of UNITS units, under noise."""
+    """Return a trace of STEPS steps of two equal rows of UNITS units, with noise."""
     wrapped = wrap(jl.lstm() if cell is None else cell)
     shape = (features, 4, UNITS)
     params = jl.LSTMParams(
@@ -244,7 +248,7 @@ def share(mask) -> float:
 
 
 def check_zoneout(jl) -> None:
-    """Units keep c and h at their own rates; a mask of its own each step and row."""
+    """c and h are kept at their own rates, with a new mask for each step and row."""
     state, gates = noisy_trace(jl, lambda c: jl.zoneout(c, h_rate=0.2, c_rate=0.6))
     h, c = (np.concatenate([np.zeros_like(v[:1]), v]) for v in state)
     made = np.asarray(gates.f) * c[:-1] + np.asarray(gates.i) * np.asarray(gates.g)
@@ -264,7 +268,7 @@ def check_zoneout(jl) -> None:
 
 
 def check_variational(jl) -> None:
-    """One mask a sequence on x and on h as the gates read it; both rows differ."""
+    """One mask per sequence and row is applied to x, and one to h."""
     cell = jl.lstm(gate_activation="identity", output_activation=three)
     wrapped = jl.variational_dropout(cell, x_rate=0.2, h_rate=0.6)
     n = 300
@@ -289,7 +293,7 @@ def check_variational(jl) -> None:
 
 
 def check_recurrent_dropout(jl) -> None:
-    """Candidates are dropped, memory is not; a mask of its own each step and row."""
+    """Candidates are dropped and c is not, with a new mask for each step and row."""
     cell = jl.lstm(candidate_activation=two)
     trace = noisy_trace(jl, lambda c: jl.recurrent_dropout(c, 0.3), cell=cell)
     state, gates = trace
@@ -316,15 +320,15 @@ def check_weight_drop(jl) -> None:
     np.testing.assert_allclose(dropped.w_h, kept, rtol=1e-6)
     assert np.array_equal(dropped.w_x, params.w_x)
     hs = jl.unroll(cell, params, xs, key=jax.random.key(KEY))[1]
-    same(hs, jl.unroll(jl.lstm(), dropped, xs)[1])
+    assert_same(hs, jl.unroll(jl.lstm(), dropped, xs)[1])
     nameless = jl.Cell(
         lambda key, d, h, *, dtype=None: (jnp.ones((d, h)),), *jl.lstm()[1:]
     )
     refuses("w_h", lambda: jl.weight_drop(nameless, 0.3).init(jax.random.key(0), 2, 3))
 
 
-def check_silence(jl) -> None:
-    """Without a key a dropout is nothing; with one it is the same for the same key."""
+def check_keys(jl) -> None:
+    """Without a key nothing is dropped; the same key gives the same noise."""
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 4)
     xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
@@ -335,7 +339,7 @@ def check_silence(jl) -> None:
         jl.weight_drop(cell, 0.5),
         jl.zoneout(cell),
     ):
-        same(jl.unroll(wrapped, params, xs), plain)
+        assert_same(jl.unroll(wrapped, params, xs), plain)
         one, again, other = (
             jl.unroll(wrapped, params, xs, key=jax.random.key(k))[1] for k in (1, 1, 2)
         )
@@ -354,7 +358,7 @@ def check_silence(jl) -> None:
 
 
 def check_nesting(jl) -> None:
-    """Each wrapper draws noise of its own, and hands the inner one its key."""
+    """Each wrapper draws independent noise and passes a key to the inner one."""
     twice = noisy_trace(jl, lambda c: jl.zoneout(jl.zoneout(c, c_rate=0.5), c_rate=0.5))
     c = np.asarray(twice.state.c)
     keeps = np.isclose(c[1:], c[:-1], rtol=1e-6, atol=0)
@@ -370,7 +374,7 @@ def check_nesting(jl) -> None:
 
 
 def check_order(jl) -> None:
-    """The edit of an inner wrapper comes first, and the outer one is not lost."""
+    """The edit of the inner wrapper is applied first, then that of the outer one."""
     cell = jl.zoneout(jl.clip_cell(jl.lstm(), 0.01), h_rate=0.5)
     params = cell.init(jax.random.key(0), 3, 4)
     z = cell.project(params, jnp.ones(3))
@@ -391,15 +395,15 @@ def check_learned(jl) -> None:
 
 
 STATE_CHECKS = [
-    under("clip", "learned initial state", "taps"),
-    check_silence,
+    agrees_in("clip", "learned initial state", "taps"),
+    check_keys,
     check_nesting,
     check_learned,
     check_refusals,
 ]
 NOISE_CHECKS = [
-    under("zoneout"),
-    check_silence,
+    agrees_in("zoneout"),
+    check_keys,
     check_zoneout,
     check_variational,
     check_recurrent_dropout,
@@ -408,41 +412,41 @@ NOISE_CHECKS = [
     check_order,
 ]
 CHECKS = {
-    CLASSIC: [check("classic"), check_activations("classic_lstm"), check_beginnings,
+    CLASSIC: [agrees("classic"), check_activations("classic_lstm"), check_init,
               check_hidden_edits, check_candidate_edits],
-    PEEPHOLE: [check("peephole"), check_activations("peephole_lstm"), check_beginnings,
-               lambda jl: agrees(jl, "peephole", "clip")],
-    COUPLED: [check("coupled", "coupled with peepholes"),
-              check_activations("coupled_lstm"), check_beginnings],
-    PROJECTED: [check("projected"), check_activations("projected_lstm"),
-                check_beginnings, lambda jl: agrees(jl, "projected", "clip")],
-    NORMALIZED: [check("layer norm"), check_activations("layer_norm_lstm"),
-                 check_beginnings],
-    CONVOLUTIONAL: [check("conv"), check_activations("conv_lstm"), check_beginnings,
-                    lambda jl: agrees(jl, "conv", "clip")],
-    SIMPLE: [check("simple rnn"), check_refusals],
-    GRU: [check("gru", "gru of the paper"), check_activations("gru"),
-          check_beginnings, check_hidden_edits, check_candidate_edits, check_refusals],
-    PARAMETERS: [check_refusals, check_beginnings, check("projected")],
+    PEEPHOLE: [agrees("peephole"), check_activations("peephole_lstm"), check_init,
+               lambda jl: assert_agrees(jl, "peephole", "clip")],
+    COUPLED: [agrees("coupled", "coupled with peepholes"),
+              check_activations("coupled_lstm"), check_init],
+    PROJECTED: [agrees("projected"), check_activations("projected_lstm"),
+                check_init, lambda jl: assert_agrees(jl, "projected", "clip")],
+    NORMALIZED: [agrees("layer norm"), check_activations("layer_norm_lstm"),
+                 check_init],
+    CONVOLUTIONAL: [agrees("conv"), check_activations("conv_lstm"), check_init,
+                    lambda jl: assert_agrees(jl, "conv", "clip")],
+    SIMPLE: [agrees("simple rnn"), check_refusals],
+    GRU: [agrees("gru", "gru of the paper"), check_activations("gru"),
+          check_init, check_hidden_edits, check_candidate_edits, check_refusals],
+    PARAMETERS: [check_refusals, check_init, agrees("projected")],
     **dict.fromkeys((CLIPPING, LEARNING, TAPPING), STATE_CHECKS),
     **dict.fromkeys((ZONES, DROPPING, WEIGHTS), NOISE_CHECKS),
-    BASE: [check_order, check_silence, under("taps on zoneout on learned"),
+    BASE: [check_order, check_keys, agrees_in("taps on zoneout on learned"),
            check_nesting, check_zoneout, check_variational, check_recurrent_dropout,
            check_learned, check_refusals],
 }  # fmt: skip
 
 
 @contextlib.contextmanager
-def planted(mutant, folder, monkeypatch):
-    """The mutated library, which the registry then makes its cells with."""
+def with_bug(mutant, folder, monkeypatch):
+    """Yield the library with a bug; the registry builds its cells from it."""
     plant(mutant, folder)
     with imported_from(folder) as jl, monkeypatch.context() as patch:
         patch.setattr(registry, "jl", jl)
-        with jax.disable_jit():  # every mutant would be compiled anew
+        with jax.disable_jit():  # each mutant would need its own compilation
             yield jl
 
 
-def test_there_are_enough_of_them(record_property):
+def test_number_of_mutants(record_property):
     names = [mutant.name for mutant in MUTANTS]
     record_property("family_mutants", len(names))
     assert len(set(names)) == len(names) >= 60
@@ -450,7 +454,7 @@ def test_there_are_enough_of_them(record_property):
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_killed(mutant, tmp_path, monkeypatch):
-    with planted(mutant, tmp_path, monkeypatch) as jl:
+    with with_bug(mutant, tmp_path, monkeypatch) as jl:
         for run in CHECKS[mutant.file]:
             try:
                 run(jl)
@@ -460,7 +464,7 @@ def test_mutant_is_killed(mutant, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", CHECKS)
-def test_the_unmutated_copy_lives(file, tmp_path, monkeypatch):
-    with planted(UNMUTATED, tmp_path, monkeypatch) as jl:
+def test_unmutated_copy_passes_every_check(file, tmp_path, monkeypatch):
+    with with_bug(UNMUTATED, tmp_path, monkeypatch) as jl:
         for run in CHECKS[file]:
             run(jl)

@@ -1,4 +1,4 @@
-"""The notebooks run from a clean kernel, quietly, and match their text."""
+"""The notebooks run in a clean kernel without warnings and match their scripts."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from nbclient import NotebookClient
 STRICT = """
 import warnings
 warnings.simplefilter("error")
-warnings.filterwarnings("default", module="ipykernel")  # it warns of itself at its end
+warnings.filterwarnings("default", module="ipykernel")  # warns at exit
 """
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_notebooks():
+def test_all_notebooks_are_found():
     assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04"]
 
 
@@ -31,16 +31,16 @@ def test_notebook_runs(path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    said = [
+    warnings = [
         output.text for output in outputs(notebook) if output.get("name") == "stderr"
     ]
-    assert said == []
+    assert warnings == []
     assert not any(output.output_type == "error" for output in outputs(notebook))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_keeps_its_pictures_and_its_text(path):
-    """What is stored came of this text, in this order, without an error."""
+def test_stored_outputs_match_the_script(path):
+    """The stored outputs belong to this text and were produced in order."""
     notebook = nbformat.read(path, as_version=4)
     text = jupytext.read(path.with_suffix(".py"))
     assert [cell.source for cell in notebook.cells] == [c.source for c in text.cells]

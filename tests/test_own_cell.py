@@ -27,13 +27,13 @@ T, B, D, H = 6, 4, 3, 5
 
 
 @pytest.fixture(autouse=True)
-def as_in_a_notebook():
-    """JAX as it comes: dtypes are promoted, and `[H]` is added to `[B, H]`."""
+def default_promotion():
+    """Use the default promotion rules of JAX, as in a notebook of a user."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
-# -- what a user writes ------------------------------------------------------------
+# -- the code of a user ------------------------------------------------------------
 #
 #    f = σ(W_f x + U_f h + b_f)        g = tanh(W_g x + U_g (f ⊙ h) + b_g)
 #    h = (1 - f) ⊙ h + f ⊙ g
@@ -66,11 +66,11 @@ def step(params, state, z):
 
 MGU = jl.Cell(init, initial_state, project, step)
 
-# -- end of what a user writes -----------------------------------------------------
+# -- end of the code of a user -----------------------------------------------------
 
 
 def tied(key, input_size, hidden_size, *, dtype=jnp.float32):
-    """Parameters two of which are one array, as `[u] * 2` makes them."""
+    """Return parameters that contain one array twice."""
     params = init(key, input_size, hidden_size, dtype=dtype)
     return params | {"u": [params["u"][0]] * 2}
 
@@ -83,7 +83,7 @@ def problem(dtype=jnp.float32):
 
 
 def loop(params, xs, state=None):
-    """Row by row and step by step, in plain Python."""
+    """Return the last state and the outputs, computed in NumPy step by step."""
     h = np.zeros(H) if state is None else np.asarray(state)
     (w_f, w_h), (u_f, u_h), (b_f, b_h) = (params[name] for name in "wub")
     hs = []
@@ -94,10 +94,10 @@ def loop(params, xs, state=None):
     return h, np.array(hs).reshape(-1, H)
 
 
-def test_it_is_twenty_lines():
+def test_the_cell_has_at_most_twenty_lines():
     sources = [inspect.getsource(part) for part in (State, *MGU[:4])]
     lines = [line for source in sources for line in source.splitlines() if line.strip()]
-    assert len(lines) + 1 <= 20  # and the line that makes the cell of them
+    assert len(lines) + 1 <= 20  # the +1 is the line that creates the cell
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -108,9 +108,9 @@ def test_lengths(reverse, x64):
     last, hs = jl.unroll(MGU, params, poisoned, state, lengths=lengths, reverse=reverse)
     for row, n in enumerate(lengths):
         there = xs[:n, row][::-1] if reverse else xs[:n, row]
-        h, wanted = loop(params, there, state.h[row])
+        h, expected = loop(params, there, state.h[row])
         assert_same(last.h[row], h)
-        assert_same(hs[:n, row], wanted[::-1] if reverse else wanted)
+        assert_same(hs[:n, row], expected[::-1] if reverse else expected)
         assert not hs[n:, row].any()
 
 
@@ -187,13 +187,13 @@ def test_rows_over_an_explicit_mesh():
     def loss(params, xs):
         return (jl.unroll(MGU, params, xs)[1] ** 2).sum()
 
-    wanted = jax.value_and_grad(loss)(params, xs)
+    expected = jax.value_and_grad(loss)(params, xs)
     with jax.set_mesh(mesh):
         placed = jax.device_put(xs, jax.NamedSharding(mesh, P(None, "rows", None)))
         everywhere = jax.device_put(params, jax.NamedSharding(mesh, P()))
         got = jax.jit(jax.value_and_grad(loss))(everywhere, placed)
         hs = jl.unroll(MGU, everywhere, placed)[1]
-    assert_same(jax.device_get(got), wanted, 1e-5)
+    assert_same(jax.device_get(got), expected, 1e-5)
     assert jax.typeof(hs).sharding.spec[1] == "rows"
 
 
@@ -204,16 +204,18 @@ def test_wrappers():
     kept = np.mean(np.asarray(hs[1:] == hs[:-1]))
     assert 0.3 < kept < 0.7
     learned = jl.learned_initial_state(MGU)
-    begun = learned.init(jax.random.key(0), D, H)._replace(state=State(jnp.ones(H)))
+    params_of_learned = learned.init(jax.random.key(0), D, H)._replace(
+        state=State(jnp.ones(H))
+    )
     start = State(jnp.ones((B, H)))
-    wanted = jl.unroll(MGU, begun.params, xs, start)
-    assert_same(jl.unroll(learned, begun, xs), wanted, 1e-6)
+    expected = jl.unroll(MGU, params_of_learned.params, xs, start)
+    assert_same(jl.unroll(learned, params_of_learned, xs), expected, 1e-6)
     with pytest.raises(ValueError, match="takes no edit"):
         jl.variational_dropout(MGU, h_rate=0.5)
 
 
-def test_the_trainer():
-    """A text that repeats itself, learnt: from log(8) nats to hardly any."""
+def test_training_in_lab():
+    """A periodic text is learnt: the loss falls from log(8) nats to almost 0."""
     tokens = np.tile(np.random.default_rng(0).permutation(8), 400).astype(np.int32)
     options = schema.Training(
         steps=120, batch_size=4, window=16, steps_per_dispatch=20, log_every=20,
@@ -243,10 +245,10 @@ def test_the_trainer():
     assert losses[-1] < 0.1 < 0.5 < losses[0]
 
 
-# -- what is not quite right, in words ---------------------------------------------
+# -- error messages ----------------------------------------------------------------
 
 
-def test_a_state_without_h():
+def test_a_state_without_h_is_refused_unless_emit_is_given():
     Other = NamedTuple("Other", [("s", jax.Array)])  # noqa: UP014
 
     def begin(params, batch_shape=(), *, dtype=None):
@@ -274,7 +276,7 @@ def test_a_state_without_h():
         (lambda h: (h,), "tuple without a field h"),
     ],
 )
-def test_a_step_that_gives_back_another_state(after, sentence):
+def test_a_step_that_returns_another_state_is_refused(after, sentence):
     def go(params, state, z):
         return after(step(params, state, z)[0].h), None
 
@@ -290,7 +292,7 @@ def test_16_bit_features_with_32_bit_params_are_explained():
         jl.unroll(MGU, params, xs.astype(jnp.bfloat16))
 
 
-def test_features_that_do_not_fit_the_params():
+def test_a_wrong_number_of_features_is_refused():
     params, xs, _ = problem()
     with pytest.raises((TypeError, ValueError), match="3"):
         jl.unroll(MGU, params, xs[..., :2])

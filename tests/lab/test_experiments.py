@@ -23,7 +23,7 @@ from jaxlstm.lab.reports import report as reports
 
 
 def train(book: Path, run: Path, **training):
-    sink = tiny.Silence()
+    sink = tiny.RecordingSink()
     trained = jl.lab.train(tiny.config(book, **training), run=run, sink=sink)
     return trained, sink
 
@@ -171,7 +171,7 @@ def check_interruptions_change_no_byte(
     assert "Traceback" not in err
     assert not whole.communicate(timeout=600)[1]
     assert arrays(interrupted) == arrays(place / "whole")
-    sink = tiny.Silence()
+    sink = tiny.RecordingSink()
     jl.lab.train(path, run=interrupted, resume="auto", sink=sink)
     assert "is finished" in sink.messages[0]
 
@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_is_skipped_and_written_again(library, tmp_path):
     data = bytearray(damaged.read_bytes())
     data[-1] ^= 1
     damaged.write_bytes(data)
-    sink = tiny.Silence()
+    sink = tiny.RecordingSink()
     jl.lab.resume(run, sink=sink)
     assert any("damaged" in message for message in sink.messages)
     assert arrays(run) == arrays(place / "whole")
@@ -207,7 +207,9 @@ def test_a_run_is_extended_by_resuming_it_with_more_steps(library, tmp_path):
     place, _, _ = library
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run, symlinks=True)
-    trained = jl.lab.resume(run, overrides=["training.steps=60"], sink=tiny.Silence())
+    trained = jl.lab.resume(
+        run, overrides=["training.steps=60"], sink=tiny.RecordingSink()
+    )
     assert trained.metrics()[-1]["step"] == 60
     train(place / "book.txt", tmp_path / "longer", steps=60)
     assert arrays(run) == arrays(tmp_path / "longer")
@@ -221,7 +223,9 @@ def test_a_run_of_config_version_1_resumes_in_one_shard(library, tmp_path):
     text = (run / "config.yaml").read_text().replace("  shards: 1\n", "")
     old = text.replace("config_version: 2", "config_version: 1")
     (run / "config.yaml").write_text(old)
-    trained = jl.lab.resume(run, overrides=["training.steps=45"], sink=tiny.Silence())
+    trained = jl.lab.resume(
+        run, overrides=["training.steps=45"], sink=tiny.RecordingSink()
+    )
     assert trained.config.training.shards == 1
     assert (run / "config.yaml").read_text() == (
         (place / "whole/config.yaml").read_text().replace("steps: 40\n", "steps: 45\n")
@@ -285,7 +289,7 @@ def test_resuming_restores_a_missing_best_mark(library, tmp_path):
     shutil.copytree(place / "whole", run, symlinks=True)
     (run / "checkpoints/best").unlink()
     (run / "state.json").unlink()
-    jl.lab.resume(run, sink=tiny.Silence())
+    jl.lab.resume(run, sink=tiny.RecordingSink())
     assert checkpoints.best(run / "checkpoints") == jl.lab.load(place / "whole").step
 
 
@@ -317,7 +321,7 @@ def test_an_invalid_prompt_is_refused_before_training(book, tmp_path):
     with pytest.raises(BadInput, match=r"sample\.prompt"):
         jl.lab.train(config, run=tmp_path / "run")
     config["data"]["document_separator"] = "gates"
-    trained = jl.lab.train(config, run=tmp_path / "run", sink=tiny.Silence())
+    trained = jl.lab.train(config, run=tmp_path / "run", sink=tiny.RecordingSink())
     assert len(trained.sample("")) == 9
 
 
@@ -340,7 +344,7 @@ def test_resuming_with_another_text_is_refused(tmp_path):
 def test_divergence_names_the_step_and_keeps_the_last_good_state(book, tmp_path):
     config = tiny.config(book) | {"optimizer": [{"sgd": {"learning_rate": 1e38}}]}
     with pytest.raises(Diverged, match=r"step \d+: the .* is not finite.*checkpoint"):
-        jl.lab.train(config, run=tmp_path / "run", sink=tiny.Silence())
+        jl.lab.train(config, run=tmp_path / "run", sink=tiny.RecordingSink())
     trained = jl.lab.load(tmp_path / "run")
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trained.params))
 
@@ -382,7 +386,7 @@ def test_an_interruption_names_the_command_that_resumes(book, tmp_path, monkeypa
 
     monkeypatch.setattr(experiments.interrupts, "stop_on_signal", stopped)
     with pytest.raises(Interrupted, match=r"step 5 of 40.*jaxlstm resume"):
-        jl.lab.train(tiny.config(book), run=tmp_path / "run", sink=tiny.Silence())
+        jl.lab.train(tiny.config(book), run=tmp_path / "run", sink=tiny.RecordingSink())
 
 
 def test_perplexity_is_reported_for_tokens(tmp_path):
@@ -396,7 +400,7 @@ def test_perplexity_is_reported_for_tokens(tmp_path):
         },
         "sample": {"prompt": "1 2 3", "length": 5},
     }
-    trained = jl.lab.train(config, run=tmp_path / "run", sink=tiny.Silence())
+    trained = jl.lab.train(config, run=tmp_path / "run", sink=tiny.RecordingSink())
     assert len(trained.sample().split()) == 5
     last = trained.metrics()[-1]
     assert last["perplexity"] == pytest.approx(np.exp(last["loss"]))

@@ -148,12 +148,12 @@ def test_a_resumed_run_with_noise_has_the_same_bits(tmp_path, name):
         "model": with_all_wrappers(name),
         "sample": {"prompt": "the ", "length": 5},
     }
-    whole = jl.lab.train(config, run=tmp_path / "whole", sink=tiny.Silence())
+    whole = jl.lab.train(config, run=tmp_path / "whole", sink=tiny.RecordingSink())
     assert whole.config.model.cell.name == name
     pictures = {path.stem for path in (tmp_path / "whole/plots").iterdir()}
     assert ("unit" in pictures) == (name != "gru")
 
-    class Stop(tiny.Silence):
+    class Stop(tiny.RecordingSink):
         def log(self, record):
             super().log(record)
             if record["step"] == 10 and record["split"] == "validation":
@@ -161,7 +161,7 @@ def test_a_resumed_run_with_noise_has_the_same_bits(tmp_path, name):
 
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         jl.lab.train(config, run=tmp_path / "cut", sink=Stop())
-    jl.lab.resume(tmp_path / "cut", sink=tiny.Silence())
+    jl.lab.resume(tmp_path / "cut", sink=tiny.RecordingSink())
     assert last_checkpoint(tmp_path / "cut") == last_checkpoint(tmp_path / "whole")
 
 

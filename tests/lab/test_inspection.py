@@ -88,7 +88,7 @@ def check_page(found: jl.lab.Inspection) -> str:
 def test_a_trained_run(book, tmp_path, capsys):
     run = tmp_path / "run"
     config = tiny.config(book, steps=10, validate_every=10)
-    jl.lab.train(config, run=run, sink=tiny.Silence())
+    jl.lab.train(config, run=run, sink=tiny.RecordingSink())
     assert cli.main(["inspect", str(run), "--text", "the cell keeps what "]) == 0
     assert f"{run}/inspect/findings.md, with 4 pictures" in capsys.readouterr().out
     assert json.loads((run / "inspect" / "findings.json").read_text())["step"] == 10

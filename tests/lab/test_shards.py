@@ -265,7 +265,7 @@ def two_cores(monkeypatch):
 
 @pytest.mark.usefixtures("two_cores")
 def test_a_run_keeps_the_number_chosen_for_auto(book, tmp_path, monkeypatch):
-    auto, sink = config(book, shards="auto", steps=0), tiny.Silence()
+    auto, sink = config(book, shards="auto", steps=0), tiny.RecordingSink()
     run = tmp_path / "run"
     trained = jl.lab.train(auto, run=run, sink=sink)
     assert trained.config.training.shards == 2
@@ -343,8 +343,8 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(book, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     steps = f"training.steps={newest_step(killed) // 20 * 20 + 40}"
-    jl.lab.resume(killed, overrides=[steps], sink=tiny.Silence())
-    jl.lab.train(path, overrides=[steps], run=whole, sink=tiny.Silence())
+    jl.lab.resume(killed, overrides=[steps], sink=tiny.RecordingSink())
+    jl.lab.train(path, overrides=[steps], run=whole, sink=tiny.RecordingSink())
     assert arrays(killed) == arrays(whole)
 
 

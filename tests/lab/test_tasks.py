@@ -47,7 +47,7 @@ def command(*words, **environment: str) -> subprocess.Popen[str]:
 
 def test_the_task_trains_evaluates_and_reports(tmp_path):
     trained = jl.lab.train(
-        sum_task.config(steps=200), run=tmp_path / "run", sink=tiny.Silence()
+        sum_task.config(steps=200), run=tmp_path / "run", sink=tiny.RecordingSink()
     )
     records = [r for r in trained.metrics() if r["split"] == "validation"]
     assert records[-1]["loss"] < records[0]["loss"] / 4

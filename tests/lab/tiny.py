@@ -51,7 +51,7 @@ def jaxlstm(*words: str | Path, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-class Silence:
+class RecordingSink:
     """A sink that records everything and prints nothing."""
 
     def __init__(self) -> None:
