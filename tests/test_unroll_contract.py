@@ -44,9 +44,10 @@ def test_full_lengths_equal_no_lengths(jit):
 def test_a_ragged_row_equals_the_truncated_row(x64):
     params, xs, state = problem(dtype=jnp.float64)
     last, hs = jl.unroll(CELL, params, xs, state, lengths=jnp.array([0, 2, T, 5]))
+    run = jax.jit(lambda params, xs, state: jl.unroll(CELL, params, xs, state))
     for row, length in enumerate([0, 2, T, 5]):
         alone = jl.LSTMState(state.h[row], state.c[row])
-        one, short = jl.unroll(CELL, params, xs[:length, row], alone)
+        one, short = run(params, xs[:length, row], alone)
         assert_same((last.h[row], last.c[row]), one, 1e-12)
         assert_same(hs[:length, row], short, 1e-12)
 
@@ -138,15 +139,23 @@ def test_a_reset_uses_the_cells_initial_state():
     assert_same(got, jl.unroll(CELL, params, xs), 1e-6)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_a_split_sequence_equals_the_whole(reverse, x64):
+@pytest.mark.parametrize(
+    ("reverse", "cuts"),
+    [
+        (False, (0, 3, T)),
+        (True, (1, 5)),
+        pytest.param(False, (1, 2, 4, 5), marks=pytest.mark.combinations),
+        pytest.param(True, (0, 2, 3, 4, T), marks=pytest.mark.combinations),
+    ],
+)
+def test_a_split_sequence_equals_the_whole(reverse, cuts, x64):
     params, xs, state = problem(dtype=jnp.float64)
     rng = np.random.default_rng(0)
     mask, resets = rng.random((2, T, B)) < np.array([0.7, 0.3])[:, None, None]
     whole_state, whole = jl.unroll(
         CELL, params, xs, state, mask=mask, resets=resets, reverse=reverse
     )
-    for cut in range(T + 1):
+    for cut in cuts:
         parts = [slice(0, cut), slice(cut, T)]
         carried, outputs = state, []
         for part in reversed(parts) if reverse else parts:
@@ -325,11 +334,13 @@ def test_emit_may_close_over_differentiated_values(x64):
         _, hs = jl.unroll(CELL, params, xs, state, lengths=lengths)
         return jnp.sum((hs @ readout) ** 2)
 
+    expected = jax.jit(jax.grad(after, argnums=(0, 1)))(readout, params)
     for wrap in (lambda f: f, jax.jit):
         got = wrap(jax.grad(inside, argnums=(0, 1)))(readout, params)
-        assert_same(got, jax.grad(after, argnums=(0, 1))(readout, params))
-    each = jax.vmap(inside, in_axes=(0, None))(jnp.stack([readout, -readout]), params)
-    assert_same(each, jnp.full(2, inside(readout, params)))
+        assert_same(got, expected)
+    each = jax.jit(jax.vmap(inside, in_axes=(0, None)))
+    both = each(jnp.stack([readout, -readout]), params)
+    assert_same(both, jnp.full(2, jax.jit(inside)(readout, params)))
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -362,8 +373,9 @@ def test_inputs_without_features(engine):
         xs = jnp.zeros((5, 2, size))
         return jl.unroll(cell, params, xs, engine=engine)[1].sum()
 
-    loss, gradient = jax.value_and_grad(total)(params, 0)
-    expected, known = jax.value_and_grad(total)(drawn, 3)
+    both = jax.jit(jax.value_and_grad(total), static_argnums=1)
+    loss, gradient = both(params, 0)
+    expected, known = both(drawn, 3)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient.w_h, known.w_h, rtol=1e-5, atol=1e-6)
     assert gradient.w_x.shape == (0, 4, 4)
