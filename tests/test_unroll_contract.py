@@ -334,10 +334,10 @@ def test_emit_may_close_over_differentiated_values(x64):
         _, hs = jl.unroll(CELL, params, xs, state, lengths=lengths)
         return jnp.sum((hs @ readout) ** 2)
 
-    expected = jax.jit(jax.grad(after, argnums=(0, 1)))(readout, params)
+    slopes = jax.jit(jax.grad(after, argnums=(0, 1)))(readout, params)
     for wrap in (lambda f: f, jax.jit):
         got = wrap(jax.grad(inside, argnums=(0, 1)))(readout, params)
-        assert_same(got, expected)
+        assert_same(got, slopes)
     each = jax.jit(jax.vmap(inside, in_axes=(0, None)))
     both = each(jnp.stack([readout, -readout]), params)
     assert_same(both, jnp.full(2, jax.jit(inside)(readout, params)))
