@@ -227,6 +227,13 @@ def test_zero_steps_log_and_save_nothing(experiment):
     assert recorder.lines == recorder.saved == []
 
 
+def test_the_best_value_of_an_earlier_checkpoint_is_read():
+    written = {"unlogged": [[1.0, 2.0]], "best_step": 20, "waited": 1}
+    expected = loop.LoopState(((1.0, 2.0),), 20, 1.5, 1)
+    for key in ("best_loss", "best_value"):
+        assert loop.LoopState.from_json(written | {key: 1.5}) == expected
+
+
 def test_early_stopping_waits_for_its_patience(experiment):
     patient = EarlyStopping(patience=2, min_delta=0.1)
     recorder = Recorder(
