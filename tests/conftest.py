@@ -1,6 +1,7 @@
 """Settings of every test: eight CPU devices, no silent promotion, a compile cache."""
 
 import gc
+import itertools
 import shutil
 import tempfile
 
@@ -8,6 +9,7 @@ import jax
 import pytest
 from hypothesis import settings
 from jax._src import compiler
+from jax._src.interpreters import mlir
 
 settings.register_profile("jaxlstm", deadline=None, max_examples=40)
 settings.load_profile("jaxlstm")
@@ -19,6 +21,7 @@ gc.set_threshold(20_000, 20, 20)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # see `compiled`
 
 
 def pytest_configure(config):
@@ -87,6 +90,26 @@ def _options_of_tests(*args, env_options_overrides=None, **kwargs):
 
 
 compiler.get_compile_options = _options_of_tests
+
+
+_make_ir_context = mlir.make_ir_context
+_contexts = itertools.count()
+_current_context = None
+
+
+def _shared_ir_context():
+    """Share one MLIR context between 100 programs.
+
+    A new context loads every dialect, which takes as long as lowering a small program.
+    A context keeps all its types and locations, so it does not live for the whole run.
+    """
+    global _current_context
+    if next(_contexts) % 100 == 0:
+        _current_context = _make_ir_context()
+    return _current_context
+
+
+mlir.make_ir_context = _shared_ir_context
 
 
 @pytest.fixture
