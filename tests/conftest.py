@@ -24,6 +24,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # see `compiled`
 
 
+def pytest_addoption(parser):
+    """Add `--optimised`, for tests whose modules are otherwise compiled in haste."""
+    parser.addoption(
+        "--optimised",
+        action="store_true",
+        help="compile the programs of every test as users do",
+    )
+
+
 def pytest_configure(config):
     """Keep compiled programs on disk until the end of the run, one folder per worker.
 
@@ -49,11 +58,12 @@ def compiled(request):
     """Compile a module's programs in haste, unless it says `OPTIMISED = True`.
 
     Most tests ask what a program means, and compiling is most of their time. What is
-    held to an oracle, to a contract or to peers runs as users run it.
+    held to an oracle, to a contract or to peers runs as users run it, and so does
+    everything with `--optimised`.
     """
-    _compile_in_haste(
-        not getattr(getattr(request.node, "obj", None), "OPTIMISED", False)
-    )
+    module = getattr(request.node, "obj", None)
+    optimised = request.config.getoption("--optimised")
+    _compile_in_haste(not optimised and not getattr(module, "OPTIMISED", False))
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Public names of the package: renamed modules keep working, unknown names hint."""
 
 import inspect
-import os
 import subprocess
 import sys
 
 import pytest
 
+import haste
 import jaxlstm as jl
 from jaxlstm import masking, typing, validation
 
@@ -84,7 +84,7 @@ def test_the_core_imports_nothing_that_only_modules_and_lab_need():
     """The module for Flax at the end proves that the import hook refuses."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_THEM.format(blocked=BLOCKED)],
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=haste.ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,6 @@
 """Tests that a task outside the package runs like language modelling."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import sum_task
 import tiny
 from ruamel.yaml import YAML
 
+import haste
 import jaxlstm as jl
 from jaxlstm.lab import checkpoints, cli, config, runs, tasks
 from jaxlstm.lab.config import loading, schema
@@ -41,7 +41,7 @@ def command(*words, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **environment},
+        env=haste.ENVIRONMENT | environment,
     )
 
 
@@ -77,16 +77,17 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, capsys):
     with path.open("w") as file:
         YAML(typ="safe").dump(sum_task.config(checkpoint_every=20, log_every=10), file)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    processes = [
-        command("train", path, "--run", whole),
-        command("train", path, "--run", killed, SUM_TASK_KILLED_AT="30"),
-    ]
-    processes[1].communicate(timeout=240)
-    assert processes[1].returncode == -signal.SIGKILL
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    process = command("train", path, "--run", killed, SUM_TASK_KILLED_AT="30", **cache)
+    process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL
     assert runs.finished(runs.open(killed)) is None
     assert max(checkpoints.steps(killed / "checkpoints")) == 20
-    resumed = command("resume", killed)
-    for process in (processes[0], resumed):
+    for words in ("train", path, "--run", whole), ("resume", killed):
+        process = command(*words, **cache)  # one by one, because of the cache
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
     for name in ("metrics.jsonl", "weights.safetensors"):

@@ -1,0 +1,62 @@
+"""Traces change no bit of programs that are compiled as users do."""
+
+import pytest
+
+from test_trace import (
+    CELLS,
+    COMBINATIONS,
+    FIRST,
+    LAYERS,
+    OPTIONS,
+    QUICK,
+    also,
+    check_emit_trace,
+    check_trace_of_layers,
+)
+
+OPTIMISED = True
+
+LAYERS_FIRST = [("one", "resets")]
+LAYERS_SECOND = [
+    (name, options)
+    for name in LAYERS
+    for options in OPTIONS
+    if (name, options) not in LAYERS_FIRST
+    and ((name, options) in FIRST or name == "both" or options == "noisy")
+]
+LAYERS_REST = [
+    (name, options)
+    for name in LAYERS
+    for options in OPTIONS
+    if (name, options) not in LAYERS_FIRST + LAYERS_SECOND
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    LAYERS_FIRST + also(*LAYERS_SECOND, mark=COMBINATIONS) + also(*LAYERS_REST),
+)
+def test_trace_names_every_layer_and_changes_no_bit(name, options):
+    check_trace_of_layers(name, options)
+
+
+SIZES = 12, 64  # 12 is not a multiple of the lanes of a vector
+MODES = "adjoint", "adjoint/lean"
+EVERY = [(name, size, mode) for name in CELLS for size in SIZES for mode in MODES]
+# Unoptimised programs with layer normalization differ in the last bits.
+CELLS_FIRST = [("lstm", 12, "adjoint"), ("layer norm", 12, "adjoint")]
+CELLS_SECOND = [
+    case
+    for case in EVERY
+    if case not in CELLS_FIRST
+    and (case[1:] == (12, "adjoint") or case[0] == "lstm" or case in QUICK)
+]
+CELLS_REST = [case for case in EVERY if case not in CELLS_FIRST + CELLS_SECOND]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mode"),
+    CELLS_FIRST + also(*CELLS_SECOND, mark=COMBINATIONS) + also(*CELLS_REST),
+)
+def test_emit_trace_changes_no_bit_of_the_adjoint_engine(name, size, mode):
+    check_emit_trace(name, size, mode)
