@@ -24,6 +24,8 @@ MESSAGE = re.compile(r"\bcame\b|\b(is|are|was|were) wanted\b|\b(was|were) made f
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
+parse = functools.cache(ast.parse)  # tests read the package once per planted line
+
 
 def import_cycles(graph: grimp.ImportGraph) -> list[str]:
     """Return the modules that import themselves through other modules."""
@@ -51,7 +53,7 @@ def import_time_graph() -> dict[str, set[str]]:
     }
     paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
     return {
-        module: _imported(ast.parse(path.read_text()).body, paths.keys())
+        module: _imported(parse(path.read_text()).body, paths.keys())
         for module, path in paths.items()
     }
 
@@ -93,19 +95,23 @@ def misphrased_strings() -> list[str]:
     return [
         f"{path.relative_to(SOURCE)}:{line}: {text:.60}"
         for path in sorted(SOURCE.rglob("*.py"))
-        for line, text, is_docstring in _strings(ast.parse(path.read_text()))
+        for line, text, is_docstring in _strings(path.read_text())
         if MESSAGE.search(text) or (is_docstring and QUESTION.match(text))
     ]
 
 
-def _strings(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
-    """Yield line and text of every string, and whether it is a docstring."""
+@functools.cache
+def _strings(source: str) -> list[tuple[int, str, bool]]:
+    """Return line and text of every string, and whether it is a docstring."""
+    tree = parse(source)
     statements = {
         id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)
     }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.lineno, node.value.strip(), id(node) in statements
+    return [
+        (node.lineno, node.value.strip(), id(node) in statements)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
 
 
 def unannotated_signatures() -> list[str]:
@@ -133,7 +139,7 @@ def _public_functions() -> Iterator[tuple[str, Function]]:
     for path in sorted(SOURCE.rglob("*.py")):
         if path.name.startswith("_"):
             continue
-        for node in ast.parse(path.read_text()).body:
+        for node in parse(path.read_text()).body:
             members = node.body if isinstance(node, ast.ClassDef) else [node]
             for member in members:
                 if isinstance(member, Function) and not member.name.startswith("_"):

@@ -15,6 +15,7 @@ import jaxlstm as jl
 from jaxlstm.lab import cli, runs
 from jaxlstm.lab import config as configs
 from jaxlstm.lab.config import starters
+from jaxlstm.lab.reports import report
 
 
 @pytest.fixture
@@ -157,10 +158,13 @@ def test_divergence_exits_with_code_3(written, capsys):
     assert "is not finite" in message
 
 
-def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys):
+def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys, monkeypatch):
+    """Only `plot` draws; test_experiments.py has the plots of a training run."""
     run = tmp_path / "a run"
     words = ["train", "--run", str(run), str(written), "training.steps=20"]
-    assert cli.main(words) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_plots", lambda run, reading=None: [])
+        assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "best validation" in out
     assert "bits/char" in out
@@ -182,6 +186,7 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys):
     assert cli.main(["plot", str(run), str(run), "--out", "both.png"]) == 0
     assert Path("both.png").read_bytes().startswith(b"\x89PNG")
 
+    monkeypatch.setattr(report, "write_plots", lambda run, reading=None: [])
     assert cli.main(["resume", str(run)]) == 0
     assert "is finished" in capsys.readouterr().out
     assert cli.main(["resume", str(run), "training.steps=25"]) == 0
