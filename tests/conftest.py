@@ -25,7 +25,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # see `compiled`
 
 
 def pytest_addoption(parser):
-    """Add `--optimised`, for tests whose modules are otherwise compiled in haste."""
+    """Add `--optimised`: no module is compiled in haste."""
     parser.addoption(
         "--optimised",
         action="store_true",

@@ -332,13 +332,12 @@ def write(path: Path, content: dict) -> Path:
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("two_cores")
+@pytest.mark.usefixtures("two_cores", "optimised")
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(book, tmp_path):
     """The killed process has two devices, and this one eight."""
     path = write(tmp_path / "tiny.yaml", config(book, shards=2, steps=1_000_000))
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = tiny.jaxlstm("train", path, "--run", killed, env=environment)
+    process = tiny.jaxlstm("train", path, "--run", killed)
     wait_until(lambda: newest_step(killed) > 0, process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
