@@ -16,6 +16,7 @@ import grimp
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "jaxlstm"
+TESTS = ROOT / "tests"
 KEYWORD_ONLY_SHARE = 0.9
 LONGEST_CHAIN = 12
 
@@ -111,6 +112,16 @@ def _strings(source: str) -> list[tuple[int, str, bool]]:
         (node.lineno, node.value.strip(), id(node) in statements)
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+
+def imports_of_test_modules() -> list[str]:
+    """Return the test modules that import from another one, and what they import."""
+    modules = {path.stem for path in TESTS.rglob("test_*.py")}
+    return [
+        f"{path.relative_to(TESTS)}: {name}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for name in sorted(_imported(parse(path.read_text()).body, modules))
     ]
 
 

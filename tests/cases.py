@@ -150,21 +150,21 @@ def pulled(jl, reverse: bool, checkpoint_every):
     return values_and_gradients
 
 
-def assert_same(got, wanted, tolerance: float = 1e-12) -> None:
+def assert_same(got, reference, tolerance: float = 1e-12) -> None:
     """Assert that all leaves are equal in number, shape and value."""
-    got_leaves, wanted_leaves = jax.tree.leaves(got), jax.tree.leaves(wanted)
-    assert len(got_leaves) == len(wanted_leaves)
-    for one, other in zip(got_leaves, wanted_leaves, strict=True):
+    leaves, references = jax.tree.leaves(got), jax.tree.leaves(reference)
+    assert len(leaves) == len(references)
+    for one, other in zip(leaves, references, strict=True):
         assert np.shape(one) == np.shape(other)
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
 def same_bits(one, other) -> bool:
     """Return whether all leaves are equal in number, dtype and every bit."""
-    leaves, wanted = jax.tree.leaves(one), jax.tree.leaves(other)
-    return len(leaves) == len(wanted) and all(
+    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
+    return len(leaves) == len(others) and all(
         a.dtype == b.dtype and np.array_equal(a, b)
-        for a, b in zip(leaves, wanted, strict=True)
+        for a, b in zip(leaves, others, strict=True)
     )
 
 

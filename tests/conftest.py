@@ -21,24 +21,24 @@ gc.set_threshold(20_000, 20, 20)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)  # see `compiled`
+jax.config.update("jax_disable_most_optimizations", True)  # see the fixture `compiled`
 
 
 def pytest_addoption(parser):
-    """Add `--optimised`: no module is compiled in haste."""
+    """Add `--optimised`, which compiles every module with all optimisations."""
     parser.addoption(
         "--optimised",
         action="store_true",
-        help="compile the programs of every test as users do",
+        help="compile the programs of every test with all optimisations, as users do",
     )
 
 
 def pytest_configure(config):
     """Keep compiled programs on disk until the end of the run, one folder per worker.
 
-    Tests jit the same program again and again (a new closure, a cleared cache). JAX
-    writes cache entries in place, so workers and subprocesses do not share a folder: a
-    reader could find half an entry. `JAX_COMPILATION_CACHE_DIR` takes precedence.
+    Tests compile equal programs many times, from new closures or after clearing JAX's
+    caches. JAX does not write cache entries atomically, so workers and subprocesses do
+    not share a folder. `JAX_COMPILATION_CACHE_DIR` takes precedence.
     """
     if jax.config.jax_compilation_cache_dir is None:
         config.compilation_cache = tempfile.mkdtemp(prefix="jaxlstm-tests-")
@@ -55,29 +55,33 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled(request):
-    """Compile a module's programs in haste, unless it says `OPTIMISED = True`.
+    """Compile without most optimisations in modules without `OPTIMISED = True`.
 
-    Most tests ask what a program means, and compiling is most of their time. What is
-    held to an oracle, to a contract or to peers runs as users run it, and so does
-    everything with `--optimised`.
+    Compiling takes most of the time of the tests, and most results do not depend on
+    optimisations. Tests that compare bits, or values with an oracle or another library,
+    compile as users do, and so does every test with `--optimised`.
     """
     module = getattr(request.node, "obj", None)
     optimised = request.config.getoption("--optimised")
-    _compile_in_haste(not optimised and not getattr(module, "OPTIMISED", False))
+    _set_optimised(optimised or getattr(module, "OPTIMISED", False))
 
 
 @pytest.fixture
 def optimised():
-    """Compile as users do for the length of one test."""
-    haste = jax.config.values["jax_disable_most_optimizations"]
-    _compile_in_haste(False)
+    """Compile with all optimisations during one test."""
+    before = _is_optimised()
+    _set_optimised(True)
     yield
-    _compile_in_haste(haste)
+    _set_optimised(before)
 
 
-def _compile_in_haste(haste):
-    if jax.config.values["jax_disable_most_optimizations"] != haste:
-        jax.config.update("jax_disable_most_optimizations", haste)
+def _is_optimised():
+    return not jax.config.values["jax_disable_most_optimizations"]
+
+
+def _set_optimised(optimised):
+    if _is_optimised() != optimised:
+        jax.config.update("jax_disable_most_optimizations", not optimised)
         jax.clear_caches()
 
 
@@ -85,15 +89,15 @@ _compile_options = compiler.get_compile_options
 
 
 def _options_of_tests(*args, env_options_overrides=None, **kwargs):
-    """Add what JAX has no setting for.
+    """Add XLA options for which JAX has no setting.
 
-    Dividing a small program into modules that are compiled in parallel costs more than
-    it saves; it changes no instruction. In haste, half the compile time is XLA's fusion
-    emitters. `XLA_FLAGS` would hold for the whole process, modules with `OPTIMISED`
-    included.
+    Splitting a small program to compile its parts in parallel takes longer than
+    compiling it whole, and the instructions are the same. Without optimisations, XLA's
+    fusion emitters would take half of the compile time. `XLA_FLAGS` is not used,
+    because it would also apply to modules with `OPTIMISED = True`.
     """
     options: dict[str, int | bool] = {"xla_cpu_parallel_codegen_split_count": 1}
-    if jax.config.values["jax_disable_most_optimizations"]:
+    if not _is_optimised():
         options["xla_cpu_use_fusion_emitters"] = False
     options |= env_options_overrides or {}
     return _compile_options(*args, env_options_overrides=options, **kwargs)
@@ -108,10 +112,10 @@ _current_context = None
 
 
 def _shared_ir_context():
-    """Share one MLIR context between 100 programs.
+    """Return an MLIR context that 100 programs in a row share.
 
     A new context loads every dialect, which takes as long as lowering a small program.
-    A context keeps all its types and locations, so it does not live for the whole run.
+    A context is replaced after 100 programs because it never frees types and locations.
     """
     global _current_context
     if next(_contexts) % 100 == 0:
@@ -124,13 +128,13 @@ mlir.make_ir_context = _shared_ir_context
 
 @pytest.fixture
 def x64():
-    """Float64 for the length of one test."""
+    """Enable float64 during one test."""
     with jax.enable_x64(True):
         yield
 
 
 def pytest_terminal_summary(terminalreporter):
-    """How many laws of the registry were held, counted over all workers."""
+    """Print the number of laws that the registry tests checked, over all workers."""
     count = dict.fromkeys(("registry_laws", "registry_combinations"), 0)
     for report in terminalreporter.stats.get("passed", []):
         for name, value in report.user_properties:
@@ -138,6 +142,6 @@ def pytest_terminal_summary(terminalreporter):
                 count[name] += value
     if laws := count["registry_laws"]:
         terminalreporter.write_line(
-            f"registry: {laws:,} laws held, in {count['registry_combinations']:,} "
+            f"registry: {laws:,} laws checked, in {count['registry_combinations']:,} "
             "combinations of a cell, a wrapper and an option"
         )

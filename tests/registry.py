@@ -276,8 +276,8 @@ def which(option: Option, steps: dict[str, np.ndarray]) -> Which:
 
 
 @functools.cache
-def haste() -> dict:
-    """Return options for fast compilation that this version of JAX knows."""
+def fast_compile_options() -> dict:
+    """Return the XLA options for fast compilation that the installed JAX accepts."""
     options = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,

@@ -168,6 +168,17 @@ def test_the_report_of_facts_fails_for_a_planted_chain(planted, capsys):
     assert f"-> jaxlstm.{PLANTED[-1]} -> jaxlstm.typing" in capsys.readouterr().out
 
 
+def test_no_module_imports_a_test_module():
+    assert architecture.imports_of_test_modules() == []
+
+
+def test_a_planted_import_of_a_test_module_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(architecture, "TESTS", tmp_path)
+    (tmp_path / "test_one.py").write_text("from test_two import draw\n")
+    (tmp_path / "test_two.py").write_text("import helpers\n")
+    assert architecture.imports_of_test_modules() == ["test_one.py: test_two"]
+
+
 def test_docstrings_and_messages_are_phrased_uniformly():
     assert architecture.misphrased_strings() == []
 

@@ -308,10 +308,10 @@ def test_b022_no_length_reaches_t():
 
 
 def test_b023_integers_of_any_width(x64):
-    wanted = run(lengths=LENGTHS)
+    expected = run(lengths=LENGTHS)
     for dtype in (np.int8, np.uint8, np.int16, np.int64, np.uint64, ">i4"):
-        assert same_bits(run(lengths=np.asarray(LENGTHS).astype(dtype)), wanted)
-    assert same_bits(run(lengths=LENGTHS.tolist()), wanted)
+        assert same_bits(run(lengths=np.asarray(LENGTHS).astype(dtype)), expected)
+    assert same_bits(run(lengths=LENGTHS.tolist()), expected)
 
 
 def test_b024_every_length_t():
@@ -505,10 +505,10 @@ def test_b048_other_array_types():
     """Anything that NumPy converts; a masked array if nothing is masked."""
     params, xs, _ = problem(())
     plain = np.asarray(xs)
-    wanted = jl.unroll(CELL, params, xs)
+    expected = jl.unroll(CELL, params, xs)
     frame = type("Frame", (), {"__array__": lambda self, dtype=None, copy=None: plain})
     for other in (np.matrix(plain), np.ma.array(plain), frame(), plain.tolist()):
-        assert same_bits(jl.unroll(CELL, params, other), wanted)
+        assert same_bits(jl.unroll(CELL, params, other), expected)
 
 
 def test_b048_a_torch_tensor():
@@ -539,7 +539,7 @@ def test_b049_a_weakly_typed_carry():
 def test_b050_numpy_arrays_of_any_layout():
     _, xs, _ = problem()
     plain = np.asarray(xs)
-    wanted = run()
+    expected = run()
     wide = np.zeros((T, B, 2 * D), np.float32)
     wide[..., ::2] = plain
     frozen = plain.copy()
@@ -552,7 +552,7 @@ def test_b050_numpy_arrays_of_any_layout():
         frozen,
     ]
     for array in layouts:
-        assert same_bits(run(xs=array), wanted)
+        assert same_bits(run(xs=array), expected)
         gradient = jax.grad(lambda xs: run(xs=xs)[1].sum())
         assert same_bits(gradient(jnp.asarray(array.astype("f4"))), gradient(xs))
 
@@ -615,9 +615,9 @@ def test_b055_a_legacy_key_gives_the_same_noise(layer):
     _, xs, _ = problem()
     params, _ = layer.init(jax.random.key(0), D)
     typed, legacy = jax.random.key(5), jax.random.PRNGKey(5)
-    wanted = layer.apply(params, xs, key=typed)
+    expected = layer.apply(params, xs, key=typed)
     for key in (legacy, np.asarray(legacy)):
-        assert same_bits(layer.apply(params, xs, key=key), wanted)
+        assert same_bits(layer.apply(params, xs, key=key), expected)
     each = jax.vmap(lambda key: layer.apply(params, xs, key=key)[1])
     assert same_bits(each(legacy[None])[0], each(typed[None])[0])
     assert same_bits(CELL.init(legacy, 3, 5), CELL.init(typed, 3, 5))
@@ -764,12 +764,12 @@ def test_b067_every_transformation():
     def part(state, xs):
         return jl.unroll(CELL, params, xs, state)
 
-    wanted = hs(xs)
+    expected = hs(xs)
     slope = jax.jvp(hs, (xs,), (xs,))[1]
-    assert jax.eval_shape(hs, xs).shape == wanted.shape
+    assert jax.eval_shape(hs, xs).shape == expected.shape
     with jax.checking_leaks():
-        assert_same(jax.jit(hs)(xs), wanted, 1e-6)
-    assert_same(jax.checkpoint(hs)(xs), wanted, 1e-6)
+        assert_same(jax.jit(hs)(xs), expected, 1e-6)
+    assert_same(jax.checkpoint(hs)(xs), expected, 1e-6)
     assert_same(jax.vmap(row, 1, 1)(xs), jl.unroll(CELL, params, xs)[1], 1e-6)
     gradient = jax.grad(lambda xs: hs(xs).sum())(xs)
     assert_same((gradient * xs).sum(), slope.sum(), 1e-4)
@@ -824,8 +824,8 @@ def test_b069_another_gate_order_cannot_be_detected():
     assert jl.Gates._fields == ("i", "f", "g", "o")
     params, xs, _ = problem()
     turned = jax.tree.map(lambda leaf: leaf[..., jnp.array([0, 3, 1, 2]), :], params)
-    got, wanted = (jl.unroll(CELL, p, xs)[1] for p in (turned, params))
-    assert not np.allclose(got, wanted, atol=1e-3)
+    got, expected = (jl.unroll(CELL, p, xs)[1] for p in (turned, params))
+    assert not np.allclose(got, expected, atol=1e-3)
     with pytest.raises(ValueError, match=r"got shapes w_x \[3, 20\].*w_x \[D, 4, H\]"):
         jl.unroll(CELL, params._replace(w_x=params.w_x.reshape(D, -1)), xs)
 

@@ -120,9 +120,9 @@ def results(name: str, case: Case):
 
 def assert_agree(name: str, case: Case) -> None:
     """Assert that a contender computes the numbers of the reference engine."""
-    wanted, found = results("jaxlstm scan", case), results(name, case)
+    expected, found = results("jaxlstm scan", case), results(name, case)
     assert found[0].shape == (case.time, case.batch, case.output_size)
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(found, expected, strict=True):
         if one is not None:
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 

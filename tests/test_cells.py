@@ -47,10 +47,10 @@ def test_signatures():
         cell.project: "params x",
         cell.step: "params state z *edit",
     }
-    for function, wanted in names.items():
+    for function, expected in names.items():
         parameters = inspect.signature(function).parameters.values()
         stars = [("*" if p.kind is p.KEYWORD_ONLY else "") + p.name for p in parameters]
-        assert " ".join(stars) == wanted
+        assert " ".join(stars) == expected
 
 
 def test_the_equations(x64):
@@ -77,8 +77,8 @@ def test_a_step_is_the_body_of_a_scan(x64):
     state = jax.tree.map(jnp.asarray, state)
     body = partial(cell.step, params)
     last, gates = jax.lax.scan(body, state, cell.project(params, xs))
-    wanted, trace = jl.unroll(cell, params, xs, state, emit=jl.emit.trace)
-    assert_same((last, gates), (wanted, trace.gates))
+    expected, trace = jl.unroll(cell, params, xs, state, emit=jl.emit.trace)
+    assert_same((last, gates), (expected, trace.gates))
 
 
 @pytest.mark.parametrize("init", PRESETS)
@@ -215,15 +215,15 @@ def test_project_refuses_integer_features():
 
 @pytest.mark.parametrize("drawn", [0, None, np.zeros(3), jax.random.split(KEY, 2)])
 def test_init_refuses_values_that_are_not_keys(drawn):
-    wanted = (
+    expected = (
         r"^(init|serial|linear): key: got .*expected one key.*jax\.random\.key\(0\)"
     )
     layers = jl.serial(jl.embed(5, 3), jl.recurrent(jl.lstm(), 4)), jl.linear(2)
     for cell in (jl.lstm(), jl.gru(), jl.simple_rnn(), jl.projected_lstm(3)):
-        with pytest.raises(TypeError, match=wanted):
+        with pytest.raises(TypeError, match=expected):
             cell.init(drawn, 3, 5)
     for layer in layers:
-        with pytest.raises(TypeError, match=wanted):
+        with pytest.raises(TypeError, match=expected):
             layer.init(drawn, 3)
 
 

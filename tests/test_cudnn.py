@@ -133,8 +133,8 @@ def test_packed_weights_equal_those_of_the_jax_reference(depth, bidirectional, x
         xs.swapaxes(0, 1), h, c, *parts, lengths, D, H, depth, 0.0, bidirectional
     )
     states = tree.unflatten([jl.LSTMState(*pair) for pair in zip(h, c, strict=True)])
-    after, wanted = layer.apply(params, xs, states, lengths=lengths)
-    assert_same(ys.swapaxes(0, 1), wanted)
+    after, reference = layer.apply(params, xs, states, lengths=lengths)
+    assert_same(ys.swapaxes(0, 1), reference)
     assert_same(
         [jl.LSTMState(*pair) for pair in zip(h_n, c_n, strict=True)],
         jax.tree.leaves(after, is_leaf=lambda node: isinstance(node, jl.LSTMState)),
@@ -336,10 +336,10 @@ def test_stack_equals_jl_stack(depth, bidirectional, lengths):
         out, pull = jax.vjp(run, *inputs)
         return out, pull(cotangents)
 
-    got, wanted = (pulled(run, params, xs, begin) for run in (stacked, ours))
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    got, reference = (pulled(run, params, xs, begin) for run in (stacked, ours))
+    assert jax.tree.structure(got) == jax.tree.structure(reference)
     assert finite(got)
-    assert_same(got, wanted, 3e-5)
+    assert_same(got, reference, 3e-5)
 
 
 def test_stack_starts_from_zeros_by_default():
@@ -540,7 +540,7 @@ def test_one_call_per_pass_in_the_configured_precision(precision, traceable):
         return loss, pull(jnp.ones(()))
 
     found = primitives(jax.make_jaxpr(pulled)(params, xs, state))
-    wanted = {
+    reference = {
         "input_size": D,
         "hidden_size": H,
         "num_layers": 1,
@@ -548,7 +548,7 @@ def test_one_call_per_pass_in_the_configured_precision(precision, traceable):
         "bidirectional": False,
         "cudnn_allow_tf32": precision in (None, "tensorfloat32"),
     }
-    assert found == {"rnn_fwd": [wanted], "rnn_bwd": [wanted]}
+    assert found == {"rnn_fwd": [reference], "rnn_bwd": [reference]}
 
 
 def test_unsupported_precisions_are_refused(traceable):

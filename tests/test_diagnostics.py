@@ -172,11 +172,11 @@ def test_gradient_flow_is_the_derivative_with_respect_to_the_state(x64, name, ki
             zero_states(q)
         )
 
-    wanted = by_rows(gradient, q)
-    assert_same(found.gradient, wanted, 1e-10)
-    norm = jax.tree.map(lambda leaf: np.linalg.norm(leaf, axis=-1), wanted)
+    expected = by_rows(gradient, q)
+    assert_same(found.gradient, expected, 1e-10)
+    norm = jax.tree.map(lambda leaf: np.linalg.norm(leaf, axis=-1), expected)
     assert_same(found.norm, norm, 1e-10)
-    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted)) > 0.1
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected)) > 0.1
 
 
 @over(("name", "kind"), FLOWS)
@@ -204,14 +204,14 @@ def products(q):
     """Return the products of the later forget gates, multiplied one by one."""
     _, trace = jl.unroll(q.cell, q.params, q.xs, q.state, **q.steps, emit=jl.emit.trace)
     f = np.asarray(trace.gates.f if hasattr(trace.gates, "f") else trace.gates.z)
-    wanted = np.zeros_like(f)
+    expected = np.zeros_like(f)
     for row in rows(q):
         product = np.ones(f.shape[-1])
         for t in reversed(range(len(f))):
             if q.active[t, row]:
-                wanted[t, row] = product
+                expected[t, row] = product
                 product = product * (0 if q.resets[t, row] else f[t, row])
-    return wanted
+    return expected
 
 
 def test_without_recurrent_weights_the_product_is_the_derivative(x64):
@@ -234,10 +234,10 @@ def test_memory_span_is_the_derivative_with_respect_to_each_input(x64, kind):
         )
         norms = np.linalg.norm(np.moveaxis(full, 1, 0), axis=(1, 2))
         norms = norms[q.active[:, row]][::-1]
-        wanted = np.zeros(len(q.xs))
-        wanted[: len(norms)] = norms
-        np.testing.assert_allclose(found.sensitivity[:, row], wanted, atol=1e-10)
-        above = np.flatnonzero(wanted > 0.2 * wanted.max())
+        expected = np.zeros(len(q.xs))
+        expected[: len(norms)] = norms
+        np.testing.assert_allclose(found.sensitivity[:, row], expected, atol=1e-10)
+        above = np.flatnonzero(expected > 0.2 * expected.max())
         assert found.span[row] == (above.max() if above.size else -1)
 
 
@@ -349,8 +349,8 @@ def test_step_jacobians_equal_jacobians_of_single_steps(x64, name, kind):
     found = np.asarray(asked(dg.step_jacobians, q))
     by_hand = jacobians_by_hand(q)
     for t, row in np.ndindex(q.active.shape):
-        wanted = by_hand.get((t, row), np.zeros(found.shape[2:]))
-        np.testing.assert_allclose(found[t, row], wanted, atol=1e-10)
+        expected = by_hand.get((t, row), np.zeros(found.shape[2:]))
+        np.testing.assert_allclose(found[t, row], expected, atol=1e-10)
 
 
 @thorough
@@ -416,8 +416,8 @@ def test_exponents_equal_a_qr_iteration_in_numpy(x64, kind):
         if seen < 2:
             assert np.isnan(found[row]).all()
             continue
-        wanted = sorted(total / (seen - 1))[::-1]
-        np.testing.assert_allclose(found[row], wanted, rtol=1e-8)
+        expected = sorted(total / (seen - 1))[::-1]
+        np.testing.assert_allclose(found[row], expected, rtol=1e-8)
 
 
 @thorough
@@ -563,8 +563,8 @@ def test_statistics_leave_out_padding(x64, masking):
         )
     np.testing.assert_allclose(high.g, (real.g > 0.2).mean(0), rtol=1e-12)
     np.testing.assert_allclose(low.g, (real.g < -0.4).mean(0), rtol=1e-12)
-    wanted = [real.i.mean(0), real.f.mean(0), real.o.mean(0)]
-    np.testing.assert_allclose(dg.fractions(gates, **steps), wanted, rtol=1e-12)
+    expected = [real.i.mean(0), real.f.mean(0), real.o.mean(0)]
+    np.testing.assert_allclose(dg.fractions(gates, **steps), expected, rtol=1e-12)
     np.testing.assert_allclose(
         dg.timescales(gates, **steps), -1 / np.log(real.f).mean(0), rtol=1e-12
     )
@@ -574,9 +574,9 @@ def test_statistics_leave_out_padding(x64, masking):
     found = dg.dead_units(hs, band=band + 1e-12, **steps)
     assert found.tolist() == (spread <= band + 1e-12).tolist()
     found = dg.duplicate_units(hs, threshold=0.1, **steps)
-    wanted = np.corrcoef(real.o.T)
-    np.testing.assert_allclose(found.correlation, wanted, atol=1e-10)
-    assert (found.pairs == np.triu(abs(wanted) > 0.1, 1)).all()
+    expected = np.corrcoef(real.o.T)
+    np.testing.assert_allclose(found.correlation, expected, atol=1e-10)
+    assert (found.pairs == np.triu(abs(expected) > 0.1, 1)).all()
 
 
 def test_a_gru_keeps_by_z_and_reads_everything():
@@ -619,14 +619,14 @@ def test_closed_intervals_equal_a_count_in_python(x64, kind):
         np.asarray, dg.closed_intervals(gate, threshold=0.5, **q.steps)
     )
     for row, unit in np.ndindex(3, 4):
-        wanted = intervals_by_hand(
+        expected = intervals_by_hand(
             gate[:, row, unit], q.active[:, row], q.resets[:, row]
         )
-        assert found.closed_for[:, row, unit].tolist() == wanted
-        number = wanted.count(1)
+        assert found.closed_for[:, row, unit].tolist() == expected
+        number = expected.count(1)
         assert found.number[row, unit] == number
-        assert found.longest[row, unit] == max(wanted)
-        closed = sum(run > 0 for run in wanted)
+        assert found.longest[row, unit] == max(expected)
+        closed = sum(run > 0 for run in expected)
         assert found.mean[row, unit] == pytest.approx(closed / max(number, 1))
     assert found.longest.max() > 2
 
@@ -1127,8 +1127,8 @@ def test_norms_do_not_overflow_or_underflow():
         return flow, dg.memory_span(cell, params, xs, share=0.0)
 
     flow, memory_span = run(params, xs)
-    wanted = 2 * 0.04 ** np.arange(19.0, -1, -1)
-    np.testing.assert_allclose(flow.norm.h, wanted, rtol=1e-4)
+    expected = 2 * 0.04 ** np.arange(19.0, -1, -1)
+    np.testing.assert_allclose(flow.norm.h, expected, rtol=1e-4)
     assert int(memory_span.span) == 19
     half = jax.tree.map(np.float16, params)
 
@@ -1194,9 +1194,9 @@ def test_a_state_with_one_number_per_row():
         )
 
     found, flow = run(jnp.float32(0.5), xs)
-    wanted = np.zeros((4, 4))
-    wanted[:3, :3], wanted[3, :3], wanted[3, 3] = np.eye(3) / 2, 0.5, 1.0
-    np.testing.assert_allclose(found[2, 1], wanted)
+    expected = np.zeros((4, 4))
+    expected[:3, :3], expected[3, :3], expected[3, 3] = np.eye(3) / 2, 0.5, 1.0
+    np.testing.assert_allclose(found[2, 1], expected)
     assert flow.norm.total.shape == flow.norm.h.shape == (4, 2)
     np.testing.assert_array_equal(flow.norm.total, 1.0)
     whole = counting(jnp.int32)
@@ -1280,8 +1280,8 @@ def test_reverse_equals_a_flipped_forward_run(x64, kind):
     found = dg.forget_products(gates, **q.steps, reverse=True)
     assert_same(found[::-1], dg.forget_products(back, **flipped(q)), 1e-12)
     found = dg.closed_intervals(gates.i, threshold=0.5, **q.steps, reverse=True)
-    wanted = dg.closed_intervals(back.i, threshold=0.5, **flipped(q))
-    assert_same(found._replace(closed_for=found.closed_for[::-1]), wanted, 1e-12)
+    expected = dg.closed_intervals(back.i, threshold=0.5, **flipped(q))
+    assert_same(found._replace(closed_for=found.closed_for[::-1]), expected, 1e-12)
 
 
 def test_the_reversed_product_is_the_derivative_of_the_first_state(x64):
@@ -1411,10 +1411,10 @@ def test_statistics_of_a_convolutional_cell_take_the_lengths_of_its_run():
         found = dg.timescales(gates, lengths=[4, 1]), dg.timescales({"f": valid})
         return gates, found, attribution
 
-    gates, (timescales, wanted), attribution = statistics(xs)
-    np.testing.assert_allclose(timescales, wanted, rtol=1e-6)
+    gates, (timescales, expected), attribution = statistics(xs)
+    np.testing.assert_allclose(timescales, expected, rtol=1e-6)
     traced = jax.jit(lambda lengths: dg.timescales(gates, lengths=lengths))
-    np.testing.assert_allclose(traced(jnp.array([4, 1])), wanted, rtol=1e-6)
+    np.testing.assert_allclose(traced(jnp.array([4, 1])), expected, rtol=1e-6)
     assert not finite(traced(jnp.array([4, 5])))
     assert attribution.gap.shape == (2,)
     assert (attribution.values[1:, 1] == 0).all()
@@ -1426,13 +1426,13 @@ def test_statistics_of_a_convolutional_cell_take_the_lengths_of_its_run():
 
 def test_fractions_use_i_and_o_where_they_exist():
     quarter, half, none = (jnp.full((3, 1), x) for x in (0.25, 0.5, 0.0))
-    for record, wanted in [
+    for record, expected in [
         ({"f": quarter, "o": none}, (0.75, 0.25, 0.0)),
         ({"f": quarter, "i": half}, (0.5, 0.25, 1.0)),
         ({"f": quarter, "i": half, "o": none}, (0.5, 0.25, 0.0)),
         ({"z": quarter}, (0.75, 0.25, 1.0)),
     ]:
-        assert [part.item() for part in dg.fractions(record)] == list(wanted)
+        assert [part.item() for part in dg.fractions(record)] == list(expected)
 
 
 def test_a_dict_of_gates_gives_the_result_of_a_record():
@@ -1448,8 +1448,8 @@ def test_a_correlation_is_scale_free_and_at_most_1(scale):
     both = np.concatenate([hs, -hs], -1) * np.float32(scale)
     found = dg.duplicate_units(both).correlation
     rows = np.asarray(hs, np.float64).reshape(-1, 6)
-    wanted = np.corrcoef(np.concatenate([rows, -rows], -1).T)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    expected = np.corrcoef(np.concatenate([rows, -rows], -1).T)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     assert abs(found).max() <= 1
 
 

@@ -24,7 +24,7 @@ from registry import (
     CellRow,
     Option,
     draw,
-    haste,
+    fast_compile_options,
     like,
 )
 
@@ -55,7 +55,9 @@ def gradients(cell, engine: str, data, cotangents, key=None):
         products = jax.tree.map(lambda a, b: jnp.sum(a * b), answer, cotangents)
         return sum(jax.tree.leaves(products)), answer
 
-    program = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=haste())
+    program = jax.jit(
+        jax.value_and_grad(total, has_aux=True), compiler_options=fast_compile_options()
+    )
     return program(data.inputs)
 
 
@@ -76,12 +78,12 @@ def test_adjoint_equals_the_reference(row: CellRow, wrapper, x64, monkeypatch):
     key = jax.random.key(3) if wrapper.noisy else None
     every = {"residuals": "states", "first": "weights"}
     monkeypatch.setitem(ENGINES, "opposite", functools.partial(adjoint.run, **every))
-    wanted, *answers = (
+    expected, *answers = (
         gradients(cell, engine, data, cotangents, key)
         for engine in ("scan", "adjoint", "opposite")
     )
     for got in answers:
-        assert_same(got, wanted)
+        assert_same(got, expected)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -105,10 +107,10 @@ def test_float32_error_is_that_of_automatic_differentiation(seed):
         return jax.tree.map(np.asarray, gradient(*cast))
 
     with jax.enable_x64(True):
-        wanted = gradients_of("scan", jnp.float64)
+        expected = gradients_of("scan", jnp.float64)
 
     def distance(got) -> float:
-        pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+        pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
         return max(
             np.linalg.norm(one - other) / np.linalg.norm(other) for one, other in pairs
         )
@@ -282,8 +284,8 @@ def test_unsupported_steps_are_refused_and_the_reference_serves(cell, reason, ca
     with pytest.raises(NotImplementedError, match=reason):
         jl.unroll(cell, params, xs, engine="adjoint")
     state, _ = jl.unroll(cell, params, xs)
-    wanted, _ = jl.unroll(cell, params, xs, engine="scan")
-    assert_same(state, wanted)
+    expected, _ = jl.unroll(cell, params, xs, engine="scan")
+    assert_same(state, expected)
     jax.effects_barrier()
     assert ("\n" in capfd.readouterr().out) == ("side effects" in reason)
     if cell is not COUNTING:
@@ -423,9 +425,9 @@ TRANSFORMS = {
 def test_weights_first_equals_matmul(name, x64):
     first, ordinary, arrays = both_products()
     transform = TRANSFORMS[name]
-    wanted = transform(ordinary)(*arrays)
-    assert_same(transform(first)(*arrays), wanted)
-    assert_same(jax.jit(transform(first))(*arrays), wanted)
+    expected = transform(ordinary)(*arrays)
+    assert_same(transform(first)(*arrays), expected)
+    assert_same(jax.jit(transform(first))(*arrays), expected)
 
 
 def test_weights_first_over_devices(x64):

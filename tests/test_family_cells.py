@@ -433,10 +433,10 @@ def test_edits_are_applied_or_refused(name, part, x64):
         assert not np.any(gates.n if name.startswith("gru") else gates.g)
     if part == "hidden":
         forgot = state._replace(h=jnp.zeros_like(state.h))
-        wanted, same = cell.step(params, forgot, z)
+        expected, same = cell.step(params, forgot, z)
         assert_same(gates, same)
         if not name.startswith("gru"):  # because a GRU also keeps h directly
-            assert_same(after, wanted)
+            assert_same(after, expected)
 
 
 @pytest.mark.parametrize("name", ["peephole", "coupled, peepholes"])

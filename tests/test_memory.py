@@ -57,8 +57,8 @@ def test_estimate_is_within_15_percent_of_xla(cell, options):
     inputs = types(cell)
     found = jl.estimate_memory(cell, *inputs, **options)
     xla = compiled(cell, inputs, options)
-    wanted = xla.temp_size_in_bytes + xla.output_size_in_bytes
-    assert found.temporaries + found.results == pytest.approx(wanted, rel=0.15)
+    expected = xla.temp_size_in_bytes + xla.output_size_in_bytes
+    assert found.temporaries + found.results == pytest.approx(expected, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ def test_budget_does_not_change_the_gradient():
 
         return jax.grad(total)(params)
 
-    wanted = gradient(None)
+    expected = gradient(None)
     for size in ("20 kB", "14 kB"):
         got = gradient(size)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             assert jnp.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -175,9 +175,9 @@ def test_arguments_of_unroll_are_accepted():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 4)
     xs = jnp.zeros((7, 2, 3))
-    wanted = jl.estimate_memory(cell, params, xs, lengths=jnp.array([7, 3]))
+    expected = jl.estimate_memory(cell, params, xs, lengths=jnp.array([7, 3]))
     state = jl.LSTMState(0.0, 0.0)
-    assert jl.estimate_memory(cell, params, xs, state, lengths=[7, 3]) == wanted
+    assert jl.estimate_memory(cell, params, xs, state, lengths=[7, 3]) == expected
     typed = jax.ShapeDtypeStruct(xs.shape, xs.dtype)
-    assert jl.estimate_memory(cell, params, typed, lengths=[7, 3]) == wanted
-    assert jl.estimate_memory(cell, params, xs.tolist(), lengths=[7, 3]) == wanted
+    assert jl.estimate_memory(cell, params, typed, lengths=[7, 3]) == expected
+    assert jl.estimate_memory(cell, params, xs.tolist(), lengths=[7, 3]) == expected

@@ -222,8 +222,8 @@ def test_gradient_inside_shard_map(x64):
         in_specs=(P(), ROWS),
         out_specs=P(),
     )
-    wanted = jax.grad(loss)(*values[:2])
-    assert_same(jax.jit(mapped)(*values[:2]), wanted)
+    expected = jax.grad(loss)(*values[:2])
+    assert_same(jax.jit(mapped)(*values[:2]), expected)
 
 
 # -- hidden units -------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import haste
+import fast_compilation
 import jaxlstm as jl
 from jaxlstm import masking, typing, validation
 
@@ -84,7 +84,7 @@ def test_the_core_imports_nothing_that_only_modules_and_lab_need():
     """The module for Flax at the end proves that the import hook refuses."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_THEM.format(blocked=BLOCKED)],
-        env=haste.ENVIRONMENT,
+        env=fast_compilation.ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,

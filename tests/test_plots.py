@@ -111,8 +111,8 @@ def test_words_are_written_vertically(ax):
 def test_a_unit_trace_has_panels_of_gates_cell_and_output(ax):
     plots.unit_trace("abcd", trace(4, 3), 1, ax=ax)
     names = [panel.get_ylabel() for panel in drawn(ax).figure.axes]
-    wanted = ["input i", "forget f", "output o", "candidate g", "cell c", "output h"]
-    assert names == wanted
+    expected = ["input i", "forget f", "output o", "candidate g", "cell c", "output h"]
+    assert names == expected
 
 
 def test_a_unit_of_zeros_can_be_drawn(ax):

@@ -236,10 +236,10 @@ def test_gates_of_a_diagram_are_filled_up_to_their_value(ax):
     filled = [bar.get_height() for bar in drawn(ax).patches if bar.get_alpha()]
     values = [getattr(seen.gates, name)[2, 1] for name in "ifgo"]
     side = next(bar.get_height() for bar in ax.patches if not bar.get_fill())
-    wanted = {
+    expected = {
         side * (v / 2 if n == "g" else v) for n, v in zip("ifgo", values, strict=True)
     }
-    np.testing.assert_allclose(sorted(filled), sorted(wanted))
+    np.testing.assert_allclose(sorted(filled), sorted(expected))
 
 
 def test_the_font_of_a_diagram_scales_with_the_figure():

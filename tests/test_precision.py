@@ -137,7 +137,7 @@ def test_every_given_state_is_cast_to_the_carry(name, row, given, x64):
     """From Python floats, weak types, and every dtype."""
     cell = CELLS[name]
     params, xs = structs(cell, row, "float32")
-    wanted, _ = jax.eval_shape(lambda *a: jl.unroll(cell, *a), params, xs)
+    expected, _ = jax.eval_shape(lambda *a: jl.unroll(cell, *a), params, xs)
 
     def state(leaf):
         if given is float:
@@ -145,7 +145,7 @@ def test_every_given_state_is_cast_to_the_carry(name, row, given, x64):
         return jnp.zeros(leaf.shape, given)
 
     def run(params, xs):
-        begin = jax.tree.map(state, wanted)
+        begin = jax.tree.map(state, expected)
         assert all(leaf.weak_type for leaf in jax.tree.leaves(begin)) == (
             given is float
         )
@@ -202,13 +202,13 @@ def test_layers_follow_the_table(row, params_dtype, x64):
 def test_computed_arrays_follow_the_table(x64):
     """The errors are those of the dtype, too."""
     params, xs, state = problem(dtype=jnp.float64)
-    _, wanted = jl.unroll(CELL, params, xs, state)
+    _, expected = jl.unroll(CELL, params, xs, state)
     for row in table():
         narrow = xs.astype(row.xs)
         last, hs = jl.unroll(CELL, params, narrow, state)
         assert (last.h.dtype, last.c.dtype, hs.dtype) == (row.h, row.c, row.outputs)
         near = 8 * float(jnp.finfo(row.products).eps)
-        np.testing.assert_allclose(hs.astype(jnp.float64), wanted, atol=near)
+        np.testing.assert_allclose(hs.astype(jnp.float64), expected, atol=near)
 
 
 # -- c is wider than 16 bits ----------------------------------------------------
@@ -255,8 +255,8 @@ def test_c_exceeds_the_range_of_float16(name):
     space = xs.shape[1:-1]
     state = cell.initial_state(params, space, dtype=xs.dtype)
     last, hs = jl.unroll(cell, params, xs, state._replace(c=state.c + 70_000.0))
-    wanted = {"coupled": 70_000.0, "clip": 70_002.0}.get(name, 70_003.0)
-    assert (last.c == wanted).all()
+    expected = {"coupled": 70_000.0, "clip": 70_002.0}.get(name, 70_003.0)
+    assert (last.c == expected).all()
     assert finite((hs, last))
 
 
@@ -278,10 +278,10 @@ def test_large_features_stay_finite(size):
 def test_numpy_arrays_of_any_layout():
     params, xs, state = problem()
     plain = np.asarray(xs)
-    wanted = jl.unroll(CELL, params, xs, state)
+    expected = jl.unroll(CELL, params, xs, state)
     backwards = plain[::-1].copy()[::-1]
     fortran = np.asfortranarray(plain)
     frozen = plain.copy()
     frozen.flags.writeable = False
     for odd in (plain, backwards, fortran, frozen, np.repeat(plain, 2, 1)[:, ::2]):
-        assert same_bits(jl.unroll(CELL, params, odd, state), wanted)
+        assert same_bits(jl.unroll(CELL, params, odd, state), expected)

@@ -13,7 +13,15 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same, finite
-from registry import CELLS, FEATURES, HIDDEN, NON_FINITE, CellRow, haste, like
+from registry import (
+    CELLS,
+    FEATURES,
+    HIDDEN,
+    NON_FINITE,
+    CellRow,
+    fast_compile_options,
+    like,
+)
 
 pytestmark = pytest.mark.thorough
 
@@ -74,7 +82,9 @@ def programs(row: CellRow, reverse: bool):
     def each(function, cases):
         return jax.lax.map(function, cases) if row.space else jax.vmap(function)(cases)
 
-    return [jax.jit(f, compiler_options=haste()) for f in (together, alone)]
+    return [
+        jax.jit(f, compiler_options=fast_compile_options()) for f in (together, alone)
+    ]
 
 
 def one(cell: jl.Cell, reverse: bool, case: Ragged, lengths):

@@ -41,7 +41,7 @@ from registry import (
     WrapperRow,
     active_steps,
     draw,
-    haste,
+    fast_compile_options,
     like,
     question,
     tapped,
@@ -81,7 +81,9 @@ class Programs:
         self.forward = jax.jit(self._forward, static_argnums=(0, 1))
         self.compiled = {}
         self.derivatives = jax.jit(
-            self._derivatives, static_argnums=(0, 1), compiler_options=haste()
+            self._derivatives,
+            static_argnums=(0, 1),
+            compiler_options=fast_compile_options(),
         )
 
     def cell(self) -> jl.Cell:
@@ -288,8 +290,8 @@ def ragged_is_truncated(trial: Trial) -> None:
             state = trial.cell.initial_state(
                 data.inputs.params, trial.programs.row.space
             )
-            wanted = state if data.inputs.state is None else data.inputs.state
-            assert_same(rows(last, row), wanted)
+            expected = state if data.inputs.state is None else data.inputs.state
+            assert_same(rows(last, row), expected)
             continue
         alone = trial.eager(data, checkpoint_every=None)
         assert_same((rows(last, row), loud), alone)
@@ -318,8 +320,8 @@ def streaming_is_whole(trial: Trial) -> None:
         resets = steps.get("resets", np.zeros((1, *BATCH), bool))
         state, traces[t] = trial.compiled(inputs, steps["mask"], resets)
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *traces)
-    wanted = jax.device_get(trial.whole(trial.one))
-    assert same_bits((jax.device_get(state), joined), wanted)
+    expected = jax.device_get(trial.whole(trial.one))
+    assert same_bits((jax.device_get(state), joined), expected)
 
 
 def reversed_twice_is_once(trial: Trial) -> None:
@@ -430,10 +432,10 @@ def keys_in_a_loop(trial: Trial) -> None:
         assert_same(trial.member(number)[0], alone)
 
 
-def assert_plain(got, wanted) -> None:
+def assert_plain(got, expected) -> None:
     """`assert_same` for dicts with the same keys."""
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    assert_same(got, wanted)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    assert_same(got, expected)
 
 
 LAWS = [

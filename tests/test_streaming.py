@@ -49,11 +49,11 @@ def test_16_bit_inputs():
     params = cell.init(jax.random.key(0), 3, 4)
     xs = jax.random.normal(jax.random.key(1), (5, 2, 3), jnp.bfloat16)
     state, hs = streamed(cell, params, xs)
-    wanted, all_hs = jl.unroll(cell, params, xs)
+    expected, all_hs = jl.unroll(cell, params, xs)
     assert hs.dtype == jnp.bfloat16
     assert state.c.dtype == jnp.float32
     assert jnp.allclose(hs, all_hs, atol=1e-2)
-    assert jnp.allclose(state.c, wanted.c, atol=1e-2)
+    assert jnp.allclose(state.c, expected.c, atol=1e-2)
 
 
 def test_values_that_depend_on_parameters_only_are_computed_once():

@@ -1,8 +1,8 @@
-"""Traces change no bit of programs that are compiled as users do."""
+"""Traces change no bit of programs that are compiled with all optimisations."""
 
 import pytest
 
-from test_trace import (
+from traces import (
     CELLS,
     COMBINATIONS,
     FIRST,
@@ -40,7 +40,7 @@ def test_trace_names_every_layer_and_changes_no_bit(name, options):
     check_trace_of_layers(name, options)
 
 
-SIZES = 12, 64  # 12 is not a multiple of the lanes of a vector
+SIZES = 12, 64  # 12 is not a multiple of the vector width
 MODES = "adjoint", "adjoint/lean"
 EVERY = [(name, size, mode) for name in CELLS for size in SIZES for mode in MODES]
 # Unoptimised programs with layer normalization differ in the last bits.

@@ -91,8 +91,8 @@ def test_jvp_is_the_transpose_of_vjp(kind, x64):
     case = question(kind)
     tangents = tangents_like(inputs_of(case))
     _, directional = jax.jvp(objective(case), inputs_of(case), tangents)
-    wanted = dot(expected(case).gradients, flat_gradients(tangents))
-    np.testing.assert_allclose(directional, wanted, rtol=1e-12)
+    reference = dot(expected(case).gradients, flat_gradients(tangents))
+    np.testing.assert_allclose(directional, reference, rtol=1e-12)
 
 
 def hvp_forward_reverse(f, inputs, tangents):
@@ -134,10 +134,10 @@ def test_hessian_vector_products(hvp, kind, x64):
         cotangents = case.d_hs, case.d_h, case.d_c
         return backward(weights, xs, *state, case.which, *cotangents)
 
-    wanted = jax.tree.map(
+    reference = jax.tree.map(
         lambda up, down: (up - down) / (2 * step), gradient(1.0), gradient(-1.0)
     )
-    assert_same(flat_gradients(got), wanted, 1e-6)
+    assert_same(flat_gradients(got), reference, 1e-6)
 
 
 def test_jacobians_agree(x64):
@@ -156,8 +156,8 @@ def test_linearize_and_transpose(x64):
     inputs = inputs_of(case)
     tangents = tangents_like(inputs)
     _, linear = jax.linearize(objective(case), *inputs)
-    wanted = dot(expected(case).gradients, flat_gradients(tangents))
-    np.testing.assert_allclose(linear(*tangents), wanted, rtol=1e-12)
+    reference = dot(expected(case).gradients, flat_gradients(tangents))
+    np.testing.assert_allclose(linear(*tangents), reference, rtol=1e-12)
 
 
 # --- vmap -----------------------------------------------------------------------------
@@ -193,8 +193,8 @@ def test_vmap(over, kind, x64):
             else argument
             for axis, argument in zip(axes, arguments, strict=True)
         ]
-        wanted = both(*one)
-        assert_same(jax.tree.map(lambda leaf, n=number: leaf[n], got), wanted)
+        reference = both(*one)
+        assert_same(jax.tree.map(lambda leaf, n=number: leaf[n], got), reference)
 
 
 @pytest.mark.parametrize("masking", ["lengths", "mask"])
@@ -214,8 +214,8 @@ def test_vmap_over_the_batch_equals_the_batch(masking, x64):
     values = {name: value for name, (value, _) in steps.items()}
     mapped = jax.vmap(row, in_axes=(1, 0, axes), out_axes=(0, 1))
     last, hs = jax.jit(mapped)(xs, state, values)
-    wanted = expected(case)
-    assert_same((hs, *last), (wanted.hs, wanted.h, wanted.c))
+    reference = expected(case)
+    assert_same((hs, *last), (reference.hs, reference.h, reference.c))
 
 
 def test_vmap_of_vmap_with_one_reset_for_all(x64):
@@ -356,5 +356,5 @@ def test_debug_nans_finds_none():
         return jnp.sum(hs) + jnp.sum(last.c)
 
     gradient = jax.jit(jax.grad(loss))
-    wanted = gradient(params, jnp.ones_like(xs))
-    assert_same(gradient(params, xs), wanted, 1e-6)
+    reference = gradient(params, jnp.ones_like(xs))
+    assert_same(gradient(params, xs), reference, 1e-6)

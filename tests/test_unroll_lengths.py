@@ -150,11 +150,11 @@ def test_a_step_mask_replaces_lengths_and_resets(jit):
     def by_arguments(lengths, resets):
         return jl.unroll(CELL, params, xs, state, lengths=lengths, resets=resets)
 
-    got, wanted = (
+    got, expected = (
         (jax.jit(run) if jit else run)(lengths, resets)
         for run in (by_mask, by_arguments)
     )
-    assert same_bits(got, wanted)
+    assert same_bits(got, expected)
 
 
 def test_a_step_mask_of_traced_lengths_marks_invalid_rows():

@@ -144,8 +144,8 @@ def test_weight_drop_masks_w_h_alone_and_once():
     kept = dropped.w_h != 0
     np.testing.assert_allclose(dropped.w_h[kept], params.w_h[kept] / 0.8, rtol=1e-6)
     assert same_bits((dropped.w_x, dropped.b), (params.w_x, params.b))
-    wanted = jl.unroll(jl.lstm(), dropped, xs)
-    assert same_bits(jl.unroll(cell, params, xs, key=KEY), wanted)
+    expected = jl.unroll(jl.lstm(), dropped, xs)
+    assert same_bits(jl.unroll(cell, params, xs, key=KEY), expected)
 
 
 def test_two_leaves_named_w_h_have_different_masks():
@@ -204,20 +204,20 @@ def test_zoneout_without_a_key_uses_the_expectation():
 def test_without_a_key_the_cell_is_unchanged(name):
     cell = WRAPPERS[name](jl.lstm())
     params = drawn(jl.lstm())
-    wanted = everything(jl.lstm(), params, XS)
+    expected = everything(jl.lstm(), params, XS)
     own = jl.cells.wrappers.Tapped(params, None) if name == "taps" else params
-    assert same_bits(everything(cell, own, XS), wanted)
+    assert same_bits(everything(cell, own, XS), expected)
 
 
 def test_rates_of_zero_leave_the_cell_unchanged():
-    params, wanted = drawn(jl.lstm()), jl.unroll(jl.lstm(), drawn(jl.lstm()), XS)
+    params, expected = drawn(jl.lstm()), jl.unroll(jl.lstm(), drawn(jl.lstm()), XS)
     for cell in (
         jl.zoneout(jl.lstm()),
         jl.variational_dropout(jl.lstm()),
         jl.recurrent_dropout(jl.lstm(), 0),
         jl.weight_drop(jl.lstm(), 0),
     ):
-        assert same_bits(jl.unroll(cell, params, XS, key=KEY), wanted)
+        assert same_bits(jl.unroll(cell, params, XS, key=KEY), expected)
 
 
 # -- composition -------------------------------------------------------------
@@ -255,8 +255,8 @@ def test_edits_reach_the_innermost_cell():
     other = jl.clip_cell(jl.zoneout(jl.lstm(), c_rate=0.3), 0.1)
     params = drawn(one)
     for key in (None, KEY):
-        got, wanted = (jl.unroll(cell, params, XS, key=key) for cell in (one, other))
-        assert same_bits(got, wanted)
+        got, expected = (jl.unroll(cell, params, XS, key=key) for cell in (one, other))
+        assert same_bits(got, expected)
 
 
 @over("name", ["zoneout", "variational", "recurrent", "weights"])
@@ -288,14 +288,14 @@ def test_a_wrapper_applied_twice_draws_twice(name):
 def test_wrappers_without_noise_do_not_change_the_noise_inside():
     inner = STOCHASTIC["zoneout"](jl.lstm())
     params = drawn(inner)
-    wanted = jl.unroll(inner, params, XS, key=KEY)
+    expected = jl.unroll(inner, params, XS, key=KEY)
     assert same_bits(
         jl.unroll(jl.taps(inner), jl.cells.wrappers.Tapped(params, None), XS, key=KEY),
-        wanted,
+        expected,
     )
     learned = jl.cells.wrappers.Learned(params, inner.initial_state(params))
     got = jl.unroll(jl.learned_initial_state(inner), learned, XS, key=KEY)
-    assert same_bits(got, wanted)
+    assert same_bits(got, expected)
 
 
 @over(
@@ -356,8 +356,8 @@ def test_the_learned_state_is_used_at_the_start_and_after_resets(x64):
         _, late = jl.unroll(jl.lstm(), params.params, xs[4:], start)
         return (hs**2).sum() - (hs[4:, 1] ** 2).sum() + (late[:, 1] ** 2).sum()
 
-    got, wanted = (jax.value_and_grad(f)(params) for f in (loss, by_hand))
-    assert_same(got, wanted, 1e-12)
+    got, expected = (jax.value_and_grad(f)(params) for f in (loss, by_hand))
+    assert_same(got, expected, 1e-12)
     assert np.all(got[1].state.c != 0)
 
 
@@ -365,8 +365,8 @@ def test_a_given_state_replaces_the_learned_one():
     cell = jl.learned_initial_state(jl.lstm())
     params = drawn(cell)._replace(state=jl.LSTMState(jnp.ones(4), jnp.ones(4)))
     zeros = jl.lstm().initial_state(params.params, (4,))
-    wanted = jl.unroll(jl.lstm(), params.params, XS)
-    assert same_bits(jl.unroll(cell, params, XS, zeros), wanted)
+    expected = jl.unroll(jl.lstm(), params.params, XS)
+    assert same_bits(jl.unroll(cell, params, XS, zeros), expected)
 
 
 @over("options", [{}, {"lengths": np.array([6, 4, 1, 0])}, {"reverse": True}])
@@ -393,10 +393,10 @@ def test_gradients_of_taps_are_those_of_the_states(options, x64):
     active = np.arange(6)[:, None] < options.get("lengths", np.full(4, 6))
     for t in range(6):
         later = np.arange(6) < t if "reverse" in options else np.arange(6) > t
-        wanted = after(at(states, t), later[:, None] & active)
+        expected = after(at(states, t), later[:, None] & active)
         silent = ~active[t]
-        wanted = jax.tree.map(lambda leaf, off=silent: leaf.at[off].set(0), wanted)
-        assert_same(at(flow, t), wanted, 1e-12)
+        expected = jax.tree.map(lambda leaf, off=silent: leaf.at[off].set(0), expected)
+        assert_same(at(flow, t), expected, 1e-12)
 
 
 def test_clipping_applies_before_h_and_the_carried_state():
@@ -544,13 +544,13 @@ def test_on_a_mesh(kind):
     def loss(params, xs):
         return (jl.unroll(cell, params, xs, key=KEY)[1] ** 2).sum()
 
-    wanted = jax.value_and_grad(loss)(params, xs)
+    expected = jax.value_and_grad(loss)(params, xs)
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
     with jax.set_mesh(mesh):
         xs = jax.device_put(xs, NamedSharding(mesh, P(None, "data")))
         params = jax.device_put(params, NamedSharding(mesh, P()))
         got = jax.jit(jax.value_and_grad(loss))(params, xs)
-    assert_same(jax.device_get(got), wanted, 1e-5)
+    assert_same(jax.device_get(got), expected, 1e-5)
 
 
 def test_noise_under_shard_map_depends_on_the_key():
@@ -570,8 +570,8 @@ def test_noise_under_shard_map_depends_on_the_key():
             out_specs=rows,
         )
         halves = [jax.random.fold_in(KEY, i) if fold else KEY for i in range(2)]
-        wanted = [
+        expected = [
             jl.unroll(cell, params, xs, key=key)[1]
             for xs, key in zip(jnp.split(XS, 2, axis=1), halves, strict=True)
         ]
-        assert_same(jax.jit(mapped)(params, XS), jnp.concatenate(wanted, 1), 1e-6)
+        assert_same(jax.jit(mapped)(params, XS), jnp.concatenate(expected, 1), 1e-6)

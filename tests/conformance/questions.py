@@ -55,8 +55,8 @@ def agree(cell: jl.Cell, asked: Question, peer, *, active=None, **options) -> No
     rng = np.random.default_rng(52)
     shapes = jax.eval_shape(ours, *asked)
     cotangents = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape)), shapes)
-    got, wanted = (pulled(run, asked, cotangents) for run in (ours, theirs))
-    assert_same(got, wanted)
+    got, expected = (pulled(run, asked, cotangents) for run in (ours, theirs))
+    assert_same(got, expected)
 
 
 def pulled(run, asked: Question, cotangents):

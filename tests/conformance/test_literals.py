@@ -29,8 +29,8 @@ def ort_id(case) -> str:
     return f"{name}, whose {case['erratum']['output']}{where} is wrong upstream"
 
 
-def close(got, wanted, note: str = "") -> None:
-    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5, err_msg=note)
+def close(got, expected, note: str = "") -> None:
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=note)
 
 
 @pytest.mark.skipif(not ORT, reason=literals.ABSENT)
@@ -46,8 +46,8 @@ def test_onnxruntime(case):
         literal = expected[where[0]][where[1]]
         assert abs(literal - right) > 5e-5, ROW_OF_ANOTHER_TEST
         expected[where[0]][where[1]] = right
-    for name, wanted in expected.items():
-        close(getattr(got, name), wanted, name)
+    for name, values in expected.items():
+        close(getattr(got, name), values, name)
 
 
 @pytest.mark.skipif(not ONNX, reason=literals.ABSENT)
@@ -56,8 +56,8 @@ def test_onnx(case):
     """The reference evaluator uses equal weights, so gate order is not tested."""
     inputs, expected = map(literals.arrays, (case["inputs"], case["expected"]))
     got = onnx_adapter.run(case["attributes"], inputs)
-    for name, wanted in expected.items():
-        close(getattr(got, name), wanted, name)
+    for name, values in expected.items():
+        close(getattr(got, name), values, name)
 
 
 # --- Keras: batch first, constant weights, one output or all --------------------------

@@ -85,13 +85,13 @@ def draw_inputs(rng, shape: Shape, optional: set[str]) -> dict[str, np.ndarray]:
         "initial_h": (ways, rows, hidden),
         "initial_c": (ways, rows, hidden),
     }
-    wanted = {"X", "W", "R"} | optional
+    expected = {"X", "W", "R"} | optional
     inputs = {
         name: rng.normal(size=size, scale=0.7).astype(np.float32)
         for name, size in sizes.items()
-        if name in wanted
+        if name in expected
     }
-    if "sequence_lens" in wanted:
+    if "sequence_lens" in expected:
         inputs["sequence_lens"] = rng.integers(0, time + 1, rows, dtype=np.int32)
     return inputs
 
@@ -124,24 +124,24 @@ def test_onnxruntime(n):
     node = session(attributes, optional)
     for _ in range(CASES):
         inputs = draw_inputs(rng, shape, optional)
-        got, wanted = onnx_adapter.run(attributes, inputs), node(inputs)
+        got, expected = onnx_adapter.run(attributes, inputs), node(inputs)
         lengths = inputs.get("sequence_lens", np.full(shape.rows, shape.time))
-        close(got.Y, wanted.Y)
-        close(got.Y_h[:, lengths > 0], wanted.Y_h[:, lengths > 0])
-        close(got.Y_c[:, lengths > 0], wanted.Y_c[:, lengths > 0])
-        ends_of_empty_rows(got, wanted, inputs, lengths == 0)
+        close(got.Y, expected.Y)
+        close(got.Y_h[:, lengths > 0], expected.Y_h[:, lengths > 0])
+        close(got.Y_c[:, lengths > 0], expected.Y_c[:, lengths > 0])
+        ends_of_empty_rows(got, expected, inputs, lengths == 0)
 
 
-def ends_of_empty_rows(got, wanted, inputs, empty) -> None:
+def ends_of_empty_rows(got, expected, inputs, empty) -> None:
     """The definitions differ: theirs ends in zeros, ours keeps the initial state."""
     for end, begin in (("Y_h", "initial_h"), ("Y_c", "initial_c")):
-        assert not getattr(wanted, end)[:, empty].any()
-        began = inputs.get(begin, np.zeros_like(wanted.Y_h))
+        assert not getattr(expected, end)[:, empty].any()
+        began = inputs.get(begin, np.zeros_like(expected.Y_h))
         np.testing.assert_array_equal(getattr(got, end)[:, empty], began[:, empty])
 
 
-def close(got, wanted) -> None:
-    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+def close(got, expected) -> None:
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_attribute_is_drawn():

@@ -72,11 +72,11 @@ def test_programs_print_the_output_of_the_page(section, outside):
         if "from jax.experimental import rnn" in code:
             pytest.importorskip("jax.experimental.rnn")
     names = {"__name__": "page"}
-    for code, wanted in section.programs:
+    for code, expected in section.programs:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(code, section.heading, "exec"), names)
-        assert printed.getvalue() == wanted, f"{code}\n({versions()})"
+        assert printed.getvalue() == expected, f"{code}\n({versions()})"
 
 
 def test_every_library_of_the_table_has_a_version():

@@ -327,8 +327,8 @@ def test_jax(masking):
     given = [tuple(map(jnp.asarray, leaves(case))) for case in directions]
     out, pull = jax.vjp(run, *given)
     got = pull(tuple((case.d_hs, case.d_h, case.d_c) for case in directions))
-    wanted = [ours(case) for case in directions]
-    assert_same(out, tuple(values for values, _ in wanted))
-    for one, (_, gradients) in zip(got, wanted, strict=True):
+    expected = [ours(case) for case in directions]
+    assert_same(out, tuple(values for values, _ in expected))
+    for one, (_, gradients) in zip(got, expected, strict=True):
         assert_same((*one[:3], *one[4:]), (*gradients[:3], *gradients[4:]))
-    assert_same(got[0][3], wanted[0][1][3] + wanted[1][1][3])
+    assert_same(got[0][3], expected[0][1][3] + expected[1][1][3])

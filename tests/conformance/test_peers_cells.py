@@ -74,9 +74,9 @@ def test_torch(kind, packed):
     grads = {name: tensor.grad.numpy() for name, tensor in peer.named_parameters()}
     assert_same([x.grad, h.grad], list(gradients[1:]))
     d = gradients[0]
-    wanted = torch_weights(d)
-    assert_same(grads["weight_ih_l0"], wanted["weight_ih_l0"])
-    assert_same(grads["weight_hh_l0"], wanted["weight_hh_l0"])
+    expected = torch_weights(d)
+    assert_same(grads["weight_ih_l0"], expected["weight_ih_l0"])
+    assert_same(grads["weight_hh_l0"], expected["weight_hh_l0"])
     assert_same(grads["bias_ih_l0"], d.b.ravel())
     b_hn = d.b_h if kind == "GRU" else d.b
     assert_same(grads["bias_hh_l0"][-HIDDEN:], b_hn)

@@ -172,10 +172,10 @@ def layer_state(h, c, n: int, group: Group):
 # --- comparison -----------------------------------------------------------------------
 
 
-def agree(got, wanted, tolerance: float) -> None:
+def agree(got, expected, tolerance: float) -> None:
     """Assert equal structure and shape, with errors relative to the largest value."""
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         largest = max(1.0, float(np.abs(other).max(initial=0.0)))
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * largest)
 

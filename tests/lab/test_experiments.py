@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from helpers import newest_step, results, wait_until
 from ruamel.yaml import YAML
 
 import jaxlstm as jl
@@ -41,14 +42,6 @@ def library(tmp_path_factory):
 def no_pictures(monkeypatch):
     """Draw no plots, which take time; the run of `library` already has them."""
     monkeypatch.setattr(reports, "write_plots", lambda run, reading=None: [])
-
-
-def arrays(run: Path) -> dict[str, bytes]:
-    """Return the arrays of the newest checkpoint, and the metrics, by file."""
-    latest = max((run / "checkpoints").glob("[0-9]*"))
-    files = [path for path in (latest / "arrays").rglob("*") if path.is_file()]
-    found = {str(path.relative_to(latest)): path.read_bytes() for path in files}
-    return found | {"metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
 
 
 def test_a_run_directory_has_all_its_files(library):
@@ -126,7 +119,7 @@ def test_the_same_config_gives_the_same_bytes(library, tmp_path, monkeypatch):
     place, _, _ = library
     monkeypatch.chdir(tmp_path)
     train(place / "book.txt", tmp_path / "again")
-    assert arrays(tmp_path / "again") == arrays(place / "whole")
+    assert results(tmp_path / "again") == results(place / "whole")
 
 
 @pytest.mark.thorough
@@ -170,22 +163,10 @@ def check_interruptions_change_no_byte(
     _, err = tiny.jaxlstm(*command).communicate(timeout=600)
     assert "Traceback" not in err
     assert not whole.communicate(timeout=600)[1]
-    assert arrays(interrupted) == arrays(place / "whole")
+    assert results(interrupted) == results(place / "whole")
     sink = tiny.RecordingSink()
     jl.lab.train(path, run=interrupted, resume="auto", sink=sink)
     assert "is finished" in sink.messages[0]
-
-
-def newest_step(run: Path) -> int:
-    return max(checkpoints.steps(run / "checkpoints"), default=-1)
-
-
-def wait_until(test, process, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not test():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_damaged_checkpoint_is_skipped_and_written_again(library, tmp_path):
@@ -200,7 +181,7 @@ def test_a_damaged_checkpoint_is_skipped_and_written_again(library, tmp_path):
     sink = tiny.RecordingSink()
     jl.lab.resume(run, sink=sink)
     assert any("damaged" in message for message in sink.messages)
-    assert arrays(run) == arrays(place / "whole")
+    assert results(run) == results(place / "whole")
 
 
 def test_a_run_is_extended_by_resuming_it_with_more_steps(library, tmp_path):
@@ -212,7 +193,7 @@ def test_a_run_is_extended_by_resuming_it_with_more_steps(library, tmp_path):
     )
     assert trained.metrics()[-1]["step"] == 60
     train(place / "book.txt", tmp_path / "longer", steps=60)
-    assert arrays(run) == arrays(tmp_path / "longer")
+    assert results(run) == results(tmp_path / "longer")
     assert (run / "overrides.txt").read_text() == "training.steps=60\n"
 
 

@@ -11,10 +11,16 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from helpers import (
+    Recorder,
+    assert_same_bits,
+    key_from_data,
+    newest_step,
+    results,
+    wait_until,
+)
 from jax.sharding import PartitionSpec
 from ruamel.yaml import YAML
-from test_experiments import arrays, newest_step, wait_until
-from test_training import Recorder, assert_same_bits, key_from_data
 
 import jaxlstm as jl
 from jaxlstm.lab import config as configs
@@ -344,7 +350,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(book, tmp_path):
     steps = f"training.steps={newest_step(killed) // 20 * 20 + 40}"
     jl.lab.resume(killed, overrides=[steps], sink=tiny.RecordingSink())
     jl.lab.train(path, overrides=[steps], run=whole, sink=tiny.RecordingSink())
-    assert arrays(killed) == arrays(whole)
+    assert results(killed) == results(whole)
 
 
 @pytest.mark.slow

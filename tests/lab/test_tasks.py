@@ -15,7 +15,7 @@ import sum_task
 import tiny
 from ruamel.yaml import YAML
 
-import haste
+import fast_compilation
 import jaxlstm as jl
 from jaxlstm.lab import checkpoints, cli, config, runs, tasks
 from jaxlstm.lab.config import loading, schema
@@ -41,7 +41,7 @@ def command(*words, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=haste.ENVIRONMENT | environment,
+        env=fast_compilation.ENVIRONMENT | environment,
     )
 
 

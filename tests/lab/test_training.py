@@ -8,88 +8,14 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from helpers import Recorder, assert_same_bits, key_from_data
 
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import Diverged
 from jaxlstm.lab.config.schema import EarlyStopping
-from jaxlstm.lab.training import loop, policies
+from jaxlstm.lab.training import loop
 from jaxlstm.lab.training import state as state_
 from jaxlstm.lab.training.experiment import Experiment
-
-
-class Recorder:
-    """Callbacks and listener of a loop that record their calls.
-
-    The loop is asked to stop at dispatch number `stop`.
-    """
-
-    def __init__(self, experiment: Experiment, *, stop: int | None = None) -> None:
-        self.experiment, self.stop = experiment, stop
-        self.lines: list[tuple] = []
-        self.saved: list[tuple[state_.TrainState, loop.LoopState]] = []
-        self.losses = iter(())
-
-    def job(self) -> loop.Job:
-        def log(step, loss, numbers, pace):
-            self.log("train", step, loss, numbers, pace)
-
-        experiment, training = self.experiment, self.experiment.config.training
-        return loop.Job(
-            experiment.task,
-            experiment.model,
-            experiment.optimizer,
-            experiment.dataset,
-            training,
-            None,
-            loop.Listener(log, lambda seconds: None, self.stopping),
-            (
-                loop.Callback(self.validated, (training.validate_every,)),
-                loop.Callback(
-                    self.checkpoint,
-                    (training.validate_every, training.checkpoint_every),
-                    on_stop=True,
-                ),
-            ),
-            self.save,
-        )
-
-    def validated(self, state, found):
-        loss, step = self.validate(state.params), int(state.step)
-        self.log("validation", step, loss, {}, {})
-        stopping = self.experiment.config.training.early_stopping
-        metric = self.experiment.task.primary
-        return policies.validated(found, metric, stopping, step=step, value=loss)
-
-    def checkpoint(self, state, found):
-        self.save(state, found)
-        return found
-
-    def log(self, split, step, nats, numbers, pace):
-        self.lines.append((split, step, nats, tuple(sorted(numbers.items()))))
-        self.at = step
-
-    def validate(self, params):
-        return next(
-            self.losses,
-            float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(params))),
-        )
-
-    def save(self, state, loop_state):
-        self.saved.append((jax.device_get(key_to_data(state)), loop_state))
-
-    def stopping(self):
-        self.dispatches = getattr(self, "dispatches", 0) + 1
-        return self.stop is not None and self.dispatches == self.stop
-
-
-def key_to_data(state):
-    return state._replace(key=jax.random.key_data(state.key))
-
-
-def key_from_data(state):
-    return jax.tree.map(
-        jnp.asarray, state._replace(key=jax.random.wrap_key_data(state.key))
-    )
 
 
 @pytest.fixture
@@ -106,11 +32,6 @@ def with_training(experiment: Experiment, **changes) -> Experiment:
 def one_step(experiment, state, batch):
     step = jax.jit(state_.train_step, static_argnums=(0, 1, 2))
     return step(experiment.task, experiment.model, experiment.optimizer, state, batch)
-
-
-def assert_same_bits(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def test_one_step_equals_optax_on_the_gradient_of_the_mean_loss(experiment):

@@ -1,4 +1,4 @@
-"""The environment of a process that compiles in haste, as most tests do."""
+"""The environment of a subprocess that compiles without most optimisations."""
 
 import os
 
