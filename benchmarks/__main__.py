@@ -10,11 +10,11 @@ from benchmarks import cases, harness, peers
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; an invalid one prints one line and returns exit code 2."""
-    arguments = _parser().parse_args(words)
+    arguments = _parser().parse_args(argv)
     try:
-        arguments.carry_out(arguments)
+        arguments.function(arguments)
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
@@ -22,8 +22,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    chosen = cases.chosen(_words(arguments.cases))
-    names = peers.chosen(_words(arguments.peers))
+    selected = cases.select(_split(arguments.cases))
+    names = peers.select(_split(arguments.peers))
     if arguments.seconds < 0:
         raise ValueError(f"--seconds: got {arguments.seconds:g}, expected 0 or more")
     cores = harness.use_cores(arguments.cores)
@@ -34,18 +34,18 @@ def _run(arguments: argparse.Namespace) -> None:
             f"--out: got {out}, expected an existing directory, not {out.parent}"
         )
     harness.run(
-        chosen,
+        selected,
         names,
         seconds=arguments.seconds,
         cores=cores,
         peaks=not arguments.no_peaks,
-        say=lambda text: print(text, flush=True),
-        save=lambda result: out.write_text(harness.written(result)),
+        log=lambda text: print(text, flush=True),
+        save=lambda result: out.write_text(harness.to_json(result)),
     )
     print(f"wrote {out}; python -m benchmarks report adds it to README.md")
 
 
-def _words(given: str | None) -> list[str]:
+def _split(given: str | None) -> list[str]:
     return [] if given is None else [w.strip() for w in given.split(",") if w.strip()]
 
 
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     run = verbs.add_parser("run", help="measure, and write results/NAME.json")
-    run.set_defaults(carry_out=_run)
+    run.set_defaults(function=_run)
     run.add_argument("--cases", metavar="A,B", help="groups or names; default all")
     run.add_argument("--peers", metavar="A,B", help="contenders; default all")
     run.add_argument(
@@ -87,10 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         "--no-peaks", action="store_true", help="do not measure peak memory"
     )
     report = verbs.add_parser("report", help="results/*.json to README.md and plots")
-    report.set_defaults(carry_out=_report)
+    report.set_defaults(function=_report)
     report.add_argument("results", nargs="*", metavar="JSON", help="default all")
-    listed = verbs.add_parser("list", help="list contenders and cases")
-    listed.set_defaults(carry_out=_list)
+    list_ = verbs.add_parser("list", help="list contenders and cases")
+    list_.set_defaults(function=_list)
     return parser
 
 

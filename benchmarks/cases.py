@@ -12,7 +12,7 @@ Floats = NDArray[np.float32]
 What = Literal["forward", "training", "step"]
 Kind = Literal["lstm", "layer_norm", "zoneout"]
 
-H_RATE, C_RATE = 0.05, 0.2  # of zoneout
+H_RATE, C_RATE = 0.05, 0.2  # rates of the zoneout case
 
 
 class Case(NamedTuple):
@@ -20,15 +20,15 @@ class Case(NamedTuple):
 
     group         first word of its name
     time, batch, features, units     T, B, D, H
-    layers, bidirectional            arrangement of the layers
+    layers, bidirectional            number of layers; whether both directions
     ragged        rows of unequal length, half of all steps padding
-    cell          the kind of cell
+    cell          kind of cell
     measures      `forward`: the outputs [T, B, H]. `training`: the gradient of all
                   parameters and of the inputs, for a fixed cotangent of the outputs.
                   `step`: one step from a state that is fed back
-    compiles      how often compiling is timed
+    compiles      number of timed compilations
     runs          whether running is timed
-    contenders    the only ones to measure; empty for all
+    contenders    the contenders to measure; empty for all
     """
 
     group: str
@@ -107,20 +107,20 @@ class Inputs(NamedTuple):
 
 def draw(case: Case) -> Inputs:
     """Draw the inputs of a case: weights U(±1/√H), everything else N(0, 1)."""
-    drawn = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def weights(features: int) -> Weights:
         limit, units = case.units**-0.5, case.units
         shapes = (features, 4, units), (units, 4, units), (4, units)
-        numbers = (drawn.random(shape, np.float32) for shape in shapes)
+        numbers = (rng.random(shape, np.float32) for shape in shapes)
         return Weights(*(limit * (2 * n - 1) for n in numbers))
 
     sizes = [case.features] + [case.output_size] * (case.layers - 1)
-    ways = 2 if case.bidirectional else 1
-    layers = [[weights(size) for _ in range(ways)] for size in sizes]
+    directions = 2 if case.bidirectional else 1
+    layers = [[weights(size) for _ in range(directions)] for size in sizes]
     shape = (case.time, case.batch)
-    xs = drawn.standard_normal((*shape, case.features), np.float32)
-    d_hs = drawn.standard_normal((*shape, case.output_size), np.float32)
+    xs = rng.standard_normal((*shape, case.features), np.float32)
+    d_hs = rng.standard_normal((*shape, case.output_size), np.float32)
     if not case.ragged:
         return Inputs(layers, xs, d_hs, None)
     active = np.arange(case.time)[:, None] < lengths(case)
@@ -150,8 +150,8 @@ def _grid() -> list[Case]:
     return [Case("grid", *size) for size in sizes]
 
 
-def _beside() -> list[Case]:
-    shape = (128, 32, 128, 128)  # also a point of the grid, for comparison
+def _other_models() -> list[Case]:
+    shape = (128, 32, 128, 128)  # a size of the grid, for comparison
     return [
         Case("stacked", *shape, layers=2),
         Case("bidirectional", *shape, layers=2, bidirectional=True),
@@ -178,15 +178,17 @@ def _compile() -> list[Case]:
 
 
 def _long() -> list[Case]:
-    who = ("jaxlstm", "jaxlstm sqrt")
+    contenders = ("jaxlstm", "jaxlstm sqrt")
     return [
-        Case("long", 100_000, 8, 32, 256, measures=("training",), contenders=who),
+        Case(
+            "long", 100_000, 8, 32, 256, measures=("training",), contenders=contenders
+        ),
     ]
 
 
 CASES: tuple[Case, ...] = (
     *_grid(),
-    *_beside(),
+    *_other_models(),
     *_streams(),
     *_growth(),
     *_compile(),
@@ -195,15 +197,15 @@ CASES: tuple[Case, ...] = (
 GROUPS: tuple[str, ...] = tuple(dict.fromkeys(case.group for case in CASES))
 
 
-def chosen(words: list[str]) -> list[Case]:
-    """Return the cases of these groups or names; all cases for an empty list.
+def select(names: list[str]) -> list[Case]:
+    """Return the cases with these groups or names; all cases for an empty list.
 
     Raises:
-        ValueError: a word is neither a group nor a name.
+        ValueError: a name is neither a group nor a case.
     """
-    for word in words:
-        if word not in GROUPS and word not in {case.name for case in CASES}:
+    for name in names:
+        if name not in GROUPS and name not in {case.name for case in CASES}:
             raise ValueError(
-                f"cases: got {word!r}, expected one of {', '.join(GROUPS)}"
+                f"cases: got {name!r}, expected one of {', '.join(GROUPS)}"
             )
-    return [c for c in CASES if not words or c.group in words or c.name in words]
+    return [c for c in CASES if not names or c.group in names or c.name in names]

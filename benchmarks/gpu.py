@@ -1,6 +1,6 @@
-"""Measurements on a GPU, in sections:
+"""Measurements on a GPU, in three sections.
 
-    python benchmarks/gpu.py --name h100           run and write, half an hour at most
+    python benchmarks/gpu.py --name h100           all sections, at most half an hour
     python benchmarks/gpu.py --name h100 --resume  continue after the time limit
     python benchmarks/gpu.py --smoke               tiny sizes, on any device
 
@@ -8,8 +8,8 @@
     baselines   torch, `jax.experimental.rnn`, Flax and our engines, in alternation
     parity      the cuDNN engine against the reference in float64
 
-Set PYTHONPATH=src if the package is not installed. `--sections` and `--minutes` select
-a part that fits a short time on the device.
+Set PYTHONPATH=src if the package is not installed. `--sections` and `--minutes` limit
+the run to the time that is available on the device.
 
 Each section runs in its own process with a time limit, and its rows are saved as they
 are measured, so that a failure loses nothing else. Results are in
@@ -129,7 +129,7 @@ class Point(NamedTuple):
     hidden: int
 
 
-# The most important come first, because the time limit may end the run early.
+# The most important sizes come first, because the time limit may end the run early.
 GRID = [
     Point(time, batch, hidden)
     for time in (1024, 128)
@@ -272,7 +272,7 @@ def baselines(smoke: bool, known: Sequence[Row], minutes: float) -> Iterator[Row
         if tuple(point) not in done:
             contenders = measure_point(point, rounds=2 if smoke else 11)
             yield {**point._asdict(), "contenders": contenders}
-            jax.clear_caches()  # the programs of one point are of no use to another
+            jax.clear_caches()  # other sizes use other programs
 
 
 def measure_point(point: Point, *, rounds: int) -> dict[str, Row]:

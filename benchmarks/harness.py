@@ -18,8 +18,9 @@ from benchmarks.cases import Case
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", "PYTHONWARNINGS": "ignore"}
 
-TOGETHER = ("growth", "compile")
-LIMIT = 3600.0  # seconds for one process
+# Ratios between the cases of these groups are reported, so they share a process.
+SHARED_GROUPS = ("growth", "compile")
+TIMEOUT = 3600.0  # of one process, in seconds
 
 
 def environment() -> dict[str, str]:
@@ -54,55 +55,52 @@ def run(
     seconds: float,
     cores: int,
     peaks: bool,
-    say: Callable[[str], object],
+    log: Callable[[str], object],
     save: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
     """Return the result of all cases as plain JSON, with reasons for what did not run.
 
     Args:
         peaks: also measure peak memory, each in its own process.
-        say: receives a line about each case before it is measured.
-        save: receives the result so far, after each case.
+        log: called with a line about each case before it is measured.
+        save: called with the result so far after each case.
     """
     absent = {n: why for n, why in peers.absent().items() if n in names}
     present = [name for name in names if name not in absent]
     for name, why in absent.items():
-        say(f"{name}: {why}")
+        log(f"{name}: {why}")
     result: dict[str, Any] = {
         "machine": machine.describe(cores, environment()),
         "seconds": seconds,
         "contenders": list(names),
         "absent": absent,
-        "cases": {case.name: _described(case) for case in cases},
+        "cases": {case.name: case_to_json(case) for case in cases},
         "chosen": {},
         "rows": [],
         "refusals": [],
     }
-    for together in in_processes(cases):
-        say(", ".join(case.name for case in together))
-        only = {name for case in together for name in case.contenders or present}
-        measured = [name for name in present if name in only]
-        answer = order(together, measured, seconds=seconds)
-        _gather(result, answer)
-        for case, name, what in _peaks(together, measured, answer) if peaks else ():
-            _gather(result, order([case], [name], peak=what))
+    for group in group_by_process(cases):
+        log(", ".join(case.name for case in group))
+        selected = {name for case in group for name in case.contenders or present}
+        measured = [name for name in present if name in selected]
+        response = measure_in_process(group, measured, seconds=seconds)
+        _add(result, response)
+        for case, name, what in _peaks(group, measured, response) if peaks else ():
+            _add(result, measure_in_process([case], [name], peak=what))
         save(result)
     return result
 
 
-def in_processes(cases: Sequence[Case]) -> list[list[Case]]:
-    """Return lists of cases that share a process.
-
-    Cases of a group share one if their ratio is reported, as for growth.
-    """
+def group_by_process(cases: Sequence[Case]) -> list[list[Case]]:
+    """Return the lists of cases that share a process."""
     shared: dict[str, list[Case]] = {}
     for case in cases:
-        key = case.group if case.group in TOGETHER else case.name
+        key = case.group if case.group in SHARED_GROUPS else case.name
         shared.setdefault(key, []).append(case)
     return list(shared.values())
 
 
-def written(result: Mapping[str, Any]) -> str:
+def to_json(result: Mapping[str, Any]) -> str:
     """Return the result as JSON with one line per figure, for readable diffs.
 
     >>> print(written({"seconds": 4.0, "rows": [{"case": "a"}, {"case": "b"}]}), end="")
@@ -124,67 +122,73 @@ def written(result: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _described(case: Case) -> dict[str, Any]:
+def case_to_json(case: Case) -> dict[str, Any]:
+    """Return the fields of a case and its FLOPs."""
     return case._asdict() | {"flops_forward": case.flops_forward}
 
 
-def _gather(result: dict[str, Any], answer: dict[str, Any]) -> None:
-    result["chosen"] |= answer.get("chosen", {})
-    result["rows"].extend(answer["rows"])
-    result["refusals"].extend(answer["refusals"])
+def _add(result: dict[str, Any], response: dict[str, Any]) -> None:
+    result["chosen"] |= response.get("chosen", {})
+    result["rows"].extend(response["rows"])
+    result["refusals"].extend(response["refusals"])
 
 
 def _peaks(
-    together: Sequence[Case], names: Sequence[str], answer: dict[str, Any]
+    group: Sequence[Case], names: Sequence[str], response: dict[str, Any]
 ) -> list[tuple[Case, str, str]]:
     """Return the (case, contender, what) whose peak is measured: all training steps."""
-    rows = answer["rows"]
+    rows = response["rows"]
     ran = {(r["case"], r["contender"]) for r in rows if r["what"] == "training"}
-    pairs = ((case, name) for case in together for name in names)
+    pairs = ((case, name) for case in group for name in names)
     return [(c, name, "training") for c, name in pairs if (c.name, name) in ran]
 
 
-def order(
-    together: Sequence[Case],
+def measure_in_process(
+    group: Sequence[Case],
     names: Sequence[str],
     *,
     seconds: float = 0.0,
     peak: str | None = None,
 ) -> dict[str, Any]:
-    """Run an order in its own process and return its answer."""
-    content: dict[str, Any] = {"cases": [case._asdict() for case in together]}
+    """Measure cases in a process of their own and return its response.
+
+    Args:
+        seconds: time per contender and case.
+        peak: the only measure whose peak memory is returned; None for times.
+    """
+    content: dict[str, Any] = {"cases": [case._asdict() for case in group]}
     content["contenders"] = list(names)
-    with tempfile.TemporaryDirectory() as place:
-        request, answer = Path(place, "order.json"), Path(place, "answer.json")
+    with tempfile.TemporaryDirectory() as folder:
+        request, response = Path(folder, "request.json"), Path(folder, "response.json")
         request.write_text(json.dumps(content | {"seconds": seconds, "peak": peak}))
-        words = [sys.executable, "-m", "benchmarks.worker", str(request), str(answer)]
-        failure = _process(words)
+        module = [sys.executable, "-m", "benchmarks.worker"]
+        failure = run_command([*module, str(request), str(response)])
         if failure is None:
-            return json.loads(answer.read_text())
+            return json.loads(response.read_text())
     what = f"peak {peak}" if peak else "everything"
-    lost = {"what": what, "reason": f"failed: {failure}"}
+    missing = {"what": what, "reason": f"failed: {failure}"}
     refusals = [
-        {"case": case.name, "contender": name} | lost
-        for case in together
+        {"case": case.name, "contender": name} | missing
+        for case in group
         for name in names
     ]
     return {"rows": [], "refusals": refusals}
 
 
-def _process(words: Sequence[str]) -> str | None:
+def run_command(command: Sequence[str]) -> str | None:
     """Run a command; return None, or a description of the failure."""
     try:
         done = subprocess.run(
-            words,
+            command,
             cwd=ROOT,
             env=environment(),
             capture_output=True,
             text=True,
             check=False,
-            timeout=LIMIT,
+            timeout=TIMEOUT,
         )
     except subprocess.TimeoutExpired:
-        return f"the process did not end within {LIMIT:.0f} s"
+        return f"the process did not end within {TIMEOUT:.0f} s"
     if done.returncode == 0:
         return None
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,12 +1,13 @@
 """Measure cases with all contenders in alternation, in this process.
 
-A row is (case, contender, what): the median, the quartiles and the number of runs.
+A row has the median, the quartiles and the number of runs for one case, contender and
+measure. The measures are:
 
     forward, training, step     seconds of one run
     compile WHAT                seconds to compile
-    temp WHAT, total WHAT       bytes by XLA's own analysis: temporary arrays, and all
-                                together with arguments and results
-    peak WHAT                   largest growth of the process in bytes
+    temp WHAT, total WHAT       bytes by XLA's analysis: temporary arrays, and their sum
+                                with arguments and results
+    peak WHAT                   growth of the process's peak memory, in bytes
 """
 
 import gc
@@ -26,7 +27,7 @@ from benchmarks.cases import Case, Inputs, What
 from benchmarks.peers.base import Contender, Prepared, Program
 from jaxlstm.lab._util.timing import Spread, measure_alternately
 
-LACKS = {"training": "computes no gradients", "step": "takes no single steps"}
+UNSUPPORTED = {"training": "computes no gradients", "step": "has no single step"}
 
 
 class Row(NamedTuple):
@@ -42,7 +43,7 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, case: Case, contender: str, what: str, spread: Spread) -> "Row":
-        """Return the row of a spread, to six digits."""
+        """Return the row of a spread, rounded to six significant digits."""
         median, low, high = (float(f"{figure:.6g}") for figure in spread[:3])
         return cls(case.name, contender, what, median, low, high, spread.runs)
 
@@ -57,13 +58,13 @@ class Refusal(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Rows and refusals of some cases."""
+    """The rows of some cases, and the reasons for missing rows."""
 
     rows: list[Row]
     refusals: list[Refusal]
 
-    def failed(self, entry: "Entry", what: str, error: Exception) -> None:
-        """Record that an entry failed."""
+    def record_failure(self, entry: "Entry", what: str, error: Exception) -> None:
+        """Record the error of a contender at a case."""
         reason = _failure(error)
         self.refusals.append(Refusal(entry.case.name, entry.contender, what, reason))
 
@@ -76,7 +77,7 @@ class Entry(NamedTuple):
 
 
 def measure(
-    together: Sequence[Case],
+    group: Sequence[Case],
     contenders: Iterable[Contender],
     *,
     seconds: float,
@@ -87,12 +88,12 @@ def measure(
     Args:
         seconds: time per contender and case.
     """
-    outcome, inputs = Outcome([], []), {case: cases.draw(case) for case in together}
-    entered = list(itertools.product(together, list(contenders)))
-    whats: list[What] = [what for case in together for what in case.measures]
+    outcome, inputs = Outcome([], []), {case: cases.draw(case) for case in group}
+    entries = list(itertools.product(group, list(contenders)))
+    whats: list[What] = [what for case in group for what in case.measures]
     for what in dict.fromkeys(whats):
         prepared: dict[Entry, Prepared] = {}
-        for case, one in entered:
+        for case, one in entries:
             if what not in case.measures:
                 continue
             found = prepare(one, case, inputs[case], what)
@@ -100,7 +101,7 @@ def measure(
                 prepared[Entry(case, one.name)] = found
             else:
                 outcome.refusals.append(found)
-        programs = _compiled(what, prepared, outcome, clock)
+        programs = _compile(what, prepared, outcome, clock)
         _run(what, programs, outcome, seconds, clock)
     return outcome
 
@@ -108,7 +109,7 @@ def measure(
 def prepare(
     contender: Contender, case: Case, inputs: Inputs, what: What
 ) -> Prepared | Refusal:
-    """Return the contender with its inputs loaded, or why it is not measured."""
+    """Return the contender with its inputs, or the reason why it is not measured."""
 
     def refused(reason: str) -> Refusal:
         return Refusal(case.name, contender.name, what, reason)
@@ -123,7 +124,7 @@ def prepare(
         "step": contender.step,
     }[what]
     if make is None:
-        return refused(f"{contender.name} {LACKS[what]}")
+        return refused(f"{contender.name} {UNSUPPORTED[what]}")
     try:
         return make(case, inputs)
     except Exception as error:
@@ -135,30 +136,30 @@ def _failure(error: Exception) -> str:
     return f"failed: {type(error).__name__}: {first}"
 
 
-def _compiled(
+def _compile(
     what: What,
     prepared: dict[Entry, Prepared],
     outcome: Outcome,
     clock: Callable[[], float],
 ) -> dict[Entry, Program]:
-    """Compile each program as often as its case says, in alternation."""
+    """Compile each program `case.compiles` times, in alternation."""
     programs: dict[Entry, Program] = {}
     times: dict[Entry, list[float]] = {entry: [] for entry in prepared}
-    drawn = random.Random(0)
+    rng = random.Random(0)
     for n in range(max((entry.case.compiles for entry in prepared), default=0)):
-        for entry in drawn.sample(list(times), len(times)):
+        for entry in rng.sample(list(times), len(times)):
             if n >= entry.case.compiles:
                 continue
-            jax.clear_caches()  # so that nothing is already traced
-            began = clock()
+            jax.clear_caches()  # tracing is part of the compile time
+            start = clock()
             try:
                 programs[entry] = prepared[entry].compile()
             except Exception as error:
                 del times[entry]
                 programs.pop(entry, None)
-                outcome.failed(entry, what, error)
+                outcome.record_failure(entry, what, error)
                 continue
-            times[entry].append(clock() - began)
+            times[entry].append(clock() - start)
     for entry, program in programs.items():
         found = {"temp": program.temp_bytes, "total": program.total_bytes}
         figures = {
@@ -188,7 +189,7 @@ def _run(
             program.run()
             running[entry] = program.run
         except Exception as error:
-            outcome.failed(entry, what, error)
+            outcome.record_failure(entry, what, error)
     spreads = measure_alternately(running, seconds=seconds * len(running), clock=clock)
     outcome.rows.extend(
         Row.of(*entry, what, spread) for entry, spread in spreads.items()
@@ -205,16 +206,16 @@ def chosen_engine(case: Case) -> str | None:
     return jl.explain(ours.CELLS[case.cell](), model.params, model.xs).engine
 
 
-# -- the peak of memory -------------------------------------------------------
+# -- peak memory --------------------------------------------------------------
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak(case: Case, name: str, what: What) -> Row | Refusal:
-    """Measure the largest growth of this process during the first run of a program.
+    """Measure how much the peak memory of this process grows in a program's first run.
 
-    Weights, inputs and the program itself exist before. Each contender needs its own
-    process, because memory that another one freed would be reused.
+    Weights, inputs and the compiled program are allocated before. Each contender needs
+    its own process, because it would reuse memory that another one freed.
     """
     found = prepare(peers.find(name), case, cases.draw(case), what)
     if isinstance(found, Refusal):
@@ -223,9 +224,9 @@ def peak(case: Case, name: str, what: What) -> Row | Refusal:
         program = found.compile()
         gc.collect()
         CLEAR.write_text("5")  # reset the high-water mark to the current memory
-        before = _held("VmRSS")
+        before = _status_bytes("VmRSS")
         result = program.run()
-        grown = _held("VmHWM") - before
+        grown = _status_bytes("VmHWM") - before
     except OSError as error:
         reason = f"not available on this system ({error.strerror})"
         return Refusal(case.name, name, f"peak {what}", reason)
@@ -235,8 +236,8 @@ def peak(case: Case, name: str, what: What) -> Row | Refusal:
     return Row.of(case, name, f"peak {what}", Spread.of([max(0, grown)]))
 
 
-def _held(field: str) -> int:
-    """Return a field of this process's status, which is in kB, in bytes."""
+def _status_bytes(field: str) -> int:
+    """Return a size of this process in bytes; the system reports it in kB."""
     lines = STATUS.read_text().splitlines()
     words = next(line.split() for line in lines if line.startswith(field))
     return 1024 * int(words[1])
@@ -252,40 +253,42 @@ def cores() -> int:
 # -- entry point of the processes that `harness` starts ------------------------------
 
 
-def carry_out(order: dict[str, Any]) -> dict[str, Any]:
-    """Run an order of the harness, some cases or one peak, and return the answer."""
-    together = [_case(fields) for fields in order["cases"]]
-    names: list[str] = order["contenders"]
+def run_request(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure the cases, or the one peak, that the harness asks for."""
+    group = [_case(fields) for fields in request["cases"]]
+    names: list[str] = request["contenders"]
     jax.config.update("jax_enable_compilation_cache", False)
     if "jaxlstm split" in names and cores() > 1:
         jax.config.update("jax_num_cpu_devices", cores())
-    if order["peak"] is not None:
-        found = peak(together[0], names[0], order["peak"])
+    if request["peak"] is not None:
+        found = peak(group[0], names[0], request["peak"])
         kind = "rows" if isinstance(found, Row) else "refusals"
         return {"rows": [], "refusals": []} | {kind: [found._asdict()]}
-    entered, failed = _found(together[0], names)
-    outcome = measure(together, entered, seconds=order["seconds"])
+    contenders, refusals = _import_contenders(group[0], names)
+    outcome = measure(group, contenders, seconds=request["seconds"])
     return {
         "rows": [row._asdict() for row in outcome.rows],
-        "refusals": [r._asdict() for r in (*failed, *outcome.refusals)],
-        "chosen": {case.name: chosen_engine(case) for case in together},
+        "refusals": [r._asdict() for r in (*refusals, *outcome.refusals)],
+        "chosen": {case.name: chosen_engine(case) for case in group},
     }
 
 
 def _case(fields: dict[str, Any]) -> Case:
-    """Return the case of a JSON object, with tuples for its lists."""
-    again: dict[str, Any] = dict(fields)
+    """Return the case of a JSON object, whose lists become tuples."""
+    values: dict[str, Any] = dict(fields)
     for key in ("measures", "contenders"):
-        again[key] = tuple(fields[key])
-    return Case(**again)
+        values[key] = tuple(fields[key])
+    return Case(**values)
 
 
-def _found(case: Case, names: Iterable[str]) -> tuple[list[Contender], list[Refusal]]:
-    """Return the contenders, and refusals for libraries that cannot be imported."""
-    found, failed = [], []
+def _import_contenders(
+    case: Case, names: Iterable[str]
+) -> tuple[list[Contender], list[Refusal]]:
+    """Return the contenders, and the reasons of those that cannot be imported."""
+    contenders, refusals = [], []
     for name in names:
         try:
-            found.append(peers.find(name))
+            contenders.append(peers.find(name))
         except Exception as error:
-            failed.append(Refusal(case.name, name, "everything", _failure(error)))
-    return found, failed
+            refusals.append(Refusal(case.name, name, "everything", _failure(error)))
+    return contenders, refusals

@@ -11,7 +11,7 @@ from benchmarks.tables import Result
 
 PAGE = Path(__file__).resolve().parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-BESIDE = ("stacked", "bidirectional", "ragged", "layer_norm", "zoneout")
+OTHER_MODELS = ("stacked", "bidirectional", "ragged", "layer_norm", "zoneout")
 
 
 def write(results: Sequence[Path], *, page: Path = PAGE) -> list[Path]:
@@ -45,37 +45,39 @@ def write(results: Sequence[Path], *, page: Path = PAGE) -> list[Path]:
 def section(name: str, result: Result, links: Sequence[str]) -> str:
     """Return the section of one result."""
     grid, streams = result.cases("grid"), result.cases("stream")
-    beside = [case for group in BESIDE for case in result.cases(group)]
-    kept = [*grid, *beside, *result.cases("growth"), *result.cases("long")]
+    other_models = [case for group in OTHER_MODELS for case in result.cases(group)]
+    with_memory = [*grid, *other_models, *result.cases("growth"), *result.cases("long")]
     parts = [
         f"## {name}",
         machine(result.plain),
         *(f"![{_alt(link)}]({link})" for link in links),
         *_titled("Training step, the grid", _times(result, grid, "training")),
         *_titled("Forward, the grid", _times(result, grid, "forward")),
-        *_titled("Training step, other models", _times(result, beside, "training")),
-        *_titled("Forward, other models", _times(result, beside, "forward")),
+        *_titled(
+            "Training step, other models", _times(result, other_models, "training")
+        ),
+        *_titled("Forward, other models", _times(result, other_models, "forward")),
         *_titled("One step at a time", _times(result, streams, "step", tables.US)),
         *_titled("Growth with T", tables.growth(result)),
         *_titled("Compiling a gradient", tables.compiling(result)),
         *_titled(
             "Temporary memory of a training step, MB, by XLA",
-            tables.memory(result, kept, "temp training"),
+            tables.memory(result, with_memory, "temp training"),
         ),
         *_titled(
             "Peak growth of the process in its first training step, MB",
-            tables.memory(result, kept, "peak training"),
+            tables.memory(result, with_memory, "peak training"),
         ),
         *_titled(
             "Memory including arguments and results, for long sequences, MB, by XLA",
             tables.memory(result, result.cases("long"), "total training"),
         ),
-        *_titled("Engine chosen by `unroll`", tables.rule(result)),
+        *_titled("Engine chosen by `unroll`", tables.engine_choice(result)),
         *_titled(
             "Cost of a trace, relative to the forward pass", tables.traces(result)
         ),
         "### Where another library is faster",
-        _list(tables.losses(result)) or "Nowhere in these measurements.",
+        _list(tables.faster_libraries(result)) or "Nowhere in these measurements.",
         "### Too noisy to use",
         _list(tables.noisy(result))
         or "None: half the interquartile range is below 15 % of each median.",
@@ -107,7 +109,7 @@ def _times(
 
 
 def _titled(title: str, table: str) -> list[str]:
-    """Return a title and its table, or nothing if the table has no rows."""
+    """Return a heading and its table, or nothing if the table has no rows."""
     return [f"### {title}", table] if table.count("\n") > 1 else []
 
 
@@ -122,7 +124,7 @@ def _list(sentences: Sequence[str]) -> str:
 
 
 def _absences(plain: Mapping[str, Any]) -> list[str]:
-    """Return a line for each reason: contenders, reason, cases."""
+    """Return a line for each reason, with its contenders and cases."""
     found = [(name, reason, "") for name, reason in plain["absent"].items()]
     found += [
         (row["contender"], row["reason"], f"{row['case']} {row['what']}")

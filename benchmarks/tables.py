@@ -1,6 +1,6 @@
 """The figures of one result as Markdown tables.
 
-A ratio is how many times faster `jaxlstm` is; above 1 it is faster than the other.
+A ratio is the other library's time over that of jaxlstm: above 1, jaxlstm is faster.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from benchmarks.peers import JAX_PEERS, MODES
 
 OURS = "jaxlstm"
-NATIVE = "jaxlstm native"  # used only by name
+NATIVE = "jaxlstm native"  # never chosen by default
 TIMES = ("forward", "training", "step")
 NOISY, STALLED = 0.15, 0.3  # half the interquartile range over the median
 
@@ -47,8 +47,8 @@ class Result(NamedTuple):
 
     def cases(self, group: str) -> list[str]:
         """Return the names of the cases of a group, in order."""
-        of = self.plain["cases"]
-        return [name for name, case in of.items() if case["group"] == group]
+        cases = self.plain["cases"]
+        return [name for name, case in cases.items() if case["group"] == group]
 
     def at(self, case: str, what: str) -> Mapping[str, Figure]:
         """Return the figures of all contenders; empty if none was measured."""
@@ -56,8 +56,8 @@ class Result(NamedTuple):
 
     def contenders(self, cases: Iterable[str], what: str) -> list[str]:
         """Return the contenders with a figure in any of the cases, in order."""
-        there = {name for case in cases for name in self.at(case, what)}
-        return [name for name in self.plain["contenders"] if name in there]
+        present = {name for case in cases for name in self.at(case, what)}
+        return [name for name in self.plain["contenders"] if name in present]
 
     def flops(self, case: str, what: str) -> float:
         """Return the FLOPs of one run."""
@@ -74,14 +74,14 @@ def ratio(at: Mapping[str, Figure], other: str, ours: str = OURS) -> float | Non
 
 def best(at: Mapping[str, Figure], names: Iterable[str]) -> str | None:
     """Return the fastest of the names that have a figure."""
-    there = [name for name in names if name in at]
-    return min(there, key=lambda name: at[name].median) if there else None
+    present = [name for name in names if name in at]
+    return min(present, key=lambda name: at[name].median) if present else None
 
 
 def steady(at: Mapping[str, Figure]) -> dict[str, Figure]:
-    """Return the figures that are steady enough for a ratio.
+    """Return the figures whose spread is small enough for a ratio.
 
-    A library that stalled in half of its runs, as torch's threads do on a busy machine,
+    A library that stalls in half of its runs, as torch's threads do on a busy machine,
     would make all others look fast.
     """
     return {name: figure for name, figure in at.items() if figure.scatter <= STALLED}
@@ -118,8 +118,8 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     | :--- | ---: |
     | a | 1 |
     """
-    rule = [":---"] + ["---:"] * (len(heads) - 1)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
+    alignment = [":---"] + ["---:"] * (len(heads) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, alignment, *rows])
 
 
 def times(result: Result, cases: Sequence[str], what: str, unit: Unit = MS) -> str:
@@ -134,9 +134,11 @@ def times(result: Result, cases: Sequence[str], what: str, unit: Unit = MS) -> s
     rows, ratios = [], []
     for case in cases:
         at = result.at(case, what)
-        sure = steady(at)
-        peer = best(sure, JAX_PEERS) or "none"
-        ratios.append([ratio(sure, to, one) for one in ours for to in ("torch", peer)])
+        usable = steady(at)
+        peer = best(usable, JAX_PEERS) or "none"
+        ratios.append(
+            [ratio(usable, to, one) for one in ours for to in ("torch", peer)]
+        )
         own = at.get(OURS)
         speed = None if own is None else result.flops(case, what) / own.median / 1e9
         cells = [_number(speed), *map(_times, ratios[-1])]
@@ -208,7 +210,7 @@ def memory(result: Result, cases: Sequence[str], what: str) -> str:
     return markdown(["case", *names], rows)
 
 
-def rule(result: Result) -> str:
+def engine_choice(result: Result) -> str:
     """Return a table of the engine that `unroll` chose and of the fastest one."""
     modes = [f"{OURS} {mode}" for mode in MODES if f"{OURS} {mode}" != NATIVE]
     rows = []
@@ -221,14 +223,14 @@ def rule(result: Result) -> str:
                 continue
             chosen = result.plain["chosen"].get(case) or "-"
             within = "yes" if 1 / quotient <= 1.1 else "NO"
-            again = ratio(at, f"{OURS} {chosen}")
-            cells = [_number(1 / quotient, 2), within, _number(again, 2)]
+            repeated = ratio(at, f"{OURS} {chosen}")
+            cells = [_number(1 / quotient, 2), within, _number(repeated, 2)]
             rows.append([f"{case} {what}", chosen, mode.split()[-1], *cells])
     heads = ["", "chosen", "best", "chosen to best", "within 10 %", "same twice"]
     return markdown(heads, rows)
 
 
-def losses(result: Result) -> list[str]:
+def faster_libraries(result: Result) -> list[str]:
     """Return a line for each case where another library is faster, the worst first."""
     found = []
     for (case, what), at in result.figures.items():

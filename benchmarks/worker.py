@@ -1,4 +1,4 @@
-"""`python -m benchmarks.worker ORDER ANSWER`: run one order of the harness, in JSON."""
+"""`python -m benchmarks.worker REQUEST RESPONSE`: measure what a JSON file asks for."""
 
 import json
 import sys
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Read the order, run it, and write the answer."""
-    order, answer = (Path(word) for word in sys.argv[1:])
-    from benchmarks.measure import carry_out
+    """Read the request, measure, and write the response."""
+    request, response = map(Path, sys.argv[1:])
+    from benchmarks.measure import run_request
 
-    answer.write_text(json.dumps(carry_out(json.loads(order.read_text()))))
+    response.write_text(json.dumps(run_request(json.loads(request.read_text()))))
 
 
 if __name__ == "__main__":

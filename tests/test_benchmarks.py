@@ -28,7 +28,7 @@ from benchmarks import (  # noqa: E402
 from benchmarks.cases import Case  # noqa: E402
 from benchmarks.peers.base import Contender, Prepared, Program  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # peers warn about their own parts
+pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries warn
 
 SMALL = Case("tiny", 6, 8, 3, 5)
 PEERS = tuple(name for name in peers.FILES if not name.startswith("jaxlstm"))
@@ -54,17 +54,17 @@ def test_examples(module):
 def test_case_names_are_unique():
     names = [case.name for case in cases.CASES]
     assert len(set(names)) == len(names)
-    assert [c.name for c in cases.chosen(["stream", "grid-512-8-64-64"])] == [
+    assert [c.name for c in cases.select(["stream", "grid-512-8-64-64"])] == [
         "grid-512-8-64-64",
         *(f"stream-1-1-{h}-{h}" for h in (64, 256, 512)),
     ]
-    assert cases.chosen([]) == list(cases.CASES)
+    assert cases.select([]) == list(cases.CASES)
     with pytest.raises(ValueError, match="cases: got 'gird', expected one of"):
-        cases.chosen(["gird"])
+        cases.select(["gird"])
 
 
 def test_the_grid_has_seven_sizes():
-    sizes = [case[1:5] for case in cases.chosen(["grid"])]
+    sizes = [case[1:5] for case in cases.select(["grid"])]
     assert len(sizes) == 7
     assert (1000, 1, 64, 64) in sizes
     assert (64, 16, 512, 1024) in sizes
@@ -106,7 +106,7 @@ def results(name: str, case: Case):
     inputs, contender = cases.draw(case), peers.find(name)
     forward = contender.forward(case, inputs)
     hs = np.swapaxes(np.asarray(forward.compile().run()), 0, forward.time_axis)
-    if inputs.lengths is not None:  # peers leave what they like in padding
+    if inputs.lengths is not None:  # libraries differ in padding
         hs = hs * (np.arange(case.time)[:, None] < inputs.lengths)[..., None]
     if contender.training_step is None:
         return hs, None
@@ -173,9 +173,9 @@ def test_each_mode_is_a_contender():
         name = f"jaxlstm {mode}"
         assert name in peers.FILES
         assert peers.find(name).name == name
-    assert peers.chosen(["torch"]) == ["jaxlstm", "torch"]
+    assert peers.select(["torch"]) == ["jaxlstm", "torch"]
     with pytest.raises(ValueError, match="peers: got 'tourch', expected"):
-        peers.chosen(["tourch"])
+        peers.select(["tourch"])
 
 
 def test_missing_packages_are_reported(monkeypatch):
@@ -306,13 +306,13 @@ def test_the_peak_includes_the_memory_of_a_run(monkeypatch):
     assert size <= row.median < 1.5 * size
 
 
-def test_an_order_in_json_is_run(relaxed, monkeypatch):
+def test_a_request_in_json_is_measured(relaxed, monkeypatch):
     """The case is read from JSON, and the rows are returned, without a process."""
     case = SMALL._replace(group="grid", measures=("training",))
     asked = {"cases": [case._asdict()], "contenders": ["jaxlstm scan"]}
     asked |= {"seconds": 0.0, "peak": None}
     monkeypatch.setattr(measure, "cores", lambda: 1)  # the devices stay as they are
-    answer = measure.carry_out(json.loads(json.dumps(asked)))
+    answer = measure.run_request(json.loads(json.dumps(asked)))
     assert answer["refusals"] == []
     assert answer["chosen"] == {case.name: "adjoint"}
     rows = {row["what"]: row for row in answer["rows"]}
@@ -338,22 +338,22 @@ def row(case: str, contender: str, what: str, median: float, half: float = 0.0):
 
 
 def test_cases_and_peaks_run_in_separate_processes(monkeypatch):
-    orders, saved = [], []
+    requests, saved = [], []
 
-    def order(together, names, *, seconds=0.0, peak=None):
-        orders.append(([case.name for case in together], names, seconds, peak))
+    def measure_in_process(group, names, *, seconds=0.0, peak=None):
+        requests.append(([case.name for case in group], names, seconds, peak))
         if peak is not None:
-            found = row(together[0].name, names[0], f"peak {peak}", 5.0)
+            found = row(group[0].name, names[0], f"peak {peak}", 5.0)
             return {"rows": [found], "refusals": []}
         rows = [
             row(case.name, name, "training", 1.0)
-            for case in together
+            for case in group
             for name in names
             if name != "haiku" and case.runs
         ]
-        return {"rows": rows, "refusals": [], "chosen": {together[0].name: "scan"}}
+        return {"rows": rows, "refusals": [], "chosen": {group[0].name: "scan"}}
 
-    monkeypatch.setattr(harness, "order", order)
+    monkeypatch.setattr(harness, "measure_in_process", measure_in_process)
     monkeypatch.setattr(peers, "absent", lambda: {"torch": "not installed"})
     compiled = [
         SMALL._replace(group="compile", time=t, runs=False, contenders=("haiku",))
@@ -366,10 +366,10 @@ def test_cases_and_peaks_run_in_separate_processes(monkeypatch):
         seconds=2.0,
         cores=2,
         peaks=True,
-        say=lines.append,
+        log=lines.append,
         save=lambda result: saved.append(json.dumps(result)),
     )
-    assert orders == [
+    assert requests == [
         ([SMALL.name], ["jaxlstm", "haiku"], 2.0, None),
         ([SMALL.name], ["jaxlstm"], 0.0, "training"),
         ([case.name for case in compiled], ["haiku"], 2.0, None),
@@ -381,28 +381,28 @@ def test_cases_and_peaks_run_in_separate_processes(monkeypatch):
     assert result["machine"]["cores"] == 2
     assert len(saved) == 2
     assert json.loads(saved[-1]) == json.loads(json.dumps(result))
-    assert json.loads(harness.written(result)) == json.loads(saved[-1])
+    assert json.loads(harness.to_json(result)) == json.loads(saved[-1])
 
 
 def test_a_crash_is_reported_for_each_contender_of_the_process(monkeypatch):
-    dies = "import sys; print('so it goes', file=sys.stderr); sys.exit(7)"
-    process = harness._process
+    dies = "import sys; print('out of memory', file=sys.stderr); sys.exit(7)"
+    process = harness.run_command
     monkeypatch.setattr(
-        harness, "_process", lambda words: process([sys.executable, "-c", dies])
+        harness, "run_command", lambda command: process([sys.executable, "-c", dies])
     )
-    answer = harness.order([SMALL], ["a", "b"], peak="training")
+    answer = harness.measure_in_process([SMALL], ["a", "b"], peak="training")
     assert answer["rows"] == []
     assert [r["contender"] for r in answer["refusals"]] == ["a", "b"]
     for refusal in answer["refusals"]:
         assert refusal["what"] == "peak training"
         assert refusal["reason"] == (
-            "failed: the process ended with code 7: so it goes"
+            "failed: the process ended with code 7: out of memory"
         )
 
 
 def test_a_process_over_the_time_limit_is_stopped(monkeypatch):
-    monkeypatch.setattr(harness, "LIMIT", 0.2)
-    failure = harness._process([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(harness, "TIMEOUT", 0.2)
+    failure = harness.run_command([sys.executable, "-c", "import time; time.sleep(60)"])
     assert failure == "the process did not end within 0 s"
 
 
@@ -495,7 +495,7 @@ def made_up():
         ],
         "absent": {"onnxruntime": "not installed"},
         "cases": {
-            case.name: harness._described(case)
+            case.name: harness.case_to_json(case)
             for case in (FIRST, SECOND, SHORT, LONG, QUICK, SLOW)
         },
         "chosen": {a: "adjoint", b: "scan"},
@@ -538,12 +538,14 @@ def with_native():
     return tables.Result.of(plain)
 
 
-def test_native_has_its_own_ratios_and_is_no_candidate_of_the_rule():
+def test_native_has_its_own_ratios_and_is_never_the_chosen_engine():
     result = with_native()
     heads, _, first, *_ = tables.times(result, [FIRST.name], "training").splitlines()
     assert "| to best JAX peer | native to torch | native to best JAX peer |" in heads
     assert "| 2.00x | 3.00x | 4.00x | 6.00x |" in first
-    assert "grid-10-2-3-4 training | adjoint | scan | 1.25" in tables.rule(result)
+    assert "grid-10-2-3-4 training | adjoint | scan | 1.25" in tables.engine_choice(
+        result
+    )
 
 
 def test_the_table_of_traces(made):
@@ -569,7 +571,7 @@ def test_the_tables_of_growth_and_compile_time(made):
 
 
 def test_the_chosen_engine_is_compared_with_the_best_one(made):
-    assert tables.rule(made) == (
+    assert tables.engine_choice(made) == (
         "|  | chosen | best | chosen to best | within 10 % | same twice |\n"
         "| :--- | ---: | ---: | ---: | ---: | ---: |\n"
         "| grid-10-2-3-4 training | adjoint | scan | 1.25 | NO | 1.02 |\n"
@@ -578,10 +580,12 @@ def test_the_chosen_engine_is_compared_with_the_best_one(made):
 
 
 def test_faster_libraries_are_listed(made):
-    assert tables.losses(made) == ["grid-20-2-3-4, training: torch is 2.00x faster"]
+    assert tables.faster_libraries(made) == [
+        "grid-20-2-3-4, training: torch is 2.00x faster"
+    ]
 
 
-def with_torch_off_by(half):
+def with_torch_spread(half):
     """Return the result of `made_up` with this half-width of torch's first time."""
     a, plain = FIRST.name, made_up()
     plain["rows"] = [
@@ -593,14 +597,14 @@ def with_torch_off_by(half):
 
 def test_noisy_times_are_listed(made):
     assert tables.noisy(made) == []
-    assert tables.noisy(with_torch_off_by(0.0004)) == [
+    assert tables.noisy(with_torch_spread(0.0004)) == [
         "grid-10-2-3-4, training: torch by 20 %"
     ]
 
 
 def test_stalled_times_have_no_ratio():
     """They would exaggerate our speed; the time itself is still in the table."""
-    noisy, stalled = (with_torch_off_by(half) for half in (0.0005, 0.0007))
+    noisy, stalled = (with_torch_spread(half) for half in (0.0005, 0.0007))
     assert "| 2.00x | 3.00x |" in tables.times(noisy, [FIRST.name], "training")
     lines = tables.times(stalled, stalled.cases("grid"), "training").splitlines()
     assert "| - | 3.00x |" in lines[2]
@@ -616,7 +620,7 @@ def test_text_outside_of_the_markers_is_kept(tmp_path):
     (place / "two.json").write_text(json.dumps(made_up()))
     page.write_text(f"before\n\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for _ in range(2):  # the second time finds its own page
-        written = report.write([place / "two.json"], page=page)
+        to_json = report.write([place / "two.json"], page=page)
     text = page.read_text()
     assert text.startswith(f"before\n\n{report.BEGIN}\n\n## two\n\n2026-11-22, 2 of 4 ")
     assert text.endswith(f"\n\n{report.END}\nafter\n")
@@ -635,7 +639,7 @@ def test_text_outside_of_the_markers_is_kept(tmp_path):
     assert "keras None" not in text
     assert "Forward" not in text  # nothing was measured of it
     pictures = {place / "two-ratio.png", place / "two-growth.png"}
-    assert set(written) == {page, *pictures}
+    assert set(to_json) == {page, *pictures}
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert picture.stat().st_size < 100_000

@@ -10,8 +10,8 @@ import os
 
 from benchmarks.peers.base import Contender
 
-# Engines measured by name. `jaxlstm` is the engine that `unroll` chooses, which is thus
-# measured twice; the difference of the two figures is the noise of the measurement.
+# Engines measured by name. The engine that `unroll` chooses is also measured as
+# `jaxlstm`; the difference of the two figures shows the noise of the measurement.
 MODES = (
     "adjoint",
     "adjoint/lean",
@@ -49,19 +49,19 @@ def absent() -> dict[str, str]:
     }
 
 
-def chosen(words: list[str]) -> list[str]:
-    """Return the contenders of these names and `jaxlstm`; all for an empty list.
+def select(names: list[str]) -> list[str]:
+    """Return the contenders with these names and `jaxlstm`; all for an empty list.
 
     Raises:
         ValueError: an unknown name.
 
-    >>> chosen(["torch"])
+    >>> select(["torch"])
     ['jaxlstm', 'torch']
     """
-    for word in words:
-        if word not in FILES:
-            raise ValueError(f"peers: got {word!r}, expected one of {', '.join(FILES)}")
-    return [n for n in FILES if not words or n in words or n == "jaxlstm"]
+    for name in names:
+        if name not in FILES:
+            raise ValueError(f"peers: got {name!r}, expected one of {', '.join(FILES)}")
+    return [n for n in FILES if not names or n in names or n == "jaxlstm"]
 
 
 def find(name: str) -> Contender:

@@ -10,7 +10,7 @@ class Program(NamedTuple):
     """A compiled computation.
 
     run           runs once and returns when the result is computed
-    temp_bytes    temporary memory by XLA's own analysis
+    temp_bytes    temporary memory by XLA's analysis
     total_bytes   the same with arguments and results
     """
 
@@ -35,13 +35,14 @@ class Prepared(NamedTuple):
 class Contender(NamedTuple):
     """A library, or one mode of jaxlstm.
 
-    name            in tables
-    library         the distribution whose version is reported
-    supports        reason why a case is not supported, or None
-    forward         `run` returns the outputs
-    training_step   `run` returns the gradients of the parameters and of the inputs
-    step            `run` takes one step from the state it left, and gives h; None
-                    where the library has no single step
+    name            name in the tables
+    library         distribution whose version is reported
+    supports        returns None, or the reason why a case is not supported
+    forward         prepares a program that returns the outputs
+    training_step   prepares a program that returns the gradients of the parameters and
+                    of the inputs; None if the library computes no gradients
+    step            prepares a program that takes one step from the state of the step
+                    before and returns h; None if the library has no single step
     """
 
     name: str
@@ -52,6 +53,6 @@ class Contender(NamedTuple):
     step: Callable[[Case, Inputs], Prepared] | None = None
 
 
-def joined(weight: Any) -> Any:
+def merge_gate_axis(weight: Any) -> Any:
     """Reshape `[..., 4, H]` to `[..., 4H]`."""
     return weight.reshape(*weight.shape[:-2], -1)

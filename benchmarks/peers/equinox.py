@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from benchmarks.cases import Case, Weights
 from benchmarks.peers import jitted
-from benchmarks.peers.base import joined
+from benchmarks.peers.base import merge_gate_axis
 
 Array = jax.Array
 
@@ -16,7 +16,7 @@ Array = jax.Array
 def _load(case: Case, weights: Weights) -> Any:
     """Return a cell with these weights."""
     cell = _empty(weights.w_x.shape[0], case.units)
-    own = tuple(jnp.asarray(joined(leaf).T) for leaf in weights)
+    own = tuple(jnp.asarray(merge_gate_axis(leaf).T) for leaf in weights)
     return equinox.tree_at(
         lambda cell: (cell.weight_ih, cell.weight_hh, cell.bias), cell, own
     )
@@ -50,6 +50,6 @@ def _start(case: Case) -> Any:
     return zeros, jnp.copy(zeros)
 
 
-SUPPORTS = jitted.only("Equinox", lengths=False)
+SUPPORTS = jitted.supports_plain_lstm("Equinox", lengths=False)
 LAYERS = jitted.Layers(_load, _run, _start, _step, time_axis=1)
 CONTENDERS = (jitted.contender("equinox", "equinox", SUPPORTS, LAYERS),)

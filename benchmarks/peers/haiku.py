@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.cases import Case, Weights
 from benchmarks.peers import jitted
-from benchmarks.peers.base import joined
+from benchmarks.peers.base import merge_gate_axis
 
 Array = jax.Array
 IGFO = np.array([0, 2, 1, 3])  # its order of gates
@@ -20,7 +20,7 @@ def _load(case: Case, weights: Weights) -> Any:
     w_x, w_h, b = weights
     fused = np.concatenate([w_x, w_h])[:, IGFO]
     bias = (b - np.eye(4, dtype=np.float32)[1][:, None])[IGFO]
-    return {"lstm/linear": {"w": joined(fused), "b": joined(bias)}}
+    return {"lstm/linear": {"w": merge_gate_axis(fused), "b": merge_gate_axis(bias)}}
 
 
 def _run(
@@ -45,6 +45,6 @@ def _start(case: Case) -> Any:
     return hk.LSTMState(zeros, jnp.copy(zeros))
 
 
-SUPPORTS = jitted.only("Haiku", lengths=False)
+SUPPORTS = jitted.supports_plain_lstm("Haiku", lengths=False)
 LAYERS = jitted.Layers(_load, _run, _start, _step, time_axis=0)
 CONTENDERS = (jitted.contender("haiku", "dm-haiku", SUPPORTS, LAYERS),)

@@ -32,8 +32,8 @@ class Layers(NamedTuple):
     """Functions of a library that run one layer in one direction, and one step.
 
     load        `(case, weights) -> params`
-    run         `(case, params, xs, lengths or None, reverse) -> hs`, every output at
-                the time of its input
+    run         `(case, params, xs, lengths or None, reverse) -> hs`; each output is at
+                the time of its input, also in reverse
     start       `case -> state` before the first step
     step        `(case, params, state, x [B, D]) -> state, h`
     time_axis   1 for libraries that put the batch first
@@ -54,22 +54,26 @@ def contender(
         name,
         library,
         supports,
-        lambda case, inputs: forward(deep(case, inputs, layers)),
-        lambda case, inputs: training(deep(case, inputs, layers)),
-        lambda case, inputs: stepping(case, inputs, layers),
+        lambda case, inputs: forward(layered_model(case, inputs, layers)),
+        lambda case, inputs: training(layered_model(case, inputs, layers)),
+        lambda case, inputs: single_step(case, inputs, layers),
     )
 
 
-def deep(case: Case, inputs: Inputs, layers: Layers) -> Model:
-    """Return the layers of a case; outputs of both directions are concatenated."""
-    params = [[layers.load(case, way) for way in ways] for ways in inputs.layers]
+def layered_model(case: Case, inputs: Inputs, layers: Layers) -> Model:
+    """Return the model of a case; outputs of both directions are concatenated."""
+    params = [
+        [layers.load(case, direction) for direction in directions]
+        for directions in inputs.layers
+    ]
     params = jax.tree.map(jnp.asarray, params)
 
     def apply(params: Any, hs: Array, *lengths: Array) -> Array:
         counts = lengths[0] if lengths else None
-        for ways in params:
+        for directions in params:
             both = (
-                layers.run(case, way, hs, counts, bool(n)) for n, way in enumerate(ways)
+                layers.run(case, direction, hs, counts, bool(n))
+                for n, direction in enumerate(directions)
             )
             hs = jnp.concatenate(list(both), axis=-1)
         return hs
@@ -101,8 +105,8 @@ def training(model: Model) -> Prepared:
     return Prepared(lambda: program(gradients, *arguments), time_axis=model.time_axis)
 
 
-def stepping(case: Case, inputs: Inputs, layers: Layers) -> Prepared:
-    """Return the program of one step that continues from the last state and waits."""
+def single_step(case: Case, inputs: Inputs, layers: Layers) -> Prepared:
+    """Return the program of one step from the last state; it waits for the result."""
     params = jax.tree.map(jnp.asarray, layers.load(case, inputs.layers[0][0]))
     x = jnp.asarray(inputs.xs[0])
 
@@ -138,8 +142,8 @@ def program(function: Callable[..., Any], *arguments: Any) -> Program:
     return Program(run, found.temp_size_in_bytes, total)
 
 
-def only(library: str, *, lengths: bool) -> Callable[[Case], str | None]:
-    """Return `supports` of a library with the plain LSTM, with or without lengths."""
+def supports_plain_lstm(library: str, *, lengths: bool) -> Callable[[Case], str | None]:
+    """Return `supports` for a library that has only the plain LSTM."""
     names = {"layer_norm": "layer-normalised LSTM", "zoneout": "zoneout"}
 
     def supports(case: Case) -> str | None:

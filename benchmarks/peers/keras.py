@@ -9,7 +9,7 @@ import keras
 
 from benchmarks.cases import Case, Weights
 from benchmarks.peers import jitted
-from benchmarks.peers.base import joined
+from benchmarks.peers.base import merge_gate_axis
 
 Array = jax.Array
 
@@ -29,7 +29,7 @@ def _cell(features: int, units: int) -> Any:
 
 
 def _load(case: Case, weights: Weights) -> list[Array]:
-    return [jnp.asarray(joined(leaf)) for leaf in weights]
+    return [jnp.asarray(merge_gate_axis(leaf)) for leaf in weights]
 
 
 def _run(
@@ -56,6 +56,6 @@ def _start(case: Case) -> Any:
     return [zeros, jnp.copy(zeros)]
 
 
-SUPPORTS = jitted.only("Keras", lengths=True)
+SUPPORTS = jitted.supports_plain_lstm("Keras", lengths=True)
 LAYERS = jitted.Layers(_load, _run, _start, _step, time_axis=1)
 CONTENDERS = (jitted.contender("keras", "keras", SUPPORTS, LAYERS),)

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from benchmarks.cases import Case, Weights
 from benchmarks.peers import jitted
-from benchmarks.peers.base import joined
+from benchmarks.peers.base import merge_gate_axis
 
 Array = jax.Array
 
@@ -38,7 +38,7 @@ class LayerNormLSTMCell(nn.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """One axis of features."""
+        """Return the number of feature axes."""
         return 1
 
 
@@ -54,7 +54,7 @@ def _cell(case: Case) -> nn.RNNCellBase:
 
 
 def by_name(weights: Weights) -> dict[str, Any]:
-    """One dense layer for each gate and side; the bias on the side of h."""
+    """Return a dense layer for each gate and for x and h; those for h have the bias."""
     w_x, w_h, b = weights
     return {
         f"{side}{gate}": parts
@@ -69,7 +69,7 @@ def by_name(weights: Weights) -> dict[str, Any]:
 def _load(case: Case, weights: Weights) -> Any:
     if case.cell == "lstm":
         return by_name(weights)
-    w_x, w_h, b = map(joined, weights)
+    w_x, w_h, b = map(merge_gate_axis, weights)
     one = jnp.ones(4 * case.units)
     return {
         "i": {"kernel": w_x},

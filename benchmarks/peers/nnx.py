@@ -13,7 +13,7 @@ from flax import nnx
 
 from benchmarks.cases import Case, Weights
 from benchmarks.peers import jitted
-from benchmarks.peers.base import joined
+from benchmarks.peers.base import merge_gate_axis
 
 Array = jax.Array
 
@@ -30,7 +30,7 @@ def _split(features: int, units: int, reverse: bool) -> Any:
 def _load(case: Case, weights: Weights) -> Any:
     """Return one dense layer each for x and h, gates concatenated, the bias with h."""
     _, params, _ = _split(weights.w_x.shape[0], case.units, False)
-    w_x, w_h, b = (jnp.asarray(joined(leaf)) for leaf in weights)
+    w_x, w_h, b = (jnp.asarray(merge_gate_axis(leaf)) for leaf in weights)
     own = {"dense_i": {"kernel": w_x}, "dense_h": {"kernel": w_h, "bias": b}}
     params = jax.tree.map(jnp.copy, params)
     nnx.replace_by_pure_dict(params, {"cell": own})
@@ -58,6 +58,6 @@ def _start(case: Case) -> Any:
     return zeros, jnp.copy(zeros)
 
 
-SUPPORTS = jitted.only("nnx", lengths=True)
+SUPPORTS = jitted.supports_plain_lstm("nnx", lengths=True)
 LAYERS = jitted.Layers(_load, _run, _start, _step, time_axis=1)
 CONTENDERS = (jitted.contender("flax nnx", "flax", SUPPORTS, LAYERS),)

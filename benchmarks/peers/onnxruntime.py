@@ -9,7 +9,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from benchmarks.cases import Case, Inputs, Weights
-from benchmarks.peers.base import Contender, Prepared, Program, joined
+from benchmarks.peers.base import Contender, Prepared, Program, merge_gate_axis
 
 IOFC = np.array([0, 3, 1, 2])  # its order of gates
 
@@ -31,8 +31,8 @@ def _graph(case: Case, inputs: Inputs, states: tuple[str, ...] = ()) -> onnx.Mod
         "X",
     )
     lengths = "" if inputs.lengths is None else "lengths"
-    for n, ways in enumerate(inputs.layers):
-        constants += [_constant(f"{k}{n}", v) for k, v in _weights(ways).items()]
+    for n, directions in enumerate(inputs.layers):
+        constants += [_constant(f"{k}{n}", v) for k, v in _weights(directions).items()]
         nodes.append(
             helper.make_node(
                 "LSTM",
@@ -56,11 +56,11 @@ def _graph(case: Case, inputs: Inputs, states: tuple[str, ...] = ()) -> onnx.Mod
     return helper.make_model(graph, opset_imports=[opset], ir_version=8)
 
 
-def _weights(ways: list[Weights]) -> dict[str, np.ndarray]:
+def _weights(directions: list[Weights]) -> dict[str, np.ndarray]:
     """Return W [d, 4H, D], R [d, 4H, H], B [d, 8H]; the second bias is 0."""
-    ordered = [Weights(w.w_x[:, IOFC], w.w_h[:, IOFC], w.b[IOFC]) for w in ways]
+    ordered = [Weights(w.w_x[:, IOFC], w.w_h[:, IOFC], w.b[IOFC]) for w in directions]
     w, r, b = (
-        np.stack([joined(leaf).T for leaf in leaves])
+        np.stack([merge_gate_axis(leaf).T for leaf in leaves])
         for leaves in zip(*ordered, strict=True)
     )
     return {"W": w, "R": r, "B": np.concatenate([b, 0 * b], axis=-1)}

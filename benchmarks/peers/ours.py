@@ -15,7 +15,9 @@ from benchmarks.cases import C_RATE, H_RATE, Case, Inputs, Kind, Weights
 from benchmarks.peers import MODES, jitted
 from benchmarks.peers.base import Contender, Prepared, Program
 
-with contextlib.suppress(jl.engines.native.BuildError):  # no compiler: it refuses
+with contextlib.suppress(
+    jl.engines.native.BuildError
+):  # without a compiler the engine refuses
     jl.engines.native.load()
 
 CELLS: dict[Kind, Callable[[], jl.Cell]] = {
@@ -48,8 +50,14 @@ def model(
             checkpoint_every=checkpoint_every,
         )[1]
 
-    params = [[load(case, way) for way in ways] for ways in inputs.layers]
-    both = [jl.Pair(*ways) if ways[1:] else ways[0] for ways in params]
+    params = [
+        [load(case, direction) for direction in directions]
+        for directions in inputs.layers
+    ]
+    both = [
+        jl.Pair(*directions) if directions[1:] else directions[0]
+        for directions in params
+    ]
     extra = () if inputs.lengths is None else (jnp.asarray(inputs.lengths),)
     if case.cell == "zoneout":
         extra = (jax.random.key(0),)
@@ -81,21 +89,21 @@ STEPS = jitted.Layers(load, lambda *_: jnp.zeros(()), _start, _step, 0)
 
 def with_engine(name: str, engine: str | None) -> Contender:
     """Return the contender `jl.unroll(..., engine=engine)`, for sequences only."""
-    named = f"a single step has no engine; {name!r} is a way to run sequences"
+    reason = f"a single step has no engine; {name!r} is measured for sequences only"
     return Contender(
         name,
         "jaxlstm",
-        lambda case: named if engine and "step" in case.measures else None,
+        lambda case: reason if engine and "step" in case.measures else None,
         lambda case, inputs: jitted.forward(model(case, inputs, engine)),
         lambda case, inputs: jitted.training(model(case, inputs, engine)),
-        lambda case, inputs: jitted.stepping(case, inputs, STEPS),
+        lambda case, inputs: jitted.single_step(case, inputs, STEPS),
     )
 
 
 # -- checkpoints in time ------------------------------------------------------
 
 
-def _has_checkpoints(case: Case) -> str | None:
+def _supports_checkpoints(case: Case) -> str | None:
     if case.group not in ("growth", "long"):
         return 'checkpoint_every="sqrt" is measured in the groups growth and long'
     return None
@@ -104,17 +112,17 @@ def _has_checkpoints(case: Case) -> str | None:
 SQRT = Contender(
     "jaxlstm sqrt",
     "jaxlstm",
-    _has_checkpoints,
+    _supports_checkpoints,
     lambda case, inputs: jitted.forward(model(case, inputs, None, "sqrt")),
     lambda case, inputs: jitted.training(model(case, inputs, None, "sqrt")),
 )
 
-# -- every gate of every step -------------------------------------------------
+# -- traces of every gate -------------------------------------------------
 
 
-def _shows_gates(case: Case) -> str | None:
+def _supports_traces(case: Case) -> str | None:
     if not case.plain or "step" in case.measures:
-        return "showing gates is measured for the forward pass of one plain layer"
+        return "traces are measured for the forward pass of one plain layer"
     return None
 
 
@@ -129,16 +137,16 @@ def _traced(engine: str | None, case: Case, inputs: Inputs) -> Prepared:
 def with_trace(name: str, engine: str | None) -> Contender:
     """Return the contender `unroll(..., emit=jl.emit.trace)`, forward only."""
     traced = functools.partial(_traced, engine)
-    return Contender(name, "jaxlstm", _shows_gates, traced, None)
+    return Contender(name, "jaxlstm", _supports_traces, traced, None)
 
 
 # -- the batch split over host devices ----------------------------------------
 
 
-def _can_split(case: Case) -> str | None:
+def _supports_splitting(case: Case) -> str | None:
     count = len(jax.devices())
     if count == 1:
-        return "there is one host device only"
+        return "the process has one host device only"
     if case.batch % count:
         return f"a batch of {case.batch} does not divide over {count} host devices"
     if not case.plain:
@@ -151,7 +159,7 @@ def _mesh() -> jax.sharding.Mesh:
     return jax.sharding.Mesh(jax.devices(), ("rows",))
 
 
-def _placed(case: Case, inputs: Inputs) -> jitted.Model:
+def _sharded_model(case: Case, inputs: Inputs) -> jitted.Model:
     """Return the model with rows split over the host devices and replicated params."""
     one, mesh = model(case, inputs, None), _mesh()
     rows, everywhere = (NamedSharding(mesh, spec) for spec in (P(None, "rows"), P()))
@@ -162,7 +170,7 @@ def _placed(case: Case, inputs: Inputs) -> jitted.Model:
     )
 
 
-def _of_all(program: Program) -> Program:
+def _times_devices(program: Program) -> Program:
     """Multiply the memory by the devices, because XLA reports that of one."""
     count, (temp, total) = len(jax.devices()), program[1:]
     if temp is None or total is None:
@@ -171,20 +179,20 @@ def _of_all(program: Program) -> Program:
 
 
 def _split_forward(case: Case, inputs: Inputs) -> Prepared:
-    placed = _placed(case, inputs)
+    sharded = _sharded_model(case, inputs)
     specs = {"in_specs": (P(), P(None, "rows")), "out_specs": P(None, "rows")}
-    split = jax.shard_map(placed.apply, mesh=_mesh(), **specs)
-    made = jitted.forward(placed._replace(apply=split))
-    return made._replace(compile=lambda: _of_all(made.compile()))
+    split = jax.shard_map(sharded.apply, mesh=_mesh(), **specs)
+    made = jitted.forward(sharded._replace(apply=split))
+    return made._replace(compile=lambda: _times_devices(made.compile()))
 
 
 def _split_training(case: Case, inputs: Inputs) -> Prepared:
     """Return the gradients of each device, summed by a second program."""
-    placed = _placed(case, inputs)
+    sharded = _sharded_model(case, inputs)
 
     def gradients(params: Any, xs: jax.Array, d_hs: jax.Array) -> Any:
         params = jax.lax.pcast(params, ("rows",), to="varying")
-        _, pull = jax.vjp(placed.apply, params, xs)
+        _, pull = jax.vjp(sharded.apply, params, xs)
         d_params, d_xs = pull(d_hs)
         return jax.tree.map(lambda leaf: leaf[None], d_params), d_xs
 
@@ -194,7 +202,9 @@ def _split_training(case: Case, inputs: Inputs) -> Prepared:
     add = jax.jit(lambda parts: jax.tree.map(lambda leaf: leaf.sum(0), parts))
 
     def compiled() -> Program:
-        made = _of_all(jitted.program(split, placed.params, placed.xs, placed.d_hs))
+        made = _times_devices(
+            jitted.program(split, sharded.params, sharded.xs, sharded.d_hs)
+        )
 
         def run() -> Any:
             parts, d_xs = made.run()
@@ -206,7 +216,7 @@ def _split_training(case: Case, inputs: Inputs) -> Prepared:
 
 
 SPLIT = Contender(
-    "jaxlstm split", "jaxlstm", _can_split, _split_forward, _split_training
+    "jaxlstm split", "jaxlstm", _supports_splitting, _split_forward, _split_training
 )
 
 CONTENDERS = (

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks.cases import Case, Inputs, Weights
-from benchmarks.peers.base import Contender, Prepared, Program, joined
+from benchmarks.peers.base import Contender, Prepared, Program, merge_gate_axis
 
 if hasattr(os, "sched_getaffinity"):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -23,12 +23,12 @@ def supports(case: Case) -> str | None:
 
 
 def _load(module: torch.nn.Module, weights: Weights, suffix: str) -> None:
-    """Load the weights; torch has two biases, the second of which is set to 0."""
+    """Load the weights; torch has two biases, and the second one is set to 0."""
     own = {
-        "weight_ih": joined(weights.w_x).T,
-        "weight_hh": joined(weights.w_h).T,
-        "bias_ih": joined(weights.b),
-        "bias_hh": 0 * joined(weights.b),
+        "weight_ih": merge_gate_axis(weights.w_x).T,
+        "weight_hh": merge_gate_axis(weights.w_h).T,
+        "bias_ih": merge_gate_axis(weights.b),
+        "bias_hh": 0 * merge_gate_axis(weights.b),
     }
     with torch.no_grad():
         for name, value in own.items():
@@ -39,9 +39,9 @@ def _lstm(case: Case, inputs: Inputs) -> torch.nn.LSTM:
     lstm = torch.nn.LSTM(
         case.features, case.units, case.layers, bidirectional=case.bidirectional
     )
-    for depth, ways in enumerate(inputs.layers):
-        for way, weights in enumerate(ways):
-            _load(lstm, weights, f"_l{depth}" + "_reverse" * way)
+    for depth, directions in enumerate(inputs.layers):
+        for direction, weights in enumerate(directions):
+            _load(lstm, weights, f"_l{depth}" + "_reverse" * direction)
     return lstm
 
 
