@@ -28,7 +28,7 @@ PICTURES = (
     RESULTS / "cpu-4-cores-growth-growth.png",
 )
 JAX_PEERS = ("flax linen", "flax nnx", "haiku", "equinox", "keras")
-# Above this spread a library stalled in the run, and no ratio is formed with it.
+# Above this spread a library stalled in the run, and no ratio is computed with it.
 STALLED = 0.3
 GENERATED = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 
@@ -188,5 +188,5 @@ def _ratio(
 
 
 def _short(ratio: float) -> str:
-    """Two significant digits, three between 1 and 1.2, where they tell who is ahead."""
+    """Return two digits after the point below 1.2, where they show which one is faster."""
     return f"{ratio:.2f}" if ratio < 1.2 else f"{ratio:.1f}"

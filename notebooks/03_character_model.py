@@ -14,13 +14,13 @@
 # %% [markdown]
 # # A character model and its units
 #
-# We train a small LSTM on the source code of Python's standard library. Then we ask
-# whether single units track features of the text: an open bracket, a quoted string, the
+# We train a small LSTM on the source code of Python's standard library. Then we test
+# whether single units follow features of the text: an open bracket, a quoted string, the
 # indentation of a line.
 #
 # With many units and many features, some unit always fits by chance. So we choose units
-# on one half of a text and test them on the other half. The model was trained on
-# neither.
+# on one half of a text and test them on the other half. The model was not trained on
+# either half.
 
 # %%
 import os
@@ -66,7 +66,7 @@ print(f"{len(seen):,} characters to train on, {len(unseen):,} held out")
 # %% [markdown]
 # ## Training
 #
-# As in the quickstart: each of 32 streams continues where its last window ended.
+# As in the quickstart, each of 32 streams continues where its last window ended.
 
 # %%
 model = jl.serial(
@@ -109,7 +109,7 @@ plt.show()
 # ## Gates and states of every unit
 #
 # `model.trace` runs the model and returns all gates and states, as a dict with an entry
-# for each recurrent layer. Ours is called `rnn`.
+# for each recurrent layer. This model has one, which is called `rnn`.
 
 # %%
 reading = "".join(files[::10])[:24_000]
@@ -167,19 +167,19 @@ features = {
 # %% [markdown]
 # ## Choose on one half, test on the other
 #
-# For each feature we choose the unit whose cell state separates characters inside from
-# characters outside best. The measure is the *AUC*: the probability that the cell state
+# For each feature we choose the unit whose cell state best separates characters inside
+# from characters outside. The measure is the *AUC*: the probability that the cell state
 # is larger at a random character inside than at one outside. 1 and 0 are perfect
 # separation, 0.5 is none.
 #
 # A slow unit can exceed 0.5 by chance, because both the unit and the feature change
-# rarely. As a baseline, the same is computed 40 times for features that are shifted
-# along the text by several thousand characters.
+# rarely. As a baseline, the same is computed 40 times with the feature shifted along the
+# text by several thousand characters.
 
 
 # %%
 def auc(ranks, marks):
-    """Return the share of pairs (inside, outside) in which the inside is larger."""
+    """Return the share of pairs (inside, outside) in which the first is larger."""
     within = marks.astype(bool)
     count, rest = within.sum(), (~within).sum()
     return (ranks[within].sum(0) - count * (count - 1) / 2) / (count * rest)
@@ -210,14 +210,16 @@ for name, marks in features.items():
     )
 
 # %% [markdown]
-# An AUC near 0 separates as well as one near 1: the unit is then low inside. The second
-# number counts, because the first is the best of 128 units: it must be far from 0.5,
-# and outside the third, the range that contains 95 % of the shifted features. In the
-# stored run, on the second half, the unit for indentation is almost perfect and the one
-# for round brackets good. Those for quotes and square brackets are above chance, the
-# latter with a wide range of chance, because its unit is slow.
+# An AUC near 0 separates as well as one near 1: the unit is then low inside. The AUC on
+# the first half is the best of 128 units, so only the AUC on the second half is evidence.
+# It must be far from 0.5 and outside the range by chance, which contains 95 % of the
+# results for shifted features.
 #
-# All of this describes one network. From another seed it would have other units,
+# In the stored run, on the second half, the unit for indentation is almost perfect and the
+# one for round brackets is good. The units for quotes and square brackets are outside the
+# range by chance. For square brackets this range is wide, because the unit is slow.
+#
+# These results describe one network. A network trained from another seed has other units,
 # perhaps a good one for quotes and none for brackets.
 #
 # ## Plots of the units
@@ -272,9 +274,9 @@ jl.plots.gate_heatmap(shown, np.asarray(passage.gates.f), "forget gate f", ax=ax
 plt.show()
 
 # %% [markdown]
-# A unit that is correlated with open brackets need not be the cause of the model's
-# closing them: other units may carry part of the same information. The result is that
-# one number carries the information, on text that the model was not trained on.
+# A correlation of one unit with open brackets does not prove that the model uses this unit
+# to close them: other units may carry the same information. It proves that the cell state
+# of a single unit has the information, on text that the model was not trained on.
 #
 # `jaxlstm inspect RUN` tests several hundred such features for a run of `jaxlstm
-# train`, also against chance, and writes a page with the results.
+# train`, with a comparison to chance, and writes a page with the results.

@@ -105,8 +105,7 @@ janet = jl.Cell(init, initial_state, project, step)
 # %% [markdown]
 # ## What works without more code
 #
-# Lengths, resets, both directions, a stack and zoneout, none of which the four
-# functions mention.
+# The four functions do not mention lengths, resets, directions, stacks or zoneout.
 
 # %%
 xs = jax.random.normal(jax.random.key(1), (20, 4, 3))
@@ -119,7 +118,7 @@ _, _, traces = model.trace(params, xs, lengths=lengths)
 print("gates by name:", sorted(traces))
 
 # %% [markdown]
-# The default engine serves it too. It traces `step` once, sorts its operations by what
+# The default engine runs this cell too. It traces `step` once, sorts its operations by what
 # they depend on, and computes the gradient of `w_h` by one product over all steps.
 
 # %%
@@ -127,10 +126,10 @@ params = janet.init(jax.random.key(0), 3, 16)
 print(jl.explain(janet, params, xs))
 
 # %% [markdown]
-# ## Is it right?
+# ## Testing the cell
 #
-# Three checks for every new cell. First, a loop over the equations in NumPy and
-# float64:
+# Three tests are useful for every new cell. The first compares it with a loop over the
+# equations in NumPy and float64:
 
 
 # %%
@@ -150,8 +149,8 @@ _, hs = jl.unroll(janet, params, xs)
 print("largest difference:", np.abs(by_hand(params, xs[:, 0]) - hs[:, 0]).max())
 
 # %% [markdown]
-# Second, the gradient against finite differences along a random direction, in float64,
-# which `jax.enable_x64` enables within the block.
+# The second compares the gradient with finite differences along a random direction, in
+# float64, which `jax.enable_x64` enables within the block.
 
 # %%
 with jax.enable_x64(True):
@@ -181,7 +180,7 @@ with jax.enable_x64(True):
     print(f"by differences {differences:.10f}, by jax.grad {along:.10f}")
 
 # %% [markdown]
-# Third, the default engine against the reference, `lax.scan` with automatic
+# The third compares the default engine with the reference, `lax.scan` and automatic
 # differentiation:
 
 
@@ -257,8 +256,8 @@ for name, each in losses.items():
     print(f"{name:17} error in the last 25 updates: {each[:, -25:].mean(1).round(2)}")
 
 # %% [markdown]
-# Always answering 0 has an error of 1. Read the numbers of the single seeds too: a
-# median over few seeds is uncertain.
+# A model that always outputs 0 has an error of 1. Look at the numbers of the single seeds
+# too: a median over few seeds is uncertain.
 #
 # ## Diagnostics
 #
