@@ -188,5 +188,5 @@ def _ratio(
 
 
 def _short(ratio: float) -> str:
-    """Return two digits after the point below 1.2, where they show which one is faster."""
+    """Return a ratio with two digits below 1.2, and with one digit above."""
     return f"{ratio:.2f}" if ratio < 1.2 else f"{ratio:.1f}"

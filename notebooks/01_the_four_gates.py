@@ -480,8 +480,8 @@ def train(network, params, draw_batch, updates, sequences=16, groups=1):
     Several groups of seeds all see the same data.
     """
 
-    def loss(params, xs, wanted, counts):
-        errors = (answer(network, params, xs) - wanted) ** 2
+    def loss(params, xs, target, counts):
+        errors = (answer(network, params, xs) - target) ** 2
         return (errors * counts).sum() / counts.sum()
 
     @jax.jit
@@ -502,12 +502,12 @@ def train(network, params, draw_batch, updates, sequences=16, groups=1):
     return params, np.stack(losses, 1)
 
 
-def in_time(first, second, wanted, counts):
+def in_time(first, second, target, counts):
     """Return a batch, time first: inputs [seeds, steps, rows, 2], targets, weights.
 
     The arguments are [seeds, rows, steps].
     """
-    first, *rest = np.broadcast_arrays(first, second, wanted, counts)
+    first, *rest = np.broadcast_arrays(first, second, target, counts)
     swapped = [np.float32(array).swapaxes(1, 2) for array in (first, *rest)]
     return np.stack(swapped[:2], -1), swapped[2], swapped[3]
 
@@ -537,8 +537,8 @@ def adding(rng, rows, steps=30):
     late = rng.integers(steps // 2, steps, rows)
     at = np.arange(steps)
     marks = (at == early[..., None]) | (at == late[..., None])
-    wanted = (numbers * marks).sum(-1, keepdims=True)
-    return in_time(numbers, marks, wanted, at == steps - 1)
+    target = (numbers * marks).sum(-1, keepdims=True)
+    return in_time(numbers, marks, target, at == steps - 1)
 
 
 def shifted(x):
@@ -636,13 +636,13 @@ def on_a_long_stream(network, params, steps=1000):
 
     @jax.jit
     @jax.vmap
-    def one(params, xs, wanted):
+    def one(params, xs, target):
         _, states = jl.unroll(network, params[0], xs, emit=jl.emit.states)
         answers = head.apply(params[1], states.h)[1][..., 0]
-        return ((answers - wanted) ** 2).mean(-1), jnp.abs(states.c).mean((-2, -1))
+        return ((answers - target) ** 2).mean(-1), jnp.abs(states.c).mean((-2, -1))
 
-    xs, wanted, _ = since_the_mark(np.random.default_rng(2), (SEEDS, 32), steps)
-    return [np.asarray(values) for values in one(params, xs, wanted)]
+    xs, target, _ = since_the_mark(np.random.default_rng(2), (SEEDS, 32), steps)
+    return [np.asarray(values) for values in one(params, xs, target)]
 
 
 long = {name: on_a_long_stream(cells[name], trained[name]) for name in cells}
@@ -727,10 +727,10 @@ biases = {
     "bias 1": jl.lstm(forget_bias=1.0),
     "chrono": jl.lstm(init=jl.initializers.chrono(LAG)),
 }
-begun = {name: begin(network) for name, network in biases.items()}
-chrono, its_head = begun["chrono"]
+initial = {name: begin(network) for name, network in biases.items()}
+chrono, its_head = initial["chrono"]
 usual = chrono.b.at[:, INPUT].set(0.0)
-begun["chrono, forget gates only"] = chrono._replace(b=usual), its_head
+initial["chrono, forget gates only"] = chrono._replace(b=usual), its_head
 
 
 @jax.jit
@@ -742,23 +742,23 @@ def memories(params, xs):
 
 
 xs, _, _ = recall(np.random.default_rng(8), (SEEDS, 8))
-spans = {name: np.asarray(memories(params, xs)) for name, params in begun.items()}
+spans = {name: np.asarray(memories(params, xs)) for name, params in initial.items()}
 updates = 40 if FAST else 160
-together = jax.tree.map(lambda *each: jnp.concatenate(each), *begun.values())
-learnt, losses = train(jl.lstm(), together, recall, updates, groups=len(begun))
-recall_losses = dict(zip(begun, np.split(losses, len(begun)), strict=True))
+together = jax.tree.map(lambda *each: jnp.concatenate(each), *initial.values())
+learned, losses = train(jl.lstm(), together, recall, updates, groups=len(initial))
+recall_losses = dict(zip(initial, np.split(losses, len(initial)), strict=True))
 
 
 # %%
 @jax.jit
 @jax.vmap
-def share_right(params, xs, wanted):
+def share_right(params, xs, target):
     """Return the share of 512 new sequences whose sign is right."""
-    return ((answer(jl.lstm(), params, xs) * wanted)[-1] > 0).mean()
+    return ((answer(jl.lstm(), params, xs) * target)[-1] > 0).mean()
 
 
-xs, wanted, _ = recall(np.random.default_rng(9), (len(losses), 512))
-right = np.split(np.asarray(share_right(learnt, xs, wanted)), len(begun))
+xs, target, _ = recall(np.random.default_rng(9), (len(losses), 512))
+right = np.split(np.asarray(share_right(learned, xs, target)), len(initial))
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 for (name, values), colour, hatch in zip(
     list(spans.items())[:3], COLOURS, ["", "///", "..."], strict=False

@@ -15,8 +15,8 @@
 # # A character model and its units
 #
 # We train a small LSTM on the source code of Python's standard library. Then we test
-# whether single units follow features of the text: an open bracket, a quoted string, the
-# indentation of a line.
+# whether single units follow features of the text: an open bracket, a quoted string,
+# the indentation of a line.
 #
 # With many units and many features, some unit always fits by chance. So we choose units
 # on one half of a text and test them on the other half. The model was not trained on
@@ -173,8 +173,8 @@ features = {
 # separation, 0.5 is none.
 #
 # A slow unit can exceed 0.5 by chance, because both the unit and the feature change
-# rarely. As a baseline, the same is computed 40 times with the feature shifted along the
-# text by several thousand characters.
+# rarely. As a baseline, the same is computed 40 times with the feature shifted along
+# the text by several thousand characters.
 
 
 # %%
@@ -211,16 +211,17 @@ for name, marks in features.items():
 
 # %% [markdown]
 # An AUC near 0 separates as well as one near 1: the unit is then low inside. The AUC on
-# the first half is the best of 128 units, so only the AUC on the second half is evidence.
-# It must be far from 0.5 and outside the range by chance, which contains 95 % of the
-# results for shifted features.
+# the first half is the best of 128 units, so only the AUC on the second half is
+# evidence. It must be far from 0.5 and outside the range by chance, which contains 95 %
+# of the results for shifted features.
 #
-# In the stored run, on the second half, the unit for indentation is almost perfect and the
-# one for round brackets is good. The units for quotes and square brackets are outside the
-# range by chance. For square brackets this range is wide, because the unit is slow.
+# In the stored run, on the second half, the unit for indentation is almost perfect and
+# the one for round brackets is good. The units for quotes and square brackets are
+# outside the range by chance. For square brackets this range is wide, because the unit
+# is slow.
 #
-# These results describe one network. A network trained from another seed has other units,
-# perhaps a good one for quotes and none for brackets.
+# These results describe one network. A network trained from another seed has other
+# units, perhaps a good one for quotes and none for brackets.
 #
 # ## Plots of the units
 #
@@ -274,9 +275,10 @@ jl.plots.gate_heatmap(shown, np.asarray(passage.gates.f), "forget gate f", ax=ax
 plt.show()
 
 # %% [markdown]
-# A correlation of one unit with open brackets does not prove that the model uses this unit
-# to close them: other units may carry the same information. It proves that the cell state
-# of a single unit has the information, on text that the model was not trained on.
+# A correlation of one unit with open brackets does not prove that the model uses this
+# unit to close them: other units may carry the same information. It proves that the
+# cell state of a single unit has the information, on text that the model was not
+# trained on.
 #
 # `jaxlstm inspect RUN` tests several hundred such features for a run of `jaxlstm
 # train`, with a comparison to chance, and writes a page with the results.

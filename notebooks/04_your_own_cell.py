@@ -118,8 +118,8 @@ _, _, traces = model.trace(params, xs, lengths=lengths)
 print("gates by name:", sorted(traces))
 
 # %% [markdown]
-# The default engine runs this cell too. It traces `step` once, sorts its operations by what
-# they depend on, and computes the gradient of `w_h` by one product over all steps.
+# The default engine runs this cell too. It traces `step` once, sorts its operations by
+# what they depend on, and computes the gradient of `w_h` by one product over all steps.
 
 # %%
 params = janet.init(jax.random.key(0), 3, 16)
@@ -256,8 +256,8 @@ for name, each in losses.items():
     print(f"{name:17} error in the last 25 updates: {each[:, -25:].mean(1).round(2)}")
 
 # %% [markdown]
-# A model that always outputs 0 has an error of 1. Look at the numbers of the single seeds
-# too: a median over few seeds is uncertain.
+# A model that always outputs 0 has an error of 1. Look at the numbers of the single
+# seeds too: a median over few seeds is uncertain.
 #
 # ## Diagnostics
 #

@@ -36,7 +36,7 @@ class Which(NamedTuple):
 EVERY_STEP = Which()
 
 
-class Moment(NamedTuple):
+class StepValues(NamedTuple):
     """Values of one step of one row, stored for the reverse pass."""
 
     t: int
@@ -83,9 +83,9 @@ def is_active(which: Which, t: int, row: tuple) -> bool:
     return which.mask is None or bool(which.mask[(t, *row)])
 
 
-def run_row(weights: Weights, xs, h, c, which: Which, row: tuple) -> list[Moment]:
+def run_row(weights: Weights, xs, h, c, which: Which, row: tuple) -> list[StepValues]:
     """Return the executed steps of one row, in order."""
-    moments = []
+    history = []
     order = range(len(xs))
     for t in reversed(order) if which.reverse else order:
         if not is_active(which, t, row):
@@ -93,18 +93,18 @@ def run_row(weights: Weights, xs, h, c, which: Which, row: tuple) -> list[Moment
         reset = which.resets is not None and bool(which.resets[(t, *row)])
         if reset:
             h, c = np.zeros_like(h), np.zeros_like(c)
-        moment = step(weights, t, reset, xs[(t, *row)], h, c)
-        moments.append(moment)
-        h, c = moment.h, moment.c
-    return moments
+        values = step(weights, t, reset, xs[(t, *row)], h, c)
+        history.append(values)
+        h, c = values.h, values.c
+    return history
 
 
-def step(weights: Weights, t: int, reset: bool, x, h, c) -> Moment:
+def step(weights: Weights, t: int, reset: bool, x, h, c) -> StepValues:
     """Compute the equations of the module for one step."""
     z = [x @ weights.w_x[:, k] + h @ weights.w_h[:, k] + weights.b[k] for k in range(4)]
     i, f, g, o = sigmoid(z[0]), sigmoid(z[1]), np.tanh(z[2]), sigmoid(z[3])
     c_new = f * c + i * g
-    return Moment(t, reset, x, h, c, i, f, g, o, c_new, o * np.tanh(c_new))
+    return StepValues(t, reset, x, h, c, i, f, g, o, c_new, o * np.tanh(c_new))
 
 
 def forward(weights: Weights, xs, h, c, which: Which = EVERY_STEP) -> Run:
@@ -113,11 +113,11 @@ def forward(weights: Weights, xs, h, c, which: Which = EVERY_STEP) -> Run:
     cs, gates = np.zeros_like(hs), np.zeros((4, *hs.shape))
     h_last, c_last = h.copy(), c.copy()
     for row in np.ndindex(h.shape[:-1]):
-        for moment in run_row(weights, xs, h[row], c[row], which, row):
-            at = (moment.t, *row)
-            hs[at], cs[at] = moment.h, moment.c
-            gates[(slice(None), *at)] = moment.i, moment.f, moment.g, moment.o
-            h_last[row], c_last[row] = moment.h, moment.c
+        for values in run_row(weights, xs, h[row], c[row], which, row):
+            at = (values.t, *row)
+            hs[at], cs[at] = values.h, values.c
+            gates[(slice(None), *at)] = values.i, values.f, values.g, values.o
+            h_last[row], c_last[row] = values.h, values.c
     return Run(hs, cs, gates, h_last, c_last)
 
 
@@ -136,28 +136,28 @@ def backward(weights: Weights, xs, h, c, which, d_hs, d_h, d_c) -> Gradients:
     d_weights = Weights(*(np.zeros_like(w) for w in weights))
     d_xs, d_h, d_c = np.zeros(xs.shape), d_h.copy(), d_c.copy()
     for row in np.ndindex(h.shape[:-1]):
-        for moment in reversed(run_row(weights, xs, h[row], c[row], which, row)):
-            at = (moment.t, *row)
-            d_z, d_c[row] = step_backward(moment, d_h[row] + d_hs[at], d_c[row])
+        for values in reversed(run_row(weights, xs, h[row], c[row], which, row)):
+            at = (values.t, *row)
+            d_z, d_c[row] = step_backward(values, d_h[row] + d_hs[at], d_c[row])
             for k in range(4):
-                d_weights.w_x[:, k] += np.outer(moment.x, d_z[k])
-                d_weights.w_h[:, k] += np.outer(moment.h_before, d_z[k])
+                d_weights.w_x[:, k] += np.outer(values.x, d_z[k])
+                d_weights.w_h[:, k] += np.outer(values.h_before, d_z[k])
                 d_weights.b[k] += d_z[k]
             d_xs[at] = sum(weights.w_x[:, k] @ d_z[k] for k in range(4))
             d_h[row] = sum(weights.w_h[:, k] @ d_z[k] for k in range(4))
-            if moment.reset:
+            if values.reset:
                 d_h[row], d_c[row] = 0.0, 0.0
     return Gradients(d_weights, d_xs, d_h, d_c)
 
 
-def step_backward(moment: Moment, d_h, d_c):
+def step_backward(values: StepValues, d_h, d_c):
     """Return δz of the four gates, and δc of the previous step."""
-    tanh_c = np.tanh(moment.c)
-    d_c = d_c + d_h * moment.o * (1.0 - tanh_c**2)
+    tanh_c = np.tanh(values.c)
+    d_c = d_c + d_h * values.o * (1.0 - tanh_c**2)
     d_z = (
-        d_c * moment.g * moment.i * (1.0 - moment.i),
-        d_c * moment.c_before * moment.f * (1.0 - moment.f),
-        d_c * moment.i * (1.0 - moment.g**2),
-        d_h * tanh_c * moment.o * (1.0 - moment.o),
+        d_c * values.g * values.i * (1.0 - values.i),
+        d_c * values.c_before * values.f * (1.0 - values.f),
+        d_c * values.i * (1.0 - values.g**2),
+        d_h * tanh_c * values.o * (1.0 - values.o),
     )
-    return d_z, d_c * moment.f
+    return d_z, d_c * values.f

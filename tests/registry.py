@@ -24,13 +24,13 @@ NON_FINITE = np.array([np.nan, np.inf, -np.inf])
 class CellRow(NamedTuple):
     """A cell and its oracle.
 
-    make     gives the cell; always the same object, so that jit does not trace again
+    make     returns the cell; always the same object, so that jit does not retrace
     model    the oracle's cell
     space    the spatial axes between the batch and the features
     memory   whether there is a cell state c
-    lacks    the wrappers that reach for something which this cell does not have
-    twin     whether it differs from the row before by an option of the cell only: it
-             then goes through the whole product under the wrappers of TWINS alone
+    lacks    the wrappers whose target the cell lacks
+    twin     whether it differs from the row before only by an option of the cell; it
+             is then combined with the wrappers in TWINS only
     """
 
     name: str
@@ -57,8 +57,8 @@ class WrapperRow(NamedTuple):
 class Option(NamedTuple):
     """Arguments of `unroll`; masking is none, lengths or mask.
 
-    given   whether the first state is given, or the cell's own
-    engine  the one that is held to the laws; each serves every cell and wrapper
+    given   whether an initial state is passed
+    engine  the one that is tested; every engine here runs every cell and wrapper
     """
 
     name: str

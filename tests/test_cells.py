@@ -24,9 +24,9 @@ def one_step():
 
 
 def oracle_step(params, x, state):
-    moments = [step(params, 0, False, *row) for row in zip(x, *state, strict=True)]
+    values = [step(params, 0, False, *row) for row in zip(x, *state, strict=True)]
     names = ("i", "f", "g", "o", "h", "c")
-    return [np.stack([getattr(m, name) for m in moments]) for name in names]
+    return [np.stack([getattr(m, name) for m in values]) for name in names]
 
 
 def test_records():
