@@ -103,7 +103,7 @@ def group_by_process(cases: Sequence[Case]) -> list[list[Case]]:
 def to_json(result: Mapping[str, Any]) -> str:
     """Return the result as JSON with one line per figure, for readable diffs.
 
-    >>> print(written({"seconds": 4.0, "rows": [{"case": "a"}, {"case": "b"}]}), end="")
+    >>> print(to_json({"seconds": 4.0, "rows": [{"case": "a"}, {"case": "b"}]}), end="")
     {
     "seconds": 4.0,
     "rows": [
