@@ -244,6 +244,9 @@ def estimate_memory(
     factor of up to two if few states are kept and rows are ragged or T is not a
     multiple of k.
 
+    For a whole program, such as a training step, compile it and ask XLA:
+    `jax.jit(f).lower(*arguments).compile().memory_analysis()`.
+
     Example:
         >>> import jax, jax.numpy as jnp, jaxlstm as jl
         >>> cell = jl.lstm()

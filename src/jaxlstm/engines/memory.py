@@ -7,6 +7,10 @@ of the program until the end. Two optimizations of XLA are modelled:
     fusion     an elementwise result that is read once is never stored
 
 A loop needs what it stacks, what it carries, and the memory of one iteration.
+
+XLA's analysis of a compiled program is exact. It is not used here because `unroll`
+compares several modes with a memory budget while it is traced, and each would take
+seconds to compile.
 """
 
 import math

@@ -5,6 +5,10 @@
 A checkpoint is a directory named by its step. It gets this name by one rename after
 all its files are on the disk, and loses it by one rename before any file is deleted.
 Names that start with a dot are unfinished or being deleted.
+
+Orbax's `CheckpointManager` is not used because it deletes files below the visible name,
+counts a damaged checkpoint as one that is kept, can rank NaN above a finite metric,
+and cannot replace the checkpoint of a step.
 """
 
 import fcntl
