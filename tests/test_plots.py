@@ -24,6 +24,37 @@ def test_the_best_validation_is_marked(ax):
 
 
 @pytest.mark.parametrize(
+    ("best", "text"),
+    [
+        (("accuracy", "max"), "best accuracy 0.9\nat step 1"),
+        (("accuracy", "min"), "best accuracy 0.5\nat step 2"),
+        (("loss", "min"), "best 2.000 bits\nat step 2"),
+    ],
+)
+def test_the_marked_validation_is_the_best_of_a_given_metric(ax, best, text):
+    """The star is on the plotted curve at that step; other records do not count."""
+    values = ((1, 3.0, 0.9), (2, 1.5, 0.5), (3, 2.0, 0.7), (4, 9.0, None))
+    records = [
+        record(n, loss, "validation", bits_per_character=loss + 0.5, accuracy=accuracy)
+        for n, loss, accuracy in values
+    ]
+    records.append(record(5, 0.1, bits_per_character=0.1, accuracy=1.0))
+    assert text in words(drawn(plots.loss_curve(records, best=best, ax=ax)))
+    (star,) = [line for line in ax.lines if line.get_marker() == "*"]
+    step = int(text[-1])
+    assert star.get_xydata().tolist() == [[step, values[step - 1][1] + 0.5]]
+
+
+def test_a_best_validation_without_a_plotted_value_has_no_mark(ax):
+    records = [
+        record(1, 1.5, "validation", accuracy=0.5),
+        record(2, None, "validation", accuracy=0.9),
+    ]
+    shown = words(drawn(plots.loss_curve(records, best=("accuracy", "max"), ax=ax)))
+    assert "best" not in shown
+
+
+@pytest.mark.parametrize(
     ("more", "label"),
     [
         ({}, "loss (nats per token)"),
@@ -79,6 +110,18 @@ def test_runs_are_compared_in_a_metric_that_all_have(ax):
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["a: best 1.5", "b: best 1.4", "empty"]
     assert ax.get_ylabel() == "validation loss (nats per token)"
+
+
+def test_the_label_of_a_run_states_its_best_value_of_a_given_metric(ax):
+    run = [
+        record(n, loss, "validation", top_1=share)
+        for n, loss, share in ((1, 1.5, 0.25), (2, 1.4, 0.75), (3, 1.3, 0.5))
+    ]
+    diverged = [record(1, 1.5, "validation", top_1=None)]
+    runs = {"a": run, "b": diverged}
+    drawn(plots.compare_runs(runs, best=("top_1", "max"), ax=ax))
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["a: best top 1 0.75", "b: best top 1 nan"]
 
 
 def test_more_runs_than_styles_are_distinct(ax):
@@ -252,6 +295,10 @@ def test_the_legend_of_many_runs_is_beside_the_axes(ax):
         ),
         (lambda: plots.timescales([[np.nan, np.nan]]), "NaN in every unit"),
         (lambda: plots.loss_curve([]), "records: got 0 without loss"),
+        (
+            lambda: plots.loss_curve([record(1, 1.0)], best=("loss", "most")),
+            r"best: got \('loss', 'most'\), expected a pair such as",
+        ),
         (
             lambda: plots.compare_runs({}),
             "compare_runs: runs: got {}, expected a dict such as",

@@ -19,7 +19,7 @@ import jaxlstm as jl
 from jaxlstm.lab import tasks
 from jaxlstm.lab.config import RunConfig
 from jaxlstm.lab.config.sections import Section, Size
-from jaxlstm.lab.tasks import Artifact, Losses, Metric
+from jaxlstm.lab.tasks import Artifact, Losses, Metric, StepCost
 
 
 class SumData(Section):
@@ -82,6 +82,7 @@ class Sum:
 
     name = "sum"
     primary = Metric("share_close", "max")
+    scores = ()
     positions = ()
 
     def data(self, config: SumConfig) -> SumDataset:
@@ -101,6 +102,9 @@ class Sum:
 
     def batch_like(self, config: SumConfig, spec: int) -> SumBatch:
         return jax.eval_shape(lambda: SumDataset(config).batch(0))
+
+    def step_cost(self, config: Any) -> StepCost | None:
+        return None
 
     def loss(self, model: Any, params: Any, carry: Any, batch: Any, *, key: Any = None):
         _, ys = model.apply(params, batch.xs, key=key)
@@ -129,6 +133,33 @@ class Sum:
 
     def spec_from_json(self, written: Any) -> int:
         return written
+
+
+class LargestErrorConfig(RunConfig):
+    """The config of the task `largest_error`."""
+
+    task: Literal["largest_error"] = Field(
+        default="largest_error", description="Task to train."
+    )
+    data: SumData = Field(default=SumData(), description="Training data.")
+    model: SumModel = Field(default=SumModel(), description="Model to train.")
+
+
+class LargestError(Sum):
+    """The task `sum` with the opposite "best": the largest root mean square error.
+
+    It states the cost of a step, so that `training.shards: auto` splits the batch.
+    """
+
+    name = "largest_error"
+    primary = Metric("error", "max")
+    scores = ("share_close",)
+
+    def metrics(self, spec: int, means: Mapping[str, float]) -> dict[str, float]:
+        return dict(means) | {"error": means["loss"] ** 0.5}
+
+    def step_cost(self, config: Any) -> StepCost | None:
+        return StepCost(operations=1e9, units=config.model.units)
 
 
 def register() -> None:

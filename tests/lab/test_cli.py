@@ -163,7 +163,7 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys, monkey
     run = tmp_path / "a run"
     words = ["train", "--run", str(run), str(written), "training.steps=20"]
     with monkeypatch.context() as patch:
-        patch.setattr(report, "write_plots", lambda run, reading=None: [])
+        patch.setattr(report, "write_plots", lambda *args, **options: [])
         assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "best validation" in out
@@ -186,7 +186,7 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys, monkey
     assert cli.main(["plot", str(run), str(run), "--out", "both.png"]) == 0
     assert Path("both.png").read_bytes().startswith(b"\x89PNG")
 
-    monkeypatch.setattr(report, "write_plots", lambda run, reading=None: [])
+    monkeypatch.setattr(report, "write_plots", lambda *args, **options: [])
     assert cli.main(["resume", str(run)]) == 0
     assert "is finished" in capsys.readouterr().out
     assert cli.main(["resume", str(run), "training.steps=25"]) == 0

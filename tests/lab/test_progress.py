@@ -150,6 +150,33 @@ def test_the_live_display_fits_its_terminal(monkeypatch, width):
         assert "0.3%" in plain
 
 
+@pytest.mark.parametrize(
+    ("best", "shown"),
+    [
+        (("loss", "min"), "2.164 at 300"),
+        (("top_1", "max"), "0.75 top 1 at 400"),
+        (("top_1", "min"), "0.25 top 1 at 500"),
+    ],
+)
+def test_the_live_display_shows_the_best_of_a_given_metric(monkeypatch, best, shown):
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Tty()
+    sink = TerminalSink(Outlet(stream), best=best)
+    sink.start(900, title="quickstart")
+    sink.log(TRAIN)
+    validations = (
+        (300, 1.5, 0.5),
+        (400, 3.0, 0.75),
+        (500, 2.0, 0.25),
+        (600, 1.9, None),
+    )
+    for step, loss, top_1 in validations:
+        sink.log(VALID | {"step": step, "loss": loss, "top_1": top_1})
+    sink.finish()
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).splitlines()[-1]
+    assert shown in last
+
+
 def test_before_the_first_record_the_display_says_compiling():
     stream = Tty()
     sink = TerminalSink(Outlet(stream))

@@ -19,7 +19,7 @@ from jaxlstm.lab.reports.report import (
     write_report,
 )
 from jaxlstm.lab.tasks import Artifact, Metric
-from jaxlstm.lab.tasks.language_modelling import pictures
+from jaxlstm.lab.tasks.language_modelling import TASK, pictures
 
 RECORDS = [
     {
@@ -75,7 +75,9 @@ def write_metrics(path, records):
 
 def test_the_report_contains_every_section(run, artifacts):
     facts = {"speed": "98,212 tokens/s | 41.7 ms per step"}
-    path = write_report(run, facts=facts, artifacts=[SAMPLE, *artifacts])
+    path = write_report(
+        run, scores=TASK.scores, facts=facts, artifacts=[SAMPLE, *artifacts]
+    )
     text = path.read_text()
     for part in (
         "# quickstart-20261101-101500",
@@ -197,6 +199,17 @@ def test_the_summary_selects_the_best_validation_by_the_primary_metric():
     assert rows["best validation"] == "0.75 top 1 (step 20)"
     rows = summary(records, primary=Metric("top_1", "min"))
     assert rows["best validation"] == "0.25 top 1, loss 1.0000 (step 10)"
+
+
+def test_the_summary_states_the_scores_of_the_task_before_the_loss():
+    (record,) = [r for r in RECORDS if (r["step"], r["split"]) == (100, "validation")]
+    record = record | {"perplexity": 4.4817}
+    score = "2.164 bits per character, 4.482 perplexity, loss 1.5000 (step 100)"
+    found = summary([record], scores=TASK.scores)["best validation"]
+    assert found == score
+    found = summary([record], scores=["perplexity"])["best validation"]
+    assert found == "4.482 perplexity, loss 1.5000 (step 100)"
+    assert summary([record])["best validation"] == "loss 1.5000 (step 100)"
 
 
 def test_writing_a_report_leaves_no_open_figure(run, artifacts):

@@ -256,7 +256,8 @@ def test_a_stopped_and_resumed_loop_equals_an_uninterrupted_one(experiment):
     ],
 )
 def test_auto_is_the_largest_number_that_pays(overrides, at_most, shards, reason):
-    found = splits.choose(configs.load(overrides=overrides), at_most)
+    loaded = configs.load(overrides=overrides)
+    found = splits.choose(loaded, task.TASK.step_cost(loaded), at_most)
     assert found.shards == shards
     assert reason in found.reason
 
@@ -266,7 +267,7 @@ def two_cores(monkeypatch):
     """Two cores, no lower limit on the work of a step, and no plots."""
     monkeypatch.setattr(splits, "LEAST_WORK", 0)
     monkeypatch.setattr(devices, "cores", lambda: 2)
-    monkeypatch.setattr(reports, "write_plots", lambda run, artifacts: [])
+    monkeypatch.setattr(reports, "write_plots", lambda *args, **options: [])
 
 
 @pytest.mark.usefixtures("two_cores")

@@ -1,5 +1,6 @@
 """Tests that a task outside the package runs like language modelling."""
 
+import io
 import json
 import re
 import signal
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import sum_task
 import tiny
+from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
 import fast_compilation
 import jaxlstm as jl
 from jaxlstm.lab import checkpoints, cli, config, runs, tasks
 from jaxlstm.lab.config import loading, schema
+from jaxlstm.lab.parallel import devices
+from jaxlstm.lab.reports import report
 from jaxlstm.lab.tasks import Losses, Metric
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import train_steps
@@ -95,6 +99,67 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path, capsys):
     assert cli.main(["evaluate", str(killed), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["step"] == jl.lab.load(killed).step
+
+
+class Terminal(io.StringIO):
+    """A standard output that claims to be a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def texts(picture):
+    """Draw a picture and return the text of its annotations and its legend."""
+    ax = Figure(figsize=picture.size).add_subplot()
+    picture.draw(ax)
+    return [text.get_text() for text in (*ax.texts, *ax.get_legend().get_texts())]
+
+
+def test_every_display_selects_the_validation_that_the_task_finds_best(
+    tmp_path, monkeypatch
+):
+    """The largest error is best and occurs first; the lowest loss occurs last."""
+    tasks.register(sum_task.LargestError(), sum_task.LargestErrorConfig)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    drawn = {}
+    monkeypatch.setattr(
+        report, "save", lambda picture, path: drawn.update({picture.name: picture})
+    )
+    run = tmp_path / "run"
+    trained = jl.lab.train(sum_task.config() | {"task": "largest_error"}, run=run)
+    records = [r for r in trained.metrics() if r["split"] == "validation"]
+    best = max(records, key=lambda record: record["error"])
+    assert trained.step == best["step"] == 20
+    assert min(records, key=lambda record: record["loss"])["step"] > 20
+    error = f"{best['error']:.4g}"
+
+    display = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sys.stdout.getvalue())
+    assert re.findall(r"(\S+) error at (\d+)", display)[-1] == (error, "20")
+    score = f"{error} error, {best['share_close']:.4g} share close"
+    expected = f"best validation | {score}, loss {best['loss']:.4f} (step 20) |"
+    assert expected in (run / "report.md").read_text()
+    assert f"best error {error}\nat step 20" in texts(drawn.pop("loss.png"))
+    jl.lab.plot([run])
+    assert f"best error {error}\nat step 20" in texts(drawn["loss.png"])
+    jl.lab.plot([run, run], out=tmp_path / "both.png")
+    assert f"{run}: best error {error}" in texts(drawn["both.png"])
+
+
+def test_auto_shards_are_decided_by_the_cost_that_the_task_states(monkeypatch):
+    tasks.register(sum_task.LargestError(), sum_task.LargestErrorConfig)
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    facts = {}
+    for name in ("sum", "largest_error"):
+        made = sum_task.config(shards="auto") | {"task": name}
+        facts[name] = jl.lab.check(config.load(made))["shards"]
+    assert facts == {
+        "sum": "1, the whole batch of 8 sequences "
+        "(the task sum states no cost of a step)",
+        "largest_error": "2 of 4 sequences on 2 of 2 cores "
+        "(2 devices compute in parallel)",
+    }
 
 
 def test_shards_split_each_field_along_its_own_axis():

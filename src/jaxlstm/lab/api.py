@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxlstm.lab import checkpoints, runs
+from jaxlstm.lab import checkpoints, runs, tasks
 from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import loading as configs
@@ -30,6 +30,7 @@ from jaxlstm.lab.runs.trained import Trained, load
 from jaxlstm.lab.sinks.base import Sink, combine, progress
 from jaxlstm.lab.sinks.tensorboard import TensorBoardSink
 from jaxlstm.lab.sinks.text import TextSink
+from jaxlstm.lab.tasks.base import Metric
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import current_names
 from jaxlstm.lab.training_run import TrainingRun
@@ -84,7 +85,8 @@ def train(
         existing = runs.open(path)
         _require_same_config(existing, loaded)
         return _complete(existing, sink, tensorboard)
-    loaded = splits.resolve_shards(loaded)
+    cost = tasks.get(loaded.task).step_cost(loaded)
+    loaded = splits.resolve_shards(loaded, cost)
     with _default_device(loaded):
         # Built before the directory exists, so that an invalid config leaves none.
         experiment = Experiment.build(loaded)
@@ -169,7 +171,10 @@ def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[
     """
     paths = [runs.open(Path(run)).path for run in runs_]
     if len(paths) > 1:
-        return [reports.write_comparison(paths, _picture(out))]
+        target = _picture(out)
+        metrics = {tasks.get(_config(Run(path)).task).primary for path in paths}
+        primary = metrics.pop() if len(metrics) == 1 else Metric("loss")
+        return [reports.write_comparison(paths, target, primary=primary)]
     if out is not None:
         raise BadInput(
             f"plot: got --out {out} for a single run, expected several runs; omit "
@@ -177,7 +182,7 @@ def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[
         )
     trained = load(paths[0])
     artifacts = trained.task.artifacts(trained, trained.dataset())
-    reports.write_plots(paths[0], artifacts)
+    reports.write_plots(paths[0], artifacts, primary=trained.task.primary)
     return sorted(runs.Run(paths[0]).plots.glob("*.png"))
 
 
@@ -199,7 +204,8 @@ def _complete(
         (sink or progress()).message(f"{run.path} is finished ({runs.progress(run)})")
         return load(run.path)
     config = _config(run)
-    sinks = [sink or progress(), TextSink(functools.partial(runs.log, run))]
+    primary = tasks.get(config.task).primary
+    sinks = [sink or progress(best=primary), TextSink(functools.partial(runs.log, run))]
     if tensorboard:
         sinks.append(TensorBoardSink(run.path / "tensorboard"))
     sinks_ = combine(*sinks)

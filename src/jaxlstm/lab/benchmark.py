@@ -22,7 +22,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxlstm.lab import native
+from jaxlstm.lab import native, tasks
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.timing import Run, Spread, measure_alternately
 from jaxlstm.lab.config import loading as configs
@@ -92,7 +92,9 @@ def bench(
             f"bench: seconds: got {seconds:g}, expected a finite number of at least 0"
         )
     loaded: Config = configs.load(config, overrides=overrides)
-    resolved = splits.resolve_shards(_with_engine(loaded, None))
+    without_engine = _with_engine(loaded, None)
+    cost = tasks.get(loaded.task).step_cost(without_engine)
+    resolved = splits.resolve_shards(without_engine, cost)
     cpu_devices = splits.shard_count(resolved.training)
     with contextlib.suppress(BadInput):  # the row of the engine reports the error
         native.load_kernel()

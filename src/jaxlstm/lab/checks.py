@@ -2,6 +2,7 @@
 
 import jax
 
+from jaxlstm.lab import tasks
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import devices, splits
@@ -15,8 +16,9 @@ def check(config: Config) -> dict[str, str]:
     Raises:
         BadInput: Training would fail before its first step.
     """
-    reason = splits.split(config).reason
-    config = splits.resolve_shards(config)
+    cost = tasks.get(config.task).step_cost(config)
+    reason = splits.split(config, cost).reason
+    config = splits.resolve_shards(config, cost)
     cpu_devices = splits.shard_count(config.training)
     with devices.default_device(config.device, cpu_devices=cpu_devices) as device:
         experiment, training = Experiment.build(config), config.training

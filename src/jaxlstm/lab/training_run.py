@@ -203,6 +203,7 @@ class TrainingRun:
         reports.write_report(
             self.run.path,
             primary=self.task.primary,
+            scores=self.task.scores,
             facts=facts,
             artifacts=artifacts,
         )
@@ -212,8 +213,11 @@ class TrainingRun:
             if artifact.text:
                 self.sink.message(f"\n{artifact.text}\n")
         records = runs.read_metrics(self.run)
-        rows = reports.summary(records, primary=self.task.primary) | facts
-        self.sink.message(table(rows | {"report": str(self.run.report)}))
+        rows = reports.summary(
+            records, primary=self.task.primary, scores=self.task.scores
+        )
+        rows |= facts | {"report": str(self.run.report)}
+        self.sink.message(table(rows))
         return trained
 
     def _facts(self) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Learning curves of one run or several."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,6 +30,9 @@ from jaxlstm.plots.canvas import (
 # None stands for a number that is not finite.
 Record = Mapping[str, Any]
 
+# A metric and whether its smallest or largest value is the best.
+Best = tuple[str, Literal["min", "max"]]
+
 
 class _Score(NamedTuple):
     """Metric to plot: its key in a record, its axis label and its unit."""
@@ -46,19 +50,27 @@ _SCORES = (
 
 
 @prefix_errors
-def loss_curve(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
+def loss_curve(
+    records: Sequence[Record],
+    *,
+    best: tuple[str, Literal["min", "max"]] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Plot training and validation against the step, with the best validation marked.
 
-    The metric is bits per character if the records have it, else perplexity, else the
-    loss. If the first steps are much worse than the rest, the y axis is cut off above
-    and the first value is written there.
+    The plotted metric is bits per character if the records have it, else perplexity,
+    else the loss. If the first steps are much worse than the rest, the y axis is cut
+    off above and the first value is written there.
 
     Args:
         records: the records of a run, as in `metrics.jsonl`.
+        best: the metric that selects the best validation, and "min" or "max", such as
+            `("accuracy", "max")`; None for the lowest value of the plotted metric.
         ax: the axes; None for a new figure.
 
     Raises:
-        ValueError: no record has the metric of training or validation.
+        ValueError: no record has the metric of training or validation, or `best` is
+            not such a pair.
 
     Example:
         >>> records = [{"step": n, "split": "train", "loss": 9 / n} for n in (1, 2, 3)]
@@ -78,7 +90,7 @@ def loss_curve(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
     ax.plot(*train, color=BLUE, lw=1.0, label="training")
     if validation.values.size:
         ax.plot(*validation, color=INK, lw=1.8, marker="o", ms=4, label="validation")
-    _mark_best(ax, validation, score)
+    _mark_best(ax, validation, _best(records, score, best), score)
     _cut_descent(ax, [train, validation])
     ax.set(xlabel="step", ylabel=score.label)
     ax.legend(loc="upper right", frameon=False)
@@ -87,7 +99,10 @@ def loss_curve(records: Sequence[Record], *, ax: Axes | None = None) -> Axes:
 
 @prefix_errors
 def compare_runs(
-    runs: Mapping[str, Sequence[Record]], *, ax: Axes | None = None
+    runs: Mapping[str, Sequence[Record]],
+    *,
+    best: tuple[str, Literal["min", "max"]] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Plot the validation curves of several runs, each labelled with its best value.
 
@@ -96,10 +111,11 @@ def compare_runs(
 
     Args:
         runs: the records of each run by name.
+        best: as for `loss_curve`.
         ax: the axes; None for a new figure.
 
     Raises:
-        ValueError: runs is empty.
+        ValueError: runs is empty, or `best` is not a pair as for `loss_curve`.
 
     Example:
         >>> run = [{"step": 9, "split": "validation", "loss": 1.5}]
@@ -112,10 +128,11 @@ def compare_runs(
     colours = (INK, VERMILION, BLUE, GREEN, PURPLE, ORANGE)
     curves = [_series(run, "validation", score.key) for run in runs.values()]
     for index, (name, curve) in enumerate(zip(runs, curves, strict=True)):
-        best = f"{name}: best {_best(curve)[1]:.4g}" if curve.values.size else name
+        found = _best(runs[name], score, best)
+        label = f"{name}: best {found.words('.4g')}" if curve.values.size else name
         style = STYLES[index % len(STYLES)]
         colour = colours[index % len(colours)]
-        ax.plot(*curve, color=colour, ls=style, lw=1.6, marker="o", ms=3, label=best)
+        ax.plot(*curve, color=colour, ls=style, lw=1.6, marker="o", ms=3, label=label)
     _cut_descent(ax, curves)
     ax.set(xlabel="step", ylabel=f"validation {score.label}")
     add_legend(ax, len(curves), loc="upper right")
@@ -236,22 +253,64 @@ def _score(*runs: Sequence[Record]) -> _Score:
     return _SCORES[-1]
 
 
-def _best(curve: _Curve) -> tuple[float, float]:
-    """Return step and value of the lowest finite value; NaN if there is none."""
-    if not np.isfinite(curve.values).any():
-        return np.nan, np.nan
-    index = np.nanargmin(curve.values)
-    return curve.steps[index], curve.values[index]
+class _Validation(NamedTuple):
+    """The best validation: its step, its plotted value, and the metric that chose it.
+
+    Numbers that are missing or not finite are NaN.
+    """
+
+    step: float
+    plotted: float
+    metric: str
+    value: float
+
+    def words(self, precision: str, unit: str = "") -> str:
+        """Return the plotted value if it is a unit of the metric, else its own value.
+
+        Bits per character and perplexity are units of the loss.
+        """
+        if any(score.key == self.metric for score in _SCORES):
+            return f"{self.plotted:{precision}} {unit}".rstrip()
+        return f"{self.metric.replace('_', ' ')} {self.value:.4g}"
 
 
-def _mark_best(ax: Axes, curve: _Curve, score: _Score) -> None:
-    step, value = _best(curve)
-    if np.isnan(value):
+def _best(records: Sequence[Record], score: _Score, best: Best | None) -> _Validation:
+    """Return the best validation; the first one if several are equal."""
+    metric, mode = _checked(best) if best is not None else (score.key, "min")
+    found = [
+        record
+        for record in records
+        if record.get("split", "train") == "validation" and _finite(record.get(metric))
+    ]
+    if not found:
+        return _Validation(math.nan, math.nan, metric, math.nan)
+    choose = min if mode == "min" else max
+    record = choose(found, key=lambda record: record[metric])
+    plotted = record.get(score.key)
+    plotted = plotted if _finite(plotted) else math.nan
+    return _Validation(record["step"], plotted, metric, record[metric])
+
+
+def _checked(best: Best) -> Best:
+    if len(best) != 2 or best[1] not in ("min", "max"):
+        raise ValueError(
+            f'best: got {best!r:.60}, expected a pair such as ("accuracy", "max").'
+        )
+    return best
+
+
+def _finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _mark_best(ax: Axes, curve: _Curve, best: _Validation, score: _Score) -> None:
+    step, value = best.step, best.plotted
+    if math.isnan(value):
         return
     ax.plot(step, value, marker="*", ms=13, color=VERMILION, mec=INK, ls="none")
     right = step > 0.4 * curve.steps.max()
     ax.annotate(
-        f"best {value:.3f} {score.unit}".rstrip() + f"\nat step {step:.0f}",
+        f"best {best.words('.3f', score.unit)}\nat step {step:.0f}",
         (step, value),
         xytext=(-10 if right else 10, 26),
         textcoords="offset points",

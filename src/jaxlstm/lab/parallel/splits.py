@@ -18,6 +18,18 @@ FEWEST_SEQUENCES = 4
 MOST_UNITS = 512
 
 
+class StepCost(NamedTuple):
+    """Cost of a training step without shards.
+
+    Attributes:
+        operations: The floating-point operations of the step.
+        units: The number of units of the widest layer.
+    """
+
+    operations: float
+    units: int
+
+
 class Split(NamedTuple):
     """A number of shards, and the reason for it."""
 
@@ -25,7 +37,7 @@ class Split(NamedTuple):
     reason: str
 
 
-def choose(config: Config, devices_available: int) -> Split:
+def choose(config: Config, cost: StepCost | None, devices_available: int) -> Split:
     """Return the number of shards for `training.shards: auto`.
 
     It is the largest divisor of the batch size that leaves each shard enough sequences,
@@ -33,24 +45,26 @@ def choose(config: Config, devices_available: int) -> Split:
 
     Args:
         config: The config of the run.
+        cost: The cost of a step, from `Task.step_cost`; None is one shard.
         devices_available: The number of devices that compute in parallel.
 
     Example:
-        >>> choose(Config(), 4)
+        >>> cost = StepCost(operations=1e9, units=128)
+        >>> choose(Config(), cost, 4)
         Split(shards=4, reason='4 devices compute in parallel')
-        >>> choose(Config(), 3).shards
+        >>> choose(Config(), cost, 3).shards
         2
     """
-    size, model = config.training.batch_size, config.model
+    size = config.training.batch_size
     if devices_available < 2:
         return Split(1, "there is one device")
-    if not hasattr(model, "embedding_size"):
-        return Split(1, "auto splits language models only")
-    if model.engine == "native":
+    if cost is None:
+        return Split(1, f"the task {config.task} states no cost of a step")
+    if getattr(config.model, "engine", None) == "native":
         return Split(1, "the native engine uses all cores by itself")
-    if model.hidden_size > MOST_UNITS:
+    if cost.units > MOST_UNITS:
         return Split(1, f"more than {MOST_UNITS} units are faster in one shard")
-    if _work(config) < LEAST_WORK:
+    if cost.operations < LEAST_WORK:
         return Split(1, "a step is too little work for several shards")
     largest = min(devices_available, size // FEWEST_SEQUENCES)
     divisors = [n for n in range(2, largest + 1) if size % n == 0]
@@ -67,29 +81,37 @@ def shard_count(training: schema.Training) -> int:
     return 1 if training.shards == "auto" else training.shards
 
 
-def split(config: Config) -> Split:
+def split(config: Config, cost: StepCost | None) -> Split:
     """Return the number of shards of a run; `auto` depends on the available devices.
+
+    Args:
+        config: The config of the run.
+        cost: As for `choose`.
 
     Raises:
         BadInput: The config's device is not available.
     """
     if config.training.shards != "auto":
         return Split(config.training.shards, "set by training.shards")
-    on_cores = choose(config, devices.cores())
+    on_cores = choose(config, cost, devices.cores())
     devices.request_cpu_devices(on_cores.shards)
     device = devices.find(config.device)
     if device.platform == "cpu" and on_cores.shards == 1:
         return on_cores
-    return choose(config, devices.parallel_count(device))
+    return choose(config, cost, devices.parallel_count(device))
 
 
-def resolve_shards(config: Config) -> Config:
+def resolve_shards(config: Config, cost: StepCost | None) -> Config:
     """Return the config with `training.shards: auto` replaced by a number.
+
+    Args:
+        config: The config of the run.
+        cost: As for `choose`.
 
     Raises:
         BadInput: As for `split`.
     """
-    shards = split(config).shards
+    shards = split(config, cost).shards
     training = config.training.model_copy(update={"shards": shards})
     return config.model_copy(update={"training": training})
 
@@ -108,11 +130,3 @@ def describe(config: Config, device: Device) -> str:
     if device.platform != "cpu":
         return f"{words} on {shards} of {available} devices"
     return f"{words} on {min(shards, devices.cores())} of {devices.cores()} cores"
-
-
-def _work(config: Config) -> float:
-    """Return the floating-point operations of a training step of an LSTM."""
-    model, training = config.model, config.training
-    tokens = training.batch_size * training.window
-    below = [model.embedding_size] + [model.hidden_size] * (model.layers - 1)
-    return 24.0 * tokens * model.hidden_size * sum(d + model.hidden_size for d in below)

@@ -24,6 +24,7 @@ def write_report(
     run: Path,
     *,
     primary: Metric = _LOSS,
+    scores: Sequence[str] = (),
     facts: Mapping[str, str] | None = None,
     artifacts: Sequence[Artifact] = (),
 ) -> Path:
@@ -32,12 +33,13 @@ def write_report(
     Args:
         run: A run directory. If it has no metrics, the report has no pictures.
         primary: The task's metric that selects the best validation.
+        scores: The task's metrics that are stated before the loss.
         facts: More rows for the table at the top, such as the number of parameters.
         artifacts: Results of the task: texts, and pictures.
     """
     records = read_metrics(Run(run))
-    pictures = write_plots(run, artifacts) if records else []
-    rows = {**summary(records, primary=primary), **(facts or {})}
+    pictures = write_plots(run, artifacts, primary=primary) if records else []
+    rows = {**summary(records, primary=primary, scores=scores), **(facts or {})}
     place = Run(run)
     parts = [
         f"# {printable(run.resolve().name)}",
@@ -53,15 +55,22 @@ def write_report(
     return place.report
 
 
-def write_plots(run: Path, artifacts: Sequence[Artifact] = ()) -> list[str]:
+def write_plots(
+    run: Path, artifacts: Sequence[Artifact] = (), *, primary: Metric = _LOSS
+) -> list[str]:
     """Write the pictures of a run into `plots/`; return Markdown that shows each.
+
+    Args:
+        run: A run directory.
+        artifacts: Results of the task with pictures.
+        primary: The task's metric that selects the best validation.
 
     Raises:
         BadInput: The run has no metrics.
         LabError: A file cannot be written.
     """
     records = _metrics(run)
-    pictures = _training_pictures(records)
+    pictures = _training_pictures(records, primary)
     pictures += [picture for one in artifacts for picture in one.pictures]
     for picture in pictures:
         save(picture, Run(run).plots / picture.name)
@@ -71,8 +80,15 @@ def write_plots(run: Path, artifacts: Sequence[Artifact] = ()) -> list[str]:
     ]
 
 
-def write_comparison(runs: Sequence[Path], target: Path) -> Path:
+def write_comparison(
+    runs: Sequence[Path], target: Path, *, primary: Metric = _LOSS
+) -> Path:
     """Draw the validation curves of several runs into the file `target`.
+
+    Args:
+        runs: Run directories.
+        target: The image file.
+        primary: The metric that selects the best validation of each run.
 
     Raises:
         BadInput: A run has no metrics.
@@ -82,19 +98,28 @@ def write_comparison(runs: Sequence[Path], target: Path) -> Path:
 
     records = {str(run): _metrics(run) for run in runs}
     picture = Picture(
-        target.name, "", (8, 4.5), lambda ax: plots.compare_runs(records, ax=ax)
+        target.name,
+        "",
+        (8, 4.5),
+        lambda ax: plots.compare_runs(records, best=primary, ax=ax),
     )
     save(picture, target)
     return target
 
 
-def summary(records: Sequence[Record], *, primary: Metric = _LOSS) -> dict[str, str]:
+def summary(
+    records: Sequence[Record],
+    *,
+    primary: Metric = _LOSS,
+    scores: Sequence[str] = (),
+) -> dict[str, str]:
     """Return the final scores of a run, as rows for `formatting.table`.
 
     Args:
         records: The metrics of the run.
         primary: The task's metric that selects the best validation. Records in which
             it is missing or not finite are ignored.
+        scores: The task's metrics that are stated before the loss.
 
     Example:
         >>> summary([{"step": 9, "split": "validation", "loss": 1.5}])
@@ -103,14 +128,15 @@ def summary(records: Sequence[Record], *, primary: Metric = _LOSS) -> dict[str, 
     rows = {"steps": str(max((record["step"] for record in records), default=0))}
     train = _of_split(records, "train", "loss")
     validation = _of_split(records, "validation", primary.name)
+    names = list(dict.fromkeys((primary.name, *scores)))
     if train:
-        rows["last training"] = _score(train[-1], primary)
+        rows["last training"] = _score(train[-1], names)
     if validation:
         choose = min if primary.mode == "min" else max
         best = choose(validation, key=lambda record: record[primary.name])
-        rows["best validation"] = _score(best, primary)
+        rows["best validation"] = _score(best, names)
     if len(validation) > 1:
-        rows["last validation"] = _score(validation[-1], primary)
+        rows["last validation"] = _score(validation[-1], names)
     return rows
 
 
@@ -138,22 +164,19 @@ def _of_split(records: Sequence[Record], split: str, key: str) -> list[Record]:
     ]
 
 
-def _score(record: Record, primary: Metric) -> str:
-    """Return the scores of a record in words, the primary metric first."""
-    keys = ["bits_per_character", "perplexity"]
-    if primary.name not in ("loss", *keys):
-        keys.insert(0, primary.name)
+def _score(record: Record, names: Sequence[str]) -> str:
+    """Return the metrics of a record in words, the loss last."""
     words = [
-        f"{record[key]:.4g} {key.replace('_', ' ')}"
-        for key in keys
-        if record.get(key) is not None
+        f"{record[name]:.4g} {name.replace('_', ' ')}"
+        for name in names
+        if name != "loss" and record.get(name) is not None
     ]
     if record.get("loss") is not None:
         words.append(f"loss {record['loss']:.4f}")
     return ", ".join(words) + f" (step {record['step']})"
 
 
-def _training_pictures(records: Sequence[Record]) -> list[Picture]:
+def _training_pictures(records: Sequence[Record], primary: Metric) -> list[Picture]:
     from jaxlstm import plots
 
     pictures = [
@@ -161,7 +184,7 @@ def _training_pictures(records: Sequence[Record]) -> list[Picture]:
             "loss.png",
             "Training and validation loss.",
             (8, 4.5),
-            lambda ax: plots.loss_curve(records, ax=ax),
+            lambda ax: plots.loss_curve(records, best=primary, ax=ax),
         )
     ]
     if any("gradient_norm" in record for record in records):

@@ -8,7 +8,7 @@ terminal, one line per record in a pipe, one updated line in a notebook. `TextSi
 
 import os
 import sys
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Literal, NamedTuple, Protocol
 
 from jaxlstm.lab.sinks.console import Outlet, TerminalSink
 from jaxlstm.lab.sinks.formatting import Record
@@ -36,11 +36,17 @@ class Sink(Protocol):
         ...
 
 
-def progress(*, stream: IO[str] | None = None) -> Sink:
+def progress(
+    *,
+    stream: IO[str] | None = None,
+    best: tuple[str, Literal["min", "max"]] = ("loss", "min"),
+) -> Sink:
     """Return the sink that suits an output stream.
 
     Args:
         stream: Where to write; None for standard output.
+        best: The metric that selects the best validation, and whether its smallest or
+            largest value is best; `Task.primary`.
 
     Example:
         >>> import io
@@ -52,7 +58,7 @@ def progress(*, stream: IO[str] | None = None) -> Sink:
     if stream is None and _in_notebook():
         return NotebookSink(outlet.write_line)
     if outlet.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
-        return TerminalSink(outlet)
+        return TerminalSink(outlet, best=best)
     return TextSink(outlet.write_line)
 
 

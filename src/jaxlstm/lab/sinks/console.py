@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from typing import IO, TypeGuard
+from typing import IO, Literal, TypeGuard
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxlstm.lab.sinks.formatting import (
-    SCORES,
     Record,
     clock,
     format_fields,
+    format_score,
     line,
     printable,
 )
@@ -81,9 +81,20 @@ def _discard(stream: IO[str]) -> None:
 
 
 class TerminalSink:
-    """A live display at the bottom of a terminal; messages scroll above it."""
+    """A live display at the bottom of a terminal; messages scroll above it.
 
-    def __init__(self, outlet: Outlet) -> None:
+    Args:
+        outlet: The terminal.
+        best: The metric that selects the best validation, and whether its smallest or
+            largest value is best.
+    """
+
+    def __init__(
+        self,
+        outlet: Outlet,
+        *,
+        best: tuple[str, Literal["min", "max"]] = ("loss", "min"),
+    ) -> None:
         self._console = Console(
             file=outlet,  # pyright: ignore[reportArgumentType]
             force_terminal=True,
@@ -92,7 +103,7 @@ class TerminalSink:
             highlight=False,
         )
         self._live: Live | None = None
-        self._panel = _Panel()
+        self._panel = _Panel(*best)
 
     def start(self, total: int, *, step: int = 0, title: str = "") -> None:
         """Show the display. It is called before the first step is compiled."""
@@ -121,7 +132,8 @@ class TerminalSink:
 class _Panel:
     """The content of the live display: a progress bar, and numbers below labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, metric: str, mode: Literal["min", "max"]) -> None:
+        self._metric, self._choose = metric, min if mode == "min" else max
         self.reset(0, 0, "")
 
     def reset(self, total: int, step: int, title: str) -> None:
@@ -136,10 +148,10 @@ class _Panel:
         self.step = record["step"]
         if record.get("split", "train") == "train":
             self._latest, self._updated = record, time.monotonic()
-        elif record["split"] == "validation" and _finite(record.get("loss")):
-            value = format_fields(record, SCORES)[-1][1]
-            score = (record["loss"], f"{value} at {self.step}")
-            self._best = min(self._best or score, score)
+        elif record["split"] == "validation" and _finite(record.get(self._metric)):
+            words = f"{format_score(record, self._metric)} at {self.step}"
+            score = (record[self._metric], words)
+            self._best = self._choose(self._best or score, score, key=lambda s: s[0])
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions

@@ -112,6 +112,23 @@ def format_fields(
     ]
 
 
+def format_score(record: Record, metric: str) -> str:
+    """Format the metric that selects the best validation.
+
+    The loss is shown in its last unit of `SCORES` that the record has; a metric that
+    is not one of `SCORES` is shown with its name.
+
+    Example:
+        >>> format_score({"loss": 1.5, "bits_per_character": 2.164}, "loss")
+        '2.164'
+        >>> format_score({"loss": 1.5, "top_1": 0.75}, "top_1")
+        '0.75 top 1'
+    """
+    if any(field.key == metric for field in SCORES):
+        return format_fields(record, SCORES)[-1][1]
+    return f"{_number(record[metric], '{:.4g}'.format)} {metric.replace('_', ' ')}"
+
+
 def _number(value: float, write: Callable[[float], str]) -> str:
     return write(value) if math.isfinite(value) else str(value)
 

@@ -11,6 +11,7 @@ from jaxlstm.lab.tasks.base import Dataset as Dataset
 from jaxlstm.lab.tasks.base import Losses as Losses
 from jaxlstm.lab.tasks.base import Metric as Metric
 from jaxlstm.lab.tasks.base import Picture as Picture
+from jaxlstm.lab.tasks.base import StepCost as StepCost
 from jaxlstm.lab.tasks.base import Sums as Sums
 from jaxlstm.lab.tasks.base import Task as Task
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxlstm.lab.parallel.splits import StepCost as StepCost
 from jaxlstm.layers.base import Layer
 
 if TYPE_CHECKING:
@@ -169,6 +170,10 @@ class Task(Protocol):
     primary: Metric
     """The metric that decides which validation is the best."""
 
+    scores: Sequence[str]
+    """Names of the metrics that a report states before the loss, such as
+    `perplexity`; `primary` needs no entry."""
+
     positions: Sequence[str]
     """Names of the layers of `model` by position, for reading checkpoints written
     before layers had names; empty for newer tasks."""
@@ -192,6 +197,13 @@ class Task(Protocol):
 
     def batch_like(self, config: Any, spec: Spec) -> Batch:
         """Return the types of a training batch, as `jax.ShapeDtypeStruct`."""
+        ...
+
+    def step_cost(self, config: Any) -> StepCost | None:
+        """Return the cost of a training step, which decides `training.shards: auto`.
+
+        None trains with one shard.
+        """
         ...
 
     def loss(

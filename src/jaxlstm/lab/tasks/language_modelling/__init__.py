@@ -17,7 +17,14 @@ from jax import Array
 
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.data.vocabulary import Vocabulary, from_json
-from jaxlstm.lab.tasks.base import Artifact, Carry, Losses, Metric, Params
+from jaxlstm.lab.tasks.base import (
+    Artifact,
+    Carry,
+    Losses,
+    Metric,
+    Params,
+    StepCost,
+)
 from jaxlstm.lab.tasks.language_modelling import data, generation, model, pictures
 from jaxlstm.lab.tasks.language_modelling.data import TextDataset
 from jaxlstm.lab.tasks.language_modelling.generation import generate as generate
@@ -44,6 +51,7 @@ class LanguageModelling:
 
     name = "language_modelling"
     primary = Metric("loss")
+    scores: Sequence[str] = ("bits_per_character", "perplexity")
     positions: Sequence[str] = model.LAYERS
     cell = staticmethod(model.cell)
     cross_entropy = staticmethod(cross_entropy)
@@ -64,6 +72,13 @@ class LanguageModelling:
     def batch_like(self, config: Config, spec: Vocabulary) -> Any:
         """Return the types of a training batch."""
         return data.batch_like(config)
+
+    def step_cost(self, config: Config) -> StepCost:
+        """Return the cost of a step of the LSTM layers."""
+        model, training = config.model, config.training
+        tokens, units = training.batch_size * training.window, model.hidden_size
+        below = [model.embedding_size] + [units] * (model.layers - 1)
+        return StepCost(24.0 * tokens * units * sum(d + units for d in below), units)
 
     def loss(
         self,
