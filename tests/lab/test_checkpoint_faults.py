@@ -336,5 +336,5 @@ def test_if_all_checkpoints_are_damaged_all_are_named(tmp_path):
         (tmp_path / f"{step:06d}" / manifests.NAME).unlink()
     with pytest.raises(CheckpointError) as caught:
         checkpoints.latest(tmp_path, numbered(0), lambda message: None)
-    assert "000001: incomplete" in str(caught.value)
-    assert "000002: incomplete" in str(caught.value)
+    assert "000001: got no manifest.json, expected" in str(caught.value)
+    assert "000002: got no manifest.json, expected" in str(caught.value)

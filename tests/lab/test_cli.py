@@ -109,7 +109,7 @@ def test_train_refuses_a_directory_that_holds_a_run(written, capsys):
     runs.create(Path("there"), name="tiny", config=written.read_text(), total_steps=9)
     code, message = failure(capsys, "train", written, "--run", "there")
     assert code == 2
-    assert "already holds a run (step 0 of 9)" in message
+    assert "got the directory of a run (step 0 of 9), expected an empty" in message
     assert "jaxlstm resume there" in message
 
 

@@ -164,10 +164,11 @@ def test_message_of_an_invalid_file(here, mistake):
 
 def test_invisible_characters_are_reported(here):
     assert problems_of("model:\n\tlayers: 1") == (
-        "a.yaml:2: indented with a tab; use spaces",
+        "a.yaml:2: got a tab, expected spaces as indentation",
     )
     assert problems_of("seed: \0") == (
-        "a.yaml:1: invalid YAML: the character U+0000 is not allowed",
+        "a.yaml:1: invalid YAML: got the character U+0000, expected printable text; "
+        "remove it",
     )
 
 
@@ -186,6 +187,7 @@ def test_all_errors_are_reported_at_once(here):
 
 def test_unreadable_files(here):
     Path("configs").mkdir()
+    Path("no files").mkdir()
     Path("configs/quickstart.yaml").write_text("seed: 1")
     Path("empty.yaml").write_text("# only a comment\n")
     Path("latin.yaml").write_bytes("name: é".encode("latin-1"))
@@ -195,10 +197,12 @@ def test_unreadable_files(here):
         "quikstart.yaml": f"file not found; {meant}",
         "quickstart": f"file not found; {meant}",
         "no/a.yaml": "file not found; there is no directory no",
-        "configs": f"this is a directory; {meant}",
-        "latin.yaml": "byte 6 is not UTF-8; save the file as UTF-8",
-        "big.yaml": "the file is larger than 256 kB, the limit",
-        "empty.yaml": "the file has no keys; expected sections such as model: and "
+        "configs": f"got a directory, expected a YAML file; {meant}",
+        "no files": "got a directory, expected a YAML file",
+        "latin.yaml": "got the byte 0xe9 at position 6, expected UTF-8; save the file "
+        "as UTF-8",
+        "big.yaml": "got 256 kB or more, expected less than 256 kB",
+        "empty.yaml": "got a file without keys, expected sections such as model: and "
         "training:, or {} for all defaults",
         "x" * 300: "File name too long",
     }
@@ -235,10 +239,11 @@ OVERRIDES = {
     "modle.hidden_size=256": 'modle: unknown key; did you mean "model"?',
     "model.hidden_size=abc": 'got "abc", expected a whole number',
     "model.hidden_size=": "got null, expected a whole number",
-    "model.hidden_size": "expected key=value, such as model.hidden_size=256",
-    "=3": "expected key=value, such as model.hidden_size=256",
+    "model.hidden_size": "got no value, expected key=value, such as "
+    "model.hidden_size=256",
+    "=3": "got no key, expected key=value, such as model.hidden_size=256",
     "optimizer.1.adamw.b3=1": "unknown argument; expected ",
-    "optimizer.7.adamw.b1=1": 'optimizer is a list; got "7", expected an index ',
+    "optimizer.7.adamw.b1=1": 'optimizer: got "7", expected an index of the list, 0',
     "optimizer.adamw.b1=1": "optimizer is a list; write optimizer.1.adamw",
     "model.layers.x=1": "model.layers: got a mapping of 1 entry, expected a whole ",
     "sample.prompt=[a": "value:1: invalid YAML: ",
@@ -255,7 +260,17 @@ def test_message_of_an_invalid_override(text):
 def test_override_below_a_scalar_is_refused(here):
     Path("a.yaml").write_text("seed: 1")
     [line] = problems("a.yaml", "seed.x=1")
-    assert line == 'override "seed.x=1": seed is 1 and has no key "x"'
+    assert line == (
+        'override "seed.x=1": seed: got 1, expected a mapping with the key "x"'
+    )
+    line, empty = problems({"optimizer": []}, "optimizer.0.sgd=1")
+    assert empty == (
+        "optimizer: got an empty list, expected at least one transformation"
+    )
+    assert line == (
+        'override "optimizer.0.sgd=1": optimizer: got the index "0", expected none, as '
+        "the list is empty; write optimizer=[...]"
+    )
 
 
 @pytest.mark.parametrize("source", [3, [], b"a.yaml", object()])

@@ -118,7 +118,7 @@ def test_hash_depends_on_the_contents(tmp_path, monkeypatch):
 
 def test_python_without_source_files_is_refused(tmp_path, monkeypatch):
     library(tmp_path, monkeypatch)
-    with pytest.raises(BadInput, match="has no source files"):
+    with pytest.raises(BadInput, match=r"got no source files in .*, expected those"):
         read(PythonData())
 
 
@@ -127,7 +127,7 @@ def test_python_without_source_files_is_refused(tmp_path, monkeypatch):
 )
 def test_undecodable_source_file_is_refused(content, tmp_path, monkeypatch):
     library(tmp_path, monkeypatch, good="x = 1\n", strange=content)
-    with pytest.raises(BadInput, match=r'strange\.py" cannot be decoded'):
+    with pytest.raises(BadInput, match=r'strange\.py": cannot be decoded'):
         read(PythonData())
 
 
@@ -232,7 +232,7 @@ def test_invalid_bytes_are_refused(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"abc\xe9def")
     message = error_message(path=str(path))
-    assert "not utf-8 at byte 3 (0xe9)" in message
+    assert "got the byte 0xe9 at position 3, expected utf-8" in message
     assert "data.encoding" in message
     assert "data.validation_path" in error_message(
         path=str(path), encoding="latin-1", validation_path=str(path)
@@ -242,14 +242,14 @@ def test_invalid_bytes_are_refused(tmp_path):
 def test_identical_training_and_validation_texts_are_refused(book, tmp_path):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(book.read_bytes())
-    assert "has the same content as the training text" in error_message(
+    assert "got the same content as the training text, expected" in error_message(
         path=str(book), validation_path=str(copy)
     )
 
 
 def test_missing_separator_is_refused(book):
     message = error_message(path=str(book), document_separator="\n\n")
-    assert r'"\n\n" does not occur' in message
+    assert r'got "\n\n", expected text that occurs in "' in message
 
 
 @pytest.mark.parametrize("content", ["ab", "abcdefghij", "a;b;c;d"])

@@ -94,7 +94,9 @@ def test_size_that_does_not_fit_the_dtype_is_refused(tmp_path):
 
 def test_missing_document_token_is_refused(tmp_path):
     path = write_tokens(tmp_path / "a.bin", np.arange(60))
-    assert "data.document_token 99" in error_message(path=path, document_token=99)
+    message = error_message(path=path, document_token=99)
+    assert 'a.bin": got no id 99, expected' in message
+    assert "correct data.document_token" in message
 
 
 def test_single_document_is_refused(tmp_path):
@@ -104,7 +106,7 @@ def test_single_document_is_refused(tmp_path):
 
 def test_identical_training_and_validation_files_are_refused(tmp_path):
     path = write_tokens(tmp_path / "a.bin", np.arange(60))
-    assert "same content as the training text" in error_message(
+    assert "got the same content as the training text, expected" in error_message(
         path=path, validation_path=path
     )
 
@@ -182,9 +184,11 @@ def test_missing_file_suggests_a_similar_name(tmp_path, monkeypatch):
 
 
 def test_directory_and_empty_file_are_refused(tmp_path):
-    assert "is a directory" in error_message(path=str(tmp_path))
+    assert ": got a directory, expected a file." in error_message(path=str(tmp_path))
     (tmp_path / "a.bin").touch()
-    assert "is an empty file" in error_message(path=str(tmp_path / "a.bin"))
+    assert ": got an empty file, expected data." in error_message(
+        path=str(tmp_path / "a.bin")
+    )
 
 
 def test_pipe_is_refused_without_blocking(tmp_path):
@@ -195,7 +199,9 @@ def test_pipe_is_refused_without_blocking(tmp_path):
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
-    assert "a pipe or a device" in error_message(path="/dev/zero")
+    assert ": got a pipe or a device, expected a regular file." in error_message(
+        path="/dev/zero"
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,7 +230,7 @@ def test_permission_error_is_reported(method, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(Path, method, denied)
-    assert "cannot be read: Permission denied" in error_message(path=path)
+    assert "cannot be read (Permission denied)." in error_message(path=path)
 
 
 def test_read_error_is_reported(tmp_path, monkeypatch):
@@ -234,7 +240,7 @@ def test_read_error_is_reported(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(tokens, "_scan", fails)
-    assert "cannot be read: Input/output error" in error_message(path=path)
+    assert "cannot be read (Input/output error)." in error_message(path=path)
 
 
 def test_home_directory_is_expanded(tmp_path, monkeypatch):

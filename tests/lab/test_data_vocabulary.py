@@ -90,7 +90,7 @@ def test_document_token_has_no_text():
 def test_opaque_ids_have_no_text():
     vocabulary = v.opaque(50_257)
     assert vocabulary.decode(np.array([50_256, 0], np.uint16)) == "50256 0"
-    with pytest.raises(BadInput, match="expected ids below 50257"):
+    with pytest.raises(BadInput, match='got "hello", expected ids below 50257'):
         vocabulary.encode("hello")
 
 

@@ -87,19 +87,24 @@ def test_a_directory_that_holds_a_run_is_refused(tmp_path):
     with pytest.raises(BadInput) as caught:
         create(tmp_path / "my run", config="other: 1\n")
     assert str(caught.value) == (
-        f'{run.path}: already holds a run (step 500 of 900); resume it with "jaxlstm '
-        f"resume '{run.path}'\" or choose another --run"
+        f"{run.path}: got the directory of a run (step 500 of 900), expected an empty "
+        f"one; resume the run with \"jaxlstm resume '{run.path}'\" or choose another "
+        "--run"
     )
     assert runs.read_config(run) == CONFIG
 
 
 def test_a_directory_that_is_not_empty_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(BadInput, match=r"is not empty \(it holds thesis\.tex\)"):
+    with pytest.raises(
+        BadInput, match=r": got a directory with thesis\.tex, expected an"
+    ):
         create(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     checkpoints.save(tmp_path / "b/checkpoints", 1, {"w": np.ones(1)}, {})
-    with pytest.raises(BadInput, match="is not empty"):
+    with pytest.raises(
+        BadInput, match="got a directory with checkpoints, expected an empty"
+    ):
         create(tmp_path / "b")
 
 
@@ -112,7 +117,7 @@ def test_a_directory_of_an_interrupted_create_is_accepted(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
 def test_a_run_name_must_be_valid_as_a_directory_name(tmp_path, name):
-    with pytest.raises(BadInput, match="cannot start the name of a directory"):
+    with pytest.raises(BadInput, match="expected the start of the name of a directory"):
         create(None, name=name, parent=tmp_path)
 
 
@@ -146,7 +151,7 @@ def test_an_impossible_path_is_refused_with_the_reason(tmp_path):
     ]:
         with pytest.raises(BadInput, match=rf"cannot be written \({why}\); choose"):
             create(path)
-    with pytest.raises(BadInput, match="null character"):
+    with pytest.raises(BadInput, match=r"got 'a\\x00b', expected a path without null"):
         create(Path("a\0b"))
 
 
@@ -165,9 +170,12 @@ def test_opening_a_missing_run_suggests_similar_names(tmp_path):
     )
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        BadInput, match=r"not a run directory \(it has no config\.yaml\)"
+        BadInput, match=r"got a directory without config\.yaml, expected a run"
     ):
         runs.open(tmp_path / "empty")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(BadInput, match="got a file, expected a run directory"):
+        runs.open(tmp_path / "notes.txt")
     for path in (tmp_path / "a" / "b", Path("x" * 300), Path("a\0b")):
         with pytest.raises(BadInput):
             runs.open(path)

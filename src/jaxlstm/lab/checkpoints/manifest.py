@@ -103,8 +103,8 @@ def read(directory: Path) -> Manifest:
         ) from error
     if f"{manifest.step:06d}" != directory.name:
         raise DamagedCheckpoint(
-            f"{label}: got the checkpoint of step {manifest.step}; rename the "
-            f"directory to {manifest.step:06d}"
+            f"{label}: got the checkpoint of step {manifest.step}, expected that of "
+            f"the directory's name; rename the directory to {manifest.step:06d}"
         )
     return manifest
 
@@ -128,7 +128,7 @@ def list_files(directory: Path) -> dict[str, int]:
                 sizes[relative] = status.st_size
             elif not stat.S_ISDIR(status.st_mode):
                 raise DamagedCheckpoint(
-                    f"checkpoint {directory.name}: {relative} is a link or a device, "
+                    f"checkpoint {directory.name}: {relative}: got a link or a device, "
                     "expected a file or a directory; it was not read"
                 )
     sizes.pop(NAME, None)
@@ -212,13 +212,18 @@ def _read_body(path: Path, label: str) -> dict[str, Any]:
 def _read_text(path: Path, label: str) -> str:
     try:
         status = path.lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+        regular = stat.S_ISREG(status.st_mode)
+        if not regular or status.st_size > _LARGEST:
+            got = f"{status.st_size:,} bytes" if regular else "no regular file"
             raise DamagedCheckpoint(
-                f"{label}: {NAME}: expected a file of at most {_LARGEST >> 20} MiB"
+                f"{label}: {NAME}: got {got}, expected a file of at most "
+                f"{_LARGEST >> 20} MiB"
             )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DamagedCheckpoint(f"{label}: incomplete, it has no {NAME}") from None
+        raise DamagedCheckpoint(
+            f"{label}: got no {NAME}, expected a complete checkpoint"
+        ) from None
     except UnicodeDecodeError:
         raise DamagedCheckpoint(
             f"{label}: {NAME} has changed since it was written"

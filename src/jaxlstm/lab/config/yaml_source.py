@@ -120,7 +120,10 @@ def apply_override(node: Node, text: str, *, defaults: Mapping[str, Any]) -> Nod
     place = f"override {describe(text)}"
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise SourceError(f"{place}: expected key=value, such as model.hidden_size=256")
+        got = "no key" if equals else "no value"
+        raise SourceError(
+            f"{place}: got {got}, expected key=value, such as model.hidden_size=256"
+        )
     keys = path.strip().split(".")
     try:
         return _set(node, keys, _override_value(value, place), defaults, path=())
@@ -145,7 +148,8 @@ def _set(
         return Node([*inside[:at], changed, *inside[at + 1 :]], node.place)
     if not isinstance(inside, dict):
         raise SourceError(
-            f"{dotted(path)} is {describe(inside)} and has no key {describe(key)}"
+            f"{dotted(path)}: got {describe(inside)}, expected a mapping with the key "
+            f"{describe(key)}"
         )
     if isinstance(defaults, Mapping):
         below = defaults.get(key)
@@ -163,10 +167,15 @@ def _index(key: str, items: list[Node], path: KeyPath) -> int:
     named = [i for i, value in mappings if isinstance(value, dict) and key in value]
     if named:
         raise SourceError(f"{here} is a list; write {here}.{named[0]}.{shown(key)}")
-    indices = (
-        f"expected an index from 0 to {len(items) - 1}" if items else "it is empty"
+    if not items:
+        raise SourceError(
+            f"{here}: got the index {describe(key)}, expected none, as the list is "
+            f"empty; write {here}=[...]"
+        )
+    raise SourceError(
+        f"{here}: got {describe(key)}, expected an index of the list, 0 to "
+        f"{len(items) - 1}"
     )
-    raise SourceError(f"{here} is a list; got {describe(key)}, {indices}")
 
 
 def _override_value(text: str, place: str) -> Node:
@@ -206,8 +215,10 @@ def read(text: str, name: str) -> tuple[Node, list[str]]:
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = f"U+{ord(text[error.position]):04X}"
-        message = f"{name}:{line}: invalid YAML: the character {code} is not allowed"
-        raise SourceError(message) from None
+        raise SourceError(
+            f"{name}:{line}: invalid YAML: got the character {code}, expected "
+            "printable text; remove it"
+        ) from None
     except MarkedYAMLError as error:
         raise SourceError(_invalid_yaml(text, name, error)) from None
     except RecursionError:
@@ -238,7 +249,7 @@ def _built(parsed: Parsed, path: KeyPath, reading: _Reading) -> Node | None:
     place = reading.place(parsed)
     if id(parsed) in reading.seen:
         return reading.refuse(
-            parsed, path, "aliases are not supported; write the value out"
+            parsed, path, "got an alias, expected a value; write the value out"
         )
     reading.seen.add(id(parsed))
     if isinstance(parsed, ScalarNode):
@@ -250,9 +261,7 @@ def _built(parsed: Parsed, path: KeyPath, reading: _Reading) -> Node | None:
             _built(item, (*path, i), reading) for i, item in enumerate(parsed.value)
         ]
         return Node([item for item in items if item is not None], place)
-    return reading.refuse(
-        parsed, path, f"the tag {_short(parsed.tag)} is not supported"
-    )
+    return reading.refuse(parsed, path, _refused_tag(parsed))
 
 
 def _entries(parsed: MappingNode, path: KeyPath, reading: _Reading) -> dict[Key, Node]:
@@ -274,23 +283,23 @@ def _entries(parsed: MappingNode, path: KeyPath, reading: _Reading) -> dict[Key,
 def _key(parsed: Parsed, path: KeyPath, reading: _Reading) -> Key | None:
     if parsed.tag == _TAG + "merge":
         return reading.refuse(
-            parsed, path, "merge keys (<<) are not supported; write the keys out"
+            parsed, path, "got a merge key (<<), expected keys; write the keys out"
         )
     node = _scalar(parsed, path, reading) if isinstance(parsed, ScalarNode) else None
     if node is not None and type(node.value) in (str, int):
         return node.value
-    return reading.refuse(
-        parsed, path, "keys must be text or whole numbers; quote this key"
-    )
+    got = "a key of another type" if node is None else f"the key {describe(node.value)}"
+    message = f"got {got}, expected text or a whole number; quote this key"
+    return reading.refuse(parsed, path, message)
 
 
 def _scalar(parsed: ScalarNode, path: KeyPath, reading: _Reading) -> Node | None:
     if parsed.tag == _TAG + "timestamp":
-        message = f"{shown(parsed.value)} is a date in YAML; quote it"
+        date = shown(parsed.value)
+        message = f"got the date {date}, expected text or a number; quote it"
         return reading.refuse(parsed, path, message)
     if parsed.tag not in _SCALARS:
-        message = f"the tag {_short(parsed.tag)} is not supported"
-        return reading.refuse(parsed, path, message)
+        return reading.refuse(parsed, path, _refused_tag(parsed))
     try:
         value = reading.constructor.construct_object(parsed)
     except (ValueError, LookupError):
@@ -298,6 +307,10 @@ def _scalar(parsed: ScalarNode, path: KeyPath, reading: _Reading) -> Node | None
         message = f"got {describe(parsed.value)}, expected a value of type {kind}"
         return reading.refuse(parsed, path, message)
     return Node(value, reading.place(parsed))
+
+
+def _refused_tag(parsed: Parsed) -> str:
+    return f"got the tag {_short(parsed.tag)}, expected plain data; remove the tag"
 
 
 def _short(tag: Any) -> str:
@@ -320,7 +333,7 @@ def _invalid_yaml(text: str, name: str, error: MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     number = mark.line if mark else 0
     if re.match(r"[ -]*\t", "".join(text.split("\n")[number : number + 1])):
-        return f"{name}:{number + 1}: indented with a tab; use spaces"
+        return f"{name}:{number + 1}: got a tab, expected spaces as indentation"
     problem = shown(str(error.problem or error.context))
     hints = (f"; {hint}" for part, hint in _HINTS.items() if part in problem)
     return f"{name}:{number + 1}: invalid YAML: {problem}{next(hints, '')}"
@@ -339,7 +352,7 @@ def read_file(path: Path) -> tuple[Node, list[str]]:
     node, problems = read(_text(path, name), name)
     if node.value is None:
         raise SourceError(
-            f"{name}: the file has no keys; expected sections such as model: and "
+            f"{name}: got a file without keys, expected sections such as model: and "
             "training:, or {} for all defaults"
         )
     if not isinstance(node.value, dict):
@@ -361,29 +374,30 @@ def _text(path: Path, name: str) -> str:
         with path.open("rb") as file:
             text = file.read(LARGEST_FILE + 1).decode("utf-8-sig")
     except IsADirectoryError:
-        raise SourceError(f"{name}: this is a directory{_files_in(path)}") from None
+        raise SourceError(
+            f"{name}: got a directory, expected a YAML file{_files_in(path)}"
+        ) from None
     except FileNotFoundError:
         raise SourceError(f"{name}: file not found{_nearby(path)}") from None
     except UnicodeDecodeError as error:
         raise SourceError(
-            f"{name}: byte {error.start} is not UTF-8; save the file as UTF-8"
+            f"{name}: got the byte 0x{error.object[error.start]:02x} at position "
+            f"{error.start}, expected UTF-8; save the file as UTF-8"
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise SourceError(f"{name}: {reason}") from None
     if len(text) >= LARGEST_FILE:
         size = LARGEST_FILE // 1000
-        raise SourceError(f"{name}: the file is larger than {size} kB, the limit")
+        raise SourceError(
+            f"{name}: got {size} kB or more, expected less than {size} kB"
+        )
     return text
 
 
 def _files_in(folder: Path) -> str:
     names = sorted(str(path) for path in folder.glob("*.y*ml"))
-    return (
-        f"; did you mean {join_names(names[:5])}?"
-        if names
-        else "; expected a YAML file"
-    )
+    return f"; did you mean {join_names(names[:5])}?" if names else ""
 
 
 def _nearby(path: Path) -> str:

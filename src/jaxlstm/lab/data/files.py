@@ -44,7 +44,7 @@ def open_data(path: str | Path, *, key: str) -> Iterator[BinaryIO]:
         raise BadInput(f"{key}: {_missing(path)}") from None
     except OSError as error:
         reason = error.strerror or "unknown error"
-        raise BadInput(f"{name} cannot be read: {reason}.") from None
+        raise BadInput(f"{name}: cannot be read ({reason}).") from None
 
 
 def size_of(file: BinaryIO) -> int:
@@ -57,13 +57,15 @@ def _regular(path: str | Path, name: str) -> Path:
         place = Path(path).expanduser()
         status = place.stat()
     except (ValueError, RuntimeError) as error:  # a null byte, an unknown user
-        raise BadInput(f"{name} is not a valid path: {error}.") from None
+        raise BadInput(
+            f"{name}: got an invalid path ({error}), expected a file."
+        ) from None
     if stat.S_ISDIR(status.st_mode):
-        raise BadInput(f"{name} is a directory, expected a file.")
+        raise BadInput(f"{name}: got a directory, expected a file.")
     if not stat.S_ISREG(status.st_mode):
-        raise BadInput(f"{name} is a pipe or a device, expected a regular file.")
+        raise BadInput(f"{name}: got a pipe or a device, expected a regular file.")
     if status.st_size == 0:
-        raise BadInput(f"{name} is an empty file, expected data.")
+        raise BadInput(f"{name}: got an empty file, expected data.")
     return place
 
 

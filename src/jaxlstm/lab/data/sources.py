@@ -39,9 +39,9 @@ def _check_parts(corpus: Corpus) -> None:
     paths, hashes = corpus.description["paths"], corpus.description["sha256"]
     if len(set(hashes)) < len(hashes):
         raise BadInput(
-            f"data.validation_path: {quoted(paths[1])} has the same content as the "
-            "training text; use another file, or remove the key to hold out "
-            "data.validation_fraction."
+            f"data.validation_path: {quoted(paths[1])}: got the same content as the "
+            "training text, expected another text; use another file, or remove the "
+            "key to hold out data.validation_fraction."
         )
     parts = {"training": len(corpus.train), "validation": len(corpus.validation)}
     for part, size in parts.items():

@@ -41,8 +41,8 @@ def read_python(data: "PythonData") -> Corpus:
     sources = sorted(path for path in files if path.stat().st_size)
     if not sources:
         raise BadInput(
-            f"data.source: this Python has no source files in {quoted(folder)}; use "
-            "source: text with a data.path."
+            f"data.source: got no source files in {quoted(folder)}, expected those of "
+            "Python's standard library; use source: text with a data.path."
         )
     digest, documents = hashlib.sha256(), []
     for path in sources:
@@ -87,9 +87,9 @@ def _split_files(texts: list[Text], data: "TextData") -> Split:
     separator = data.document_separator
     if separator is not None and separator not in texts[0].text:
         raise BadInput(
-            f"data.document_separator: {quoted(separator)} does not occur in "
-            f"{quoted(texts[0].path)}; correct it, or remove the key if the text has "
-            "no documents."
+            f"data.document_separator: got {quoted(separator)}, expected text that "
+            f"occurs in {quoted(texts[0].path)}; correct it, or remove the key if the "
+            "text has no documents."
         )
     documents = [_documents(text, separator) for text in texts]
     if len(documents) == 2:
@@ -110,7 +110,7 @@ def _read(path: str | Path, encoding: str, *, key: str) -> Text:
     with open_data(path, key=key) as file:
         if (size := size_of(file)) > LARGEST_TEXT:
             raise BadInput(
-                f"{key}: {quoted(path)} has {size:,} bytes, expected at most "
+                f"{key}: {quoted(path)}: got {size:,} bytes, expected at most "
                 f"{LARGEST_TEXT:,} for source: text; convert it to token ids for "
                 "source: tokens."
             )
@@ -124,10 +124,10 @@ def _decode(content: bytes, encoding: str, path: str | Path, key: str) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise BadInput(
-            f"{key}: {quoted(path)} is not {encoding} at byte {error.start:,} "
-            f"(0x{error.object[error.start]:02x}); set "
-            "data.encoding, or train on its bytes with source: tokens, "
-            "dtype: uint8, vocabulary_size: 256."
+            f"{key}: {quoted(path)}: got the byte 0x{error.object[error.start]:02x} at "
+            f"position {error.start:,}, expected {encoding}; set data.encoding, or "
+            "train on its bytes with source: tokens, dtype: uint8, "
+            "vocabulary_size: 256."
         ) from None
     except (LookupError, ValueError):
         raise BadInput(
@@ -143,7 +143,7 @@ def _decode_python(content: bytes, path: Path) -> str:
         return _newlines(content.decode(encoding))
     except (SyntaxError, LookupError, ValueError) as error:
         raise BadInput(
-            f"data.source: {quoted(path)} cannot be decoded ({error}); the Python "
+            f"data.source: {quoted(path)}: cannot be decoded ({error}); the Python "
             "installation is damaged, use source: text."
         ) from None
 

@@ -68,15 +68,16 @@ def _read(path: str | Path, data: "TokenData", *, key: str) -> TokenFile:
         count, rest = divmod(size_of(file), dtype.itemsize)
         if rest:
             raise BadInput(
-                f"{name} has {size_of(file):,} bytes, expected a multiple of "
+                f"{name}: got {size_of(file):,} bytes, expected a multiple of "
                 f"{dtype.itemsize}; correct data.dtype {data.dtype}."
             )
         sha256, documents = _scan(file, dtype, data, name)
         tokens = np.memmap(file, dtype, mode="r", shape=(count,))
     if data.document_token is not None and not documents:
         raise BadInput(
-            f"{name} has no data.document_token {data.document_token}; correct it, or "
-            "remove the key if the text has no documents."
+            f"{name}: got no id {data.document_token}, expected it at the beginning "
+            "of every document; correct data.document_token, or remove the key if the "
+            "text has no documents."
         )
     return TokenFile(str(path), tokens, sha256)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.wording import describe
 
 Kind = Literal["character", "byte", "tokens"]
 
@@ -23,7 +24,7 @@ UNKNOWN, FIRST_CHARACTER = 0, 2
 DOCUMENT_TOKEN: dict[Kind, int] = {"character": 1, "byte": 256}
 LARGEST_SIZE = 2**31 - 1  # ids are int32
 _CHUNK = 1 << 20
-_DAMAGED = "vocabulary: the file is damaged; expected the output of Vocabulary.to_json."
+_DAMAGED = "vocabulary: got a damaged file, expected the output of Vocabulary.to_json."
 
 
 class Vocabulary(NamedTuple):
@@ -73,8 +74,8 @@ class Vocabulary(NamedTuple):
             if all(number < self.size for number in ids):
                 return np.array(ids, np.int32)
         raise BadInput(
-            "vocabulary: this model was trained on token ids and cannot encode text; "
-            f'expected ids below {self.size}, such as "7 42".'
+            f"vocabulary: got {describe(text)}, expected ids below {self.size}, such "
+            'as "7 42"; this model was trained on token ids and cannot encode text.'
         )
 
     def unknown(self, text: str) -> str:

@@ -170,8 +170,8 @@ def _make_directory(path: Path) -> Path:
     """Create `path`, or accept an existing directory without a run in it."""
     if "\0" in str(path):
         raise BadInput(
-            f"run directory: got {str(path)!r}, which contains a null character; "
-            "choose another --run"
+            f"run directory: got {str(path)!r}, expected a path without null "
+            "characters; choose another --run"
         )
     path.mkdir(parents=True, exist_ok=True)
     _require_unused(Run(path))
@@ -183,15 +183,15 @@ def _require_unused(run: Run) -> None:
     if is_run(run.path):
         again = shlex.join(["jaxlstm", "resume", str(run.path)])
         raise BadInput(
-            f"{run.path}: already holds a run ({progress(run)}); resume it with "
-            f'"{again}" or choose another --run'
+            f"{run.path}: got the directory of a run ({progress(run)}), expected an "
+            f'empty one; resume the run with "{again}" or choose another --run'
         )
     names = sorted(item.name for item in run.path.iterdir())
     foreign = [name for name in names if name[0] != "." and name != "checkpoints"]
     if foreign or steps(run.checkpoints):
         raise BadInput(
-            f"{run.path}: is not empty (it holds {', '.join(names[:3])}); choose "
-            "another --run"
+            f"{run.path}: got a directory with {', '.join(names[:3])}, expected an "
+            "empty one; choose another --run"
         )
 
 
@@ -199,7 +199,7 @@ def _make_fresh(parent: Path, name: str) -> Path:
     """Create a new directory named after `name` and the current time."""
     if not name or os.sep in name or name.startswith("."):
         raise BadInput(
-            f"name: got {name!r}, which cannot start the name of a directory; use "
+            f"name: got {name!r}, expected the start of the name of a directory; use "
             'letters, digits, "-" and "_"'
         )
     parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +212,8 @@ def _make_fresh(parent: Path, name: str) -> Path:
             continue
         return path
     raise BadInput(
-        f"{parent}: has 999 directories named {stem}; choose another name with --run"
+        f"{parent}: got 999 directories named {stem}, expected fewer; choose another "
+        "name with --run"
     )
 
 
@@ -222,7 +223,8 @@ def _why_not_a_run(path: Path) -> str:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         command = shlex.join(["jaxlstm", "train", str(path)])
         return f"got a config file, expected a run directory; train it with: {command}"
-    return f"not a run directory (it has no config.yaml){_similar_runs(path)}"
+    got = "a directory without config.yaml" if path.is_dir() else "a file"
+    return f"got {got}, expected a run directory{_similar_runs(path)}"
 
 
 def _similar_runs(path: Path) -> str:
