@@ -287,7 +287,8 @@ def _best(records: Sequence[Record], score: _Score, best: Best | None) -> _Valid
     choose = min if mode == "min" else max
     record = choose(found, key=lambda record: record[metric])
     plotted = record.get(score.key)
-    plotted = plotted if _finite(plotted) else math.nan
+    if not _finite(plotted):
+        plotted = math.nan
     return _Validation(record["step"], plotted, metric, record[metric])
 
 

@@ -7,6 +7,7 @@ import jax
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import devices
+from jaxlstm.lab.parallel.costs import StepCost
 from jaxlstm.lab.parallel.devices import Device
 
 # Limits measured on 2 and 4 cores with the shipped configs and similar ones.
@@ -16,18 +17,6 @@ LEAST_WORK = 3e8  # floating-point operations per step
 # wait for weights.
 FEWEST_SEQUENCES = 4
 MOST_UNITS = 512
-
-
-class StepCost(NamedTuple):
-    """Cost of a training step without shards.
-
-    Attributes:
-        operations: The floating-point operations of the step.
-        units: The number of units of the widest layer.
-    """
-
-    operations: float
-    units: int
 
 
 class Split(NamedTuple):

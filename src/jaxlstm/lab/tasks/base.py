@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxlstm.lab.parallel.splits import StepCost as StepCost
+from jaxlstm.lab.parallel.costs import StepCost as StepCost
 from jaxlstm.layers.base import Layer
 
 if TYPE_CHECKING:
