@@ -11,6 +11,8 @@ from hypothesis import settings
 from jax._src import compiler
 from jax._src.interpreters import mlir
 
+import fast_compilation
+
 settings.register_profile("jaxlstm", deadline=None, max_examples=40)
 settings.load_profile("jaxlstm")
 
@@ -85,6 +87,7 @@ def _set_optimised(optimised):
         jax.clear_caches()
 
 
+_fast_options = fast_compilation.options()
 _compile_options = compiler.get_compile_options
 
 
@@ -96,9 +99,9 @@ def _options_of_tests(*args, env_options_overrides=None, **kwargs):
     fusion emitters would take half of the compile time. `XLA_FLAGS` is not used,
     because it would also apply to modules with `OPTIMISED = True`.
     """
-    options: dict[str, int | bool] = {"xla_cpu_parallel_codegen_split_count": 1}
-    if not _is_optimised():
-        options["xla_cpu_use_fusion_emitters"] = False
+    options = _fast_options.copy()
+    if _is_optimised():
+        options.pop("xla_cpu_use_fusion_emitters", None)
     options |= env_options_overrides or {}
     return _compile_options(*args, env_options_overrides=options, **kwargs)
 

@@ -4,12 +4,10 @@ To add a cell, add a row to `CELLS` and its equations to `family_oracle`;
 `test_registry` and `test_ragged` then test it under every wrapper and option.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import family_oracle as oracle
@@ -273,19 +271,3 @@ def question(inputs: Inputs) -> Question:
 
 def which(option: Option, steps: dict[str, np.ndarray]) -> Which:
     return Which(**steps, reverse=option.reverse)
-
-
-@functools.cache
-def fast_compile_options() -> dict:
-    """Return the XLA options for fast compilation that the installed JAX accepts."""
-    options = {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    }
-    faster = {"xla_cpu_use_fusion_emitters": False}
-    faster["xla_cpu_parallel_codegen_split_count"] = 1
-    try:
-        jax.jit(jnp.negative, compiler_options=options | faster)(1.0)
-    except jax.errors.JaxRuntimeError:
-        return options
-    return options | faster

@@ -531,9 +531,18 @@ def test_b049_a_weakly_typed_carry():
         jnp.zeros((B, H)) * 0,
     ):
         assert same_bits(run(state=jl.LSTMState(value, value)), zero)
-    assert same_bits(
-        jax.jit(lambda: run(state=jl.LSTMState(0.0, 0.0)))(), run(state=None)
-    )
+
+    params, xs, _ = problem()
+
+    @jax.jit
+    def from_zero(params, xs):
+        return run(params=params, xs=xs, state=jl.LSTMState(0.0, 0.0))
+
+    @jax.jit
+    def from_no_state(params, xs):
+        return run(params=params, xs=xs, state=None)
+
+    assert same_bits(from_zero(params, xs), from_no_state(params, xs))
 
 
 def test_b050_numpy_arrays_of_any_layout():

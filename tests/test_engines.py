@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fast_compilation
 import jaxlstm as jl
 from cases import assert_same
 from jaxlstm.engines import adjoint, matmul
@@ -24,7 +25,6 @@ from registry import (
     CellRow,
     Option,
     draw,
-    fast_compile_options,
     like,
 )
 
@@ -56,7 +56,8 @@ def gradients(cell, engine: str, data, cotangents, key=None):
         return sum(jax.tree.leaves(products)), answer
 
     program = jax.jit(
-        jax.value_and_grad(total, has_aux=True), compiler_options=fast_compile_options()
+        jax.value_and_grad(total, has_aux=True),
+        compiler_options=fast_compilation.unoptimised(),
     )
     return program(data.inputs)
 

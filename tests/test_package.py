@@ -84,7 +84,7 @@ def test_the_core_imports_nothing_that_only_modules_and_lab_need():
     """The module for Flax at the end proves that the import hook refuses."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_THEM.format(blocked=BLOCKED)],
-        env=fast_compilation.ENVIRONMENT,
+        env=fast_compilation.environment(),
         capture_output=True,
         text=True,
         check=False,

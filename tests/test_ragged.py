@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import fast_compilation
 import jaxlstm as jl
 from cases import assert_same, finite
 from registry import (
@@ -19,7 +20,6 @@ from registry import (
     HIDDEN,
     NON_FINITE,
     CellRow,
-    fast_compile_options,
     like,
 )
 
@@ -83,7 +83,8 @@ def programs(row: CellRow, reverse: bool):
         return jax.lax.map(function, cases) if row.space else jax.vmap(function)(cases)
 
     return [
-        jax.jit(f, compiler_options=fast_compile_options()) for f in (together, alone)
+        jax.jit(f, compiler_options=fast_compilation.unoptimised())
+        for f in (together, alone)
     ]
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import family_oracle as oracle
+import fast_compilation
 import jaxlstm as jl
 from cases import assert_same, finite, same_bits
 from oracle import Which
@@ -41,7 +42,6 @@ from registry import (
     WrapperRow,
     active_steps,
     draw,
-    fast_compile_options,
     like,
     question,
     tapped,
@@ -83,7 +83,7 @@ class Programs:
         self.derivatives = jax.jit(
             self._derivatives,
             static_argnums=(0, 1),
-            compiler_options=fast_compile_options(),
+            compiler_options=fast_compilation.unoptimised(),
         )
 
     def cell(self) -> jl.Cell:

@@ -45,7 +45,7 @@ def command(*words, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=fast_compilation.ENVIRONMENT | environment,
+        env=fast_compilation.environment() | environment,
     )
 
 
