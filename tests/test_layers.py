@@ -44,7 +44,16 @@ LAYERS = {
 }
 FORWARD_IN_TIME = [n for n in LAYERS if n not in ("reversed", "bidirectional")]
 FORWARD_IN_TIME.remove("stack bidirectional")
-every_layer = pytest.mark.parametrize("name", LAYERS)
+every_layer = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.combinations if name == "stack residual" else (),
+        )
+        for name in LAYERS
+    ],
+)
 
 
 @cache
