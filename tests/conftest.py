@@ -3,6 +3,7 @@
 import gc
 import itertools
 import shutil
+import signal
 import tempfile
 
 import jax
@@ -19,6 +20,10 @@ settings.load_profile("jaxlstm")
 # Tracing allocates many small objects that die young. With Python's default of one
 # collection per 700 to 2,000 allocations, collecting takes several percent of a run.
 gc.set_threshold(20_000, 20, 20)
+
+# A process that a script starts in the background ignores SIGINT, and so would every
+# process of the tests that gets one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
