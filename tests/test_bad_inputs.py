@@ -675,7 +675,9 @@ def test_b059_seeds_outside_the_documented_range(seed):
 # -- sizes: B060 to B063 ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("time", [65_536, 1_000_000])
+@pytest.mark.parametrize(
+    "time", [65_536, pytest.param(1_000_000, marks=pytest.mark.combinations)]
+)
 def test_b060_long_sequences(time):
     params = CELL.init(jax.random.key(0), 1, 8)
     xs = jnp.sin(jnp.arange(time, dtype=jnp.float32))[:, None]

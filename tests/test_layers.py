@@ -1,6 +1,7 @@
 """Layers and combinators on ragged, carried and transformed sequences."""
 
 import inspect
+import itertools
 from functools import cache
 from typing import Any
 
@@ -44,16 +45,27 @@ LAYERS = {
 }
 FORWARD_IN_TIME = [n for n in LAYERS if n not in ("reversed", "bidirectional")]
 FORWARD_IN_TIME.remove("stack bidirectional")
-every_layer = pytest.mark.parametrize(
-    "name",
-    [
+# The functions of the other layers are those of the members of these.
+DISTINCT = [
+    name
+    for name in LAYERS
+    if name not in ("stack residual", "stack", "residual", "reversed", "checkpointed")
+]
+
+
+def first(default, cases):
+    """Return the default cases, and all others for the run of the combinations."""
+    others = [case for case in cases if case not in default]
+    return default + [
         pytest.param(
-            name,
-            marks=pytest.mark.combinations if name == "stack residual" else (),
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=pytest.mark.combinations,
         )
-        for name in LAYERS
-    ],
-)
+        for case in others
+    ]
+
+
+every_layer = pytest.mark.parametrize("name", first(DISTINCT, LAYERS))
 
 
 @cache
@@ -85,13 +97,10 @@ def test_shapes_and_signature(name):
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [(name, "lengths") for name in LAYERS]
-    + [("stack bidirectional", "mask")]
-    + [
-        pytest.param(name, "mask", marks=pytest.mark.combinations)
-        for name in LAYERS
-        if name != "stack bidirectional"
-    ],
+    first(
+        [(name, "lengths") for name in DISTINCT] + [("stack bidirectional", "mask")],
+        itertools.product(LAYERS, ("lengths", "mask")),
+    ),
 )
 def test_padding_is_not_read_and_its_outputs_are_zero(name, option):
     layer, params = layer_and_params(name)
@@ -111,13 +120,10 @@ def test_padding_is_not_read_and_its_outputs_are_zero(name, option):
 
 @pytest.mark.parametrize(
     ("name", "row"),
-    [(name, 1) for name in LAYERS]
-    + [("stack bidirectional", 2)]
-    + [
-        pytest.param(name, 2, marks=pytest.mark.combinations)
-        for name in LAYERS
-        if name != "stack bidirectional"
-    ],
+    first(
+        [(name, 1) for name in DISTINCT] + [("stack bidirectional", 2)],
+        itertools.product(LAYERS, (1, 2)),
+    ),
 )
 def test_a_ragged_row_is_the_truncated_row(name, row):
     layer, params = layer_and_params(name)

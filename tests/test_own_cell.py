@@ -100,7 +100,9 @@ def test_the_cell_has_at_most_twenty_lines():
     assert len(lines) + 1 <= 20  # the +1 is the line that creates the cell
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "reverse", [True, pytest.param(False, marks=pytest.mark.combinations)]
+)
 def test_lengths(reverse, x64):
     params, xs, state = problem(jnp.float64)
     lengths = np.array([0, 2, T, 5])

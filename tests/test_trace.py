@@ -39,11 +39,10 @@ def test_emit_trace_changes_no_bit_of_the_adjoint_engine(name, size, mode):
     ("options", "reverse"),
     [
         ("plain", False),
-        ("ragged", True),
-        ("resets", False),
         ("masked", True),
-        *also(("plain", True), ("ragged", False), mark=COMBINATIONS),
-        *also(("resets", True), ("masked", False), mark=COMBINATIONS),
+        *also(("plain", True), ("ragged", False), ("ragged", True), mark=COMBINATIONS),
+        *also(("resets", True), ("resets", False), mark=COMBINATIONS),
+        *also(("masked", False), mark=COMBINATIONS),
     ],
 )
 def test_in_place_stacks_equal_those_of_the_reference(options, reverse):

@@ -16,25 +16,18 @@ from traces import (
 
 OPTIMISED = True
 
-LAYERS_FIRST = [("one", "resets")]
-LAYERS_SECOND = [
-    (name, options)
-    for name in LAYERS
-    for options in OPTIONS
-    if (name, options) not in LAYERS_FIRST
-    and ((name, options) in FIRST or name == "both" or options == "noisy")
+EVERY_LAYER = [(name, options) for name in LAYERS for options in OPTIONS]
+LAYERS_FIRST = [
+    case
+    for case in EVERY_LAYER
+    if case in FIRST or case[0] == "both" or case[1] == "noisy"
 ]
-LAYERS_REST = [
-    (name, options)
-    for name in LAYERS
-    for options in OPTIONS
-    if (name, options) not in LAYERS_FIRST + LAYERS_SECOND
-]
+LAYERS_REST = [case for case in EVERY_LAYER if case not in LAYERS_FIRST]
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    LAYERS_FIRST + also(*LAYERS_SECOND, mark=COMBINATIONS) + also(*LAYERS_REST),
+    also(*LAYERS_FIRST, mark=COMBINATIONS) + also(*LAYERS_REST),
 )
 def test_trace_names_every_layer_and_changes_no_bit(name, options):
     check_trace_of_layers(name, options)

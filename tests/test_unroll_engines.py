@@ -42,11 +42,17 @@ def test_explain_has_the_arguments_of_unroll():
     assert all(kind.kind.name == "KEYWORD_ONLY" for kind in list(kinds)[4:])
 
 
-@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
-    ("every", "masking"),
-    [(1, "none"), (5, "lengths"), (6, "none"), (12, "mask"), (13, "lengths"),
-     ("sqrt", "mask")],
+    ("every", "masking", "reverse"),
+    [(1, "none", True), (5, "lengths", False), (6, "none", False),
+     (12, "mask", True), (13, "lengths", True), ("sqrt", "mask", False)]
+    + [
+        pytest.param(*case, marks=pytest.mark.combinations)
+        for case in [
+            (1, "none", False), (5, "lengths", True), (6, "none", True),
+            (12, "mask", False), (13, "lengths", False), ("sqrt", "mask", True),
+        ]
+    ],
 )  # fmt: skip
 def test_checkpointing_does_not_change_results(every, masking, reverse, x64):
     """Divisors of T = 12, other numbers, and more than T; with resets."""

@@ -196,7 +196,14 @@ def mean_of_the_batch(state, gates):
     return state.h.mean()
 
 
-@pytest.mark.parametrize("engine", ["adjoint", "adjoint/lean", "scan"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "adjoint",
+        pytest.param("adjoint/lean", marks=pytest.mark.combinations),
+        pytest.param("scan", marks=pytest.mark.combinations),
+    ],
+)
 def test_inputs_without_features(engine):
     """With `w_x [0, 4, H]` only the recurrence is left, and it has gradients."""
     cell = jl.lstm()

@@ -1,10 +1,13 @@
 """Layers, options and checks of `test_trace` and `test_trace_optimised`."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fast_compilation
 import jaxlstm as jl
 
 T, B, D = 9, 3, 4
@@ -99,7 +102,9 @@ def check_trace_of_layers(name, options):
 def check_emit_trace(name, size, mode):
     """Assert that `emit.trace` changes no bit of the outputs and the last state."""
     cell, xs = CELLS[name], inputs()
-    params = cell.init(jax.random.key(0), D, size)
+    init = functools.partial(cell.init, input_size=D, hidden_size=size)
+    compile_options = fast_compilation.unoptimised()
+    params = jax.jit(init, compiler_options=compile_options)(jax.random.key(0))
 
     def run(params, xs, emit):
         return jl.unroll(cell, params, xs, engine=mode, emit=emit)

@@ -166,8 +166,19 @@ def test_a_thousand_kills_at_random_times_cost_no_checkpoint(fork_server, tmp_pa
     kill_at_random(fork_server, tmp_path, times=1000)
 
 
-@pytest.mark.parametrize("once", [True, False], ids=["once", "from then on"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize(
+    ("code", "once"),
+    [
+        pytest.param(errno.ENOSPC, False, id="ENOSPC from then on"),
+        pytest.param(errno.EIO, True, id="EIO once"),
+        pytest.param(
+            errno.ENOSPC, True, id="ENOSPC once", marks=pytest.mark.combinations
+        ),
+        pytest.param(
+            errno.EIO, False, id="EIO from then on", marks=pytest.mark.combinations
+        ),
+    ],
+)
 def test_a_failing_file_operation_costs_no_checkpoint(tmp_path, code, once):
     root = fresh(tmp_path / "c", 1, 2)
     with counted(root) as operations:

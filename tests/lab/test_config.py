@@ -279,7 +279,13 @@ def test_sources_of_other_types_are_refused(source):
 
 
 @pytest.mark.parametrize(
-    "depth", [20, 300, 600, pytest.param(3000, marks=pytest.mark.combinations)]
+    "depth",
+    [
+        20,
+        300,
+        pytest.param(600, marks=pytest.mark.combinations),
+        pytest.param(3000, marks=pytest.mark.combinations),
+    ],
 )
 @pytest.mark.parametrize("key", ["seed", "optimizer"])
 def test_deep_nesting_is_refused(here, key, depth):
