@@ -1,5 +1,6 @@
 """Tests of shards: their mean gradient, reproducible bits, and no collectives."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -103,7 +104,7 @@ def assert_close(one, other):
 def test_without_noise_shards_equal_the_whole_batch_up_to_rounding(experiment):
     silent = experiment.config.model.model_copy(update={"output_dropout": 0.0})
     model = task.build(silent, experiment.dataset.spec.size)
-    experiment = experiment._replace(model=model)
+    experiment = dataclasses.replace(experiment, model=model)
     batches = experiment.dataset.batches(0, 7)
     one = jax.jit(state_.train_steps, static_argnums=(0, 1, 2))
     whole, metrics = one(

@@ -1,5 +1,6 @@
 """Tests of the training loop: one step against Optax, stopping, and divergence."""
 
+import dataclasses
 import math
 
 import jax
@@ -26,7 +27,9 @@ def experiment(book):
 def with_training(experiment: Experiment, **changes) -> Experiment:
     config = experiment.config
     changed = config.training.model_copy(update=changes)
-    return experiment._replace(config=config.model_copy(update={"training": changed}))
+    return dataclasses.replace(
+        experiment, config=config.model_copy(update={"training": changed})
+    )
 
 
 def one_step(experiment, state, batch):

@@ -139,7 +139,7 @@ def _change_config(run: Run, overrides: Sequence[str]) -> Experiment:
         )
     with _default_device(after), runs.lock(run):
         experiment = Experiment.build(after)
-        state = experiment.initial_state()
+        state = experiment.state_like
         checkpoints.latest(
             run.checkpoints,
             state,

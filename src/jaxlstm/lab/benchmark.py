@@ -9,6 +9,7 @@ layer with D inputs and H units, the forward pass takes 8 (D + H) H per token.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -133,7 +134,7 @@ def _prepare_engine(
     """
     config = _with_engine(experiment.config, engine)
     model = experiment.task.model(config, experiment.dataset.spec)
-    experiment = experiment._replace(config=config, model=model)
+    experiment = dataclasses.replace(experiment, config=config, model=model)
     batches = experiment.dataset.batches(0, STEPS)
     try:
         state = experiment.initial_state()
@@ -197,7 +198,7 @@ def _tokens(experiment: Experiment) -> int:
 
 def _matrix_elements(experiment: Experiment) -> int:
     """Count the elements of weight matrices, without the embedding's lookup table."""
-    shapes = jax.eval_shape(experiment.initial_state).params
+    shapes = experiment.state_like.params
     return sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)

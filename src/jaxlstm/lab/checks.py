@@ -43,7 +43,7 @@ def _cell(model: schema.Model) -> str:
 def _memory(experiment: Experiment) -> str:
     """Return the memory of one training step, from XLA's analysis of the program."""
     batch = experiment.dataset.batch(0)
-    state = jax.eval_shape(experiment.initial_state)
+    state = experiment.state_like
     step = jax.jit(train_step, static_argnums=(0, 1, 2), donate_argnums=3)
     static = (experiment.task, experiment.model, experiment.optimizer)
     analysis = step.lower(*static, state, batch).compile().memory_analysis()

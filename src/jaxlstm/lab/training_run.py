@@ -148,17 +148,18 @@ class TrainingRun:
 
     def _restore(self) -> tuple[TrainState, LoopState]:
         """Return the newest intact checkpoint, or the initial state."""
-        state, loop = self.experiment.initial_state(), LoopState()
-        loop = loop._replace(best_value=self.task.primary.worst)
+        like = self.experiment.state_like
         root = self.run.checkpoints
         checkpoints.clean(root)
         for meta in _readable_meta(root):
             require_same_data(meta["data"], self.experiment.dataset.description)
-        rename = _Renaming(current_names(self.task, state))
-        found = checkpoints.latest(root, state, self.sink.message, rename=rename)
+        rename = _Renaming(current_names(self.task, like))
+        found = checkpoints.latest(root, like, self.sink.message, rename=rename)
         if found is None:
+            state = self.experiment.initial_state()
             checkpoints.require_room(root, state, copies=2)
             runs.truncate_metrics(self.run, 0)
+            loop = LoopState(best_value=self.task.primary.worst)
             self._save(state, loop)
             return state, loop
         if rename.example:

@@ -1,7 +1,9 @@
 """The parts of a run, built from its config: task, data, model, optimizer."""
 
+import dataclasses
+import functools
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -16,7 +18,8 @@ from jaxlstm.lab.training.state import TrainState, initial_state
 from jaxlstm.layers.base import Layer
 
 
-class Experiment(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Experiment:
     """The parts of a run. Building them detects every error of a config."""
 
     config: Config
@@ -59,9 +62,14 @@ class Experiment(NamedTuple):
             seed=self.config.seed,
         )
 
+    @functools.cached_property
+    def state_like(self) -> TrainState:
+        """The shapes and dtypes of the training state."""
+        return jax.eval_shape(self.initial_state)
+
     def parameters(self) -> int:
         """Return the number of parameters."""
-        params = jax.eval_shape(self.initial_state).params
+        params = self.state_like.params
         return sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def epochs(self) -> float:
@@ -71,13 +79,14 @@ class Experiment(NamedTuple):
     def shard_bytes(self) -> int:
         """Return the bytes that shards add: copies of parameters and gradients."""
         shards = splits.shard_count(self.config.training)
-        params = jax.eval_shape(self.initial_state).params
+        params = self.state_like.params
         return 2 * shards * _bytes(params) if shards > 1 else 0
 
     def require_memory(self) -> None:
         """Raise `BadInput` if the state exceeds the memory of this machine."""
-        state = jax.eval_shape(self.initial_state)
-        needed = 2 * _bytes(state) + self.shard_bytes()  # before and after a step
+        needed = (
+            2 * _bytes(self.state_like) + self.shard_bytes()
+        )  # before and after a step
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > available:
             raise BadInput(
