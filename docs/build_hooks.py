@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,7 @@ PICTURES = (
 JAX_PEERS = ("flax linen", "flax nnx", "haiku", "equinox", "keras")
 # Above this spread a library stalled in the run, and no ratio is computed with it.
 STALLED = 0.3
+SELECTS = "Selects this section."  # the keys whose only value is the section's name
 GENERATED = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 
 
@@ -45,6 +47,17 @@ def on_files(files, config):
 def on_page_markdown(markdown, **_):
     """Replace each request for generated text."""
     return GENERATED.sub(lambda match: _generate(*match[1].split()), markdown)
+
+
+def on_page_content(html, page, **_):
+    """Check that all fences became code blocks; in docstrings they may not.
+
+    Raises:
+        PluginError: the page shows a fence.
+    """
+    if "```" in html:
+        raise PluginError(f"{page.file.src_path}: a code block is not rendered")
+    return html
 
 
 def _generate(topic: str, *arguments: str) -> str:
@@ -72,7 +85,7 @@ def configuration() -> str:
             default = "required" if key in required else _default(field)
             lines.append(
                 f"| `{key}` | {_type(field)} | {default} "
-                f"| {_cell(field.get('description', ''))} |"
+                f"| {_cell(field.get('description', SELECTS))} |"
             )
         lines.append("")
     return "\n".join(lines)
@@ -110,10 +123,10 @@ def _type(field: Mapping[str, Any]) -> str:
 
 def _limits(field: Mapping[str, Any]) -> str:
     limits = {
-        "minimum": "≥ {}",
-        "exclusiveMinimum": "> {}",
-        "maximum": "≤ {}",
-        "exclusiveMaximum": "< {}",
+        "minimum": "≥\N{NO-BREAK SPACE}{}",
+        "exclusiveMinimum": ">\N{NO-BREAK SPACE}{}",
+        "maximum": "≤\N{NO-BREAK SPACE}{}",
+        "exclusiveMaximum": "<\N{NO-BREAK SPACE}{}",
     }
     # The largest 32-bit integers and the like are limits of storage, not of meaning.
     found = [
