@@ -70,6 +70,12 @@ def test_a_line_contains_every_number():
     )
 
 
+def test_a_line_contains_every_metric_of_a_task_in_the_order_of_the_record():
+    record = {"step": 9, "split": "validation", "top_1": 0.75, "loss": 2.0, "auc": 0.5}
+    expected = "step 9/9  validation  top 1 0.75  loss 2.0000  auc 0.5"
+    assert line(record, 9) == expected
+
+
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
 def test_missing_and_infinite_numbers_are_shown(bad):
     lines, stream = [], Tty()

@@ -49,7 +49,7 @@ def command(*words, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def test_the_task_trains_evaluates_and_reports(tmp_path):
+def test_the_task_trains_evaluates_and_reports(tmp_path, capsys):
     trained = jl.lab.train(
         sum_task.config(steps=200), run=tmp_path / "run", sink=tiny.RecordingSink()
     )
@@ -67,6 +67,11 @@ def test_the_task_trains_evaluates_and_reports(tmp_path):
     assert "## Sums and predictions" in report
     assert "| sequences | of 5 numbers |" in report
     assert (tmp_path / "run" / "plots" / "loss.png").exists()
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == 0
+    share, loss = scores["share_close"], scores["loss"]
+    numbers = f"share close {share:.4g}  loss {loss:.4f}"
+    expected = f"step {trained.step:>3}/200  validation  {numbers}\n"
+    assert capsys.readouterr().out == expected
     with pytest.raises(
         jl.lab.BadInput, match="task sum, which generates no text, expected"
     ):

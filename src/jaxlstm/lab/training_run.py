@@ -18,7 +18,7 @@ from jaxlstm.lab.sinks.base import Sink
 from jaxlstm.lab.sinks.formatting import duration, table
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training import policies
-from jaxlstm.lab.training.evaluation import evaluate
+from jaxlstm.lab.training.evaluation import evaluate, metrics
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.loop import Callback, Job, Listener, LoopState, fit
 from jaxlstm.lab.training.state import TrainState, current_names
@@ -128,7 +128,7 @@ class TrainingRun:
         pace: dict[str, Any],
     ) -> dict[str, float]:
         """Write a record to the metrics and the sink; return the task's metrics."""
-        found = self.task.metrics(self.experiment.dataset.spec, means)
+        found = metrics(self.task, self.experiment.dataset.spec, means)
         record = {"step": step, "split": split} | found | numbers
         runs.append(self.run, record)
         self.sink.log(record | pace)

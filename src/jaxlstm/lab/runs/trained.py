@@ -15,7 +15,7 @@ from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import devices
 from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers
-from jaxlstm.lab.training.evaluation import evaluate
+from jaxlstm.lab.training.evaluation import evaluate, metrics
 from jaxlstm.lab.training.state import TrainState, current_names, initial_state
 from jaxlstm.layers.base import Layer
 
@@ -97,14 +97,14 @@ class Trained:
         return getattr(self.dataset(), "corpus")  # noqa: B009
 
     def evaluate(self) -> dict[str, float]:
-        """Return the metrics on the whole validation part.
+        """Return the metrics on the whole validation part, the primary one first.
 
         Raises:
             BadInput: as for `dataset`.
         """
         batches = self.dataset().eval_batches()
         means = evaluate(self.task, self.model, self.params, batches)
-        return self.task.metrics(self.spec, means)
+        return metrics(self.task, self.spec, means)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the records of `metrics.jsonl`."""

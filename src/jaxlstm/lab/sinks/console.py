@@ -16,6 +16,7 @@ from jaxlstm.lab.sinks.formatting import (
     Record,
     clock,
     format_fields,
+    format_metrics,
     format_score,
     line,
     printable,
@@ -179,12 +180,11 @@ class _Panel:
         return times
 
     def _numbers(self, width: int) -> Table | Text:
-        pairs = format_fields(self._latest)
-        if not pairs:
+        metrics, pace = format_metrics(self._latest), format_fields(self._latest)
+        if not metrics + pace:
             return Text("compiling the first step ...", style="dim")
-        if self._best:
-            pairs.insert(2, ("best valid.", self._best[1]))
-        return _columns(pairs, width)
+        best = [("best valid.", self._best[1])] if self._best else []
+        return _columns(metrics + best + pace, width)
 
 
 def _finite(value: float | None) -> TypeGuard[float]:

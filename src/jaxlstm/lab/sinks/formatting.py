@@ -1,10 +1,11 @@
 """Records of a run, and their numbers as text.
 
 A record is one line of `metrics.jsonl`, with values that depend on the clock added:
-`step`, `split` ("train" if missing), `loss` in nats per token, and any of
-`bits_per_character`, `perplexity`, `learning_rate`, `gradient_norm`,
+`step`, `split` ("train" if missing), the metrics of the task, such as `loss` and
+`bits_per_character`, and any of `learning_rate`, `gradient_norm`,
 `tokens_per_second`, `milliseconds_per_step`, `data_wait_share` (0 to 1) and
-`eta_seconds`. Fields that are missing or None are not shown.
+`eta_seconds`. The metrics are shown in the order of the record. Fields that are missing
+or None are not shown.
 """
 
 import math
@@ -99,10 +100,11 @@ PACE = (
     Field("data_wait_share", "data wait", _percent),
 )
 ETA = Field("eta_seconds", "eta", clock)
+_NO_METRICS = {"step", "split", "total", ETA.key, *(field.key for field in PACE)}
 
 
 def format_fields(
-    record: Record, fields: tuple[Field, ...] = (*SCORES, *PACE)
+    record: Record, fields: tuple[Field, ...] = PACE
 ) -> list[tuple[str, str]]:
     """Return (label, text) of each field that the record has."""
     return [
@@ -110,6 +112,23 @@ def format_fields(
         for field in fields
         if record.get(field.key) is not None
     ]
+
+
+def format_metrics(record: Record) -> list[tuple[str, str]]:
+    """Return (label, text) of each metric, in the order of the record.
+
+    Example:
+        >>> format_metrics({"step": 9, "top_1": 0.75, "loss": 1.5, "eta_seconds": 4.0})
+        [('top 1', '0.75'), ('loss', '1.5000')]
+    """
+    known = {field.key: field for field in SCORES}
+    metrics = [key for key in record if key not in _NO_METRICS]
+    return format_fields(record, tuple(known.get(k) or _field(k) for k in metrics))
+
+
+def _field(metric: str) -> Field:
+    """Return the field of a metric that is not one of `SCORES`."""
+    return Field(metric, metric.replace("_", " "), "{:.4g}".format)
 
 
 def format_score(record: Record, metric: str) -> str:
@@ -126,7 +145,8 @@ def format_score(record: Record, metric: str) -> str:
     """
     if any(field.key == metric for field in SCORES):
         return format_fields(record, SCORES)[-1][1]
-    return f"{_number(record[metric], '{:.4g}'.format)} {metric.replace('_', ' ')}"
+    name, text = format_fields(record, (_field(metric),))[0]
+    return f"{text} {name}"
 
 
 def _number(value: float, write: Callable[[float], str]) -> str:
@@ -147,7 +167,7 @@ def line(record: Record, total: int) -> str:
     split = record.get("split", "train")
     words = [f"step {record['step']:>{len(str(total))}}/{total}"]
     words += [] if split == "train" else [split]
-    numbers = format_fields(record, (*SCORES, *PACE, ETA))
+    numbers = format_metrics(record) + format_fields(record, (*PACE, ETA))
     return "  ".join(words + [f"{name} {value}" for name, value in numbers])
 
 

@@ -1,12 +1,20 @@
-"""The mean loss of a model over validation batches."""
+"""The mean loss of a model over validation batches, and the metrics of the means."""
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 
-from jaxlstm.lab.tasks.base import Batch, Carry, Params, Sums, Task, zero_carry
+from jaxlstm.lab.tasks.base import (
+    Batch,
+    Carry,
+    Params,
+    Spec,
+    Sums,
+    Task,
+    zero_carry,
+)
 from jaxlstm.layers.base import Layer
 
 
@@ -35,3 +43,9 @@ def evaluate(
     total = {name: math.fsum(float(row[name]) for row in host) for name in host[0]}
     weight = total.pop("weight")
     return {name: value / weight for name, value in total.items()}
+
+
+def metrics(task: Task, spec: Spec, means: Mapping[str, float]) -> dict[str, float]:
+    """Return the task's metrics, the primary one first."""
+    found = task.metrics(spec, means)
+    return dict(sorted(found.items(), key=lambda item: item[0] != task.primary.name))
