@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -313,13 +314,44 @@ def test_resuming_with_another_config_is_refused(library):
         jl.lab.train(other, run=place / "whole", resume="auto")
 
 
-def test_resuming_with_another_text_is_refused(tmp_path):
-    book = tmp_path / "book.txt"
-    book.write_text(tiny.text())
-    train(book, tmp_path / "run")
-    book.write_text(tiny.text(seed=1))
-    with pytest.raises(BadInput, match=r"got sha256 \w+, expected \w+ as in"):
-        jl.lab.resume(tmp_path / "run", overrides=["training.steps=60"])
+def files(run: Path) -> dict[str, bytes]:
+    """Return the content of every file of a run."""
+    paths = [path for path in run.rglob("*") if path.is_file()]
+    return {str(path.relative_to(run)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("cause", ["data", "metrics"])
+def test_a_refused_resume_changes_no_file(library, tmp_path, cause):
+    place, _, _ = library
+    run, book = tmp_path / "run", tmp_path / "book.txt"
+    shutil.copytree(place / "whole", run, symlinks=True)
+    book.write_text(tiny.text(seed=1 if cause == "data" else 0))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(place / "book.txt"), str(book)))
+    if cause == "metrics":
+        metrics = (run / "metrics.jsonl").read_text()
+        (run / "metrics.jsonl").write_text("no record\n" + metrics)
+    expected = {"data": r"got sha256 \w+, expected \w+ as", "metrics": "jsonl:1: got"}
+    (run / "env.json").write_text("{}")
+    before = files(run)
+    sink = tiny.RecordingSink()
+    with pytest.raises(LabError, match=expected[cause]):
+        jl.lab.resume(run, overrides=["training.steps=60"], sink=sink, tensorboard=True)
+    assert files(run) == before
+    (run / "state.json").unlink()
+    del before["state.json"]
+    with pytest.raises(LabError, match=expected[cause]):
+        jl.lab.resume(run, sink=sink)
+    assert files(run) == before
+
+
+def test_a_missing_sink_is_refused_before_a_directory_is_created(
+    book, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(LabError, match="needs tensorboardX"):
+        jl.lab.train(tiny.config(book), run=tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_divergence_names_the_step_and_keeps_the_last_good_state(book, tmp_path):

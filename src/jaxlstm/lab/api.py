@@ -28,11 +28,10 @@ from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run
 from jaxlstm.lab.runs.trained import Trained, load
 from jaxlstm.lab.sinks.base import Sink, combine, progress
-from jaxlstm.lab.sinks.tensorboard import TensorBoardSink
+from jaxlstm.lab.sinks.tensorboard import TensorBoardSink, require_tensorboard
 from jaxlstm.lab.sinks.text import TextSink
 from jaxlstm.lab.tasks.base import Metric
 from jaxlstm.lab.training.experiment import Experiment
-from jaxlstm.lab.training.state import current_names
 from jaxlstm.lab.training_run import TrainingRun
 
 ConfigSource = str | Path | Mapping[str, Any] | Config | None
@@ -80,6 +79,8 @@ def train(
         LabError: A file cannot be written.
     """
     loaded = _with_absolute_paths(configs.load(config, overrides=overrides))
+    if tensorboard:
+        require_tensorboard()
     path = None if run is None else Path(run)
     if resume == "auto" and path is not None and runs.is_run(path):
         existing = runs.open(path)
@@ -97,7 +98,7 @@ def train(
         total_steps=loaded.training.steps,
         overrides=overrides,
     )
-    return _complete(new_run, sink, tensorboard, experiment)
+    return _complete(new_run, sink, tensorboard, experiment=experiment)
 
 
 def resume(
@@ -122,12 +123,14 @@ def resume(
         LabError: As for `train`.
     """
     existing = runs.open(Path(run))
-    experiment = _change_config(existing, overrides) if overrides else None
-    return _complete(existing, sink, tensorboard, experiment)
+    if overrides:
+        config = _changed_config(existing, overrides)
+        return _complete(existing, sink, tensorboard, config, overrides)
+    return _complete(existing, sink, tensorboard)
 
 
-def _change_config(run: Run, overrides: Sequence[str]) -> Experiment:
-    """Write a changed config to a run, if the run can resume with it."""
+def _changed_config(run: Run, overrides: Sequence[str]) -> Config:
+    """Return a run's config with changes; raise `BadInput` if it cannot follow them."""
     before = _config(run)
     after = _with_absolute_paths(configs.load(before, overrides=overrides))
     _require_same_stream(before, after)
@@ -137,22 +140,7 @@ def _change_config(run: Run, overrides: Sequence[str]) -> Experiment:
             f"training.steps: got {after.training.steps}, expected at least {newest}, "
             f"the step that {run.path} has reached"
         )
-    with _default_device(after), runs.lock(run):
-        experiment = Experiment.build(after)
-        state = experiment.state_like
-        checkpoints.latest(
-            run.checkpoints,
-            state,
-            lambda text: None,
-            rename=current_names(experiment.task, state),
-        )
-        runs.write_config(
-            run,
-            configs.dump(after),
-            overrides=[*runs.read_overrides(run), *overrides],
-            total_steps=after.training.steps,
-        )
-    return experiment
+    return after
 
 
 def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[Path]:
@@ -197,13 +185,28 @@ def _picture(out: str | Path | None) -> Path:
 
 
 def _complete(
-    run: Run, sink: Sink | None, tensorboard: bool, experiment: Experiment | None = None
+    run: Run,
+    sink: Sink | None,
+    tensorboard: bool,
+    changed: Config | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    experiment: Experiment | None = None,
 ) -> Trained:
-    """Train a run from its newest checkpoint to the end, or load a finished one."""
-    if runs.finished(run) is not None:
+    """Train a run from its newest checkpoint to the end, or load a finished one.
+
+    Args:
+        run: The run.
+        sink: As for `train`.
+        tensorboard: As for `train`.
+        changed: The config that the run follows from now on, if it is another one.
+        overrides: The changes that led to it.
+        experiment: The parts of the config, if they are built already.
+    """
+    if changed is None and runs.finished(run) is not None:
         (sink or progress()).message(f"{run.path} is finished ({runs.progress(run)})")
         return load(run.path)
-    config = _config(run)
+    config = changed or _config(run)
     primary = tasks.get(config.task).primary
     sinks = [sink or progress(best=primary), TextSink(functools.partial(runs.log, run))]
     if tensorboard:
@@ -215,11 +218,21 @@ def _complete(
         interrupts.stop_on_signal() as stop_requested,
     ):
         environment = runs.describe_environment([str(device.device_kind)])
-        runs.write_environment(run, environment)
-        sinks_.message(f"shards: {splits.describe(config, device)}")
         try:
             experiment = experiment or Experiment.build(config)
-            return TrainingRun(run, experiment, sinks_, stop_requested).complete()
+            training_run = TrainingRun(run, experiment, sinks_, stop_requested)
+            # Everything that can refuse the run comes before the first change to it.
+            checkpoint = training_run.newest_checkpoint()
+            if changed is not None:
+                runs.write_config(
+                    run,
+                    configs.dump(changed),
+                    overrides=[*runs.read_overrides(run), *overrides],
+                    total_steps=changed.training.steps,
+                )
+            runs.write_environment(run, environment)
+            sinks_.message(f"shards: {splits.describe(config, device)}")
+            return training_run.complete(checkpoint)
         finally:
             sinks_.finish()
 

@@ -23,6 +23,9 @@ from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.loop import Callback, Job, Listener, LoopState, fit
 from jaxlstm.lab.training.state import TrainState, current_names
 
+Checkpoint = tuple[int, TrainState, dict[str, Any]]
+"""The step of a checkpoint, its state and its meta."""
+
 
 class TrainingRun:
     """A run directory, the parts of its experiment, and a sink for its progress."""
@@ -40,13 +43,37 @@ class TrainingRun:
         self._start = time.perf_counter()
         self._compiling = 0.0
 
-    def complete(self) -> Trained:
-        """Restore, train to the last step, and write the results.
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest intact checkpoint, or None if there is none.
+
+        The run directory is only read, except that its log receives messages.
+
+        Raises:
+            LabError: The run cannot continue with this data and config.
+        """
+        like, root = self.experiment.state_like, self.run.checkpoints
+        for meta in _readable_meta(root):
+            require_same_data(meta["data"], self.experiment.dataset.description)
+        runs.read_metrics(self.run)
+        rename = _Renaming(current_names(self.task, like))
+        found = checkpoints.latest(root, like, self.sink.message, rename=rename)
+        if found is not None and rename.example:
+            self.sink.message(
+                f"{self.run.path} was made before layers had names; from the next "
+                f"checkpoint on its arrays are called by name ({rename.example})"
+            )
+        return found
+
+    def complete(self, checkpoint: Checkpoint | None) -> Trained:
+        """Train from a checkpoint to the last step, and write the results.
+
+        Args:
+            checkpoint: The result of `newest_checkpoint`.
 
         Raises:
             Interrupted: the run was interrupted; a checkpoint was saved.
         """
-        state, loop = self._restore()
+        state, loop = self._restored(checkpoint)
         training = self.config.training
         self.sink.start(training.steps, step=int(state.step), title=self.run.path.name)
         with _explained_memory():
@@ -146,28 +173,18 @@ class TrainingRun:
 
     # -- before and after -----------------------------------------------------
 
-    def _restore(self) -> tuple[TrainState, LoopState]:
-        """Return the newest intact checkpoint, or the initial state."""
-        like = self.experiment.state_like
+    def _restored(self, checkpoint: Checkpoint | None) -> tuple[TrainState, LoopState]:
+        """Return the states of a checkpoint, or the initial ones without any."""
         root = self.run.checkpoints
         checkpoints.clean(root)
-        for meta in _readable_meta(root):
-            require_same_data(meta["data"], self.experiment.dataset.description)
-        rename = _Renaming(current_names(self.task, like))
-        found = checkpoints.latest(root, like, self.sink.message, rename=rename)
-        if found is None:
+        if checkpoint is None:
             state = self.experiment.initial_state()
             checkpoints.require_room(root, state, copies=2)
             runs.truncate_metrics(self.run, 0)
             loop = LoopState(best_value=self.task.primary.worst)
             self._save(state, loop)
             return state, loop
-        if rename.example:
-            self.sink.message(
-                f"{self.run.path} was made before layers had names; from the next "
-                f"checkpoint on its arrays are called by name ({rename.example})"
-            )
-        step, state, meta = found
+        step, state, meta = checkpoint
         runs.truncate_metrics(self.run, step)
         loop = LoopState.from_json(meta["ledger"], self.task.primary)
         return state, self._reconciled(loop, state)
