@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jsonschema
 import numpy as np
 import pytest
 import sum_task
@@ -230,8 +231,41 @@ def test_the_config_of_a_task_has_its_own_sections(tmp_path):
         config.load({"task": "sum", "data": {"lenght": 3}})
     with pytest.raises(config.ConfigError, match='"language_modelling" or "sum"'):
         config.load({"task": "summ"})
-    schemas = config.json_schema()["oneOf"]
+
+
+def test_the_schema_of_several_tasks_agrees_with_load():
+    written = config.json_schema()
+    schemas = written["anyOf"]
     assert [s["properties"]["task"]["const"] for s in schemas] == list(schema.CONFIGS)
+    jsonschema.Draft202012Validator.check_schema(written)
+    validator = jsonschema.Draft202012Validator(written)
+    text = {"source": "text", "path": "book.txt"}
+    for valid in (
+        {},
+        {"data": text, "model": {"layers": 2}},
+        json.loads(schema.Config().model_dump_json()),
+        {"task": "sum", "data": {"length": 7}, "training": {"steps": 3}},
+        json.loads(sum_task.SumConfig().model_dump_json()),
+    ):
+        config.load(valid)
+        for branch in schemas:
+            branch = {**branch, "$defs": written["$defs"]}
+            task = branch["properties"]["task"]["const"]
+            expected = task == valid.get("task", "language_modelling")
+            assert jsonschema.Draft202012Validator(branch).is_valid(valid) == expected
+        assert validator.is_valid(valid)
+    for wrong in (
+        {"data": {"length": 7}},
+        {"task": "sum", "data": text},
+        {"task": "sum", "data": {"length": 0}},
+        {"task": "sum", "training": {"steps": -1}},
+        {"training": {"steps": -1}},
+        {"task": "summ"},
+    ):
+        with pytest.raises(config.ConfigError):
+            config.load(wrong)
+        assert not validator.is_valid(wrong)
+    assert validator.is_valid({"extends": "sums.yaml", "data": {"length": 7}})
 
 
 def test_lab_names_no_task_outside_of_tasks_and_config():

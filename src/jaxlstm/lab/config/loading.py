@@ -107,12 +107,21 @@ def dump(config: RunConfig) -> str:
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a config file."""
     schemas = [_json_schema(config) for config in CONFIGS.values()]
-    schema = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    if len(schemas) == 1:
+        return dialect | schemas[0]
+    definitions: dict[str, Any] = {}
+    for name, schema in zip(CONFIGS, schemas, strict=True):
+        own = schema.pop("$defs", {})
+        definitions |= {f"{name}-{model}": found for model, found in own.items()}
+    # A config without `task` is of the default task, or of the task of its parent.
+    for schema in schemas[1:]:
+        schema["anyOf"] = [{"required": ["task"]}, {"required": ["extends"]}]
+    return dialect | {"anyOf": schemas, "$defs": definitions}
 
 
 def _json_schema(config: type[RunConfig]) -> dict[str, Any]:
-    """Return the schema of one task, whose references stay inside it."""
+    """Return the schema of one task; of several, its references name the task."""
     name = config.model_fields["task"].default
     where = "#/$defs/{model}" if len(CONFIGS) == 1 else f"#/$defs/{name}-{{model}}"
     schema = config.model_json_schema(ref_template=where)
