@@ -233,6 +233,22 @@ def test_the_config_of_a_task_has_its_own_sections(tmp_path):
         config.load({"task": "summ"})
 
 
+def test_an_unknown_task_is_the_only_error(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump(config.load(sum_task.config())))
+    schema.CONFIGS.pop("sum")
+    with pytest.raises(config.ConfigError) as caught:
+        config.load(path)
+    assert str(caught.value) == (
+        f'{path}:2: task: got "sum", expected "language_modelling"; a task of your own '
+        "must be registered first (docs/own-task.md)"
+    )
+    with pytest.raises(config.ConfigError) as caught:
+        config.load(overrides=["task=[]", "model.units=3"])
+    assert str(caught.value).startswith('override "task=[]": got an empty list, exp')
+    assert len(caught.value.problems) == 1
+
+
 def test_the_schema_of_several_tasks_agrees_with_load():
     written = config.json_schema()
     schemas = written["anyOf"]

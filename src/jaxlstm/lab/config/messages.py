@@ -35,6 +35,8 @@ _KINDS = {
     "less_than_equal": "at most {le:.10g}",
 }
 
+_TASK: KeyPath = ("task",)
+
 
 class ConfigError(BadInput):
     """An invalid config; `problems` has one line per error."""
@@ -49,6 +51,8 @@ def format_errors(
 ) -> list[str]:
     """Return one line per error, in the order of the config's fields.
 
+    An unknown task is the only error that is reported.
+
     Args:
         error: The exception that `root.model_validate` raised.
         node: The validated config with its places in the source.
@@ -58,6 +62,9 @@ def format_errors(
     found: dict[KeyPath, list[Any]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(_locate(item["loc"], root).path, []).append(item)
+    if _TASK in found:
+        # The task decides which other keys are valid.
+        found = {_TASK: found[_TASK]}
     return [
         _line(node, at, text)
         for path, items in found.items()
@@ -114,7 +121,7 @@ def _wrong_value(items: list[Any], location: "_Location", tasks: Sequence[str]) 
     value = items[0]["input"]
     if items[0]["type"] == "union_tag_invalid":
         value = value[_discriminator(items[0])]
-    is_task = location.path == ("task",)
+    is_task = location.path == _TASK
     choices = list(tasks) if is_task else _choices(location.field)
     kinds = [_KINDS[item["type"]] for item in items if item["type"] in _KINDS]
     limits = items[0].get("ctx", {})
@@ -123,6 +130,8 @@ def _wrong_value(items: list[Any], location: "_Location", tasks: Sequence[str]) 
         expected.append(join_names(choices))
     names = [choice for choice in choices if isinstance(choice, str)]
     meant = did_you_mean(value, names) if isinstance(value, str) else ""
+    if is_task and not meant:
+        meant = "; a task of your own must be registered first (docs/own-task.md)"
     if value in names and location.field is not None:
         meant = f", such as {{{location.field.discriminator}: {value}}}"
     if not expected:
