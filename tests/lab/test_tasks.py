@@ -217,6 +217,92 @@ def test_vmap_of_the_steps_equals_single_runs():
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+class NamelessConfig(config.RunConfig):
+    """A config without a default for its task."""
+
+
+@pytest.mark.parametrize(
+    ("change", "config_", "message"),
+    [
+        ({"loss": None, "facts": 3}, None, "got an object without loss, facts, exp"),
+        ({"scores": None}, None, "got an object without scores, expected every member"),
+        ({"primary": "loss"}, None, "got primary 'loss', expected a Metric"),
+        ({}, dict, "got the config <class 'dict'>, expected a subclass of RunConfig"),
+        ({}, NamelessConfig, "NamelessConfig, whose field task has no default, exp"),
+        (
+            {},
+            sum_task.LargestErrorConfig,
+            'whose field task has "largest_error", expected the default "sum"',
+        ),
+    ],
+)
+def test_a_task_that_does_not_fit_is_not_registered(change, config_, message):
+    """A member with the value None is left out."""
+    members = {
+        key: getattr(sum_task.Sum, key)
+        for key in vars(sum_task.Sum)
+        if key[0] != "_" and change.get(key, "") is not None
+    }
+    members |= {key: value for key, value in change.items() if value is not None}
+    task = type("Incomplete", (), members)()
+    before = dict(tasks.TASKS)
+    with pytest.raises(jl.lab.BadInput, match=f"^task sum: .*{message}"):
+        tasks.register(task, config_ or sum_task.SumConfig)
+    assert before == tasks.TASKS
+
+
+def test_an_object_without_a_name_is_no_task():
+    for task, got in ((sum_task.Sum, "the class Sum"), (object(), "object without")):
+        with pytest.raises(jl.lab.BadInput, match=f"^task: got {got}.*expected an obj"):
+            tasks.register(task, sum_task.SumConfig)
+
+
+@pytest.mark.parametrize(
+    ("owner", "change", "message"),
+    [
+        (
+            sum_task.SumDataset,
+            {"eval_batches": lambda self, *, full=True: []},
+            "got no validation batches, expected at least one",
+        ),
+        (
+            sum_task.SumDataset,
+            {"description": property(lambda self: {}, lambda self, value: None)},
+            "got a description of the data with sha256 null, expected a list of hashes",
+        ),
+        (
+            sum_task.Sum,
+            {"metrics": lambda self, spec, means: {"loss": means["loss"]}},
+            "got the metrics loss in validation, expected share_close among them",
+        ),
+        (
+            sum_task.Sum,
+            {"metrics": lambda self, spec, means: {"share_close": 1.0}},
+            "got the metrics share_close in training, expected loss among them",
+        ),
+        (
+            sum_task.Sum,
+            {"metrics": lambda self, spec, means: {"x": means["share_close"]}},
+            "got KeyError 'share_close' from metrics in training, expected metrics of "
+            "the only means in training: loss$",
+        ),
+    ],
+)
+def test_a_task_that_would_fail_later_fails_before_the_first_step(
+    monkeypatch, owner, change, message
+):
+    for name, value in change.items():
+        monkeypatch.setattr(owner, name, value, raising=False)
+    with pytest.raises(jl.lab.BadInput, match=f"^task sum: {message}"):
+        Experiment.build(config.load(sum_task.config()))
+
+
+def test_metrics_may_be_undefined_for_some_means(monkeypatch):
+    """The check before the first step uses made-up means."""
+    monkeypatch.setattr(sum_task.Sum, "metrics", lambda self, spec, means: 1 / 0)
+    Experiment.build(config.load(sum_task.config()))
+
+
 def test_the_config_of_a_task_has_its_own_sections(tmp_path):
     found = config.load({"task": "sum", "data": {"length": 7}})
     assert type(found) is sum_task.SumConfig

@@ -6,6 +6,7 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe, did_you_mean, join_names
 from jaxlstm.lab.config.schema import RunConfig
 from jaxlstm.lab.config.schema import register as register_config
+from jaxlstm.lab.tasks import contract
 from jaxlstm.lab.tasks.base import Artifact as Artifact
 from jaxlstm.lab.tasks.base import Dataset as Dataset
 from jaxlstm.lab.tasks.base import Losses as Losses
@@ -28,7 +29,11 @@ def register(task: Task, config: type[RunConfig]) -> None:
     Args:
         task: an object with the methods of `Task`.
         config: its config model; the default of its field `task` is `task.name`.
+
+    Raises:
+        BadInput: the task lacks a member of `Task`, or the config is not its own.
     """
+    contract.require_interface(task, config)
     TASKS[task.name] = task
     register_config(config)
 

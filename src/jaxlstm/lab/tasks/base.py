@@ -228,7 +228,10 @@ class Task(Protocol):
         ...
 
     def metrics(self, spec: Spec, means: Mapping[str, float]) -> dict[str, float]:
-        """Return the numbers that are logged.
+        """Return the numbers that are logged: `loss`, and in validation `primary`.
+
+        Training passes the mean of `loss` alone, so look up no other there;
+        `dict(means)` returns the means of both as they are.
 
         Args:
             spec: the spec of the dataset.

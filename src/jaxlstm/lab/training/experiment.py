@@ -12,7 +12,8 @@ from jaxlstm.lab import native, tasks
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import splits
-from jaxlstm.lab.tasks.base import Dataset, Task
+from jaxlstm.lab.tasks import contract
+from jaxlstm.lab.tasks.base import Dataset, Losses, Task
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training.state import TrainState, initial_state
 from jaxlstm.layers.base import Layer
@@ -33,11 +34,13 @@ class Experiment:
         """Read the data and build the model.
 
         Raises:
-            BadInput: the data cannot be used, Optax rejects the optimizer, or the
-                model does not fit the memory of this machine.
+            BadInput: the data cannot be used, Optax rejects the optimizer, the model
+                does not fit the memory of this machine, or the task does not keep to
+                `Task`.
         """
         task = tasks.get(config.task)
         dataset = task.data(config)
+        contract.require_dataset(task, dataset)
         task.check(config, dataset.spec)
         try:
             if getattr(config.model, "engine", None) == "native":
@@ -46,10 +49,12 @@ class Experiment:
             optimizer = optimizers.build(config.optimizer)
             experiment = cls(config, task, dataset, model, optimizer)
             experiment.require_memory()
+            extra = experiment.losses_like.extra
         except (ValueError, NotImplementedError) as error:
             if isinstance(error, BadInput):
                 raise
             raise BadInput(f"model: {error}") from error
+        contract.require_metrics(task, dataset.spec, extra)
         return experiment
 
     def initial_state(self) -> TrainState:
@@ -66,6 +71,14 @@ class Experiment:
     def state_like(self) -> TrainState:
         """The shapes and dtypes of the training state."""
         return jax.eval_shape(self.initial_state)
+
+    @functools.cached_property
+    def losses_like(self) -> Losses:
+        """The shapes and dtypes of the losses of a training batch."""
+        batch = self.task.batch_like(self.config, self.dataset.spec)
+        state = self.state_like
+        loss = functools.partial(self.task.loss, self.model)
+        return jax.eval_shape(loss, state.params, state.carry, batch)[0]
 
     def parameters(self) -> int:
         """Return the number of parameters."""
