@@ -265,6 +265,7 @@ def test_each_name_can_be_imported_first():
         "plots.loss_curve",
         "lab.config.load",
         "lab.load",
+        *jaxlstm.RENAMED.values(),
     ]
     done = subprocess.run(
         [sys.executable, "-c", IMPORTED_FIRST, *names, "no.such.name"],

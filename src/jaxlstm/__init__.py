@@ -26,6 +26,9 @@ def __getattr__(name: str) -> object:
         message = f"jaxlstm.{name} is deprecated; use jaxlstm.{RENAMED[name]}."
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return importlib.import_module(f"jaxlstm.{RENAMED[name]}")
+    if name in RENAMED.values():
+        # The warnings name these modules, which are not among the public names.
+        return importlib.import_module(f"jaxlstm.{name}")
     if name in __all__ or name.startswith("_"):
         return _attribute(name)
     import difflib
