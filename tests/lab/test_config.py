@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 from ruamel.yaml import YAML
 
 from jaxlstm.cells.base import ACTIVATIONS
@@ -22,6 +23,7 @@ from jaxlstm.lab.config import (
     optax_names,
     schema,
 )
+from jaxlstm.lab.config.sections import FilePath, Section, with_absolute_paths
 from jaxlstm.lab.config.yaml_source import LARGEST_FILE, Node
 
 ROOT = Path(__file__).parents[2]
@@ -465,6 +467,47 @@ def test_random_mappings_load_or_raise_config_error(given):
 )
 def test_random_overrides_load_or_raise_config_error(text, start):
     load_or_none(None, start + text)
+
+
+# -- paths
+
+
+class Inner(Section):
+    file: FilePath
+    name: str = "plain.txt"
+
+
+class Outer(Section):
+    file: FilePath = "a.bin"
+    other: FilePath | None = "b.bin"
+    none: FilePath | None = None
+    drawn: FilePath | Literal["random"] = "random"
+    parts: tuple[FilePath, ...] = ("c.bin",)
+    by_name: dict[str, FilePath] = Field(default={"plain": "d.bin"})
+    inner: Inner | None = Inner(file="e.bin")
+    whole: FilePath = "/f.bin"
+    words: tuple[str, ...] = ("plain",)
+
+
+def test_paths_become_absolute_by_their_type(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert with_absolute_paths(Outer()).model_dump() == Outer().model_dump() | {
+        "file": str(tmp_path / "a.bin"),
+        "other": str(tmp_path / "b.bin"),
+        "parts": (str(tmp_path / "c.bin"),),
+        "by_name": {"plain": str(tmp_path / "d.bin")},
+        "inner": {"file": str(tmp_path / "e.bin"), "name": "plain.txt"},
+    }
+    text = {"source": "text", "path": "a.txt", "validation_path": "b.txt"}
+    read = with_absolute_paths(config.load({"data": text}))
+    data = config.load({"data": text}).data
+    assert read.data == data.model_copy(
+        update={
+            "path": str(tmp_path / "a.txt"),
+            "validation_path": str(tmp_path / "b.txt"),
+        }
+    )
+    assert with_absolute_paths(Config()) == Config()
 
 
 # -- schema, templates and shipped configs ------------------------------------

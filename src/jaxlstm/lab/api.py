@@ -23,6 +23,7 @@ from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.config.sections import with_absolute_paths
 from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run
@@ -78,7 +79,8 @@ def train(
         Interrupted: A signal such as Ctrl-C stopped the run.
         LabError: A file cannot be written.
     """
-    loaded = _with_absolute_paths(configs.load(config, overrides=overrides))
+    # With absolute paths, the run resumes from any directory.
+    loaded = with_absolute_paths(configs.load(config, overrides=overrides))
     if tensorboard:
         require_tensorboard()
     path = None if run is None else Path(run)
@@ -132,7 +134,7 @@ def resume(
 def _changed_config(run: Run, overrides: Sequence[str]) -> Config:
     """Return a run's config with changes; raise `BadInput` if it cannot follow them."""
     before = _config(run)
-    after = _with_absolute_paths(configs.load(before, overrides=overrides))
+    after = with_absolute_paths(configs.load(before, overrides=overrides))
     _require_same_stream(before, after)
     newest = max(checkpoints.steps(run.checkpoints), default=0)
     if after.training.steps < newest:
@@ -246,14 +248,6 @@ def _default_device(config: Config) -> AbstractContextManager[devices.Device]:
     return devices.default_device(
         config.device, cpu_devices=splits.shard_count(config.training)
     )
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Make data paths absolute, so that the run resumes from any directory."""
-    names = ("path", "validation_path")
-    paths = {name: getattr(config.data, name, None) for name in names}
-    absolute = {key: str(Path(path).absolute()) for key, path in paths.items() if path}
-    return config.model_copy(update={"data": config.data.model_copy(update=absolute)})
 
 
 def _require_same_config(run: Run, config: Config) -> None:

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -36,7 +38,9 @@ Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE), Whole]
 Token = Annotated[int, Field(ge=0, le=2**31 - 2), Whole]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-FilePath = Annotated[str, BeforeValidator(path_text), Field(min_length=1)]
+_PathText = BeforeValidator(path_text)
+FilePath = Annotated[str, _PathText, Field(min_length=1)]
+"""The path of a file; relative ones are recorded in a run as absolute ones."""
 Unit = Literal["character", "byte"]
 Bytes = Annotated[str, Field(pattern=r"^\d+(\.\d*)? ?(B|[kMG]B|[KMG]iB)$")]
 Engine = Literal[
@@ -56,3 +60,44 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False
     )
+
+
+SectionT = TypeVar("SectionT", bound=BaseModel)
+
+
+def with_absolute_paths(section: SectionT) -> SectionT:
+    """Return a section in which every value of type `FilePath` is absolute.
+
+    Args:
+        section: A section; those inside it are included.
+    """
+    before = {name: getattr(section, name) for name in type(section).model_fields}
+    after = {
+        name: _absolute(before[name], Annotated[field.annotation, *field.metadata])
+        if field.metadata
+        else _absolute(before[name], field.annotation)
+        for name, field in type(section).model_fields.items()
+    }
+    changed = {name: new for name, new in after.items() if new != before[name]}
+    return section.model_copy(update=changed) if changed else section
+
+
+def _absolute(value: Any, kind: Any) -> Any:
+    """Return a value of the type `kind` with absolute paths."""
+    if isinstance(value, BaseModel):
+        return with_absolute_paths(value)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        if isinstance(value, str) and _PathText in kind.__metadata__:
+            return str(Path(value).absolute())
+        return _absolute(value, inner[0])
+    if origin in (Union, UnionType):
+        named = any(get_origin(k) is Literal and value in get_args(k) for k in inner)
+        for member in () if named else inner:
+            value = _absolute(value, member)
+        return value
+    if isinstance(value, dict) and inner:
+        return {key: _absolute(item, inner[-1]) for key, item in value.items()}
+    if isinstance(value, list | tuple) and inner:
+        return type(value)(_absolute(item, inner[0]) for item in value)
+    return value
