@@ -49,11 +49,10 @@ def ids(symbols: list[str]) -> np.ndarray:
 
 def search_states(symbols: list[str], states: np.ndarray) -> Search:
     columns = features.of_text(symbols, np.arange(SIZE))
-    units = [Unit(0, unit) for unit in range(states.shape[1])]
-    states = states.astype(np.float32)
-    columns = [column for column in columns if column.symbol is None]
     untrained = noise(5, keep=0.5, seed=99).astype(np.float32)
-    return search.search(columns, states, ids(symbols), units, untrained)
+    return search.search(
+        columns, [states.astype(np.float32)], ids(symbols), [untrained]
+    )
 
 
 @pytest.mark.parametrize(("sign", "level"), [(1, "high"), (-1, "low")])
@@ -170,9 +169,8 @@ def test_what_an_untrained_network_follows_is_no_finding():
     states = noise(4).astype(np.float32)
     states[:, 2] += 5 * inside
     columns = [Feature("inside parentheses", inside)]
-    units = [Unit(0, unit) for unit in range(4)]
     for untrained, number in (noise(6, seed=5), 1), (states[:, ::-1], 0):
-        found = search.search(columns, states, ids(symbols), units, untrained)
+        found = search.search(columns, [states], ids(symbols), [untrained])
         assert len(found.findings) == number
 
 
@@ -186,12 +184,11 @@ def test_a_unit_must_change_where_the_feature_ends(after, number):
         held[step:] |= inside[:-step]
     states = noise(3).astype(np.float32) / 20
     states[:, 1] += held
-    units = [Unit(0, unit) for unit in range(3)]
     edged = Feature("after `(` and before `)`", inside, edged=True)
-    found = search.search([edged], states, ids(symbols), units, noise(2))
+    found = search.search([edged], [states], ids(symbols), [noise(2)])
     assert len(found.findings) == number
     plain = edged._replace(edged=False)
-    found = search.search([plain], states, ids(symbols), units, noise(2))
+    found = search.search([plain], [states], ids(symbols), [noise(2)])
     assert len(found.findings) == 1
 
 
@@ -204,16 +201,15 @@ def test_a_score_must_exceed_chance_by_the_margin(monkeypatch):
     states = noise(60, keep=0.98, seed=3).astype(np.float32)
     states[:, 7] += 14 * rare
     columns = [Feature("rare", rare)]
-    units = [Unit(0, unit) for unit in range(60)]
     symbols = rng.integers(0, 5, SIZE)
     monkeypatch.setattr(search, "MARGIN", 0.0)
-    (bare,) = search.search(columns, states, symbols, units, noise(3)).findings
+    (bare,) = search.search(columns, [states], symbols, [noise(3)]).findings
     assert bare.unit.unit == 7
     assert bare.memory is not None
     over = min(abs(bare.score), abs(bare.memory)) - bare.chance
     for margin, number in (0.9 * over, 1), (1.1 * over, 0):
         monkeypatch.setattr(search, "MARGIN", margin)
-        found = search.search(columns, states, symbols, units, noise(3))
+        found = search.search(columns, [states], symbols, [noise(3)])
         assert len(found.findings) == number
 
 
@@ -227,13 +223,12 @@ def test_gates_that_one_symbol_switches():
     gates["z"][: SIZE // 2, 3] = np.where(here == "=", 0.0, 1.0)[: SIZE // 2]
     found = search.gate_switches(
         features.of_symbols(symbols, np.arange(SIZE)),
-        gates,
-        [Unit(1, unit) for unit in range(4)],
-        {name: np.full((SIZE, 2), 0.5) for name in "ifz"},
+        [{}, gates],
+        [{}, {name: np.full((SIZE, 2), 0.5) for name in "ifz"}],
     )
-    assert [(f.unit.unit, f.sentence) for f in found] == [
-        (1, "opens its input gate on `(` (0.90; 0.10 elsewhere)"),
-        (2, "closes its forget gate on a line end (0.10; 0.90 elsewhere)"),
+    assert [(f.unit, f.sentence) for f in found] == [
+        (Unit(1, 1), "opens its input gate on `(` (0.90; 0.10 elsewhere)"),
+        (Unit(1, 2), "closes its forget gate on a line end (0.10; 0.90 elsewhere)"),
     ]
     assert found[0].score == pytest.approx(0.8)
 
@@ -247,15 +242,15 @@ def test_a_gate_that_drifts_is_not_switched_by_a_rare_symbol():
     rng = np.random.default_rng(0)
     random = np.where(symbols == "?", 1.0, rng.random(SIZE) < 0.1)[:, None]
     columns = features.of_symbols(symbols.tolist(), np.arange(SIZE))
-    (mark,) = (column for column in columns if column.symbol == "?")
+    (mark,) = (column for column in columns if column.phrase == "on `?`")
     gate, real = drifting.astype(np.float32), random.astype(np.float32)
     flat = {"i": 0 * gate}
-    assert search.gate_switches([mark], {"i": gate}, [Unit(0, 0)], flat) == []
-    (found,) = search.gate_switches([mark], {"i": real}, [Unit(0, 0)], flat)
+    assert search.gate_switches([mark], [{"i": gate}], [flat]) == []
+    (found,) = search.gate_switches([mark], [{"i": real}], [flat])
     assert found.score == pytest.approx(0.9, abs=0.05)
     assert 0 < found.chance < 0.6
     untrained = {"i": np.roll(real, 1, 1)}  # the same before training
-    assert search.gate_switches([mark], {"i": real}, [Unit(0, 0)], untrained) == []
+    assert search.gate_switches([mark], [{"i": real}], [untrained]) == []
 
 
 def test_brackets_in_a_caption_are_escaped():
@@ -329,16 +324,19 @@ def test_a_blank_line_closes_open_brackets():
 
 def test_tokens_have_no_features_of_letters():
     symbols = ["#1", "#22", "#1", "#3"]
-    found = features.of_text(symbols, np.arange(4))
-    phrases = {column.phrase for column in found}
-    assert "on token #22" in phrases
+    read = features.of_symbols(symbols, np.arange(4))
+    assert "on token #22" in {column.phrase for column in read}
+    phrases = {column.phrase for column in features.of_text(symbols, np.arange(4))}
+    assert phrases
     assert not any("inside" in phrase for phrase in phrases)
 
 
 def test_features_are_selected_at_the_given_positions():
     symbols, positions = program(), np.array([5, 100, 4000])
-    some = features.of_text(symbols, positions)
-    whole = features.of_text(symbols, np.arange(SIZE))
+    some, whole = (
+        features.of_text(symbols, at) + features.of_symbols(symbols, at)
+        for at in (positions, np.arange(SIZE))
+    )
     expected = {column.phrase: column.values for column in whole}
     common = [column for column in some if column.phrase in expected]
     assert len(common) > 30

@@ -18,7 +18,6 @@ Flags = NDArray[np.bool_]
 FREQUENT = 26  # symbols that begin and end intervals
 FIRST_WORDS = 12
 _CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
-_OPENING = {")": "(", "]": "[", "}": "{"}
 _NAMES = {
     "\n": "a line end",
     " ": "a blank",
@@ -29,21 +28,12 @@ _NAMES = {
 }
 
 
-class Text(NamedTuple):
-    """Tokens `[M]`, the symbol of each, and the name of their source."""
-
-    tokens: NDArray[np.int32]
-    symbols: list[str]
-    source: str
-
-
 class Feature(NamedTuple):
     """A property of every position.
 
     Attributes:
         phrase: Its name, such as "inside parentheses".
         values: `[N]`, booleans or amounts.
-        symbol: The symbol, for features that hold at one symbol only.
         plain: Whether it is preferred to other features that fit equally well.
         edged: Whether the phrase names a first and a last symbol. A unit that follows
             the feature must change at both.
@@ -51,7 +41,6 @@ class Feature(NamedTuple):
 
     phrase: str
     values: NDArray[Any]
-    symbol: str | None = None
     plain: bool = True
     edged: bool = False
 
@@ -76,7 +65,7 @@ def symbol_name(symbol: str) -> str:
 
 
 def of_text(symbols: Sequence[str], positions: NDArray[np.integer]) -> list[Feature]:
-    """Return all features of a text at some of its positions.
+    """Return the features of a text at some of its positions, without `of_symbols`.
 
     Args:
         symbols: The whole text; "" where a document begins.
@@ -86,20 +75,23 @@ def of_text(symbols: Sequence[str], positions: NDArray[np.integer]) -> list[Feat
         >>> found = of_text("f(a)", np.arange(4))
         >>> [f.phrase for f in found if f.values.tolist() == [False, True, True, False]]
         ['inside parentheses', 'the depth of brackets']
-        >>> [f.phrase for f in of_symbols("f(a)", np.arange(4))]
-        ['on `(`', 'on `)`', 'on `a`', 'on `f`']
     """
     are_letters = all(len(symbol) < 2 for symbol in symbols)
-    found = [*_lines(symbols), *_syntax(symbols)] if are_letters else []
-    chosen = [f._replace(values=f.values[positions]) for f in found]
-    return [*chosen, *_intervals(symbols, positions), *of_symbols(symbols, positions)]
+    found = _of_letters(symbols) if are_letters else {}
+    chosen = [Feature(phrase, values[positions]) for phrase, values in found.items()]
+    return chosen + _intervals(symbols, positions)
 
 
 def of_symbols(symbols: Sequence[str], positions: NDArray[np.integer]) -> list[Feature]:
-    """Return a feature for each frequent symbol, which holds where it is read."""
+    """Return a feature for each frequent symbol, which holds where it is read.
+
+    Example:
+        >>> [f.phrase for f in of_symbols("f(a)", np.arange(4))]
+        ['on `(`', 'on `)`', 'on `a`', 'on `f`']
+    """
     here = np.array(list(symbols), object)[positions]
     return [
-        Feature(f"on {symbol_name(symbol)}", here == symbol, symbol)
+        Feature(f"on {symbol_name(symbol)}", here == symbol)
         for symbol in _frequent(symbols, 3 * FREQUENT)
     ]
 
@@ -117,13 +109,12 @@ def _intervals(symbols: Sequence[str], positions: NDArray[np.integer]) -> list[F
     Of the two orders of A and B, the one that holds at fewer positions.
     """
     text, at = np.array(list(symbols), object), np.arange(len(symbols), dtype=np.int32)
-    frequent = _frequent(symbols, FREQUENT)
     last = {
-        s: np.maximum.accumulate(np.where(text == s, at, -1))[positions]
-        for s in frequent
+        symbol: np.maximum.accumulate(np.where(text == symbol, at, -1))[positions]
+        for symbol in _frequent(symbols, FREQUENT)
     }
     features = []
-    for one, other in itertools.combinations(frequent, 2):
+    for one, other in itertools.combinations(last, 2):
         lead = last[one] - last[other]
         if (lead > 0).sum() > (lead < 0).sum():
             one, other, lead = other, one, -lead
@@ -133,25 +124,40 @@ def _intervals(symbols: Sequence[str], positions: NDArray[np.integer]) -> list[F
     return features
 
 
-def _lines(symbols: Sequence[str]) -> list[Feature]:
-    """Return positions in the line and the word, and the indentation."""
-    breaks, leading = _indentation(symbols)
-    column = _since(breaks)
-    word = np.array([s.isalnum() or s == "_" for s in symbols])
-    ago = _since(leading)
-    indent = column[np.maximum(np.arange(len(symbols)) - ago, 0)]
-    return [
-        Feature("the position in the line", column),
-        Feature("the indentation", np.where(ago <= column, indent, 0) * ~breaks),
-        Feature("the position in a word", np.where(word, _since(~word), 0)),
-    ]
-
-
-def _indentation(symbols: Sequence[str]) -> tuple[Flags, Flags]:
-    """Return where lines or documents begin, and the blanks that lead a line."""
+def _of_letters(symbols: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return properties of lines, words, brackets, strings and comments by phrase."""
+    text = "".join(symbol or "\0" for symbol in symbols)
     breaks = np.array([s in ("\n", "") for s in symbols])
     blank = np.array([s in (" ", "\t") for s in symbols])
-    return breaks, blank & (_since(breaks | ~blank) == _since(breaks))
+    word = np.array([s.isalnum() or s == "_" for s in symbols])
+    column = _since(breaks)
+    leading = blank & (_since(breaks | ~blank) == column)
+    ago = _since(leading)
+    indent = column[np.maximum(np.arange(len(symbols)) - ago, 0)]
+    depths, inside = _lexical(text)
+    words = Counter(re.findall(r"^[ \t]*(\w+)\b", text, re.MULTILINE))
+    return {
+        "the position in the line": column,
+        "the indentation": np.where(ago <= column, indent, 0) * ~breaks,
+        "the position in a word": np.where(word, _since(~word), 0),
+        "inside parentheses": depths[:, 0] > 0,
+        "inside square brackets": depths[:, 1] > 0,
+        "inside curly braces": depths[:, 2] > 0,
+        "the depth of brackets": depths.sum(1),
+        "inside a quoted string": inside["line"],
+        "inside a string of several lines": inside["block"],
+        "inside any string": inside["line"] | inside["block"],
+        "inside a comment": inside["comment"],
+        "in the indentation of a line": breaks | leading,
+        "in a word of capitals": _matches(r"\b[A-Z]([A-Z]+\w*)", text),
+        "in a word with a capital": _matches(r"\b([A-Z]\w+)", text),
+        "in a number": _matches(r"\b(\d[\w.]*)", text),
+    } | {
+        f"on a line that begins with `{word}`": _matches(
+            rf"^[ \t]*{word}\b([^\n\0]*)", text
+        )
+        for word, _ in words.most_common(FIRST_WORDS)
+    }
 
 
 def _since(events: Flags) -> NDArray[np.int64]:
@@ -165,49 +171,12 @@ def _since(events: Flags) -> NDArray[np.int64]:
     return at - np.maximum.accumulate(np.where(events, at, -1))
 
 
-def _syntax(symbols: Sequence[str]) -> list[Feature]:
-    """Return brackets, strings, comments, kinds of words, and first words of lines."""
-    text = "".join(symbol or "\0" for symbol in symbols)
-    breaks, leading = _indentation(symbols)
-    depth, inside = _lexical(text)
-    names = {"(": "parentheses", "[": "square brackets", "{": "curly braces"}
-    flags = {
-        "inside a quoted string": inside["line"],
-        "inside a string of several lines": inside["block"],
-        "inside any string": inside["line"] | inside["block"],
-        "inside a comment": inside["comment"],
-        "in the indentation of a line": breaks | leading,
-        "in a word of capitals": _matches(r"\b[A-Z]([A-Z]+\w*)", text),
-        "in a word with a capital": _matches(r"\b([A-Z]\w+)", text),
-        "in a number": _matches(r"\b(\d[\w.]*)", text),
-    }
-    total = sum(depth.values(), np.zeros(len(text)))
-    return [
-        *(Feature(f"inside {names[b]}", depth[b] > 0) for b in depth),
-        Feature("the depth of brackets", total),
-        *(Feature(phrase, values) for phrase, values in flags.items()),
-        *_first_words(text),
-    ]
-
-
 def _matches(pattern: str, text: str) -> Flags:
     """Return the positions inside the first group of each match."""
     inside = np.zeros(len(text), bool)
     for match in re.finditer(pattern, text, re.MULTILINE):
         inside[match.start(1) : match.end(1)] = True
     return inside
-
-
-def _first_words(text: str) -> list[Feature]:
-    """Return the rest of the line after each frequent first word."""
-    counts = Counter(re.findall(r"^[ \t]*(\w+)\b", text, re.MULTILINE))
-    return [
-        Feature(
-            f"on a line that begins with `{word}`",
-            _matches(rf"^[ \t]*{word}\b([^\n\0]*)", text),
-        )
-        for word, _ in counts.most_common(FIRST_WORDS)
-    ]
 
 
 _LEXEME = re.compile(
@@ -226,29 +195,26 @@ _LEXEME = re.compile(
 )
 
 
-def _lexical(text: str) -> tuple[dict[str, NDArray[np.int32]], dict[str, Flags]]:
-    """Return the depth of each bracket, and where strings and comments are.
+def _lexical(text: str) -> tuple[NDArray[np.int64], dict[str, Flags]]:
+    """Return the depths `[N, 3]` of brackets, and where strings and comments are.
 
     As in a Python program, with two exceptions: a quote that is not closed on its line
     is an apostrophe, and a blank line closes all brackets.
     """
-    changes = {b: np.zeros(len(text) + 1, np.int32) for b in "([{"}
     inside = {kind: np.zeros(len(text), bool) for kind in ("block", "line", "comment")}
-    depth = dict.fromkeys("([{", 0)
+    begins, depths = [0], [[0, 0, 0]]
     for match in _LEXEME.finditer(text):
-        kind, begin = match.lastgroup, match.start()
+        kind, depth = match.lastgroup, depths[-1].copy()
         if kind in inside:
             quote = match["three"] or match["one"] or ""
-            inside[kind][begin : match.end() - len(quote)] = True
+            inside[kind][match.start() : match.end() - len(quote)] = True
         elif kind == "opening":
-            changes[match[0]][begin] += 1
-            depth[match[0]] += 1
+            depth["([{".index(match[0])] += 1
         elif kind == "closing":
-            opened = _OPENING[match[0]]
-            changes[opened][begin] -= depth[opened] > 0
-            depth[opened] = max(0, depth[opened] - 1)
+            bracket = ")]}".index(match[0])
+            depth[bracket] = max(0, depth[bracket] - 1)
         elif kind == "end":
-            for bracket in depth:
-                changes[bracket][begin] -= depth[bracket]
-                depth[bracket] = 0
-    return {b: np.cumsum(change[:-1]) for b, change in changes.items()}, inside
+            depth = [0, 0, 0]
+        begins.append(match.start())
+        depths.append(depth)
+    return np.repeat(depths, np.diff([*begins, len(text)]), axis=0), inside

@@ -4,27 +4,23 @@ run -> text -> traces of all units -> findings -> findings.md and pictures
 """
 
 import contextlib
-import itertools
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import jax
 from rich.console import Console
 
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab._util.files import reason, sync, write_atomic
-from jaxlstm.lab.analysis import features, pictures, results, search, traces, wording
+from jaxlstm.lab.analysis import features, results, search, traces, wording
 from jaxlstm.lab.analysis import text as texts
-from jaxlstm.lab.analysis.features import Feature
 from jaxlstm.lab.analysis.layers import facts_of_layers
 from jaxlstm.lab.analysis.results import Inspection
-from jaxlstm.lab.analysis.search import Finding, Search, Unit
+from jaxlstm.lab.analysis.search import Finding, Search
 from jaxlstm.lab.analysis.traces import Traces
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs.trained import Trained, load
@@ -74,18 +70,14 @@ def inspect(
             f"inspect: got a run of the task {trained.task.name}, expected a language "
             "model: units are compared with the text they read"
         )
-    searched, shown = texts.choose(trained, input, text, report)
+    searched, drawn = texts.choose(trained, input, text, report)
     target = trained.run / "inspect" if out is None else Path(out)
     with _replacing(target) as new:
         seen = traces.record(trained, searched)
-        drawn = seen if shown is searched else traces.record(trained, shown)
-        columns = _features(seen)
-        found = Inspection(
-            target / PAGE,
-            *_search(trained, seen, columns),
-            facts_of_layers(trained, seen),
-        )
-        _write(new, trained, found, seen, drawn, columns)
+        shown = seen if drawn is searched else traces.record(trained, drawn)
+        layers = facts_of_layers(trained, seen)
+        found = Inspection(target / PAGE, *_search(trained, seen), layers)
+        _write(new, trained, found, seen, shown)
     return found
 
 
@@ -102,60 +94,33 @@ def show(found: Inspection) -> None:
     console.print(f"{found.page}, with {number} pictures beside it", soft_wrap=True)
 
 
-# -- search ------------------------------------------------------------------
-
-
-def _features(seen: Traces) -> list[Feature]:
-    return features.of_text(seen.text.symbols, seen.positions.ravel())
-
-
-def _search(
-    trained: Trained, seen: Traces, columns: Sequence[Feature]
-) -> tuple[Search | None, list[Finding]]:
+def _search(trained: Trained, seen: Traces) -> tuple[Search | None, list[Finding]]:
     """Search states and gates; return None and no gates for a short text."""
-    positions = seen.positions.ravel()
+    positions, text = seen.positions.ravel(), seen.text
     if len(positions) < texts.SEARCHABLE:
         return None, []
-    untrained = traces.record(traces.untrained(trained), seen.text)
-    states, others = (
-        [traces.flat(traces.memory(trace)[1]) for trace in one.layers]
+    other_seed = jax.random.key(trained.config.seed + 1)
+    initial, _ = trained.model.init(other_seed)
+    untrained = traces.record(trained, text, params=initial)
+    states, other_states = (
+        [units[traces.memory(units)] for units in one.layers]
         for one in (seen, untrained)
     )
-    result = search.search(
-        [column for column in columns if column.symbol is None],
-        np.concatenate(states, axis=1),
-        seen.text.tokens[positions],
-        [unit for layer, state in enumerate(states) for unit in _units(layer, state)],
-        np.concatenate(others, axis=1),
+    columns, tokens = features.of_text(text.symbols, positions), text.tokens[positions]
+    result = search.search(columns, states, tokens, other_states)
+    symbols = [text.symbols[at] for at in positions]
+    findings = []
+    for finding in result.findings:
+        layer, unit = finding.unit
+        values = traces.gates_and_memory(seen.layers[layer])
+        own = {name: value[:, unit] for name, value in values.items()}
+        findings.append(wording.with_sentence(finding, own, symbols))
+    gates, other_gates = (
+        [traces.gates(units) for units in one.layers] for one in (seen, untrained)
     )
-    symbols = [seen.text.symbols[at] for at in positions]
-    findings = [
-        wording.with_sentence(finding, _values(seen, finding.unit), symbols)
-        for finding in result.findings
-    ]
-    single, switches = [column for column in columns if column.symbol is not None], []
-    for layer, pair in enumerate(zip(seen.layers, untrained.layers, strict=True)):
-        gates, before = (
-            {name: traces.flat(v) for name, v in traces.gates(trace).items()}
-            for trace in pair
-        )
-        units = _units(layer, next(iter(gates.values()))) if gates else []
-        switches += search.gate_switches(single, gates, units, before)
+    single = features.of_symbols(text.symbols, positions)
+    switches = search.gate_switches(single, gates, other_gates)
     return result._replace(findings=findings), switches
-
-
-def _units(layer: int, values: NDArray[Any]) -> list[Unit]:
-    return [Unit(layer, unit) for unit in range(values.shape[1])]
-
-
-def _values(seen: Traces, unit: Unit) -> dict[str, NDArray[Any]]:
-    """Return the gates and the c or h `[N]` of a unit."""
-    trace = seen.layers[unit.layer]
-    values = traces.gates(trace) | dict([traces.memory(trace)])
-    return {name: traces.flat(value)[:, unit.unit] for name, value in values.items()}
-
-
-# -- output ------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -195,34 +160,20 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 
 def _write(
-    new: Path,
-    trained: Trained,
-    found: Inspection,
-    seen: Traces,
-    drawn: Traces,
-    columns: Sequence[Feature],
+    new: Path, trained: Trained, found: Inspection, seen: Traces, shown: Traces
 ) -> None:
     """Draw the pictures; write the page and its numbers."""
-    if drawn is not seen:
-        columns = _features(drawn)
-    findings = found.search.findings if found.search else []
-    of_findings = [
-        pictures.of_finding(number, finding, drawn, columns)
-        for number, finding in enumerate(findings, 1)
-    ]
-    of_layers = [
-        pictures.of_layer(number, facts, drawn)
-        for number, facts in enumerate(found.layers)
-    ]
-    for picture in itertools.chain(of_findings, *of_layers):
-        reports.save(picture, new / picture.name)
-    markdown = results.to_markdown(
-        found,
-        title=f"Units of {printable(trained.run.resolve().name)}",
-        introduction=_introduction(trained, seen, drawn),
-        of_findings=of_findings,
-        of_layers=of_layers,
-    )
+    columns = [one.feature for one in found.search.findings] if found.search else []
+    if columns and shown is not seen:
+        columns = features.of_text(shown.text.symbols, shown.positions.ravel())
+    marks = {feature.phrase: feature.values for feature in columns}
+    title = f"# Units of {printable(trained.run.resolve().name)}"
+    introduction = _introduction(trained, seen, shown)
+    blocks = [title, introduction, *results.blocks(found, shown, marks)]
+    for block in blocks:
+        if not isinstance(block, str):
+            reports.save(block, new / block.name)
+    markdown = "\n\n".join(map(results.show, blocks)) + "\n"
     text = {"source": seen.text.source, "symbols": seen.positions.size}
     data = {"run": str(trained.run), "step": trained.step, "text": text}
     data |= results.to_json(found)
@@ -230,7 +181,7 @@ def _write(
     write_atomic(new / DATA, f"{json.dumps(data, indent=2)}\n".encode())
 
 
-def _introduction(trained: Trained, seen: Traces, drawn: Traces) -> str:
+def _introduction(trained: Trained, seen: Traces, shown: Traces) -> str:
     layers, (rows, size) = len(seen.layers), seen.positions.shape
     source = printable(seen.text.source)
     if len(seen.text.tokens) == texts.LONGEST:
@@ -241,8 +192,8 @@ def _introduction(trained: Trained, seen: Traces, drawn: Traces) -> str:
         f"{rows * size:,} symbols of {source}"
         + (f", in {rows} evenly spaced passages." if rows > 1 else ".")
     ]
-    if drawn is not seen:
-        sentences.append(f"The pictures show {printable(drawn.text.source)}.")
+    if shown is not seen:
+        sentences.append(f"The pictures show {printable(shown.text.source)}.")
     if rows * size < texts.SEARCHABLE:
         sentences.append(
             "The text is too short to search for units that follow it: "

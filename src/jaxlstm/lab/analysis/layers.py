@@ -1,19 +1,50 @@
 """Statistics of recurrent layers: saturation, time constants, reach of gradients."""
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxlstm as jl
+from jaxlstm.diagnostics.gates import Saturation
 from jaxlstm.lab.analysis import traces
-from jaxlstm.lab.analysis.facts import ROWS, SHARE, LayerFacts
-from jaxlstm.lab.analysis.traces import Traces
+from jaxlstm.lab.analysis.traces import Floats, Traces
 from jaxlstm.lab.runs.trained import Trained
 
 STEPS, DIRECTIONS = 512, 16
+ROWS = 8  # passages that gradients are taken of
+SHARE = 0.01  # of the largest gradient; smaller ones are ignored
+GATES = {"i": "input", "f": "forget", "o": "output", "r": "reset", "z": "update"}
+
+
+class LayerFacts(NamedTuple):
+    """Statistics of one layer.
+
+    Attributes:
+        units: The number of units.
+        saturation: Shares of steps at which each gate is closed and open, `[H]` by
+            letter; None for a cell without gates.
+        timescales: Time constants `[H]` in steps; None without a forget or update gate.
+        dead: Units whose h never changes.
+        duplicates: Pairs of units whose h is the same up to scale.
+        flow: `[rows, T - 1]`, norm of the gradient of the last loss with respect to c,
+            or h, after each step but the last, as a share of its maximum.
+        reach: Steps before the last that the median gradient reaches with `SHARE`.
+        span: The largest lag at which an input of the layer changes its output by
+            `SHARE` of the largest change.
+    """
+
+    units: int
+    saturation: Saturation | None
+    timescales: Floats | None
+    dead: list[int]
+    duplicates: list[tuple[int, int]]
+    flow: Floats
+    reach: int
+    span: int
 
 
 def facts_of_layers(trained: Trained, seen: Traces) -> list[LayerFacts]:
@@ -22,24 +53,42 @@ def facts_of_layers(trained: Trained, seen: Traces) -> list[LayerFacts]:
     tokens = jnp.asarray(seen.text.tokens[positions].T)
     resets = traces.resets(trained, tokens)[:-1]
     found = []
-    for layer, trace in enumerate(seen.layers):
+
+    def steps_first(values: Floats) -> Floats:
+        return values.reshape(*seen.positions.shape, -1).swapaxes(0, 1)
+
+    for layer, units in enumerate(seen.layers):
         measure = jax.jit(functools.partial(_sensitivity, trained, layer))
         norms, spans = measure(trained.params, tokens, resets)
         sizes = np.asarray(norms, np.float32).T
-        gates, h = traces.gates(trace), trace.state.h
+        flow = sizes / np.maximum(sizes.max(1, keepdims=True), 1e-30)
+        h = steps_first(units["h"])
+        gates = {name: steps_first(v) for name, v in traces.gates(units).items()}
         has_memory = any(letter in gates for letter in "fz")
         pairs = np.argwhere(np.asarray(jl.diagnostics.duplicate_units(h).pairs))
         facts = LayerFacts(
-            traces.memory(trace)[1].shape[-1],
+            units[traces.memory(units)].shape[-1],
             jl.diagnostics.saturation(gates) if gates else None,
-            np.asarray(jl.diagnostics.timescales(trace.gates)) if has_memory else None,
+            np.asarray(jl.diagnostics.timescales(gates)) if has_memory else None,
             np.flatnonzero(jl.diagnostics.dead_units(h)).tolist(),
             [(int(one), int(other)) for one, other in pairs],
-            sizes / np.maximum(sizes.max(1, keepdims=True), 1e-30),
+            flow,
+            _reach(flow),
             int(np.median(spans)),
         )
         found.append(facts)
     return found
+
+
+def _reach(flow: Floats) -> int:
+    """Return how far back the median over rows is at least `SHARE`; -1 for nowhere.
+
+    Example:
+        >>> _reach(np.array([[0.0, 0.002, 0.02, 1.0]]))
+        2
+    """
+    large = np.flatnonzero(np.median(flow, axis=0) >= SHARE)
+    return flow.shape[1] - int(large[0]) if large.size else -1
 
 
 def _sensitivity(
@@ -81,3 +130,75 @@ def _sensitivity(
         cell, own, xs, output=projections, share=SHARE, resets=resets
     ).span
     return getattr(norm, "c", norm.h)[:-1], span
+
+
+# -- output ------------------------------------------------------------------
+
+
+def sentences(number: int, facts: LayerFacts) -> list[str]:
+    """Return the statistics of a layer in words."""
+    closed, opened = facts.saturation or ({}, {})
+    found = [
+        f"{100 * float(np.mean(opened[letter])):.0f} % of the {name} gates in layer "
+        f"{number} are saturated open (above 0.9) and "
+        f"{100 * float(np.mean(closed[letter])):.0f} % closed (below 0.1)."
+        for letter, name in GATES.items()
+        if letter in opened
+    ]
+    if (taus := facts.timescales) is not None:
+        longest = ", ".join(
+            f"unit {unit} ({_steps(float(taus[unit]))})"
+            for unit in np.argsort(-taus)[:3].tolist()
+        )
+        found.append(
+            f"The median time constant is {_steps(float(np.median(taus)))}; the "
+            f"longest are {longest}."
+        )
+    pairs = [f"{one} and {other}" for one, other in facts.duplicates]
+    found.append(f"Dead units: {_some(facts.dead)}; duplicates: {_some(pairs)}.")
+    if facts.reach < 0 or facts.span < 0:
+        return [*found, "All gradients are 0."]
+    back, later = (
+        f"{n} or more" if n >= facts.flow.shape[1] else f"{n}"
+        for n in (facts.reach, facts.span)
+    )
+    rows = [_reach(row[None]) for row in facts.flow]
+    spread = f" ({min(rows)} to {max(rows)} in {len(rows)} passages)"
+    found.append(
+        f"Gradients reach {back} steps back{spread if min(rows) < max(rows) else ''}, "
+        f"and an input changes the output up to {later} steps later."
+    )
+    return found
+
+
+def _steps(tau: float) -> str:
+    if tau > traces.STRETCH:
+        return f"more than {traces.STRETCH:,} steps"
+    return f"{tau:.1f} steps" if tau < 10 else f"{tau:.0f} steps"
+
+
+def _some(names: Sequence[object]) -> str:
+    if not names:
+        return "none"
+    more = ", ..." if len(names) > 5 else ""
+    return f"{len(names)} ({', '.join(map(str, names[:5]))}{more})"
+
+
+def to_json(facts: LayerFacts) -> dict[str, Any]:
+    """Return the statistics of a layer as values that JSON can represent."""
+    taus, (closed, opened) = facts.timescales, facts.saturation or ({}, {})
+    if taus is not None:  # JSON has no infinity, which a gate that is always 1 gives
+        taus = [tau if np.isfinite(tau) else None for tau in taus.tolist()]
+    return {
+        "units": facts.units,
+        "saturated": {
+            name: {"shut": float(low.mean()), "open": float(opened[name].mean())}
+            for name, low in closed.items()
+        },
+        "timescales": taus,
+        "dead": facts.dead,
+        "duplicates": facts.duplicates,
+        "gradient_reach": facts.reach,
+        "memory_span": facts.span,
+        "steps": facts.flow.shape[1] + 1,
+    }

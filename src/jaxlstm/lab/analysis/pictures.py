@@ -1,21 +1,20 @@
 """Pictures of findings and of layers, over a passage of the text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from jaxlstm.cells.base import Gates, LSTMState
+from jaxlstm.cells.emit import Trace
 from jaxlstm.lab.analysis import traces
-from jaxlstm.lab.analysis.facts import SHARE, LayerFacts
-from jaxlstm.lab.analysis.features import Feature
+from jaxlstm.lab.analysis.layers import SHARE, LayerFacts
 from jaxlstm.lab.analysis.search import Finding
-from jaxlstm.lab.analysis.traces import Traces
+from jaxlstm.lab.analysis.traces import Floats, Traces, Units
 from jaxlstm.lab.tasks.base import Picture
 
-Floats = NDArray[np.floating]
 Axes = Any  # of Matplotlib, which is imported by plots and reports only
 
 WIDTH = 88  # symbols of a passage
@@ -23,121 +22,103 @@ _SHADE, _INK, _GREY = "#dcdcdc", "#222222", "#777777"
 
 
 def of_finding(
-    number: int, finding: Finding, seen: Traces, features: Sequence[Feature]
+    number: int, finding: Finding, shown: Traces, features: Mapping[str, NDArray[Any]]
 ) -> Picture:
     """Return the gates and states of a unit where its feature begins and ends.
 
     Args:
         number: The number of the finding, from 1.
         finding: The finding.
-        seen: The traces that are shown.
-        features: The features of their text, at their positions.
+        shown: The traces that are shown.
+        features: `[N]` by phrase, of their text; it need not have the finding's.
     """
-    layer, unit = finding.unit
-    _, state = traces.memory(seen.layers[layer])
-    marks = next(
-        (
-            feature.values.reshape(seen.positions.shape)
-            for feature in features
-            if feature.phrase == finding.feature.phrase
-        ),
-        None,  # the text that is shown need not have the feature
-    )
-    row, begin = _best_window(seen, marks, np.asarray(state)[..., unit].T)
-    symbols, trace = _passage(seen, layer, row, begin)
-    shaded, title = None, f"unit {unit}"
+    (layer, unit), phrase = finding.unit, finding.feature.phrase
+    whole, marks = shown.layers[layer], features.get(phrase)
+    state = whole[traces.memory(whole)][:, unit]
+    window = _best_window(shown, marks, state)
+    symbols, units = _passage(shown, layer, window)
+    title, edges = f"unit {unit}", np.zeros(0, int)
     if marks is not None and finding.feature.is_flag:
-        shaded = marks[row, begin : begin + WIDTH]
-        title += f"; grey: {finding.feature.phrase.replace('`', '')}"
+        title += f"; grey: {phrase.replace('`', '')}"
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], marks[window], [0]])))
 
     def draw(ax: Axes) -> None:
-        _unit(ax, symbols, trace, unit)
+        _unit(ax, symbols, units, unit)
         ax.figure.axes[0].set_title(title, parse_math=False)
-        edges = np.diff(np.concatenate([[0], [] if shaded is None else shaded, [0]]))
-        for start, end in np.flatnonzero(edges).reshape(-1, 2):
+        for start, end in edges.reshape(-1, 2):
             for panel in ax.figure.axes:
                 panel.axvspan(start - 0.5, end - 0.5, color=_SHADE, zorder=-1, lw=0)
 
-    name, height = f"finding-{number}.png", 7 if _is_lstm(trace) else 4
-    return Picture(name, f"U{title[1:]}", _size(symbols, height), draw)
+    size = _width(symbols), 7 if _is_lstm(units) else 4
+    return Picture(f"finding-{number}.png", f"U{title[1:]}", size, draw)
 
 
 def of_layer(number: int, facts: LayerFacts, shown: Traces) -> list[Picture]:
     """Return a layer's gates over a passage, and its statistics."""
     from jaxlstm import plots
 
-    symbols, trace = _passage(shown, number, *_best_window(shown, None, None))
-    gates, (title, values) = traces.gates(trace), traces.memory(trace)
+    symbols, units = _passage(shown, number, _best_window(shown, None, None))
+    gates, title = traces.gates(units), traces.memory(units)
+    values = units[title]
     limits, caption = (float(values.min()), float(values.max())), f"The states {title}"
     for letter, name in ("z", "update"), ("f", "forget"):
         if letter in gates:
             values, limits = gates[letter], (0.0, 1.0)
             title, caption = f"{name} gate {letter}", f"The {name} gates"
-    stem, small = f"layer-{number + 1}", (8.0, 4.0)
-    found = [
-        Picture(
-            f"{stem}-gates.png",
-            f"{caption} while the model reads; bright is high.",
-            _size(symbols, 5),
-            lambda ax: plots.gate_heatmap(symbols, values, title, limits=limits, ax=ax),
-        ),
-        Picture(
-            f"{stem}-gradient-flow.png",
-            "Gradient of the last prediction's loss with respect to earlier states, as "
-            f"a share of its maximum. Dashed: {SHARE:.0%}; dotted: the reach.",
-            small,
-            lambda ax: _flow(ax, facts),
-        ),
-    ]
+    found = []
+
+    def add(
+        name: str,
+        caption: str,
+        draw: Callable[[Axes], object],
+        size: tuple[float, float] = (8.0, 4.0),
+    ) -> None:
+        found.append(Picture(f"layer-{number + 1}-{name}.png", caption, size, draw))
+
+    add(
+        "gates",
+        f"{caption} while the model reads; bright is high.",
+        lambda ax: plots.gate_heatmap(symbols, values, title, limits=limits, ax=ax),
+        (_width(symbols), 5),
+    )
+    add(
+        "gradient-flow",
+        "Gradient of the last prediction's loss with respect to earlier states, as a "
+        f"share of its maximum. Dashed: {SHARE:.0%}; dotted: the reach.",
+        lambda ax: _flow(ax, facts),
+    )
     if (taus := facts.timescales) is not None:
-        picture = Picture(
-            f"{stem}-timescales.png",
-            "Time constants of the units.",
-            small,
-            lambda ax: plots.timescales(taus, ax=ax),
-        )
-        found.append(picture)
+        caption = "Time constants of the units."
+        add("timescales", caption, lambda ax: plots.timescales(taus, ax=ax))
     if (shares := facts.saturation) is not None:
-        picture = Picture(
-            f"{stem}-saturation.png",
-            "Shares of steps with a gate closed (below 0.1) and open (above 0.9).",
-            small,
-            lambda ax: plots.saturation(shares, ax=ax),
-        )
-        found.append(picture)
+        caption = "Shares of steps with a gate closed (below 0.1) and open (above 0.9)."
+        add("saturation", caption, lambda ax: plots.saturation(shares, ax=ax))
     return found
 
 
-def _passage(seen: Traces, layer: int, row: int, begin: int) -> tuple[list[str], Any]:
-    """Return the symbols and the trace `[width, H]` of a window."""
-    window = slice(begin, begin + WIDTH)
-    symbols = [seen.text.symbols[at] for at in seen.positions[row, window]]
-    return symbols, jax.tree.map(
-        lambda leaf: np.asarray(leaf[window, row], np.float32), seen.layers[layer]
-    )
+def _passage(shown: Traces, layer: int, window: slice) -> tuple[list[str], Units]:
+    """Return the symbols and the values `[width, H]` of a window."""
+    symbols = [shown.text.symbols[at] for at in shown.positions.ravel()[window]]
+    units = shown.layers[layer]
+    return symbols, {name: values[window] for name, values in units.items()}
 
 
 def _best_window(
-    seen: Traces, marks: NDArray[Any] | None, state: Floats | None
-) -> tuple[int, int]:
-    """Return the row and the first column of the window to show.
+    shown: Traces, marks: NDArray[Any] | None, state: Floats | None
+) -> slice:
+    """Return the positions to show of a feature `[N]` and the state `[N]` of a unit.
 
     From the second half of the rows. A good window has few blanks, up to four changes
     of the feature, the feature in half of it, and a unit that is correlated with it.
-
-    Args:
-        seen: The traces.
-        marks: `[R, S]`, the values of the feature, or None.
-        state: `[R, S]`, the state of the unit, or None.
     """
-    rows, size = seen.positions.shape
+    rows, size = shown.positions.shape
     width = min(WIDTH, size)
     begins = np.arange(0, size - width + 1, 4)
 
     def windows(values: NDArray[Any]) -> NDArray[Any]:
-        return sliding_window_view(values, width, axis=1)[:, begins]
+        return sliding_window_view(values.reshape(rows, size), width, axis=1)[:, begins]
 
-    symbols = np.array(seen.text.symbols, object)[seen.positions]
+    symbols = np.array(shown.text.symbols, object)[shown.positions]
     score = np.minimum(windows(symbols != " ").mean(-1), 0.6)
     if marks is not None and state is not None:
         a, b = windows(marks.astype(np.float32)), windows(state)
@@ -149,30 +130,31 @@ def _best_window(
         score = score + 2 * abs((a * b).sum(-1)) / np.maximum(spread, 1e-9)
     score[: rows // 2] -= 100.0 * (rows > 1)
     row, at = np.unravel_index(int(score.argmax()), score.shape)
-    return int(row), int(begins[at])
+    begin = int(row) * size + int(begins[at])
+    return slice(begin, begin + width)
 
 
-def _size(symbols: Sequence[str], height: float) -> tuple[float, float]:
-    return (min(16.0, max(8.0, 0.14 * len(symbols))), height)
+def _width(symbols: list[str]) -> float:
+    return min(16.0, max(8.0, 0.14 * len(symbols)))
 
 
-def _is_lstm(trace: Any) -> bool:
-    """Return whether `plots.unit_trace` can draw the trace."""
-    state, gates = trace
-    has_gates = all(hasattr(gates, name) for name in "ifgo")
-    return has_gates and hasattr(state, "c") and state.c.shape == state.h.shape
+def _is_lstm(units: Units) -> bool:
+    """Return whether `plots.unit_trace` can draw the units."""
+    return units.keys() >= set("ifgoc") and units["c"].shape == units["h"].shape
 
 
-def _unit(ax: Axes, symbols: Sequence[str], trace: Any, unit: int) -> None:
+def _unit(ax: Axes, symbols: list[str], units: Mapping[str, Any], unit: int) -> None:
     """Draw the gates and states of a unit, one panel each."""
     from jaxlstm import plots
     from jaxlstm.plots.canvas import split_panels, style_axes
     from jaxlstm.plots.symbols import write_symbols
 
-    if _is_lstm(trace):
+    if _is_lstm(units):
+        gates = Gates(*(units[name] for name in Gates._fields))
+        trace = Trace(LSTMState(units["h"], units["c"]), gates)
         plots.unit_trace(symbols, trace, unit, ax=ax)
         return
-    rows = traces.gates(trace) | dict([traces.memory(trace)])
+    rows = traces.gates_and_memory(units)
     panels = split_panels(ax, [1.0] * (len(rows) - 1) + [1.6])
     for panel, (name, values) in zip(panels, rows.items(), strict=True):
         edges = np.arange(len(values) + 1) - 0.5

@@ -1,16 +1,17 @@
-"""The results of an inspection as Markdown and as JSON."""
+"""The results of an inspection as a page with pictures, and as JSON."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from numpy.typing import NDArray
 
+from jaxlstm.lab.analysis import layers, pictures
 from jaxlstm.lab.analysis import search as limits
-from jaxlstm.lab.analysis.facts import ROWS, SHARE, LayerFacts
+from jaxlstm.lab.analysis.layers import LayerFacts
 from jaxlstm.lab.analysis.search import Finding, Search, Unit
-from jaxlstm.lab.analysis.wording import describe_layer
+from jaxlstm.lab.analysis.traces import Traces
 from jaxlstm.lab.tasks.base import Picture
 
 
@@ -31,24 +32,17 @@ class Inspection(NamedTuple):
     layers: list[LayerFacts]
 
 
-def to_markdown(
-    found: Inspection,
-    *,
-    title: str,
-    introduction: str,
-    of_findings: Sequence[Picture],
-    of_layers: Sequence[Sequence[Picture]],
-) -> str:
-    """Return the page.
+def blocks(
+    found: Inspection, shown: Traces, features: Mapping[str, NDArray[Any]]
+) -> list[str | Picture]:
+    """Return the paragraphs and pictures of the page, after its introduction.
 
     Args:
         found: The results.
-        title: The heading.
-        introduction: The first paragraph.
-        of_findings: A picture for each finding.
-        of_layers: The pictures of each layer.
+        shown: The traces of the pictures.
+        features: `[N]` by phrase, of the text of the pictures.
     """
-    parts, methods = [f"# {title}", introduction], []
+    parts, methods = [], []
 
     def name(unit: Unit) -> str:
         layer = f" of layer {unit.layer + 1}" if len(found.layers) > 1 else ""
@@ -56,8 +50,9 @@ def to_markdown(
 
     if (search := found.search) is not None:
         parts.append("## Units that follow the text")
-        for finding, picture in zip(search.findings, of_findings, strict=True):
-            parts += [f"{name(finding.unit)} {finding.sentence}", show(picture)]
+        for number, finding in enumerate(search.findings, 1):
+            parts.append(f"{name(finding.unit)} {finding.sentence}")
+            parts.append(pictures.of_finding(number, finding, shown, features))
         if not search.findings:
             near = search.nearest
             parts.append(
@@ -77,17 +72,50 @@ def to_markdown(
         rows = [f"- {name(one.unit)} {one.sentence}." for one in found.switches]
         parts += ["## Gates that one symbol switches", "\n".join(rows)]
         methods.append(_SWITCHES.format(**vars(limits)))
-    for number, pictures in enumerate(of_layers, 1):
-        rows = [f"- {s}" for s in describe_layer(number, found.layers[number - 1])]
-        parts += [f"## Layer {number}", "\n".join(rows), *map(show, pictures)]
-    methods.append(_LAYERS.format(SHARE=SHARE, ROWS=ROWS))
-    return "\n\n".join([*parts, DEFINITIONS, *methods]) + "\n"
+    for number, facts in enumerate(found.layers):
+        rows = [f"- {sentence}" for sentence in layers.sentences(number + 1, facts)]
+        parts += [f"## Layer {number + 1}", "\n".join(rows)]
+        parts += pictures.of_layer(number, facts, shown)
+    return [*parts, DEFINITIONS, *methods, _LAYERS.format(**vars(layers))]
 
 
-def show(picture: Picture) -> str:
-    """Return a picture with its caption in Markdown."""
-    caption = re.sub(r"([\\\[\]*_`<])", r"\\\1", picture.caption)
-    return f"![{caption}]({picture.name})\n\n*{caption}*"
+def show(block: str | Picture) -> str:
+    """Return a block in Markdown: a picture with its caption."""
+    if isinstance(block, str):
+        return block
+    caption = re.sub(r"([\\\[\]*_`<])", r"\\\1", block.caption)
+    return f"![{caption}]({block.name})\n\n*{caption}*"
+
+
+def to_json(found: Inspection) -> dict[str, Any]:
+    """Return the findings and statistics as values that JSON can represent."""
+    search = found.search
+    findings = [*(search.findings if search else []), *found.switches]
+    return {
+        "searched": search
+        and {
+            "columns": search.features,
+            "units": search.units,
+            "candidates": search.features,
+        },
+        "findings": [_finding(finding) for finding in findings],
+        "layers": [layers.to_json(facts) for facts in found.layers],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    is_gate = finding.memory is None
+    return {
+        "kind": "gate" if is_gate else "state",
+        "layer": finding.unit.layer + 1,
+        "unit": finding.unit.unit,
+        "feature": finding.feature.phrase,
+        "score": finding.score,
+        **({} if is_gate else {"memory": finding.memory}),
+        "chance": finding.chance,
+        **finding.facts,
+        "sentence": finding.sentence,
+    }
 
 
 DEFINITIONS = "## Definitions"
@@ -122,53 +150,3 @@ output** up to k steps later: the same for the derivative of h with respect to t
 layer's input, along random directions. **Time constant**: -1 / mean log f, the number
 of steps after which 1/e is left. **Dead**: h changes by 0.01 or less. **Duplicates**:
 the correlation of two h is above 0.99."""
-
-
-def to_json(found: Inspection) -> dict[str, Any]:
-    """Return the findings and statistics as values that JSON can represent."""
-    search = found.search
-    findings = [*(search.findings if search else []), *found.switches]
-    return {
-        "searched": search
-        and {
-            "columns": search.features,
-            "units": search.units,
-            "candidates": search.features,
-        },
-        "findings": [_finding(finding) for finding in findings],
-        "layers": [_layer(facts) for facts in found.layers],
-    }
-
-
-def _finding(finding: Finding) -> dict[str, Any]:
-    is_gate = finding.memory is None
-    return {
-        "kind": "gate" if is_gate else "state",
-        "layer": finding.unit.layer + 1,
-        "unit": finding.unit.unit,
-        "feature": finding.feature.phrase,
-        "score": finding.score,
-        **({} if is_gate else {"memory": finding.memory}),
-        "chance": finding.chance,
-        **finding.facts,
-        "sentence": finding.sentence,
-    }
-
-
-def _layer(facts: LayerFacts) -> dict[str, Any]:
-    taus, (closed, opened) = facts.timescales, facts.saturation or ({}, {})
-    if taus is not None:  # JSON has no infinity, which a gate that is always 1 gives
-        taus = [tau if np.isfinite(tau) else None for tau in taus.tolist()]
-    return {
-        "units": facts.units,
-        "saturated": {
-            name: {"shut": float(low.mean()), "open": float(opened[name].mean())}
-            for name, low in closed.items()
-        },
-        "timescales": taus,
-        "dead": facts.dead,
-        "duplicates": facts.duplicates,
-        "gradient_reach": facts.reach,
-        "memory_span": facts.span,
-        "steps": facts.steps,
-    }

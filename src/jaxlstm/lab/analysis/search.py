@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxlstm.lab.analysis.features import Feature, symbol_name
+from jaxlstm.lab.analysis.features import Feature
 
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
@@ -40,6 +40,14 @@ MOST = 8  # findings
 MOST_SWITCHES = 2  # symbols per gate
 GAP = 0.75  # between the means of a gate on a symbol and elsewhere
 USUAL = 0.75  # quantile of a unit's changes that it must exceed at the edges
+
+SWITCHES = {  # the verb for a gate, and the sign of its difference on the symbol
+    "i": ("opens its input gate", 1),
+    "f": ("closes its forget gate", -1),
+    "o": ("opens its output gate", 1),
+    "z": ("closes its update gate", -1),
+    "r": ("closes its reset gate", -1),
+}
 
 
 class Unit(NamedTuple):
@@ -91,44 +99,37 @@ class Search(NamedTuple):
 
 def search(
     features: Sequence[Feature],
-    states: Floats,
+    layers: Sequence[Floats],
     symbols: NDArray[np.integer],
-    units: Sequence[Unit],
-    untrained: Floats,
+    untrained: Sequence[Floats],
 ) -> Search:
     """Find units whose state follows a feature.
 
     Args:
         features: Features of `[N]`.
-        states: `[N, U]`, c or h of each unit after each symbol.
+        layers: `[N, H]` for each layer, c or h of each unit after each symbol.
         symbols: `[N]`, the symbol at each position.
-        units: Names of the U units.
-        untrained: `[N, U']`, states of an untrained network.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> inside = np.repeat(rng.random(400) < 0.5, 5)
-        >>> noise = rng.normal(size=2000), inside + rng.normal(size=2000)
-        >>> states = np.stack(noise, 1)
-        >>> features = [Feature("inside parentheses", inside)]
-        >>> units = [Unit(0, 0), Unit(0, 1)]
-        >>> found = search(features, states, np.zeros(2000, int), units, states[:, :1])
-        >>> found.findings, found.features, found.units
-        ([], 1, 2)
+        untrained: As `layers`, of an untrained network.
     """
+    states, others = np.concatenate(layers, axis=1), np.concatenate(untrained, axis=1)
+    units = [
+        Unit(number, unit)
+        for number, layer in enumerate(layers)
+        for unit in range(layer.shape[1])
+    ]
     middle = len(states) // 2
     first, second = slice(None, middle), slice(middle, None)
     features = [f for f in features if _occurs(f, first) and _occurs(f, second)]
     result = Search([], len(features), len(units), None)
-    if not features or not len(units) or middle < 2:
+    if not features or not units or middle < 2:
         return result
 
-    strength = _consistent(*_scores(features, states, symbols, first)[2:])
+    strength = _weaker(*_scores(features, states, symbols, first)[2:])
     best = abs(strength).argmax(1)
     strength = strength[np.arange(len(best)), best]
 
     weights, ranked, scores, memory = _scores(features, states, symbols, second)
-    beside = _consistent(*_scores(features, untrained, symbols, second)[2:])
+    beside = _weaker(*_scores(features, others, symbols, second)[2:])
     by_shift = [abs(weights.T @ moved).max(1) for moved in _shifted(ranked)]
     chance = np.maximum(np.max(by_shift, 0), abs(beside).max(1, initial=0.0))
 
@@ -150,6 +151,46 @@ def search(
         elif min(abs(score), abs(rest)) > most:
             nearest, most = finding, min(abs(score), abs(rest))
     return result._replace(nearest=nearest)
+
+
+def gate_switches(
+    features: Sequence[Feature],
+    layers: Sequence[Mapping[str, Floats]],
+    untrained: Sequence[Mapping[str, Floats]],
+) -> list[Finding]:
+    """Find gates that are open, or closed, on one symbol and not elsewhere.
+
+    As in `search`, a unit is chosen on the first half and tested on the second. There
+    the difference of the means must be `GAP`, and larger by `MARGIN` than that of any
+    unit with the text shifted and of any unit of an untrained network.
+
+    Args:
+        features: Features of single symbols, `[N]`.
+        layers: For each layer its gates `[N, H]` by letter.
+        untrained: As `layers`, of an untrained network.
+
+    Returns:
+        The `MOST_SWITCHES` symbols with the largest difference for each gate.
+
+    Example:
+        >>> at = np.random.default_rng(0).random(100) < 0.2
+        >>> gate = np.where(at, 0.9, 0.1)[:, None]
+        >>> features, none = [Feature("on `(`", at)], {"i": 0 * gate}
+        >>> gate_switches(features, [{"i": gate}], [none])[0].sentence
+        'opens its input gate on `(` (0.90; 0.10 elsewhere)'
+    """
+    findings = []
+    for number, (gates, others) in enumerate(zip(layers, untrained, strict=True)):
+        for letter, gate in gates.items():
+            if letter not in SWITCHES:
+                continue
+            tested = (
+                _test_switch(number, letter, feature, gate, others[letter])
+                for feature in features
+            )
+            found = sorted(filter(None, tested), key=lambda pair: -pair[0])
+            findings += [finding for _, finding in found[:MOST_SWITCHES]]
+    return findings
 
 
 def _occurs(feature: Feature, half: slice) -> bool:
@@ -178,7 +219,7 @@ def _scores(
     return weights, ranked, weights.T @ ranked, weights.T @ rest
 
 
-def _consistent(scores: Floats, memory: Floats) -> Floats:
+def _weaker(scores: Floats, memory: Floats) -> Floats:
     """Return whichever of the two is nearer to 0, or 0 if their signs differ."""
     weaker = np.minimum(abs(scores), abs(memory))
     return np.where(scores * memory > 0, np.sign(scores) * weaker, 0.0)
@@ -250,66 +291,11 @@ def without_symbol(values: Floats, symbols: NDArray[np.integer]) -> Floats:
     return values - means[at].astype(values.dtype)
 
 
-# -- gates that a symbol switches --------------------------------------------
-
-SWITCHES = {
-    "i": ("opens its input gate", 1),
-    "f": ("closes its forget gate", -1),
-    "o": ("opens its output gate", 1),
-    "z": ("closes its update gate", -1),
-    "r": ("closes its reset gate", -1),
-}
-"""For each gate what switching it does, and the sign of the difference."""
-
-
-def gate_switches(
-    features: Sequence[Feature],
-    gates: Mapping[str, Floats],
-    units: Sequence[Unit],
-    untrained: Mapping[str, Floats],
-) -> list[Finding]:
-    """Find gates that are open, or closed, on one symbol and not elsewhere.
-
-    As in `search`, a unit is chosen on the first half and tested on the second. There
-    the difference of the means must be `GAP`, and larger by `MARGIN` than that of any
-    unit with the text shifted and of any unit of an untrained network.
-
-    Args:
-        features: Features of single symbols, `[N]`.
-        gates: `[N, U]` by letter.
-        units: Names of the U units.
-        untrained: As `gates`, of an untrained network.
-
-    Returns:
-        The `MOST_SWITCHES` symbols with the largest difference for each gate.
-
-    Example:
-        >>> at = np.random.default_rng(0).random(100) < 0.2
-        >>> gate = np.where(at, 0.9, 0.1)[:, None]
-        >>> features, none = [Feature("", at, "(")], {"i": 0 * gate}
-        >>> found = gate_switches(features, {"i": gate}, [Unit(0, 3)], none)
-        >>> found[0].sentence
-        'opens its input gate on `(` (0.90; 0.10 elsewhere)'
-    """
-    findings = []
-    for letter, gate in gates.items():
-        if letter in SWITCHES:
-            other = untrained[letter]
-            tested = (_test_switch(letter, f, gate, units, other) for f in features)
-            found = sorted(filter(None, tested), key=lambda pair: -pair[0])
-            findings += [finding for _, finding in found[:MOST_SWITCHES]]
-    return findings
-
-
 def _test_switch(
-    letter: str,
-    feature: Feature,
-    gate: Floats,
-    units: Sequence[Unit],
-    untrained: Floats,
+    layer: int, letter: str, feature: Feature, gate: Floats, untrained: Floats
 ) -> tuple[float, Finding] | None:
     """Return the difference on the first half and the finding, or None."""
-    words, sign = SWITCHES[letter]
+    verb, sign = SWITCHES[letter]
     middle = len(gate) // 2
     first, second, untrained = gate[:middle], gate[middle:], untrained[middle:]
     before, at = np.array_split(np.asarray(feature.values, bool), [middle])
@@ -324,16 +310,11 @@ def _test_switch(
     if score < chance + MARGIN:
         return None
     there, elsewhere = (float(second[where, unit].mean()) for where in (at, ~at))
-    name = symbol_name(feature.symbol or "")
-    finding = Finding(
-        units[unit],
-        feature,
-        score,
-        chance,
-        sentence=f"{words} on {name} ({there:.2f}; {elsewhere:.2f} elsewhere)",
-        facts={"there": there, "elsewhere": elsewhere},
-    )
-    return float(chosen[unit]), finding
+    sentence = f"{verb} {feature.phrase} ({there:.2f}; {elsewhere:.2f} elsewhere)"
+    facts = {"there": there, "elsewhere": elsewhere}
+    which = Unit(layer, unit)
+    found = Finding(which, feature, score, chance, sentence=sentence, facts=facts)
+    return float(chosen[unit]), found
 
 
 def _gap(gate: Floats, at: Flags) -> Floats:

@@ -3,12 +3,13 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.analysis.features import Text, symbol_name
+from jaxlstm.lab.analysis.features import symbol_name
 from jaxlstm.lab.data.files import open_data, quoted
 from jaxlstm.lab.data.vocabulary import UNKNOWN
 from jaxlstm.lab.runs.trained import Trained
@@ -16,6 +17,14 @@ from jaxlstm.lab.runs.trained import Trained
 LONGEST = 1 << 19  # symbols
 SHORTEST = 16  # symbols
 SEARCHABLE = 3000  # symbols; a shorter text is shown, but not searched
+
+
+class Text(NamedTuple):
+    """Tokens `[M]`, the symbol of each, and the name of their source."""
+
+    tokens: NDArray[np.int32]
+    symbols: list[str]
+    source: str
 
 
 def choose(
@@ -91,8 +100,7 @@ def from_file(trained: Trained, path: str | Path) -> Text:
                 f"--input: {quoted(path)} is not {encoding} ({error.reason}); convert "
                 f"it to {encoding}"
             ) from None
-    text = text.removeprefix("\ufeff")
-    vocabulary = trained.vocabulary
+    text, vocabulary = text.removeprefix("\ufeff"), trained.vocabulary
     if vocabulary.kind == "character" and "\n" not in vocabulary.symbols:
         text = text.removesuffix("\n")
     return from_string(trained, text, f"--input {path}")

@@ -1,6 +1,6 @@
 """Gates and states of a trained model while it reads a text."""
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,61 +8,65 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-import jaxlstm as jl
-from jaxlstm.cells.emit import Trace
-from jaxlstm.lab.analysis.facts import STRETCH
-from jaxlstm.lab.analysis.features import Text
+from jaxlstm.diagnostics.gates import CANDIDATES
+from jaxlstm.lab.analysis.text import Text
 from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN
 from jaxlstm.lab.runs.trained import Trained
 
 Floats = NDArray[np.floating]
+Units = Mapping[str, Floats]  # the gates by letter, h, and c where the cell has it
 
-ROWS, WARM_UP = 32, 256
+STRETCH, WARM_UP = 1536, 256  # symbols of a stretch, and those read before it
+ROWS = 32
 LARGEST_TRACE = 1 << 28  # numbers
 
 
 class Traces(NamedTuple):
-    """States and gates of every layer on stretches of a text.
+    """Gates and states of every layer on stretches of a text.
 
     Attributes:
         text: The text.
         positions: `[R, S]`, the positions of each stretch in the text.
-        layers: For each recurrent layer a trace of `[S, R, H]`.
+        layers: For each recurrent layer `[N, H]` of its units, N = R S.
     """
 
     text: Text
     positions: NDArray[np.int64]
-    layers: list[Trace]
+    layers: list[Units]
 
 
-def record(trained: Trained, text: Text) -> Traces:
+def record(trained: Trained, text: Text, *, params: Any = None) -> Traces:
     """Run the model on evenly spaced stretches of the text.
 
     `WARM_UP` symbols before each stretch initialise its states. A short text is one
     stretch, without warm-up.
+
+    Args:
+        trained: The model.
+        text: The text.
+        params: Parameters to use instead of the trained ones.
     """
     # These two options would choose engines that do not return gates.
     options = {"engine": None, "checkpoint_every": None}
+    section = trained.config.model
     config = trained.config.model_copy(
-        update={"model": trained.config.model.model_copy(update=options)}
+        update={"model": section.model_copy(update=options)}
     )
     model = trained.task.model(config, trained.spec)
     assert model.trace is not None
-    positions, warm_up = _stretches(len(text.tokens), _affordable_rows(trained))
+    numbers = 6 * section.hidden_size * section.layers * (STRETCH + WARM_UP)
+    rows = min(ROWS, LARGEST_TRACE // numbers)
+    positions, warm_up = _stretches(len(text.tokens), rows)
     tokens = jnp.asarray(text.tokens[positions].T)
-    is_reset = resets(trained, tokens)
-    _, _, found = jax.jit(model.trace)(trained.params, tokens, resets=is_reset)
-    layers = [
-        jax.tree.map(lambda leaf: leaf[warm_up:].astype(jnp.float32), trace)
-        for trace in found.values()
-    ]
+    params = trained.params if params is None else params
+    _, _, found = jax.jit(model.trace)(params, tokens, resets=resets(trained, tokens))
+    layers = []
+    for trace in found.values():
+        units = {**trace.gates._asdict(), "h": trace.state.h}
+        if hasattr(trace.state, "c"):
+            units["c"] = trace.state.c
+        layers.append({name: _flat(v[warm_up:]) for name, v in units.items()})
     return Traces(text, positions[:, warm_up:], layers)
-
-
-def untrained(trained: Trained) -> Trained:
-    """Return the model with initial parameters from another seed."""
-    params, _ = trained.model.init(jax.random.key(trained.config.seed + 1))
-    return dataclasses.replace(trained, params=params)
 
 
 def resets(trained: Trained, tokens: jax.Array) -> jax.Array:
@@ -72,12 +76,6 @@ def resets(trained: Trained, tokens: jax.Array) -> jax.Array:
     token = DOCUMENT_TOKEN.get(trained.vocabulary.kind) if separated else None
     token = getattr(data, "document_token", token)
     return tokens == (-1 if token is None else token)
-
-
-def _affordable_rows(trained: Trained) -> int:
-    model = trained.config.model
-    numbers = 6 * model.hidden_size * model.layers * (STRETCH + WARM_UP)
-    return max(1, min(ROWS, LARGEST_TRACE // numbers))
 
 
 def _stretches(size: int, most: int) -> tuple[NDArray[np.int64], int]:
@@ -95,23 +93,27 @@ def _stretches(size: int, most: int) -> tuple[NDArray[np.int64], int]:
     return begins[:, None] + np.arange(length), WARM_UP
 
 
-def memory(trace: Trace) -> tuple[str, Any]:
-    """Return the name and the values of c, or of h in a cell without c."""
-    name = "c" if hasattr(trace.state, "c") else "h"
-    return name, getattr(trace.state, name)
+def memory(units: Units) -> str:
+    """Return "c", or "h" for a cell without c."""
+    return "c" if "c" in units else "h"
 
 
-def gates(trace: Trace) -> dict[str, Any]:
+def gates(units: Units) -> dict[str, Floats]:
     """Return the gates by letter, without candidates and gates that are always 1."""
-    named = {name: getattr(trace.gates, name) for name in trace.gates._fields}
     return {
-        name: gate
-        for name, gate in named.items()
-        if name not in jl.diagnostics.gates.CANDIDATES and bool((gate != 1).any())
+        name: values
+        for name, values in units.items()
+        if name not in ("c", "h", *CANDIDATES) and (values != 1).any()
     }
 
 
-def flat(values: Any) -> Floats:
+def gates_and_memory(units: Units) -> dict[str, Floats]:
+    """Return `gates`, and c, or h for a cell without c."""
+    state = memory(units)
+    return gates(units) | {state: units[state]}
+
+
+def _flat(values: jax.Array) -> Floats:
     """Return `[S, R, H]` as `[N, H]`, one stretch after another."""
     rows_first = np.asarray(values, np.float32).swapaxes(0, 1)
-    return rows_first.reshape(-1, rows_first.shape[-1])
+    return rows_first.reshape(-1, values.shape[-1])
