@@ -73,6 +73,7 @@ class Recorder:
                 ),
             ),
             self.save,
+            experiment.losses_like,
         )
 
     def validated(self, state, found):

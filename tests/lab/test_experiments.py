@@ -63,6 +63,9 @@ def test_a_run_directory_has_all_its_files(library):
     assert runs.finished(runs.open(run)) == 40
     assert any("compiled in" in message for message in sink.messages)
     assert any("the " in message for message in sink.messages)
+    for pace in (r for r in sink.records if r["split"] == "train"):
+        seconds = pace["milliseconds_per_step"] / 1e3
+        assert pace["tokens_per_second"] == pytest.approx(4 * 16 / seconds)
 
 
 def test_metrics_contain_bits_per_character(library):

@@ -24,6 +24,7 @@ from jaxlstm.lab import checkpoints, cli, config, runs, tasks
 from jaxlstm.lab.config import loading, schema
 from jaxlstm.lab.parallel import devices
 from jaxlstm.lab.reports import report
+from jaxlstm.lab.sinks import formatting
 from jaxlstm.lab.tasks import Losses, Metric
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import train_steps
@@ -51,9 +52,15 @@ def command(*words, **environment: str) -> subprocess.Popen[str]:
 
 
 def test_the_task_trains_evaluates_and_reports(tmp_path, capsys):
-    trained = jl.lab.train(
-        sum_task.config(steps=200), run=tmp_path / "run", sink=tiny.RecordingSink()
-    )
+    sink = tiny.RecordingSink()
+    trained = jl.lab.train(sum_task.config(steps=200), run=tmp_path / "run", sink=sink)
+    paces = [r for r in sink.records if r["split"] == "train"]
+    for pace in paces:
+        assert "tokens_per_second" not in pace
+        seconds = pace["milliseconds_per_step"] / 1e3
+        assert pace["sequences_per_second"] == pytest.approx(8 / seconds)
+        assert re.search(r"  sequences/s \d", formatting.line(pace, 200))
+    assert len(paces) == 10
     records = [r for r in trained.metrics() if r["split"] == "validation"]
     assert records[-1]["loss"] < records[0]["loss"] / 4
     best = max(records, key=lambda record: record["share_close"])
@@ -301,6 +308,11 @@ def test_metrics_may_be_undefined_for_some_means(monkeypatch):
     """The check before the first step uses made-up means."""
     monkeypatch.setattr(sum_task.Sum, "metrics", lambda self, spec, means: 1 / 0)
     Experiment.build(config.load(sum_task.config()))
+
+
+def test_bench_refuses_a_model_without_engines():
+    with pytest.raises(jl.lab.BadInput, match=r"^bench: got the task sum, whose model"):
+        jl.lab.bench(sum_task.config(), seconds=0.0)
 
 
 def test_the_config_of_a_task_has_its_own_sections(tmp_path):

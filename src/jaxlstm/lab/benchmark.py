@@ -86,13 +86,19 @@ def bench(
         One row for each engine and one for torch.
 
     Raises:
-        BadInput: The config or its data cannot be used.
+        BadInput: The config or its data cannot be used, or its model section is not
+            that of language models.
     """
     if not 0 <= seconds < math.inf:
         raise BadInput(
             f"bench: seconds: got {seconds:g}, expected a finite number of at least 0"
         )
     loaded: Config = configs.load(config, overrides=overrides)
+    if not isinstance(loaded.model, schema.Model):
+        raise BadInput(
+            f"bench: got the task {loaded.task}, whose model section has no engine, "
+            "expected a task with the model section of language models"
+        )
     without_engine = _with_engine(loaded, None)
     cost = tasks.get(loaded.task).step_cost(without_engine)
     resolved = splits.resolve_shards(without_engine, cost)

@@ -104,6 +104,7 @@ class TrainingRun:
                 Callback(self._checkpoint, save, on_stop=True),
             ),
             self._save,
+            experiment.losses_like,
         )
 
     # -- callbacks ------------------------------------------------------------

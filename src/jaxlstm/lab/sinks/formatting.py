@@ -3,9 +3,9 @@
 A record is one line of `metrics.jsonl`, with values that depend on the clock added:
 `step`, `split` ("train" if missing), the metrics of the task, such as `loss` and
 `bits_per_character`, and any of `learning_rate`, `gradient_norm`,
-`tokens_per_second`, `milliseconds_per_step`, `data_wait_share` (0 to 1) and
-`eta_seconds`. The metrics are shown in the order of the record. Fields that are missing
-or None are not shown.
+`tokens_per_second` or `sequences_per_second`, `milliseconds_per_step`,
+`data_wait_share` (0 to 1) and `eta_seconds`. The metrics are shown in the order of the
+record. Fields that are missing or None are not shown.
 """
 
 import math
@@ -96,6 +96,7 @@ PACE = (
     Field("learning_rate", "lr", "{:.2e}".format),
     Field("gradient_norm", "grad", "{:.3g}".format),
     Field("tokens_per_second", "tokens/s", _count),
+    Field("sequences_per_second", "sequences/s", _count),
     Field("milliseconds_per_step", "ms/step", _milliseconds),
     Field("data_wait_share", "data wait", _percent),
 )

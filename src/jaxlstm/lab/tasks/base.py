@@ -64,7 +64,9 @@ class Losses(NamedTuple):
     """The loss of each example.
 
     Attributes:
-        values: `[..., B]`, in float32, the batch axis last.
+        values: `[..., B]`, in float32, the batch axis last. The speed of training is
+            their number per second: of tokens if there are axes before the batch axis,
+            else of sequences.
         weights: The weight of each value, in the same shape; False excludes an
             example. None gives all examples the weight 1.
         extra: Other numbers of each example, in the same shape, for `Task.metrics`.

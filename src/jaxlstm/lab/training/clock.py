@@ -26,13 +26,14 @@ class Clock:
         yield
         self._waited += time.perf_counter() - start
 
-    def pace(self, step: int, *, left: int, tokens: int) -> dict[str, float]:
+    def pace(self, step: int, *, left: int, count: int, unit: str) -> dict[str, float]:
         """Return the speed since the last call.
 
         Args:
             step: the current step.
             left: the number of steps that remain.
-            tokens: the number of tokens per step.
+            count: the number of tokens or sequences per step.
+            unit: "tokens" or "sequences".
         """
         now = time.perf_counter()
         seconds = max(now - self._start - self._paused, 1e-9)
@@ -40,7 +41,7 @@ class Clock:
         share = self._waited / seconds
         self._start, self._paused, self._waited, self._step = now, 0.0, 0.0, step
         return {
-            "tokens_per_second": tokens / each,
+            f"{unit}_per_second": count / each,
             "milliseconds_per_step": 1e3 * each,
             "data_wait_share": share,
             "eta_seconds": left * each,

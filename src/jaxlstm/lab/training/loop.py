@@ -21,7 +21,7 @@ import optax
 from jaxlstm.lab._util.errors import Diverged
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.parallel import splits
-from jaxlstm.lab.tasks.base import Dataset, Task
+from jaxlstm.lab.tasks.base import Dataset, Losses, Task
 from jaxlstm.lab.training import diagnosis, policies
 from jaxlstm.lab.training.clock import Clock
 from jaxlstm.lab.training.evaluation import evaluate as evaluate
@@ -66,7 +66,11 @@ class Listener(NamedTuple):
 
 
 class Job(NamedTuple):
-    """The parts of a training run that the loop uses."""
+    """The parts of a training run that the loop uses.
+
+    `losses_like` has the shapes of the losses of a batch. Their number is the work of a
+    step: `[T, B]` are losses of tokens, `[B]` of sequences.
+    """
 
     task: Task
     model: Layer
@@ -77,6 +81,7 @@ class Job(NamedTuple):
     listener: Listener
     callbacks: Sequence[Callback]
     save: Callable[[TrainState, LoopState], None]
+    losses_like: Losses
 
     @property
     def shards(self) -> int:
@@ -170,6 +175,7 @@ def _log(job: Job, loop: LoopState, clock: Clock, step: int) -> None:
     numbers: dict[str, Any] = {"gradient_norm": math.fsum(norms) / len(norms)}
     if job.learning_rate is not None:
         numbers["learning_rate"] = job.learning_rate(step - 1)
-    tokens = job.training.batch_size * job.training.window
-    pace = clock.pace(step, left=job.training.steps - step, tokens=tokens)
+    values, left = job.losses_like.values, job.training.steps - step
+    unit = "tokens" if values.ndim > 1 else "sequences"
+    pace = clock.pace(step, left=left, count=values.size, unit=unit)
     job.listener.log(step, math.fsum(losses) / len(losses), numbers, pace)
