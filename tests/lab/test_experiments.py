@@ -283,8 +283,27 @@ def test_evaluate_refuses_a_text_that_has_changed(tmp_path):
     book.write_text(tiny.text())
     trained, _ = train(book, tmp_path / "run", steps=10)
     book.write_text(tiny.text(seed=1))
-    with pytest.raises(BadInput, match=r"got sha256 \w+, expected \w+ as in"):
+    message = r'data: ".*/book\.txt": got sha256 \w{12}, expected \w{12} as in'
+    with pytest.raises(BadInput, match=message):
         trained.evaluate()
+
+
+def test_changed_data_is_named_by_path():
+    text = {"source": "text", "path": "/a.txt", "validation_path": "/b.txt"}
+    config = configs.load({"data": text})
+    before = {"sha256": ["1" * 64, "2" * 64]}
+    for paths in ({"paths": ["/a.txt", "/b.txt"]}, {}):
+        now = {"sha256": ["1" * 64, "3" * 64]} | paths
+        runs.trained.require_same_data(config, before, before | paths)
+        with pytest.raises(BadInput) as caught:
+            runs.trained.require_same_data(config, before, now)
+        assert str(caught.value).startswith(
+            'data: "/b.txt": got sha256 333333333333, expected 222222222222 as in'
+        )
+    with pytest.raises(BadInput, match=r'^data: "/a.txt", "/b.txt": got sha256 new'):
+        runs.trained.require_same_data(config, before, {"sha256": ["new"]})
+    with pytest.raises(BadInput, match=r"^data: got sha256 new, expected 1{12}, 2{12}"):
+        runs.trained.require_same_data(configs.load(), before, {"sha256": ["new"]})
 
 
 def test_a_run_of_zero_steps_can_be_loaded(book, tmp_path):

@@ -53,7 +53,8 @@ class TrainingRun:
         """
         like, root = self.experiment.state_like, self.run.checkpoints
         for meta in _readable_meta(root):
-            require_same_data(meta["data"], self.experiment.dataset.description)
+            found = self.experiment.dataset.description
+            require_same_data(self.config, meta["data"], found)
         runs.read_metrics(self.run)
         rename = _Renaming(current_names(self.task, like))
         found = checkpoints.latest(root, like, self.sink.message, rename=rename)

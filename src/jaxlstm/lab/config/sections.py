@@ -1,7 +1,7 @@
 """Base model of all config sections, and the types of their values."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -71,33 +71,55 @@ def with_absolute_paths(section: SectionT) -> SectionT:
     Args:
         section: A section; those inside it are included.
     """
+    return _with_paths(section, lambda path: str(Path(path).absolute()))
+
+
+def file_paths(section: BaseModel) -> list[str]:
+    """Return the values of type `FilePath` of a section and of those inside it."""
+    found: list[str] = []
+
+    def record(path: str) -> str:
+        found.append(path)
+        return path
+
+    _with_paths(section, record)
+    return found
+
+
+Change = Callable[[str], str]
+
+
+def _with_paths(section: SectionT, change: Change) -> SectionT:
+    """Return a section with changed paths."""
     before = {name: getattr(section, name) for name in type(section).model_fields}
     after = {
-        name: _absolute(before[name], Annotated[field.annotation, *field.metadata])
+        name: _changed(
+            before[name], Annotated[field.annotation, *field.metadata], change
+        )
         if field.metadata
-        else _absolute(before[name], field.annotation)
+        else _changed(before[name], field.annotation, change)
         for name, field in type(section).model_fields.items()
     }
     changed = {name: new for name, new in after.items() if new != before[name]}
     return section.model_copy(update=changed) if changed else section
 
 
-def _absolute(value: Any, kind: Any) -> Any:
-    """Return a value of the type `kind` with absolute paths."""
+def _changed(value: Any, kind: Any, change: Change) -> Any:
+    """Return a value of the type `kind` with changed paths."""
     if isinstance(value, BaseModel):
-        return with_absolute_paths(value)
+        return _with_paths(value, change)
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         if isinstance(value, str) and _PathText in kind.__metadata__:
-            return str(Path(value).absolute())
-        return _absolute(value, inner[0])
+            return change(value)
+        return _changed(value, inner[0], change)
     if origin in (Union, UnionType):
         named = any(get_origin(k) is Literal and value in get_args(k) for k in inner)
         for member in () if named else inner:
-            value = _absolute(value, member)
+            value = _changed(value, member, change)
         return value
     if isinstance(value, dict) and inner:
-        return {key: _absolute(item, inner[-1]) for key, item in value.items()}
+        return {key: _changed(item, inner[-1], change) for key, item in value.items()}
     if isinstance(value, list | tuple) and inner:
-        return type(value)(_absolute(item, inner[0]) for item in value)
+        return type(value)(_changed(item, inner[0], change) for item in value)
     return value

@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from jaxlstm.lab import checkpoints, runs, tasks
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.config.sections import file_paths
+from jaxlstm.lab.data.files import quoted
 from jaxlstm.lab.parallel import devices
 from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers
@@ -89,7 +91,7 @@ class Trained:
             BadInput: the data is missing or has changed.
         """
         dataset = self.task.data(self.config)
-        require_same_data(self.data, dataset.description)
+        require_same_data(self.config, self.data, dataset.description)
         return dataset
 
     def corpus(self) -> Any:
@@ -156,18 +158,38 @@ def read_spec(task: Task, meta: Mapping[str, Any]) -> Any:
     return task.spec_from_json(written)
 
 
-def require_same_data(stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def require_same_data(
+    config: Config, stored: Mapping[str, Any], found: Mapping[str, Any]
+) -> None:
     """Compare the data of a checkpoint with the data found now.
+
+    Args:
+        config: The config of the run, whose paths are named if the description of the
+            data has no `paths`.
+        stored: The description of the data in the checkpoint.
+        found: The description of the data found now.
 
     Raises:
         BadInput: The hashes differ.
     """
-    if stored["sha256"] != found["sha256"]:
-        raise BadInput(
-            f"data: got sha256 {', '.join(found['sha256'])}, expected "
-            f"{', '.join(stored['sha256'])} as in the checkpoint; restore the "
-            "data that the run began with, or start a new run"
-        )
+    before, now = list(stored["sha256"]), list(found["sha256"])
+    if before == now:
+        return
+    paths = list(found.get("paths") or file_paths(config.data))
+    if len(before) == len(now) == len(paths):
+        # Each hash is that of one file; only files that have changed are named.
+        changed = [k for k, old in enumerate(before) if old != now[k]]
+        before, now, paths = ([x[k] for k in changed] for x in (before, now, paths))
+    where = f"data: {', '.join(map(quoted, paths))}" if paths else "data"
+    raise BadInput(
+        f"{where}: got sha256 {_digits(now)}, expected {_digits(before)} as in the "
+        "checkpoint; restore the data that the run began with, or start a new run"
+    )
+
+
+def _digits(hashes: Sequence[str]) -> str:
+    """Return the first digits of each hash, which are enough to compare them."""
+    return ", ".join(text[:12] if len(text) == 64 else text for text in hashes)
 
 
 def _state_like(config: Config, task: Task, spec: Any, model: Layer) -> TrainState:
