@@ -83,7 +83,6 @@ class Sum:
     name = "sum"
     primary = Metric("share_close", "max")
     scores = ()
-    positions = ()
 
     def data(self, config: SumConfig) -> SumDataset:
         return SumDataset(config)

@@ -166,7 +166,13 @@ class Artifact(NamedTuple):
 
 
 class Task(Protocol):
-    """Definition of what is trained: data, model, loss and the final artifacts."""
+    """Definition of what is trained: data, model, loss and the final artifacts.
+
+    Two more members are optional. `sample(trained, ...)`, with the arguments of
+    `Trained.sample`, generates text for `jaxlstm sample`. `positions`, the names of
+    the layers of `model` in order, makes checkpoints readable that were written before
+    layers had names.
+    """
 
     name: str
     primary: Metric
@@ -175,10 +181,6 @@ class Task(Protocol):
     scores: Sequence[str]
     """Names of the metrics that a report states before the loss, such as
     `perplexity`; `primary` needs no entry."""
-
-    positions: Sequence[str]
-    """Names of the layers of `model` by position, for reading checkpoints written
-    before layers had names; empty for newer tasks."""
 
     def data(self, config: Any) -> Dataset:
         """Read the data of a config.

@@ -146,16 +146,17 @@ def current_names(task: Task, state: TrainState) -> Callable[[str], str]:
     `rnn/0/w_x`. Other paths are returned unchanged.
 
     Args:
-        task: the task; `positions` has the names of its layers by position.
+        task: the task; its optional `positions` has the names of its layers by
+            position.
         state: a state of the task, or its types.
     """
-    names = {}
+    names, positions = {}, list(getattr(task, "positions", ()))
     for tree in (state.params, state.carry):
         for path, _ in jax.tree_util.tree_leaves_with_path(tree):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             layer, _, rest = name.partition("/")
-            if layer in task.positions:
-                names[f"{list(task.positions).index(layer)}/{rest}"] = name
+            if layer in positions:
+                names[f"{positions.index(layer)}/{rest}"] = name
 
     def current(path: str) -> str:
         parts = path.split("/")
