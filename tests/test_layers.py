@@ -348,11 +348,24 @@ def test_serial_refuses_names_that_are_not_identifiers(name):
         jl.serial(rnn=CELL)  # pyright: ignore[reportArgumentType]
 
 
+def test_serial_refuses_a_collection_of_layers():
+    layer = jl.linear(2)
+    for layers, call in [
+        ([layer], r"\*layers"),
+        ((layer,), r"\*layers"),
+        ({"head": layer}, r"\*\*layers"),
+    ]:
+        message = rf"^serial: got a {type(layers).__name__}, .*; write serial\({call}\)"
+        with pytest.raises(ValueError, match=message):
+            jl.serial(layers)  # pyright: ignore[reportArgumentType]
+
+
 def test_serial_refuses_missing_and_extra_entries():
     layer = jl.serial(rnn=jl.recurrent(CELL, 4), head=jl.linear(2))
     params, _ = layer.init(KEY, D)
     state, _ = layer.apply(params, XS)
     for broken, got in [
+        ({}, "got an empty dict, expected the keys rnn, head"),
         ({"rnn": 0}, "got the keys rnn, expected rnn, head"),
         (
             {"rnn": 0, "head": 0, "tail": 0},

@@ -79,6 +79,12 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
     layers = (*layers, *named.values())
     if not layers:
         raise ValueError("serial: got no layers, expected at least one")
+    if (kind := type(layers[0])) in (list, tuple, dict):
+        stars = "**" if kind is dict else "*"
+        raise ValueError(
+            f"serial: got a {kind.__name__}, expected layers as arguments; write "
+            f"serial({stars}layers)."
+        )
     check_layers("serial", *layers)
     return _serial("serial", layers, tuple(named))
 
@@ -369,7 +375,6 @@ def _check_names(caller: str, what: str, names: tuple[str, ...], values: Any) ->
             f"keys {', '.join(names)}."
         )
     if set(values) != set(names):
-        raise ValueError(
-            f"{caller}: {what}: got the keys {', '.join(map(str, values))}, expected "
-            f"{', '.join(names)}."
-        )
+        keys = f"the keys {', '.join(map(str, values))}" if values else "an empty dict"
+        expected = ", ".join(names) if values else f"the keys {', '.join(names)}"
+        raise ValueError(f"{caller}: {what}: got {keys}, expected {expected}.")
