@@ -224,8 +224,8 @@ class Task(Protocol):
         Args:
             model: the result of `model`.
             params: its parameters.
-            carry: the state returned with the previous batch; None for the initial
-                state.
+            carry: the state returned with the previous batch, whose arrays all have the
+                batch on axis 0; None for the initial state.
             batch: a batch of the dataset.
             key: key of the noise; None for no noise, as in evaluation.
         """
