@@ -164,7 +164,7 @@ def test_each_program_runs_on_one_device_without_collectives(experiment, sharded
             (compiled.input_shardings, compiled.output_shardings)
         )
         assert len(set.union(*(sharding.device_set for sharding in shardings))) == 1
-    homes = [program.output_shardings[0] for program in sharded.gradients.values()]
+    homes = [program.output_shardings[0][0] for program in sharded.gradients.values()]
     assert homes == [
         jax.sharding.SingleDeviceSharding(device) for device in jax.devices()[:2]
     ]

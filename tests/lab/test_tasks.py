@@ -1,5 +1,6 @@
 """Tests that a task outside the package runs like language modelling."""
 
+import dataclasses
 import io
 import json
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +24,11 @@ import fast_compilation
 import jaxlstm as jl
 from jaxlstm.lab import checkpoints, cli, config, runs, tasks
 from jaxlstm.lab.config import loading, schema
-from jaxlstm.lab.parallel import devices
+from jaxlstm.lab.parallel import devices, shards
 from jaxlstm.lab.reports import report
 from jaxlstm.lab.sinks import formatting
 from jaxlstm.lab.tasks import Losses, Metric
+from jaxlstm.lab.training import diagnosis, evaluation, programs
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import train_steps
 
@@ -173,27 +176,91 @@ def test_auto_shards_are_decided_by_the_cost_that_the_task_states(monkeypatch):
 def test_shards_split_each_field_along_its_own_axis():
     """Two shards give the update of the whole batch, up to rounding."""
     after = []
-    for shards in (1, 2):
-        made = config.load(sum_task.config(shards=shards))
+    for count in (1, 2):
+        made = config.load(sum_task.config(shards=count))
         experiment = Experiment.build(made)
-        from jaxlstm.lab.training import programs
-
         dataset, state = experiment.dataset, experiment.initial_state()
         batches = dataset.batches(0, 3)
         parts = (experiment.task, experiment.model, experiment.optimizer)
-        if shards == 1:
+        if count == 1:
             run = jax.jit(lambda s, b, parts=parts: train_steps(*parts, s, b))
         else:
-            run = programs.shards.compile_steps(
+            run = shards.compile_steps(
                 programs.step_parts(*parts),
                 state,
                 batches,
                 batch_axes=dataset.batch_axes,
-                shards=shards,
+                shards=count,
             )
         after.append(run(state, batches)[0].params)
     for one, other in zip(*map(jax.tree.leaves, after), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+class WeightedSum(sum_task.Sum):
+    """The task with half the weight of a loss, and none where the sum is below 0."""
+
+    def loss(self, *args, **options):
+        losses, carry = super().loss(*args, **options)
+        batch = args[3]
+        return losses._replace(weights=jnp.where(batch.sums > 0, 0.5, 0.0)), carry
+
+
+def weighted_experiment() -> Experiment:
+    experiment = Experiment.build(config.load(sum_task.config(shards=2)))
+    return dataclasses.replace(experiment, task=WeightedSum())
+
+
+def test_shards_with_different_weights_give_the_mean_of_the_whole_batch():
+    """Rows 1 to 3, the whole first shard, or all rows have weight 0."""
+    experiment = weighted_experiment()
+    parts = (experiment.task, experiment.model, experiment.optimizer)
+    batches = experiment.dataset.batches(0, 3)
+    for step, rows in enumerate([slice(1, 4), slice(4), slice(8)]):
+        batches.sums[step, rows] = -1.0
+    run = shards.compile_steps(
+        programs.step_parts(*parts),
+        experiment.initial_state(),
+        batches,
+        batch_axes=experiment.dataset.batch_axes,
+        shards=2,
+    )
+    after, rows = run(experiment.initial_state(), batches)
+    whole, metrics = jax.jit(lambda s: train_steps(*parts, s, batches))(
+        experiment.initial_state()
+    )
+    for name in ("loss", "gradient_norm"):
+        expected = getattr(metrics, name)
+        np.testing.assert_allclose(getattr(rows, name), expected, rtol=1e-4)
+        assert expected[0] > 0 == expected[2]
+    assert int(after.step) == 3
+    for one, other in zip(
+        *map(jax.tree.leaves, (whole.params, after.params)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_divergence_names_no_row_of_weight_0():
+    experiment = weighted_experiment()
+    batch = experiment.dataset.batch(0)
+    batch.sums[[2, 5]] = -np.inf, np.inf
+    dataset = SimpleNamespace(
+        batch=lambda step: batch, batch_axes=experiment.dataset.batch_axes
+    )
+    job = SimpleNamespace(
+        task=experiment.task, model=experiment.model, shards=2, dataset=dataset
+    )
+    message = diagnosis.diagnose(job, experiment.initial_state())
+    assert "step 1: the loss is not finite" in message
+    assert "batch rows 5. " in message
+
+
+def test_validation_without_any_weight_is_refused():
+    experiment = weighted_experiment()
+    batch = experiment.dataset.batch(0)._replace(sums=np.full(8, -1.0, np.float32))
+    params = experiment.initial_state().params
+    with pytest.raises(jl.lab.BadInput, match="validation: got the weight 0 for all"):
+        evaluation.evaluate(experiment.task, experiment.model, params, [batch])
 
 
 def test_vmap_of_the_steps_equals_single_runs():

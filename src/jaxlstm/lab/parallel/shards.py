@@ -24,6 +24,7 @@ import numpy as np
 from jax import Array
 
 from jaxlstm.lab.parallel.devices import cycle_devices
+from jaxlstm.lab.parallel.means import divide
 
 # Steps in flight: enough to keep the devices busy, few enough that their gradients fit
 # into memory.
@@ -32,18 +33,20 @@ IN_FLIGHT = 2
 State = Any
 Batch = Any
 Metrics = Any
+Part = tuple[Array, Array | None]
 Dispatch = Callable[[State, Batch], tuple[State, Metrics]]
 
 
 class StepParts(NamedTuple):
     """The two parts of a training step.
 
-    gradient   `(state, carry, batch, shard) -> (loss, carry, gradient)`; reads neither
-               `state.carry` nor `state.opt_state`
+    gradient   `(state, carry, batch, shard) -> (part, carry, gradient)`; reads neither
+               `state.carry` nor `state.opt_state`. `part` is `Losses.part()`, and the
+               gradient is that of its first number
     update     `(state, loss, carry, gradient) -> (state, metrics)`
     """
 
-    gradient: Callable[[State, Any, Batch, Array], tuple[Array, Any, Any]]
+    gradient: Callable[[State, Any, Batch, Array], tuple[Part, Any, Any]]
     update: Callable[[State, Array, Any, Any], tuple[State, Metrics]]
 
 
@@ -76,29 +79,37 @@ def take_shard(tree: Any, shard: int, shards: int, *, axis: Any) -> Any:
 
 def shard_gradient(
     parts: StepParts, state: State, carries: Carries, batch: Batch, shard: Array
-) -> tuple[Array, Carries, Any]:
-    """Return loss, carries and gradient of one shard.
+) -> tuple[Part, Carries, Any]:
+    """Return `Losses.part`, carries and gradient of one shard.
 
     Args:
         state: without carry and optimizer state, on which no gradient depends.
         batch: the part of this shard.
     """
     before = _select_carry(state.healthy, carries)
-    loss, after, gradient = parts.gradient(state, before, batch, shard)
-    return loss, Carries(before, after), gradient
+    part, after, gradient = parts.gradient(state, before, batch, shard)
+    return part, Carries(before, after), gradient
 
 
 def mean_update(
     parts: StepParts,
     state: State,
-    losses: tuple[Array, ...],
+    losses: tuple[Part, ...],
     gradients: tuple[Any, ...],
 ) -> tuple[State, Metrics]:
-    """Update the state by the mean of all gradients, added in the order of shards."""
-    mean = functools.partial(
-        jax.tree.map, lambda *each: sum(each[1:], each[0]) / len(each)
-    )
-    return parts.update(state, mean(*losses), (), mean(*gradients))
+    """Update the state by the mean of all gradients, added in the order of shards.
+
+    Weighted losses and their gradients are divided by the weight of the whole batch.
+    """
+    values, weights = zip(*losses, strict=True)
+
+    def mean(*each: Array) -> Array:
+        total = sum(each[1:], each[0])
+        if weights[0] is None:
+            return total / len(each)
+        return divide(total, sum(weights[1:], weights[0]))
+
+    return parts.update(state, mean(*values), (), jax.tree.map(mean, *gradients))
 
 
 def concatenate_carries(healthy: Array, carries: tuple[Carries, ...]) -> Any:
@@ -160,10 +171,10 @@ class ShardedSteps:
         with ThreadPoolExecutor(len(lowered)) as pool:
             compiled = pool.map(jax.stages.Lowered.compile, lowered.values())
             self.gradients = dict(zip(lowered, compiled, strict=True))
-        loss, _, gradient_struct = jax.eval_shape(gradient, *arguments[0])
+        part, _, gradient_struct = jax.eval_shape(gradient, *arguments[0])
         update = jax.jit(functools.partial(mean_update, parts), donate_argnums=0)
         self.update = update.lower(
-            state_without_carry, (loss,) * shards, (gradient_struct,) * shards
+            state_without_carry, (part,) * shards, (gradient_struct,) * shards
         ).compile()
         self.join = jax.jit(concatenate_carries)
 

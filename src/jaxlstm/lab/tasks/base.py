@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlstm.lab.parallel.costs import StepCost as StepCost
+from jaxlstm.lab.parallel.means import divide
 from jaxlstm.layers.base import Layer
 
 if TYPE_CHECKING:
@@ -67,8 +68,11 @@ class Losses(NamedTuple):
         values: `[..., B]`, in float32, the batch axis last. The speed of training is
             their number per second: of tokens if there are axes before the batch axis,
             else of sequences.
-        weights: The weight of each value, in the same shape; False excludes an
-            example. None gives all examples the weight 1.
+        weights: The weight of each value, at least 0 and in the same shape; 0 or False
+            excludes a value. None gives all values the weight 1. The mean of a training
+            batch is the same for any number of shards, up to rounding; if all its
+            weights are 0, loss and gradient are 0 and the optimizer still makes a step.
+            A gradient is not finite where the derivative of an excluded value is not.
         extra: Other numbers of each example, in the same shape, for `Task.metrics`.
     """
 
@@ -77,11 +81,20 @@ class Losses(NamedTuple):
     extra: Mapping[str, Array] = {}
 
     def mean(self) -> Array:
-        """Return the weighted mean."""
+        """Return the weighted mean; 0, with a gradient of 0, if all weights are 0."""
+        value, weight = self.part()
+        return value if weight is None else divide(value, weight)
+
+    def part(self) -> tuple[Array, Array | None]:
+        """Return the numbers of one shard that give the mean of the whole batch.
+
+        Returns:
+            The mean and None if there are no weights, otherwise the weighted sum and
+            the sum of the weights.
+        """
         if self.weights is None:
-            return self.values.mean()
-        weight = self.weights.sum().astype(self.values.dtype)
-        return self._sum(self.values) / weight
+            return self.values.mean(), None
+        return self._sum(self.values), self.weights.sum().astype(self.values.dtype)
 
     def sums(self) -> Sums:
         """Return the weighted sums.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxlstm.lab.parallel import shards
-from jaxlstm.lab.tasks.base import Batch, Task
+from jaxlstm.lab.tasks.base import Batch, Losses, Task
 from jaxlstm.lab.training.state import TrainState, noise_key
 from jaxlstm.layers.base import Layer
 
@@ -17,7 +17,7 @@ def diagnose(job: Any, state: TrainState) -> str:
     """Return a message about the step that follows the state.
 
     It names the first leaf of the gradient that is not finite, and the rows of the
-    batch whose loss is not finite.
+    batch whose loss is not finite and has a weight.
     """
     step = int(state.step)
     batch = job.dataset.batch(step)
@@ -44,10 +44,13 @@ def diagnose(job: Any, state: TrainState) -> str:
 def _examine(
     static: tuple[Task, Layer, int], axes: Any, state: TrainState, batch: Batch
 ) -> tuple[Array, Any]:
-    """Return the loss of each example `[..., B]`, and the gradient of their mean."""
+    """Return the loss of each example `[..., B]`, and the gradient of their mean.
+
+    A loss of weight 0 is returned as 0.
+    """
     task, model, count = static
 
-    def losses(params: Any, shard: int) -> Array:
+    def losses(params: Any, shard: int) -> Losses:
         found, _ = task.loss(
             model,
             params,
@@ -55,12 +58,15 @@ def _examine(
             shards.take_shard(batch, shard, count, axis=axes),
             key=noise_key(state, None if count == 1 else shard),
         )
-        return found.values
+        return Losses(found.values, found.weights)
 
-    def mean(params: Any) -> tuple[Array, Array]:
+    def mean(params: Any) -> tuple[Array, Losses]:
         parts = [losses(params, shard) for shard in range(count)]
-        each = jnp.concatenate(parts, axis=-1)
+        each = jax.tree.map(lambda *part: jnp.concatenate(part, axis=-1), *parts)
         return each.mean(), each
 
     gradient, each = jax.grad(mean, has_aux=True)(state.params)
-    return each, gradient
+    if each.weights is None:
+        return each.values, gradient
+    weights = each.weights.astype(each.values.dtype)
+    return jnp.where(weights == 0, 0.0, each.values * weights), gradient

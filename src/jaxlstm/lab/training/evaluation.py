@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import jax
 
+from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.tasks.base import (
     Batch,
     Carry,
@@ -32,6 +33,9 @@ def evaluate(
     """Return the weighted means of the loss and of the task's extra numbers.
 
     The state is carried from batch to batch.
+
+    Raises:
+        BadInput: all weights are 0.
     """
     carry, sums = None, []
     for batch in batches:
@@ -42,6 +46,11 @@ def evaluate(
     host = jax.device_get(sums)
     total = {name: math.fsum(float(row[name]) for row in host) for name in host[0]}
     weight = total.pop("weight")
+    if weight == 0:
+        raise BadInput(
+            "validation: got the weight 0 for all losses, expected at least one loss "
+            "with a weight; check the weights that the task returns"
+        )
     return {name: value / weight for name, value in total.items()}
 
 

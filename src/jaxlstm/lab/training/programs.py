@@ -52,6 +52,6 @@ def step_parts(task: Task, model: Layer, optimizer: Any) -> shards.StepParts:
 
     def gradient(state: TrainState, carry: Any, batch: Batch, shard: Any) -> Any:
         key = steps.noise_key(state, shard)
-        return steps.gradient(task, model, state.params, carry, batch, key)
+        return steps.shard_gradient(task, model, state.params, carry, batch, key)
 
     return shards.StepParts(gradient, functools.partial(steps.update, optimizer))

@@ -96,6 +96,20 @@ def gradient(
     return mean, carry, found
 
 
+def shard_gradient(
+    task: Task, model: Layer, params: Params, carry: Carry, batch: Batch, key: Array
+) -> tuple[tuple[Array, Array | None], Carry, Params]:
+    """Return `Losses.part` of one shard, its carry, and the gradient of its value."""
+
+    def loss(params: Params) -> tuple[Array, tuple[Array | None, Carry]]:
+        losses, after = task.loss(model, params, carry, batch, key=key)
+        value, weight = losses.part()
+        return value, (weight, after)
+
+    (value, (weight, carry)), found = jax.value_and_grad(loss, has_aux=True)(params)
+    return (value, weight), carry, found
+
+
 def update(
     optimizer: optax.GradientTransformation,
     state: TrainState,
