@@ -217,6 +217,12 @@ def test_a_run_of_config_version_1_resumes_in_one_shard(library, tmp_path):
     )
 
 
+MAY_CHANGE = (
+    "optimizer, sample, device and training (except its batch_size, shards, window, "
+    "validation_streams and validation_tokens)"
+)
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -230,8 +236,12 @@ def test_a_run_of_config_version_1_resumes_in_one_shard(library, tmp_path):
 def test_options_of_data_and_model_cannot_change_within_a_run(library, override):
     place, _, _ = library
     key = override.split("=")[0]
-    with pytest.raises(BadInput, match=f"got a change of {key}, expected"):
+    with pytest.raises(BadInput) as caught:
         jl.lab.resume(place / "whole", overrides=[override])
+    assert str(caught.value) == (
+        f"resume: got a change of {key}, expected only changes of {MAY_CHANGE}; start "
+        "a new run for others"
+    )
 
 
 @pytest.mark.parametrize(
@@ -331,9 +341,22 @@ def test_an_invalid_prompt_is_refused_before_training(book, tmp_path):
 
 def test_resuming_with_another_config_is_refused(library):
     place, _, _ = library
-    other = tiny.config(place / "book.txt") | {"seed": 5}
-    with pytest.raises(BadInput, match=r"another config \(seed differ\), expected"):
-        jl.lab.train(other, run=place / "whole", resume="auto")
+    other = tiny.config(place / "book.txt", steps=50)
+    run = place / "whole"
+    with pytest.raises(BadInput) as caught:
+        jl.lab.train(other, run=run, resume="auto")
+    assert str(caught.value) == (
+        f"{run}: got a run of another config (training.steps differ), expected one of "
+        "the given config; choose another --run, or change that run: "
+        f"jaxlstm resume {run} KEY=VALUE"
+    )
+    with pytest.raises(BadInput) as caught:
+        jl.lab.train(other | {"seed": 5}, run=run, resume="auto")
+    assert str(caught.value) == (
+        f"{run}: got a run of another config (seed, training.steps differ), expected "
+        f"one of the given config; choose another --run, as only {MAY_CHANGE} may "
+        "change"
+    )
 
 
 def files(run: Path) -> dict[str, bytes]:

@@ -255,26 +255,42 @@ def _require_same_config(run: Run, config: Config) -> None:
     changed = _differences(_config(run), config)
     if config.training.shards == "auto":  # was resolved to a number in the run
         changed = [key for key in changed if key != "training.shards"]
-    if changed:
-        raise BadInput(
-            f"{run.path}: got a run of another config ({', '.join(changed)} differ), "
-            "expected one of this config; choose another --run, or change that run: "
-            f"{shlex.join(['jaxlstm', 'resume', str(run.path)])} KEY=VALUE"
-        )
+    if not changed:
+        return
+    if _fixed(changed):
+        remedy = f"as only {_may_change(config)} may change"
+    else:
+        again = shlex.join(["jaxlstm", "resume", str(run.path)])
+        remedy = f"or change that run: {again} KEY=VALUE"
+    raise BadInput(
+        f"{run.path}: got a run of another config ({', '.join(changed)} differ), "
+        f"expected one of the given config; choose another --run, {remedy}"
+    )
 
 
 def _require_same_stream(before: Config, after: Config) -> None:
     """Raise `BadInput` for changes after which the checkpoints would not fit."""
-    fixed = [
-        key
-        for key in _differences(before, after)
-        if key.split(".")[0] not in MAY_CHANGE or key in MUST_STAY
-    ]
+    fixed = _fixed(_differences(before, after))
     if fixed:
         raise BadInput(
-            f"resume: got a change of {', '.join(fixed)}, expected only changes that "
-            "keep the checkpoints valid; start a new run for others"
+            f"resume: got a change of {', '.join(fixed)}, expected only changes of "
+            f"{_may_change(after)}; start a new run for others"
         )
+
+
+def _fixed(keys: Sequence[str]) -> list[str]:
+    """Return those of the keys that cannot change within a run."""
+    return [
+        key for key in keys if key.split(".")[0] not in MAY_CHANGE or key in MUST_STAY
+    ]
+
+
+def _may_change(config: Config) -> str:
+    """Return the keys that may change within a run, as a part of a message."""
+    sections = [name for name in MAY_CHANGE if hasattr(config, name)]
+    stay = [key.removeprefix("training.") for key in MUST_STAY]
+    listed = f"{', '.join(sections[:-1])} and {sections[-1]}"
+    return f"{listed} (except its {', '.join(stay[:-1])} and {stay[-1]})"
 
 
 def _differences(one: Config, other: Config) -> list[str]:
