@@ -238,7 +238,10 @@ class Task(Protocol):
             model: the result of `model`.
             params: its parameters.
             carry: the state returned with the previous batch, whose arrays all have the
-                batch on axis 0; None for the initial state.
+                batch on axis 0. It is zeros with the first batch of training or
+                validation, not the initial state of a cell; a task whose initial state
+                is learned or not 0 must reset the state in these batches. None is
+                passed once, to find the shapes and dtypes of the carry.
             batch: a batch of the dataset.
             key: key of the noise; None for no noise, as in evaluation.
         """
