@@ -106,7 +106,9 @@ class Training(Section):
         description="Number of newest checkpoints kept, in addition to the best.",
     )
     early_stopping: EarlyStopping | None = Field(
-        default=None, description="Stop early if the validation loss stops improving."
+        default=None,
+        description="Stop early if the task's primary validation metric stops "
+        "improving.",
     )
     validation_streams: Size = Field(
         default=128, description="Number of parallel streams in validation."
