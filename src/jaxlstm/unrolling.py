@@ -121,11 +121,11 @@ def unroll(
         engine: None for the first engine that accepts the call, a name, or several
             names to try in order. `"adjoint"` computes each weight gradient as one
             product over all steps. `"scan"` is the reference, whose single steps have
-            the bits of the whole sequence. `"adjoint/lean"` keeps states only, a
-            quarter of the memory. `"adjoint/rows_first"` and `"adjoint/weights_first"`
-            fix the order of the recurrent products, which `"adjoint"` selects by size.
-            `"cudnn"` is NVIDIA's kernel for the plain LSTM. `"native"` is a CPU kernel,
-            compiled by `jl.engines.native.load()`.
+            the bits of the whole sequence. `"adjoint/lean"` keeps states only,
+            less than a third of the memory for long sequences. `"adjoint/rows_first"`
+            and `"adjoint/weights_first"` fix the order of the recurrent products, which
+            `"adjoint"` selects by size. `"cudnn"` is NVIDIA's kernel for the plain LSTM.
+            `"native"` is a CPU kernel, compiled by `jl.engines.native.load()`.
 
     Returns:
         `(state, emitted)`, the carry first as in `lax.scan`.
