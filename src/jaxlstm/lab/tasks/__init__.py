@@ -6,7 +6,6 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe, did_you_mean, join_names
 from jaxlstm.lab.config.schema import RunConfig
 from jaxlstm.lab.config.schema import register as register_config
-from jaxlstm.lab.tasks import contract
 from jaxlstm.lab.tasks.base import Artifact as Artifact
 from jaxlstm.lab.tasks.base import Dataset as Dataset
 from jaxlstm.lab.tasks.base import Losses as Losses
@@ -33,7 +32,10 @@ def register(task: Task, config: type[RunConfig]) -> None:
     Raises:
         BadInput: the task lacks a member of `Task`, or the config is not its own.
     """
-    contract.require_interface(task, config)
+    from jaxlstm.lab.tasks import contract
+
+    contract.require_interface(task)
+    contract.require_config(task.name, config, RunConfig)
     TASKS[task.name] = task
     register_config(config)
 

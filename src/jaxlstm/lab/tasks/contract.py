@@ -9,12 +9,11 @@ from typing import Any
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe
-from jaxlstm.lab.config.schema import RunConfig
 from jaxlstm.lab.tasks.base import Dataset, Metric, Spec, Task
 
 
-def require_interface(task: Any, config: Any) -> None:
-    """Raise `BadInput` unless a task has the members of `Task`, and its config fits."""
+def require_interface(task: Any) -> None:
+    """Raise `BadInput` unless a task has the members of `Task`."""
     name = getattr(task, "name", None)
     if isinstance(task, type) or not isinstance(name, str):
         kind = task.__name__ if isinstance(task, type) else type(task).__name__
@@ -31,9 +30,14 @@ def require_interface(task: Any, config: Any) -> None:
     if not isinstance(task.primary, Metric) or task.primary.mode not in ("min", "max"):
         expected = 'a Metric with the mode "min" or "max"'
         raise _error(name, f"primary {task.primary!r:.60}", expected)
-    if not (isinstance(config, type) and issubclass(config, RunConfig)):
-        raise _error(name, f"the config {config!r:.60}", "a subclass of RunConfig")
-    field = config.model_fields["task"]
+
+
+def require_config(name: str, config: Any, base: type) -> None:
+    """Raise `BadInput` unless `config` derives from `base` and names the task."""
+    if not (isinstance(config, type) and issubclass(config, base)):
+        expected = f"a subclass of {base.__name__}"
+        raise _error(name, f"the config {config!r:.60}", expected)
+    field = getattr(config, "model_fields")["task"]  # noqa: B009
     default = "no default" if field.is_required() else describe(field.default)
     if field.default != name:
         got = f"{config.__name__}, whose field task has {default}"
