@@ -2,6 +2,7 @@
 
 import jax
 
+from jaxlstm.engines import memory
 from jaxlstm.lab import tasks
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.schema import Config
@@ -52,4 +53,4 @@ def _memory(experiment: Experiment) -> str:
     size = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
     size += analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
     size += experiment.shard_bytes()
-    return f"{size / 1e6:,.0f} MB for a training step, by XLA's analysis"
+    return f"{memory.show(size)} for a training step, by XLA's analysis"
