@@ -18,9 +18,7 @@ def record(step, loss, split="train", **more):
 
 def test_the_best_validation_is_marked(ax):
     records = [record(n, loss, "validation") for n, loss in ((1, 3), (2, 1.5), (3, 2))]
-    assert "best 1.500 nats\nat step 2" in words(
-        drawn(plots.loss_curve(records, ax=ax))
-    )
+    assert "best 1.500\nat step 2" in words(drawn(plots.loss_curve(records, ax=ax)))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +55,7 @@ def test_a_best_validation_without_a_plotted_value_has_no_mark(ax):
 @pytest.mark.parametrize(
     ("more", "label"),
     [
-        ({}, "loss (nats per token)"),
+        ({}, "loss"),
         ({"perplexity": 4.0}, "perplexity per token"),
         ({"bits_per_character": 2.0}, "bits per character"),
     ],
@@ -65,6 +63,18 @@ def test_a_best_validation_without_a_plotted_value_has_no_mark(ax):
 def test_the_metric_is_the_first_one_in_the_records(ax, more, label):
     records = [record(1, 1.4, **more), record(1, 1.5, "validation", **more)]
     assert drawn(plots.loss_curve(records, ax=ax)).get_ylabel() == label
+
+
+def test_the_caller_names_the_loss_where_it_is_plotted(ax):
+    records = [record(1, 1.5, "validation")]
+    text = [record(1, 1.5, "validation", perplexity=4.5)]
+    for found, label in ((records, "error (m)"), (text, "perplexity per token")):
+        ax.clear()
+        plots.loss_curve(found, label="error (m)", ax=ax)
+        assert ax.get_ylabel() == label
+        ax.clear()
+        plots.compare_runs({"a": found}, label="error (m)", ax=ax)
+        assert ax.get_ylabel() == f"validation {label}"
 
 
 def test_a_steep_first_descent_is_cut_off_and_its_value_written(ax):
@@ -109,7 +119,7 @@ def test_runs_are_compared_in_a_metric_that_all_have(ax):
     drawn(plots.compare_runs({"a": both, "b": plain, "empty": []}, ax=ax))
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["a: best 1.5", "b: best 1.4", "empty"]
-    assert ax.get_ylabel() == "validation loss (nats per token)"
+    assert ax.get_ylabel() == "validation loss"
 
 
 def test_the_label_of_a_run_states_its_best_value_of_a_given_metric(ax):

@@ -45,7 +45,7 @@ class _Score(NamedTuple):
 _SCORES = (
     _Score("bits_per_character", "bits per character", "bits"),
     _Score("perplexity", "perplexity per token", ""),
-    _Score("loss", "loss (nats per token)", "nats"),
+    _Score("loss", "loss", ""),
 )
 
 
@@ -54,6 +54,7 @@ def loss_curve(
     records: Sequence[Record],
     *,
     best: tuple[str, Literal["min", "max"]] | None = None,
+    label: str = "loss",
     ax: Axes | None = None,
 ) -> Axes:
     """Plot training and validation against the step, with the best validation marked.
@@ -66,6 +67,7 @@ def loss_curve(
         records: the records of a run, as in `metrics.jsonl`.
         best: the metric that selects the best validation, and "min" or "max", such as
             `("accuracy", "max")`; None for the lowest value of the plotted metric.
+        label: name and unit of the loss, where the loss is plotted.
         ax: the axes; None for a new figure.
 
     Raises:
@@ -77,7 +79,7 @@ def loss_curve(
         >>> loss_curve(records).get_xlabel()
         'step'
     """
-    score = _score(records)
+    score = _score(records, loss=label)
     train = _series(records, "train", score.key)
     validation = _series(records, "validation", score.key)
     if not train.values.size + validation.values.size:
@@ -102,6 +104,7 @@ def compare_runs(
     runs: Mapping[str, Sequence[Record]],
     *,
     best: tuple[str, Literal["min", "max"]] | None = None,
+    label: str = "loss",
     ax: Axes | None = None,
 ) -> Axes:
     """Plot the validation curves of several runs, each labelled with its best value.
@@ -112,6 +115,7 @@ def compare_runs(
     Args:
         runs: the records of each run by name.
         best: as for `loss_curve`.
+        label: as for `loss_curve`.
         ax: the axes; None for a new figure.
 
     Raises:
@@ -120,19 +124,19 @@ def compare_runs(
     Example:
         >>> run = [{"step": 9, "split": "validation", "loss": 1.5}]
         >>> compare_runs({"a": run, "b": run}).get_ylabel()
-        'validation loss (nats per token)'
+        'validation loss'
     """
     bands.check_mapping("runs", runs, '{"one": records, "other": records}')
     ax = new_axes(ax)
-    score = _score(*runs.values())
+    score = _score(*runs.values(), loss=label)
     colours = (INK, VERMILION, BLUE, GREEN, PURPLE, ORANGE)
     curves = [_series(run, "validation", score.key) for run in runs.values()]
     for index, (name, curve) in enumerate(zip(runs, curves, strict=True)):
         found = _best(runs[name], score, best)
-        label = f"{name}: best {found.words('.4g')}" if curve.values.size else name
+        words = f"{name}: best {found.words('.4g')}" if curve.values.size else name
         style = STYLES[index % len(STYLES)]
         colour = colours[index % len(colours)]
-        ax.plot(*curve, color=colour, ls=style, lw=1.6, marker="o", ms=3, label=label)
+        ax.plot(*curve, color=colour, ls=style, lw=1.6, marker="o", ms=3, label=words)
     _cut_descent(ax, curves)
     ax.set(xlabel="step", ylabel=f"validation {score.label}")
     add_legend(ax, len(curves), loc="upper right")
@@ -182,7 +186,7 @@ def loss_bands(
     *,
     steps: ArrayLike | None = None,
     within: tuple[float, float] = (0.25, 0.75),
-    label: str = "loss (nats per token)",
+    label: str = "loss",
     ax: Axes | None = None,
 ) -> Axes:
     """Plot the loss of several seeds as a band, for several models.
@@ -202,8 +206,9 @@ def loss_bands(
         ValueError: runs is empty, an array has another shape, or the steps do not fit.
 
     Example:
-        >>> loss_bands({"LSTM": [[3.0, 2.0], [3.1, 2.2]]}).get_ylabel()
-        'loss (nats per token)'
+        >>> losses = [[3.0, 2.0], [3.1, 2.2]]
+        >>> loss_bands({"LSTM": losses}, label="loss (nats)").get_ylabel()
+        'loss (nats)'
     """
     ax = new_axes(ax)
     curves = {}
@@ -245,12 +250,12 @@ def _series(records: Sequence[Record], split: str, key: str) -> _Curve:
     return _Curve(*np.array(rows, dtype=float).reshape(-1, 2).T)
 
 
-def _score(*runs: Sequence[Record]) -> _Score:
-    """Return the first metric that every run has."""
+def _score(*runs: Sequence[Record], loss: str) -> _Score:
+    """Return the first metric that every run has; `loss` is the label of the loss."""
     for score in _SCORES[:-1]:
         if all(any(score.key in record for record in run) for run in runs):
             return score
-    return _SCORES[-1]
+    return _SCORES[-1]._replace(label=loss)
 
 
 class _Validation(NamedTuple):
