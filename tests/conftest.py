@@ -142,14 +142,15 @@ def x64():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the number of laws that the registry tests checked, over all workers."""
-    count = dict.fromkeys(("registry_laws", "registry_combinations"), 0)
+    """Print how many properties the registry tests of all workers checked."""
+    count = dict.fromkeys(("registry_properties", "registry_combinations"), 0)
     for report in terminalreporter.stats.get("passed", []):
         for name, value in report.user_properties:
             if name in count:
                 count[name] += value
-    if laws := count["registry_laws"]:
+    if checked := count["registry_properties"]:
         terminalreporter.write_line(
-            f"registry: {laws:,} laws checked, in {count['registry_combinations']:,} "
-            "combinations of a cell, a wrapper and an option"
+            f"registry: {checked:,} properties checked, in "
+            f"{count['registry_combinations']:,} combinations of a cell, a wrapper and "
+            "an option"
         )

@@ -1,7 +1,7 @@
-"""Plausible bugs of the cells beside the plain LSTM, and of the wrappers.
+"""Plausible bugs of the wrappers and of all cells except the plain LSTM.
 
-Each file has its mutants, as patches to its text; `test_family_mutants` says by which
-checks the mutants of a file must die.
+A mutant is a patch to the text of a source file. `test_family_mutants` lists the tests
+that must fail for the mutants of each file.
 """
 
 from mutants import Mutant

@@ -1,6 +1,7 @@
 """Every engine equals the reference in float64 to 1e-12, and refuses what it cannot do.
 
-The laws of `test_registry` and the cases of `test_lstm_oracle` run on all engines, too.
+The properties of `test_registry` and the cases of `test_lstm_oracle` are also checked
+on all engines.
 """
 
 import functools

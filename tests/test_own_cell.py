@@ -1,4 +1,4 @@
-"""A cell of one's own, written as a user would: everything else comes with it.
+"""A cell defined by a user works with layers, wrappers, masks and training.
 
 The minimal gated unit, which is not in the library: Zhou, Wu, Zhang and Zhou, "Minimal
 gated unit for recurrent neural networks", 2016, https://arxiv.org/abs/1603.09420

@@ -438,7 +438,7 @@ def assert_plain(got, expected) -> None:
     assert_same(got, expected)
 
 
-LAWS = [
+PROPERTIES = [
     no_leaked_tracers,
     oracle_values,
     oracle_derivatives,
@@ -454,7 +454,7 @@ LAWS = [
     jvp_is_the_transpose_of_vjp,
     hessians_are_differences,
 ]
-LAWS_OF_NOISE = [
+PROPERTIES_OF_NOISE = [
     no_leaked_tracers,
     noise_is_of_the_key,
     keys_in_a_loop,
@@ -465,15 +465,15 @@ LAWS_OF_NOISE = [
 ]
 
 
-def held(trial: Trial, laws) -> int:
+def held(trial: Trial, properties) -> int:
     """Check all properties; return their number."""
-    for law in laws:
+    for prop in properties:
         try:
-            law(trial)
+            prop(trial)
         except Exception as error:
-            error.add_note(f"{law.__name__}, with {trial.option.name}")
+            error.add_note(f"{prop.__name__}, with {trial.option.name}")
             raise
-    return len(laws)
+    return len(properties)
 
 
 def named(values) -> list[str]:
@@ -512,15 +512,15 @@ def test_the_default_combinations_cover_the_registry():
 @pytest.mark.thorough
 @pytest.mark.parametrize(("row", "wrapper", "option"), SLICE, ids=named(SLICE))
 def test_properties_of_the_default_combinations(row, wrapper, option, x64):
-    assert held(Trial(Programs(row, wrapper), option), LAWS) == 14
+    assert held(Trial(Programs(row, wrapper), option), PROPERTIES) == 14
 
 
 @pytest.mark.registry
 @pytest.mark.parametrize(("row", "wrapper"), PAIRS, ids=named(PAIRS))
 def test_all_properties(row, wrapper, record_property, x64):
     programs = Programs(row, wrapper)
-    laws = sum(held(Trial(programs, option), LAWS) for option in OPTIONS)
-    record_property("registry_laws", laws)
+    properties = sum(held(Trial(programs, option), PROPERTIES) for option in OPTIONS)
+    record_property("registry_properties", properties)
     record_property("registry_combinations", len(OPTIONS))
 
 
@@ -529,7 +529,7 @@ def test_all_properties(row, wrapper, record_property, x64):
 def test_all_properties_of_noise(row, wrapper, record_property, x64):
     """Properties that hold with a key, without an oracle."""
     trial = Trial(Programs(row, wrapper), WITH_A_KEY, noise=True)
-    record_property("registry_laws", held(trial, LAWS_OF_NOISE))
+    record_property("registry_properties", held(trial, PROPERTIES_OF_NOISE))
     record_property("registry_combinations", 1)
 
 

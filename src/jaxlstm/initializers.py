@@ -137,7 +137,7 @@ def forget_bias(value: float) -> Initializer:
 
 
 def chrono_bias(max_timescale: float) -> Initializer:
-    """Return an initializer of biases with time scales from 1 to `max_timescale` steps:
+    """Return an initializer of biases with timescales from 1 to `max_timescale` steps:
 
         b_f = log u, u ~ U(1, T_max - 1)        b_i = -b_f        b_g = b_o = 0
 

@@ -124,8 +124,8 @@ def unroll(
             the bits of the whole sequence. `"adjoint/lean"` keeps states only,
             less than a third of the memory for long sequences. `"adjoint/rows_first"`
             and `"adjoint/weights_first"` fix the order of the recurrent products, which
-            `"adjoint"` selects by size. `"cudnn"` is NVIDIA's kernel for the plain LSTM.
-            `"native"` is a CPU kernel, compiled by `jl.engines.native.load()`.
+            `"adjoint"` selects by size. `"cudnn"` is NVIDIA's kernel for the plain
+            LSTM. `"native"` is a CPU kernel, compiled by `jl.engines.native.load()`.
 
     Returns:
         `(state, emitted)`, the carry first as in `lax.scan`.

@@ -132,6 +132,7 @@ class TrainingRun:
     def _save(self, state: TrainState, loop: LoopState) -> None:
         """Save a checkpoint, mark it if it is the best, and remove old ones."""
         meta = {
+            # The key of the LoopState in the format of stored checkpoints.
             "ledger": loop.to_json(),
             "data": self.experiment.dataset.description,
             "spec": self.task.spec_to_json(self.experiment.dataset.spec),

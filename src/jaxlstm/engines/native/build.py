@@ -33,7 +33,7 @@ class BuildError(RuntimeError):
 
 
 def compiler() -> list[str]:
-    """Return the words of `$CXX`, or the first of c++, g++ and clang++ on the path.
+    """Return the command of `$CXX`, or the first of c++, g++ and clang++ on the path.
 
     Raises:
         BuildError: there is no such compiler.

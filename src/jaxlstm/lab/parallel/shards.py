@@ -7,7 +7,7 @@
 On a CPU each core then runs a time loop of its own. Every program is compiled for one
 device, and arrays are copied between programs, so no program contains a collective. A
 collective inside a step that is dispatched ahead can deadlock the few threads of
-XLA:CPU; without one, the programs end in whatever order they run.
+XLA:CPU; without one, the order of the programs does not matter.
 
 The number of shards decides the bits of a run, as the seed does. The number of devices
 does not: shard i is the same program wherever it runs.
