@@ -20,7 +20,8 @@ from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training import policies
 from jaxlstm.lab.training.evaluation import evaluate, metrics
 from jaxlstm.lab.training.experiment import Experiment
-from jaxlstm.lab.training.loop import Callback, Job, Listener, LoopState, fit
+from jaxlstm.lab.training.job import Callback, Job, Listener
+from jaxlstm.lab.training.loop import LoopState, fit
 from jaxlstm.lab.training.state import TrainState, current_names
 
 Checkpoint = tuple[int, TrainState, dict[str, Any]]

@@ -101,11 +101,12 @@ def mean_update(
 
     Weighted losses and their gradients are divided by the weight of the whole batch.
     """
-    values, weights = zip(*losses, strict=True)
+    values = [value for value, _ in losses]
+    weights = [weight for _, weight in losses if weight is not None]
 
     def mean(*each: Array) -> Array:
         total = sum(each[1:], each[0])
-        if weights[0] is None:
+        if not weights:
             return total / len(each)
         return divide(total, sum(weights[1:], weights[0]))
 

@@ -9,11 +9,12 @@ from jax import Array
 
 from jaxlstm.lab.parallel import shards
 from jaxlstm.lab.tasks.base import Batch, Losses, Task
+from jaxlstm.lab.training.job import Job
 from jaxlstm.lab.training.state import TrainState, noise_key
 from jaxlstm.layers.base import Layer
 
 
-def diagnose(job: Any, state: TrainState) -> str:
+def diagnose(job: Job, state: TrainState) -> str:
     """Return a message about the step that follows the state.
 
     It names the first leaf of the gradient that is not finite, and the rows of the

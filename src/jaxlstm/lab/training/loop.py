@@ -11,82 +11,23 @@ that a killed run resumes to the same bits.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxlstm.lab._util.errors import Diverged
 from jaxlstm.lab.config import schema
-from jaxlstm.lab.parallel import splits
-from jaxlstm.lab.tasks.base import Dataset, Losses, Task
 from jaxlstm.lab.training import diagnosis, policies
 from jaxlstm.lab.training.clock import Clock
 from jaxlstm.lab.training.evaluation import evaluate as evaluate
+from jaxlstm.lab.training.job import Callback as Callback
+from jaxlstm.lab.training.job import Job as Job
+from jaxlstm.lab.training.job import Listener as Listener
 from jaxlstm.lab.training.policies import LoopState as LoopState
 from jaxlstm.lab.training.programs import Programs
 from jaxlstm.lab.training.state import StepMetrics, TrainState
-from jaxlstm.layers.base import Layer
-
-
-class Callback(NamedTuple):
-    """A function that the loop calls between two dispatches.
-
-    Attributes:
-        function: `(state, loop_state) -> loop_state`.
-        every: Intervals in steps. The function is called at the multiples of each, and
-            at the last step.
-        on_stop: Whether it is also called when a stop has been requested.
-    """
-
-    function: Callable[[TrainState, LoopState], LoopState]
-    every: tuple[int, ...]
-    on_stop: bool = False
-
-    def due(self, step: int, *, last: bool, stopping: bool) -> bool:
-        """Return whether the function is called after a step."""
-        at_step = any(step % every == 0 for every in self.every)
-        return last or at_step or (stopping and self.on_stop)
-
-
-class Listener(NamedTuple):
-    """The functions that the loop reports to.
-
-    Attributes:
-        log: `(step, loss, numbers, pace)`: means since the last call, and speed.
-        compiled: Receives the seconds that a compilation took.
-        stopping: Returns True once a stop has been requested.
-    """
-
-    log: Callable[[int, float, dict[str, Any], dict[str, Any]], None]
-    compiled: Callable[[float], None]
-    stopping: Callable[[], bool]
-
-
-class Job(NamedTuple):
-    """The parts of a training run that the loop uses.
-
-    `losses_like` has the shapes of the losses of a batch. Their number is the work of a
-    step: `[T, B]` are losses of tokens, `[B]` of sequences.
-    """
-
-    task: Task
-    model: Layer
-    optimizer: optax.GradientTransformation
-    dataset: Dataset
-    training: schema.Training
-    learning_rate: Callable[[int], float] | None
-    listener: Listener
-    callbacks: Sequence[Callback]
-    save: Callable[[TrainState, LoopState], None]
-    losses_like: Losses
-
-    @property
-    def shards(self) -> int:
-        """The number of shards of a batch."""
-        return splits.shard_count(self.training)
 
 
 def fit(job: Job, state: TrainState, loop: LoopState) -> bool:
