@@ -332,6 +332,30 @@ def test_a_full_disk_is_a_lab_error_with_the_reason(tmp_path):
         runs.append(run, {"step": 1})
 
 
+def test_a_read_only_run_that_is_continued_is_an_error_with_a_remedy(tmp_path):
+    run = create(tmp_path / "x")
+    root = run.checkpoints
+    checkpoints.save(root, 1, {"w": np.zeros(2)}, {})
+    checkpoints.mark_best(root, 1)
+    acts = [
+        lambda: checkpoints.save(root, 2, {"w": np.zeros(2)}, {}),
+        lambda: checkpoints.require_room(root, {"w": np.zeros(2)}, copies=1),
+        lambda: checkpoints.mark_best(root, 1),
+        lambda: checkpoints.forget_best(root),
+    ]
+    run.metrics.touch(0o644)
+    outside = [
+        lambda: runs.append(run, {"step": 1}),
+        lambda: runs.export_weights(run.weights, {"w": np.zeros(2)}),
+    ]
+    end = r"\(Permission denied\).*; make it writable, or choose another --run(; earlier .*)?$"
+    for directory, failing in ((root, acts), (run.path, outside)):
+        with read_only(directory):
+            for act in failing:
+                with pytest.raises(LabError, match=end):
+                    act()
+
+
 # Weights
 
 

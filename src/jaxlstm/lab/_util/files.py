@@ -70,3 +70,16 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def remedy(error: OSError) -> str:
+    """Return the end of a message if permissions of a run caused an error, or "".
+
+    Example:
+        >>> remedy(PermissionError(errno.EACCES, "Permission denied"))
+        '; make it writable, or choose another --run'
+        >>> remedy(OSError(errno.ENOSPC, "No space left on device"))
+        ''
+    """
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return "; make it writable, or choose another --run" if denied else ""

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jaxlstm.lab._util.files import reason, sync, sync_tree
+from jaxlstm.lab._util.files import reason, remedy, sync, sync_tree
 from jaxlstm.lab.checkpoints.manifest import CheckpointError, check_sizes, read
 
 _STEP = re.compile(r"\d{6,}", re.ASCII)
@@ -79,8 +79,13 @@ def mark_best(root: Path, step: int) -> None:
 
 
 def forget_best(root: Path) -> None:
-    """Remove the link `best`; the checkpoints stay."""
-    (root / _BEST).unlink(missing_ok=True)
+    """Remove the link `best`; the checkpoints stay.
+
+    Raises:
+        CheckpointError: the link cannot be removed.
+    """
+    with _translate_os_errors(f"{root / _BEST}: cannot be deleted"):
+        (root / _BEST).unlink(missing_ok=True)
 
 
 def prune(root: Path, keep: int, *, protect: Collection[int] = ()) -> list[int]:
@@ -150,11 +155,12 @@ def staged(root: Path, step: int) -> Iterator[Path]:
 
 @contextmanager
 def _translate_os_errors(summary: str) -> Iterator[None]:
-    """Raise `CheckpointError` with `summary` and the reason for any `OSError`."""
+    """Raise `CheckpointError` with `summary`, reason and remedy for any `OSError`."""
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{summary} ({reason(error)})") from error
+        message = f"{summary} ({reason(error)}){remedy(error)}"
+        raise CheckpointError(message) from error
 
 
 def _publish(stage: Path, target: Path) -> None:

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlstm.lab._util.files import reason, reserve
+from jaxlstm.lab._util.files import reason, remedy, reserve
 from jaxlstm.lab.checkpoints import manifest as manifests
 from jaxlstm.lab.checkpoints.manifest import (
     CheckpointError,
@@ -88,8 +88,8 @@ def save(root: Path, step: int, tree: PyTree, meta: Mapping[str, Any]) -> Path:
             manifests.write(stage, _manifest(stage, step, leaves, meta))
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {step:06d}: could not be saved in {root} ({reason(error)}); "
-            "earlier checkpoints are unchanged"
+            f"checkpoint {step:06d}: could not be saved in {root} ({reason(error)})"
+            f"{remedy(error)}; earlier checkpoints are unchanged"
         ) from error
     return directory_of(root, step)
 
@@ -201,7 +201,8 @@ def require_room(root: Path, tree: PyTree, *, copies: int) -> None:
     except OSError as error:
         raise CheckpointError(
             f"{root}: no room for {copies} checkpoints, which need {needed / 1e6:.1f} "
-            f"MB ({reason(error)}); free some space, or choose another --run"
+            f"MB ({reason(error)})"
+            + (remedy(error) or "; free some space, or choose another --run")
         ) from error
 
 

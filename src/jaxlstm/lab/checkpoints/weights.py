@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlstm.lab._util.errors import BadInput, LabError
-from jaxlstm.lab._util.files import reason, write_atomic
+from jaxlstm.lab._util.files import reason, remedy, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,8 @@ def export_weights(path: Path, params: Any) -> None:
     try:
         write_atomic(path, save(arrays, metadata={"sha256": _hash(arrays)}))
     except OSError as error:
-        raise LabError(f"{path}: cannot be written ({reason(error)})") from error
+        message = f"{path}: cannot be written ({reason(error)}){remedy(error)}"
+        raise LabError(message) from error
 
 
 def load_weights(

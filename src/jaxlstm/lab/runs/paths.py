@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxlstm.lab._util.errors import LabError
-from jaxlstm.lab._util.files import reason, write_atomic
+from jaxlstm.lab._util.files import reason, remedy, write_atomic
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def append_text(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
-        raise LabError(f"{path}: cannot be written ({reason(error)})") from error
+        message = f"{path}: cannot be written ({reason(error)}){remedy(error)}"
+        raise LabError(message) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -89,4 +90,5 @@ def write_text(path: Path, text: str) -> None:
     try:
         write_atomic(path, text.encode("utf-8", errors="replace"))
     except OSError as error:
-        raise LabError(f"{path}: cannot be written ({reason(error)})") from error
+        message = f"{path}: cannot be written ({reason(error)}){remedy(error)}"
+        raise LabError(message) from error
