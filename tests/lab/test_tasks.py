@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import pytest
 import sum_task
 import tiny
 from matplotlib.figure import Figure
+from pydantic import Field
 from ruamel.yaml import YAML
 
 import fast_compilation
@@ -396,6 +398,28 @@ def test_the_config_of_a_task_has_its_own_sections(tmp_path):
         config.load({"task": "sum", "data": {"lenght": 3}})
     with pytest.raises(config.ConfigError, match='"language_modelling" or "sum"'):
         config.load({"task": "summ"})
+
+
+class OddConfig(schema.RunConfig):
+    task: Literal["a task"] = Field(default="a task", description="Task to train.")
+    data: None = Field(default=None, description="No data.")
+    model: None = Field(default=None, description="No model.")
+
+
+def test_a_run_without_a_name_has_the_name_of_its_task(tmp_path):
+    assert config.load({"task": "sum"}).name == "sum"
+    assert config.load(overrides=["task=sum", "model.units=3"]).name == "sum"
+    assert config.load({"task": "sum", "name": "other"}).name == "other"
+    path = tmp_path / "mine.yaml"
+    path.write_text("task: sum\n")
+    assert config.load(path).name == "mine"
+    assert config.load().name == schema.Config().name == "quickstart"
+    schema.register(OddConfig)
+    with pytest.raises(
+        config.ConfigError, match='name: got "a task", expected letters'
+    ):
+        config.load({"task": "a task"})
+    assert config.load({"task": "a task", "name": "fine"}).name == "fine"
 
 
 def test_an_unknown_task_is_the_only_error(tmp_path):

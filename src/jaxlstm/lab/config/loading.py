@@ -241,10 +241,12 @@ def _model_of(node: Node) -> type[RunConfig]:
 
 
 def _defaults(model: type[RunConfig]) -> dict[str, Any]:
-    """Return the values of the keys that have a default, as plain data."""
+    """Return the values of the keys that have a fixed default, as plain data."""
     fields = {k: field for k, field in model.model_fields.items() if k != "task"}
     defaults = {
-        name: field.default for name, field in fields.items() if not field.is_required()
+        name: field.default
+        for name, field in fields.items()
+        if not field.is_required() and field.default_factory is None
     }
     return {
         name: value.model_dump() if isinstance(value, BaseModel) else value

@@ -142,6 +142,10 @@ class Training(Section):
 # -- the config ---------------------------------------------------------------
 
 
+RunName = Annotated[str, Field(max_length=NAME_LENGTH)]
+_NAME = "Prefix of the run directory's name; default: the config's file name"
+
+
 class RunConfig(Section):
     """The keys that the configs of all tasks have.
 
@@ -154,11 +158,10 @@ class RunConfig(Section):
 
     config_version: Literal[2] = Field(default=2, description="Version of the format.")
     task: Any = Field(description="Task to train.")
-    name: str = Field(
-        default="quickstart",
-        max_length=NAME_LENGTH,
-        description="Prefix of the run directory's name; default: the config's "
-        "file name.",
+    name: RunName = Field(
+        default_factory=lambda fields: str(fields["task"]),
+        validate_default=True,
+        description=_NAME + ", or the task's name.",
     )
     seed: Annotated[int, Field(ge=0, le=2**32 - 1), Whole] = Field(
         default=0, description="Seed of every random number of the run."
@@ -198,6 +201,7 @@ class Config(RunConfig):
     task: Literal["language_modelling"] = Field(
         default="language_modelling", description="Task to train."
     )
+    name: RunName = Field(default="quickstart", description=_NAME + ".")
     data: Data = Field(default=PythonData(), description="Training data.")
     model: Model = Field(default=Model(), description="Model to train.")
     sample: Sample = Field(
