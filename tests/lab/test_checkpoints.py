@@ -462,3 +462,13 @@ def test_missing_disk_space_is_found_before_the_first_step(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CheckpointError, match="no room for 1000000000000 checkpoints"):
         checkpoints.require_room(tmp_path, small_tree(), copies=10**12)
+
+
+def test_a_path_with_parent_directories_is_accepted(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tree = {"w": np.arange(3.0)}
+    for root in (Path("../run"), tmp_path / "here" / ".." / "run"):
+        checkpoints.save(root, 5, tree, {})
+        found, _ = checkpoints.restore(root, 5, tree)
+        np.testing.assert_array_equal(found["w"], tree["w"])

@@ -249,7 +249,8 @@ def _orbax() -> Iterator[Any]:
 
     With a directory per leaf, a damaged file identifies its leaf. Without compression,
     the size of a file is known before it is read. Orbax's own commit protocol is not
-    used, because the rename in `staged` commits the whole checkpoint.
+    used, because the rename in `staged` commits the whole checkpoint. Its directories
+    must be resolved, as TensorStore refuses paths with `..`.
     """
     from orbax.checkpoint import PyTreeCheckpointHandler
 
@@ -273,7 +274,7 @@ def _write_arrays(directory: Path, leaves: list[tuple[Leaf, np.ndarray]]) -> Non
         return
     with _orbax() as handler:
         try:
-            handler.save(directory, args=PyTreeSave(arrays))
+            handler.save(directory.resolve(), args=PyTreeSave(arrays))
         except ValueError as error:
             # TensorStore reports a failed write as a ValueError with a long message
             # that ends with the reason of the operating system.
@@ -327,7 +328,7 @@ def _load(directory: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:
     args = PyTreeRestore(item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy)
     with _orbax() as handler:
         try:
-            return handler.restore(directory, args=args)
+            return handler.restore(directory.resolve(), args=args)
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(
                 f"checkpoint {directory.parent.name}: Orbax cannot read its arrays "
