@@ -348,7 +348,7 @@ def test_a_read_only_run_that_is_continued_is_an_error_with_a_remedy(tmp_path):
         lambda: runs.append(run, {"step": 1}),
         lambda: runs.export_weights(run.weights, {"w": np.zeros(2)}),
     ]
-    end = r"\(Permission denied\).*; make it writable, or choose another --run(; earlier .*)?$"
+    end = r"\(Permission denied\).*; make it writable, or choose another --run"
     for directory, failing in ((root, acts), (run.path, outside)):
         with read_only(directory):
             for act in failing:
