@@ -61,23 +61,23 @@ def train(
     """Train a model in a run directory, as a config describes it.
 
     Args:
-        config: The path of a YAML file, a mapping of the same form, or None for the
+        config: the path of a YAML file, a mapping of the same form, or None for the
             quickstart config.
-        overrides: Changes such as `"model.hidden_size=256"`, checked like the config.
-        run: The run directory; None creates `runs/<name>-<date>-<time>`.
+        overrides: changes such as `"model.hidden_size=256"`, checked like the config.
+        run: the run directory; None creates `runs/<name>-<date>-<time>`.
         resume: `"auto"` starts a run in a new directory, resumes a run of the same
             config, and returns the trained model of a finished run.
-        sink: Object that receives progress; None prints it.
-        tensorboard: Whether to write event files into the run directory.
+        sink: object that receives progress; None prints it.
+        tensorboard: whether to write event files into the run directory.
 
     Returns:
         The trained model, with the parameters of the best validation.
 
     Raises:
-        BadInput: The config, the data or the directory cannot be used.
-        Diverged: A loss or gradient is not finite.
-        Interrupted: A signal such as Ctrl-C stopped the run.
-        LabError: A file cannot be written.
+        BadInput: the config, the data or the directory cannot be used.
+        Diverged: a loss or gradient is not finite.
+        Interrupted: a signal such as Ctrl-C stopped the run.
+        LabError: a file cannot be written.
     """
     # With absolute paths, the run resumes from any directory.
     loaded = with_absolute_paths(configs.load(config, overrides=overrides))
@@ -115,14 +115,14 @@ def resume(
     The result has the same bits as that of an uninterrupted run.
 
     Args:
-        run: A run directory.
-        overrides: Changes to the config for the remaining steps, such as
+        run: a run directory.
+        overrides: changes to the config for the remaining steps, such as
             `"training.steps=2000"`. Data and model cannot change.
-        sink: As for `train`.
-        tensorboard: As for `train`.
+        sink: as for `train`.
+        tensorboard: as for `train`.
 
     Raises:
-        LabError: As for `train`.
+        LabError: as for `train`.
     """
     existing = runs.open(Path(run))
     if overrides:
@@ -149,15 +149,15 @@ def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[
     """Redraw the plots of one run, or compare several runs in one plot.
 
     Args:
-        runs_: Run directories.
-        out: The file of the comparison; None is `comparison.png`. The plots of a single
+        runs_: run directories.
+        out: the file of the comparison; None is `comparison.png`. The plots of a single
             run are written to its `plots/`.
 
     Returns:
         The files that were written.
 
     Raises:
-        BadInput: A run does not exist or has no metrics.
+        BadInput: a run does not exist or has no metrics.
     """
     paths = [runs.open(Path(run)).path for run in runs_]
     if len(paths) > 1:
@@ -198,12 +198,12 @@ def _complete(
     """Train a run from its newest checkpoint to the end, or load a finished one.
 
     Args:
-        run: The run.
-        sink: As for `train`.
-        tensorboard: As for `train`.
-        changed: The config that the run follows from now on, if it is another one.
-        overrides: The changes that led to it.
-        experiment: The parts of the config, if they are built already.
+        run: the run.
+        sink: as for `train`.
+        tensorboard: as for `train`.
+        changed: the config that the run follows from now on, if it is another one.
+        overrides: the changes that led to it.
+        experiment: the parts of the config, if they are built already.
     """
     if changed is None and runs.finished(run) is not None:
         (sink or progress()).message(f"{run.path} is finished ({runs.progress(run)})")

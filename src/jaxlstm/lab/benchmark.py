@@ -43,14 +43,14 @@ class Row(NamedTuple):
     """The measurements of one implementation.
 
     Attributes:
-        name: The name of an engine, or "torch".
-        step_seconds: Time of one training step; None if it was not measured.
-        compile_seconds: Time to compile the step; None for torch.
-        memory_bytes: Memory of state, gradients and temporaries by XLA's analysis;
+        name: the name of an engine, or "torch".
+        step_seconds: time of one training step; None if it was not measured.
+        compile_seconds: time to compile the step; None for torch.
+        memory_bytes: memory of state, gradients and temporaries by XLA's analysis;
             None for torch, and for several shards, which are separate programs.
-        tokens_per_second: Throughput at the median time.
-        flops_per_second: Operations at the median time; see the module for the count.
-        reason: Why it was not measured, or an empty string.
+        tokens_per_second: throughput at the median time.
+        flops_per_second: operations at the median time; see the module for the count.
+        reason: why it was not measured, or an empty string.
     """
 
     name: str
@@ -77,16 +77,16 @@ def bench(
     same size and Adam.
 
     Args:
-        config: As for `jl.lab.train`; `model.engine` is ignored.
-        overrides: As for `jl.lab.train`.
-        seconds: Measuring time per row.
-        report: Receives progress messages, one line each.
+        config: as for `jl.lab.train`; `model.engine` is ignored.
+        overrides: as for `jl.lab.train`.
+        seconds: measuring time per row.
+        report: receives progress messages, one line each.
 
     Returns:
         One row for each engine and one for torch.
 
     Raises:
-        BadInput: The config or its data cannot be used, or its model section is not
+        BadInput: the config or its data cannot be used, or its model section is not
             that of language models.
     """
     if not 0 <= seconds < math.inf:

@@ -15,7 +15,7 @@ def check(config: Config) -> dict[str, str]:
     """Return the device, data sizes, parameters and memory that a config leads to.
 
     Raises:
-        BadInput: Training would fail before its first step.
+        BadInput: training would fail before its first step.
     """
     cost = tasks.get(config.task).step_cost(config)
     reason = splits.split(config, cost).reason

@@ -50,7 +50,7 @@ class TrainingRun:
         The run directory is only read, except that its log receives messages.
 
         Raises:
-            LabError: The run cannot continue with this data and config.
+            LabError: the run cannot continue with this data and config.
         """
         like, root = self.experiment.state_like, self.run.checkpoints
         for meta in _readable_meta(root):
@@ -70,7 +70,7 @@ class TrainingRun:
         """Train from a checkpoint to the last step, and write the results.
 
         Args:
-            checkpoint: The result of `newest_checkpoint`.
+            checkpoint: the result of `newest_checkpoint`.
 
         Raises:
             Interrupted: the run was interrupted; a checkpoint was saved.

@@ -16,7 +16,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Replace the contents of `path` atomically.
 
     Raises:
-        OSError: The file cannot be written; `path` is unchanged.
+        OSError: the file cannot be written; `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -44,7 +44,7 @@ def reserve(directory: Path, size: int) -> None:
     """Check that `size` bytes can be written in `directory` by allocating them.
 
     Raises:
-        OSError: The disk, the quota or the file size limit does not allow it.
+        OSError: the disk, the quota or the file size limit does not allow it.
     """
     with tempfile.TemporaryFile(dir=directory) as stream:
         if hasattr(os, "posix_fallocate"):

@@ -57,15 +57,15 @@ def measure_alternately(
     """Measure the seconds that each function takes, in alternation.
 
     Args:
-        runs: Functions by name; each runs once and waits for its result.
-        seconds: Total time of the measurement.
-        min_rounds: Smallest number of rounds, even if they take longer than `seconds`.
-        turn_seconds: Shortest duration of a turn. A faster function is called several
+        runs: functions by name; each runs once and waits for its result.
+        seconds: total time of the measurement.
+        min_rounds: smallest number of rounds, even if they take longer than `seconds`.
+        turn_seconds: shortest duration of a turn. A faster function is called several
             times per turn, and the mean counts as one measurement.
-        pause: Seconds between two turns, for the threads of the last one to finish.
-        clock: Function that returns the current time.
-        sleep: Function that waits for a number of seconds.
-        seed: Seed of the order of the turns.
+        pause: seconds between two turns, for the threads of the last one to finish.
+        clock: function that returns the current time.
+        sleep: function that waits for a number of seconds.
+        seed: seed of the order of the turns.
 
     Example:
         >>> runs = {"a": lambda: sum(range(999))}

@@ -62,10 +62,10 @@ def save(root: Path, step: int, tree: PyTree, meta: Mapping[str, Any]) -> Path:
     """Save `tree` and `meta` as the checkpoint of `step`, replacing an existing one.
 
     Args:
-        root: The directory of all checkpoints of a run; created if it is missing.
-        step: Non-negative step number, which names the directory.
-        tree: Any pytree of arrays (NumPy, JAX, typed keys).
-        meta: Values that JSON represents without loss.
+        root: the directory of all checkpoints of a run; created if it is missing.
+        step: non-negative step number, which names the directory.
+        tree: any pytree of arrays (NumPy, JAX, typed keys).
+        meta: values that JSON represents without loss.
 
     Returns:
         The directory of the checkpoint.
@@ -104,11 +104,11 @@ def restore(
     """Restore the checkpoint of `step` with the structure and placement of `like`.
 
     Args:
-        root: The directory of all checkpoints of a run.
-        step: The step of the checkpoint.
-        like: Arrays or `jax.ShapeDtypeStruct`s. NumPy leaves are returned as NumPy
+        root: the directory of all checkpoints of a run.
+        step: the step of the checkpoint.
+        like: arrays or `jax.ShapeDtypeStruct`s. NumPy leaves are returned as NumPy
             arrays, the others on the devices and with the sharding of `like`.
-        rename: Maps the path of a stored leaf to its path in `like`, for example
+        rename: maps the path of a stored leaf to its path in `like`, for example
             "params/0/table" to "params/embed/table".
 
     Returns:
@@ -157,10 +157,10 @@ def latest(
     """Restore the newest intact checkpoint, or return None if there are none.
 
     Args:
-        root: The directory of all checkpoints of a run.
-        like: As for `restore`.
-        report: Receives a message about each damaged checkpoint that is skipped.
-        rename: As for `restore`.
+        root: the directory of all checkpoints of a run.
+        like: as for `restore`.
+        report: receives a message about each damaged checkpoint that is skipped.
+        rename: as for `restore`.
 
     Returns:
         Step, tree and meta of the checkpoint.
@@ -291,10 +291,10 @@ def _read_arrays(
     """Read all arrays and verify their hashes.
 
     Args:
-        directory: The directory of the checkpoint.
-        manifest: Its manifest.
-        paths: The expected path of every stored path.
-        expected: The expected leaves by path.
+        directory: the directory of the checkpoint.
+        manifest: its manifest.
+        paths: the expected path of every stored path.
+        expected: the expected leaves by path.
 
     Returns:
         The arrays by expected path.

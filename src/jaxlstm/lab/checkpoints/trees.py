@@ -51,8 +51,8 @@ def renamed_paths(
     """Return the expected path of every stored path.
 
     Args:
-        stored: Paths of the leaves in a file.
-        rename: Maps a stored path to the expected one; None keeps every path.
+        stored: paths of the leaves in a file.
+        rename: maps a stored path to the expected one; None keeps every path.
 
     Raises:
         BadInput: two stored paths are mapped to the same path.

@@ -46,9 +46,9 @@ def load_weights(
     The hash is checked if the file has one; files of other programs have none.
 
     Args:
-        path: The safetensors file.
-        like: Parameters of the expected shapes, dtypes, devices and shardings.
-        rename: Maps the name of a stored tensor to the path of the leaf in `like`.
+        path: the safetensors file.
+        like: parameters of the expected shapes, dtypes, devices and shardings.
+        rename: maps the name of a stored tensor to the path of the leaf in `like`.
 
     Returns:
         A tree with the structure of `like`.

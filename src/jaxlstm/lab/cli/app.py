@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code.
 
     Args:
-        argv: The words after `jaxlstm`; None for those of this process.
+        argv: the words after `jaxlstm`; None for those of this process.
 
     Returns:
         0 done, 1 failed, 2 bad input, 3 diverged, 130 interrupted.

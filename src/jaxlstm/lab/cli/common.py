@@ -15,10 +15,10 @@ class Verb(NamedTuple):
     """A verb of the command line.
 
     Attributes:
-        help: One line in the imperative, lower case, without a full stop.
-        example: A complete command line.
-        declare: Adds the verb's arguments to its parser.
-        run: Carries out the verb.
+        help: one line in the imperative, lower case, without a full stop.
+        example: a complete command line.
+        declare: adds the verb's arguments to its parser.
+        run: carries out the verb.
     """
 
     help: str

@@ -61,14 +61,14 @@ def load(
     """Load and validate a config.
 
     Args:
-        source: Path of a YAML file, a mapping with the same keys, a config, or None
+        source: path of a YAML file, a mapping with the same keys, a config, or None
             for the quickstart. A file may contain `extends: other.yaml`, relative to
             its own directory; its own keys take precedence.
-        overrides: Key paths and YAML values such as `"model.hidden_size=256"` or
+        overrides: key paths and YAML values such as `"model.hidden_size=256"` or
             `"optimizer.1.adamw.weight_decay=0.1"`. They take precedence over `source`.
 
     Raises:
-        ConfigError: The config is invalid; the message has one line per error.
+        ConfigError: the config is invalid; the message has one line per error.
 
     Example:
         >>> load(overrides=["model.hidden_size=512"]).model.hidden_size

@@ -54,10 +54,10 @@ def format_errors(
     An unknown task is the only error that is reported.
 
     Args:
-        error: The exception that `root.model_validate` raised.
-        node: The validated config with its places in the source.
-        root: The config model of the task.
-        tasks: The names that `task` may have.
+        error: the exception that `root.model_validate` raised.
+        node: the validated config with its places in the source.
+        root: the config model of the task.
+        tasks: the names that `task` may have.
     """
     found: dict[KeyPath, list[Any]] = {}
     for item in error.errors(include_url=False):
@@ -184,12 +184,12 @@ class _Location(NamedTuple):
     """The field at a pydantic location.
 
     Attributes:
-        path: The location without the tags and types that pydantic inserts.
-        owner: The section that contains the last key.
-        kinds: The sections that are possible in place of `owner`, by tag.
-        tag: The tag of `owner`.
-        field: The field of the last key, None for an unknown key.
-        root: The config model that contains all of this.
+        path: the location without the tags and types that pydantic inserts.
+        owner: the section that contains the last key.
+        kinds: the sections that are possible in place of `owner`, by tag.
+        tag: the tag of `owner`.
+        field: the field of the last key, None for an unknown key.
+        root: the config model that contains all of this.
     """
 
     path: KeyPath

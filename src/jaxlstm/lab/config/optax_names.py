@@ -23,9 +23,9 @@ class Factory(NamedTuple):
     """A function that makes a transformation or a schedule.
 
     Attributes:
-        kind: Type of the result.
-        arguments: Source text of each argument's annotation.
-        required: Names of the arguments without a default.
+        kind: type of the result.
+        arguments: source text of each argument's annotation.
+        required: names of the arguments without a default.
     """
 
     kind: Kind

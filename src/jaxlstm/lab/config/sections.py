@@ -69,7 +69,7 @@ def with_absolute_paths(section: SectionT) -> SectionT:
     """Return a section in which every value of type `FilePath` is absolute.
 
     Args:
-        section: A section; those inside it are included.
+        section: a section; those inside it are included.
     """
     return _with_paths(section, lambda path: str(Path(path).absolute()))
 

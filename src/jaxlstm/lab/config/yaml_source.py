@@ -83,11 +83,11 @@ def merge(
     """Merge two nodes: mappings key by key, other values replaced by `above`.
 
     Args:
-        below: The node with lower precedence.
-        above: The node with higher precedence.
-        tags: For mappings of one of several kinds, the key that selects the kind. A
+        below: the node with lower precedence.
+        above: the node with higher precedence.
+        tags: for mappings of one of several kinds, the key that selects the kind. A
             mapping of another kind replaces the one below.
-        path: The path of both nodes.
+        path: the path of both nodes.
     """
     if not (isinstance(below.value, dict) and isinstance(above.value, dict)):
         return above
@@ -115,7 +115,7 @@ def apply_override(node: Node, text: str, *, defaults: Mapping[str, Any]) -> Nod
     the default optimizer.
 
     Raises:
-        SourceError: The text is not an override, or its path does not exist.
+        SourceError: the text is not an override, or its path does not exist.
     """
     place = f"override {describe(text)}"
     path, equals, value = text.partition("=")
@@ -205,7 +205,7 @@ def read(text: str, name: str) -> tuple[Node, list[str]]:
         out. An empty document is `Node(None, name)`.
 
     Raises:
-        SourceError: The text is not YAML.
+        SourceError: the text is not YAML.
     """
     parser = YAML(typ="safe", pure=True)
     reading = _Reading(name, parser.constructor, [], set())
@@ -346,7 +346,7 @@ def read_file(path: Path) -> tuple[Node, list[str]]:
     """Read a config file.
 
     Raises:
-        SourceError: The file cannot be read, is not YAML or is not a mapping.
+        SourceError: the file cannot be read, is not YAML or is not a mapping.
     """
     name = shown(str(path))
     node, problems = read(_text(path, name), name)

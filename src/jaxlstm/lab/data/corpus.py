@@ -12,10 +12,10 @@ class Corpus(NamedTuple):
     """Token ids for training and validation; no document is in both.
 
     Attributes:
-        train: Training ids `[N]` in the smallest dtype that holds them, or a memmap.
-        validation: Validation ids in the same form.
-        vocabulary: Mapping between text and ids.
-        document_token: Id that begins every document, None if there are no documents.
+        train: training ids `[N]` in the smallest dtype that holds them, or a memmap.
+        validation: validation ids in the same form.
+        vocabulary: mapping between text and ids.
+        document_token: id that begins every document, None if there are no documents.
         description: JSON values: source, paths as written in the config, SHA-256 of
             each file, and sizes.
     """

@@ -62,10 +62,10 @@ def assemble(
     """Encode a split with a vocabulary of the training part.
 
     Args:
-        split: Documents of both parts.
+        split: documents of both parts.
         unit: "character" or "byte".
-        marked: Whether every document begins with a document token.
-        description: Description of the source; the sizes of the parts are added.
+        marked: whether every document begins with a document token.
+        description: description of the source; the sizes of the parts are added.
     """
     vocabulary = characters("".join(split.train)) if unit == "character" else byte()
     token = DOCUMENT_TOKEN[unit] if marked else None

@@ -30,11 +30,11 @@ def open_data(path: str | Path, *, key: str) -> Iterator[BinaryIO]:
     end.
 
     Args:
-        path: Path from the config, relative to the current directory; `~` is expanded.
-        key: Key of the path in the config, such as `data.path`, for error messages.
+        path: path from the config, relative to the current directory; `~` is expanded.
+        key: key of the path in the config, such as `data.path`, for error messages.
 
     Raises:
-        BadInput: The file cannot be opened, or an `OSError` occurs while it is read.
+        BadInput: the file cannot be opened, or an `OSError` occurs while it is read.
     """
     name = f"{key}: {quoted(path)}"
     try:

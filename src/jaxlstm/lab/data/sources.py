@@ -16,7 +16,7 @@ def read(data: "Data") -> Corpus:
     """Read the corpus described by the `data` section of a config.
 
     Raises:
-        BadInput: A file does not match the config, a part has no token to predict, or
+        BadInput: a file does not match the config, a part has no token to predict, or
             both parts are the same text.
 
     Example:

@@ -49,14 +49,14 @@ class Streams:
     and at every document token.
 
     Args:
-        tokens: Token ids `[N]` of any integer dtype; a memmap is read on demand.
+        tokens: token ids `[N]` of any integer dtype; a memmap is read on demand.
         batch_size: B, the number of streams.
         window: T, the steps of one window.
-        seed: Determines where the epochs begin.
-        document_token: Id that begins a document, None if there is none.
+        seed: determines where the epochs begin.
+        document_token: id that begins a document, None if there is none.
 
     Raises:
-        BadInput: The text cannot fill one window of every stream.
+        BadInput: the text cannot fill one window of every stream.
 
     Example:
         >>> streams = Streams(np.arange(100), batch_size=2, window=5, seed=0)
@@ -143,15 +143,15 @@ def validation_windows(
     jitted step is traced once.
 
     Args:
-        tokens: Validation ids `[N]`.
+        tokens: validation ids `[N]`.
         streams: B, the number of parallel streams. More streams need fewer windows,
             but B of the targets are predicted without context.
         window: T, the steps of one window.
-        limit: Read only the first `limit` targets; None reads all N - 1.
-        document_token: Id that begins a document, None if there is none.
+        limit: read only the first `limit` targets; None reads all N - 1.
+        document_token: id that begins a document, None if there is none.
 
     Raises:
-        BadInput: There is no target to predict; raised before iteration.
+        BadInput: there is no target to predict; raised before iteration.
 
     Example:
         >>> parts = list(validation_windows(np.arange(8), streams=2, window=3))

@@ -34,7 +34,7 @@ def read_python(data: "PythonData") -> Corpus:
     covers all names and contents.
 
     Raises:
-        BadInput: This Python installation has no source files.
+        BadInput: this Python installation has no source files.
     """
     folder = Path(sysconfig.get_path("stdlib"))
     files = (path for path in folder.glob("*.py") if path.is_file())
@@ -67,7 +67,7 @@ def read_text(data: "TextData") -> Corpus:
     `data.validation_fraction` of the characters is held out.
 
     Raises:
-        BadInput: A file cannot be read or decoded, or does not have the separator.
+        BadInput: a file cannot be read or decoded, or does not have the separator.
     """
     texts = [_read(data.path, data.encoding, key="data.path")]
     if data.validation_path is not None:

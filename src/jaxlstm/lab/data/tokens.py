@@ -38,7 +38,7 @@ def read_tokens(data: "TokenData") -> Corpus:
     document, so that no document is in both parts.
 
     Raises:
-        BadInput: A file cannot be read, its size does not fit the dtype, an id is not
+        BadInput: a file cannot be read, its size does not fit the dtype, an id is not
             below `data.vocabulary_size`, or the document token does not occur.
     """
     files = [_read(data.path, data, key="data.path")]

@@ -32,8 +32,8 @@ class Vocabulary(NamedTuple):
 
     Attributes:
         kind: "character", "byte" or "tokens".
-        size: Number of ids.
-        symbols: Characters in order of their ids; empty for the other kinds.
+        size: number of ids.
+        symbols: characters in order of their ids; empty for the other kinds.
 
     Example:
         >>> vocabulary = characters("hello")
@@ -62,7 +62,7 @@ class Vocabulary(NamedTuple):
         """Return the ids `[N]` of a text; unknown characters have id 0.
 
         Raises:
-            BadInput: The kind is "tokens", and the text is not a sequence of ids.
+            BadInput: the kind is "tokens", and the text is not a sequence of ids.
         """
         if self.kind == "character":
             return _lookup(self.symbols)[_code_points(text)]
@@ -96,7 +96,7 @@ class Vocabulary(NamedTuple):
         "tokens" are written as numbers.
 
         Raises:
-            BadInput: An id is not in 0 to size - 1.
+            BadInput: an id is not in 0 to size - 1.
         """
         numbers = np.asarray(ids, np.int64).ravel()
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < self.size:

@@ -7,8 +7,8 @@ class StepCost(NamedTuple):
     """Cost of a training step without shards.
 
     Attributes:
-        operations: The floating-point operations of the step.
-        units: The number of units of the widest layer.
+        operations: the floating-point operations of the step.
+        units: the number of units of the widest layer.
     """
 
     operations: float

@@ -24,7 +24,7 @@ def find(device: str) -> Device:
         device: "cpu", "gpu" or "tpu", or "auto" for the kind that JAX prefers.
 
     Raises:
-        BadInput: There is none. The message lists the devices that JAX sees and the
+        BadInput: there is none. The message lists the devices that JAX sees and the
             package to install.
     """
     try:
@@ -72,11 +72,11 @@ def default_device(device: str, *, cpu_devices: int = 1) -> Iterator[Device]:
     """Make a device the default for the duration of the block.
 
     Args:
-        device: As for `find`.
-        cpu_devices: The number of devices that the CPU is presented as.
+        device: as for `find`.
+        cpu_devices: the number of devices that the CPU is presented as.
 
     Raises:
-        BadInput: As for `find`.
+        BadInput: as for `find`.
     """
     request_cpu_devices(cpu_devices)
     found = find(device)

@@ -33,9 +33,9 @@ def choose(config: Config, cost: StepCost | None, devices_available: int) -> Spl
     or 1 if shards would not be faster.
 
     Args:
-        config: The config of the run.
-        cost: The cost of a step, from `Task.step_cost`; None is one shard.
-        devices_available: The number of devices that compute in parallel.
+        config: the config of the run.
+        cost: the cost of a step, from `Task.step_cost`; None is one shard.
+        devices_available: the number of devices that compute in parallel.
 
     Example:
         >>> cost = StepCost(operations=1e9, units=128)
@@ -74,11 +74,11 @@ def split(config: Config, cost: StepCost | None) -> Split:
     """Return the number of shards of a run; `auto` depends on the available devices.
 
     Args:
-        config: The config of the run.
-        cost: As for `choose`.
+        config: the config of the run.
+        cost: as for `choose`.
 
     Raises:
-        BadInput: The config's device is not available.
+        BadInput: the config's device is not available.
     """
     if config.training.shards != "auto":
         return Split(config.training.shards, "set by training.shards")
@@ -94,11 +94,11 @@ def resolve_shards(config: Config, cost: StepCost | None) -> Config:
     """Return the config with `training.shards: auto` replaced by a number.
 
     Args:
-        config: The config of the run.
-        cost: As for `choose`.
+        config: the config of the run.
+        cost: as for `choose`.
 
     Raises:
-        BadInput: As for `split`.
+        BadInput: as for `split`.
     """
     shards = split(config, cost).shards
     training = config.training.model_copy(update={"shards": shards})

@@ -31,11 +31,11 @@ def write_report(
     """Write the pictures and the `report.md` of a run; return the path of the report.
 
     Args:
-        run: A run directory. If it has no metrics, the report has no pictures.
-        primary: The task's metric that selects the best validation.
-        scores: The task's metrics that are stated before the loss.
-        facts: More rows for the table at the top, such as the number of parameters.
-        artifacts: Results of the task: texts, and pictures.
+        run: a run directory. If it has no metrics, the report has no pictures.
+        primary: the task's metric that selects the best validation.
+        scores: the task's metrics that are stated before the loss.
+        facts: more rows for the table at the top, such as the number of parameters.
+        artifacts: results of the task: texts, and pictures.
     """
     records = read_metrics(Run(run))
     pictures = write_plots(run, artifacts, primary=primary) if records else []
@@ -61,13 +61,13 @@ def write_plots(
     """Write the pictures of a run into `plots/`; return Markdown that shows each.
 
     Args:
-        run: A run directory.
-        artifacts: Results of the task with pictures.
-        primary: The task's metric that selects the best validation.
+        run: a run directory.
+        artifacts: results of the task with pictures.
+        primary: the task's metric that selects the best validation.
 
     Raises:
-        BadInput: The run has no metrics.
-        LabError: A file cannot be written.
+        BadInput: the run has no metrics.
+        LabError: a file cannot be written.
     """
     records = _metrics(run)
     pictures = _training_pictures(records, primary)
@@ -86,13 +86,13 @@ def write_comparison(
     """Draw the validation curves of several runs into the file `target`.
 
     Args:
-        runs: Run directories.
-        target: The image file.
-        primary: The metric that selects the best validation of each run.
+        runs: run directories.
+        target: the image file.
+        primary: the metric that selects the best validation of each run.
 
     Raises:
-        BadInput: A run has no metrics.
-        LabError: The file cannot be written.
+        BadInput: a run has no metrics.
+        LabError: the file cannot be written.
     """
     from jaxlstm import plots
 
@@ -116,10 +116,10 @@ def summary(
     """Return the final scores of a run, as rows for `formatting.table`.
 
     Args:
-        records: The metrics of the run.
-        primary: The task's metric that selects the best validation. Records in which
+        records: the metrics of the run.
+        primary: the task's metric that selects the best validation. Records in which
             it is missing or not finite are ignored.
-        scores: The task's metrics that are stated before the loss.
+        scores: the task's metrics that are stated before the loss.
 
     Example:
         >>> summary([{"step": 9, "split": "validation", "loss": 1.5}])
@@ -144,7 +144,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     """Read the records of a run.
 
     Raises:
-        BadInput: There are none.
+        BadInput: there are none.
     """
     records = read_metrics(Run(run))
     if not records:
@@ -202,7 +202,7 @@ def save(picture: Picture, path: Path) -> None:
     """Draw a picture into a file, without a window and without pyplot.
 
     Raises:
-        LabError: The file cannot be written.
+        LabError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -40,13 +40,13 @@ def create(
     """Create a new run directory and check that it is writable.
 
     Args:
-        path: The directory; None for a new directory `parent/name-YYYYmmdd-HHMMSS`.
-        name: Start of the directory's name when `path` is None.
-        config: The resolved config as YAML.
-        total_steps: The requested number of training steps.
-        overrides: The overrides from the command line, to be recorded.
-        environment: The result of `describe_environment`.
-        parent: Directory that holds the runs created without a path.
+        path: the directory; None for a new directory `parent/name-YYYYmmdd-HHMMSS`.
+        name: start of the directory's name when `path` is None.
+        config: the resolved config as YAML.
+        total_steps: the requested number of training steps.
+        overrides: the overrides from the command line, to be recorded.
+        environment: the result of `describe_environment`.
+        parent: directory that holds the runs created without a path.
 
     Returns:
         The new run.

@@ -27,15 +27,15 @@ class Trained:
     """A trained model, as `train`, `resume` and `load` return it.
 
     Attributes:
-        run: The run directory.
-        config: The config of the run.
-        task: The task of the config.
-        spec: Facts about the data that the model depends on; a vocabulary for language
+        run: the run directory.
+        config: the config of the run.
+        task: the task of the config.
+        spec: facts about the data that the model depends on; a vocabulary for language
             models.
-        model: The layer; `model.apply(params, xs)` returns a state and outputs.
-        params: The parameters at the best validation.
-        step: The step of these parameters.
-        data: Description of the data: sizes, sha256.
+        model: the layer; `model.apply(params, xs)` returns a state and outputs.
+        params: the parameters at the best validation.
+        step: the step of these parameters.
+        data: description of the data: sizes, sha256.
     """
 
     run: Path
@@ -120,7 +120,7 @@ def load(
 
     Args:
         run: a run directory.
-        report: Receives a message if the best checkpoint is damaged and the newest
+        report: receives a message if the best checkpoint is damaged and the newest
             intact one is loaded instead.
 
     Raises:
@@ -164,13 +164,13 @@ def require_same_data(
     """Compare the data of a checkpoint with the data found now.
 
     Args:
-        config: The config of the run, whose paths are named if the description of the
+        config: the config of the run, whose paths are named if the description of the
             data has no `paths`.
-        stored: The description of the data in the checkpoint.
-        found: The description of the data found now.
+        stored: the description of the data in the checkpoint.
+        found: the description of the data found now.
 
     Raises:
-        BadInput: The hashes differ.
+        BadInput: the hashes differ.
     """
     before, now = list(stored["sha256"]), list(found["sha256"])
     if before == now:

@@ -44,8 +44,8 @@ def progress(
     """Return the sink that suits an output stream.
 
     Args:
-        stream: Where to write; None for standard output.
-        best: The metric that selects the best validation, and whether its smallest or
+        stream: where to write; None for standard output.
+        best: the metric that selects the best validation, and whether its smallest or
             largest value is best; `Task.primary`.
 
     Example:

@@ -85,8 +85,8 @@ class TerminalSink:
     """A live display at the bottom of a terminal; messages scroll above it.
 
     Args:
-        outlet: The terminal.
-        best: The metric that selects the best validation, and whether its smallest or
+        outlet: the terminal.
+        best: the metric that selects the best validation, and whether its smallest or
             largest value is best.
     """
 

@@ -158,8 +158,8 @@ def line(record: Record, total: int) -> str:
     """Format a record as one line of plain text.
 
     Args:
-        record: Numbers of one step.
-        total: The number of steps of the run.
+        record: numbers of one step.
+        total: the number of steps of the run.
 
     Example:
         >>> line({"step": 50, "loss": 1.6, "eta_seconds": 32}, 900)

@@ -68,12 +68,12 @@ class Losses(NamedTuple):
         values: `[..., B]`, in float32, the batch axis last. The speed of training is
             their number per second: of tokens if there are axes before the batch axis,
             else of sequences.
-        weights: The weight of each value, at least 0 and in the same shape; 0 or False
+        weights: the weight of each value, at least 0 and in the same shape; 0 or False
             excludes a value. None gives all values the weight 1. The mean of a training
             batch is the same for any number of shards, up to rounding; if all its
             weights are 0, loss and gradient are 0 and the optimizer still makes a step.
             A gradient is not finite where the derivative of an excluded value is not.
-        extra: Other numbers of each example, in the same shape, for `Task.metrics`.
+        extra: other numbers of each example, in the same shape, for `Task.metrics`.
     """
 
     values: Array
@@ -168,9 +168,9 @@ class Artifact(NamedTuple):
     """A result of a finished run, shown in `report.md`.
 
     Attributes:
-        title: The heading of its section; empty for pictures alone.
-        text: Shown in a code block, and on the screen at the end of a run.
-        pictures: Written to `plots/`.
+        title: the heading of its section; empty for pictures alone.
+        text: shown in a code block, and on the screen at the end of a run.
+        pictures: written to `plots/`.
     """
 
     title: str = ""

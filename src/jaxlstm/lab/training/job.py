@@ -18,9 +18,9 @@ class Callback(NamedTuple):
 
     Attributes:
         function: `(state, loop_state) -> loop_state`.
-        every: Intervals in steps. The function is called at the multiples of each, and
+        every: intervals in steps. The function is called at the multiples of each, and
             at the last step.
-        on_stop: Whether it is also called when a stop has been requested.
+        on_stop: whether it is also called when a stop has been requested.
     """
 
     function: Callable[[TrainState, LoopState], LoopState]
@@ -38,8 +38,8 @@ class Listener(NamedTuple):
 
     Attributes:
         log: `(step, loss, numbers, pace)`: means since the last call, and speed.
-        compiled: Receives the seconds that a compilation took.
-        stopping: Returns True once a stop has been requested.
+        compiled: receives the seconds that a compilation took.
+        stopping: returns True once a stop has been requested.
     """
 
     log: Callable[[int, float, dict[str, Any], dict[str, Any]], None]

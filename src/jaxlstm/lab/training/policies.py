@@ -18,9 +18,9 @@ class LoopState(NamedTuple):
 
     Attributes:
         unlogged: (loss, gradient norm) of each step since the last line of the log.
-        best_step: The step of the best validation so far, None before the first.
-        best_value: The value of the task's primary metric at `best_step`.
-        waited: The number of validations since `best_step`.
+        best_step: the step of the best validation so far, None before the first.
+        best_value: the value of the task's primary metric at `best_step`.
+        waited: the number of validations since `best_step`.
     """
 
     unlogged: tuple[tuple[float, float], ...] = ()
@@ -58,11 +58,11 @@ def validated(
     """Return the state after a validation.
 
     Args:
-        state: The state before the validation.
-        metric: The task's primary metric.
-        stopping: The config's early stopping; an improvement exceeds its `min_delta`.
-        step: The step of the validation.
-        value: The value of the metric.
+        state: the state before the validation.
+        metric: the task's primary metric.
+        stopping: the config's early stopping; an improvement exceeds its `min_delta`.
+        step: the step of the validation.
+        value: the value of the metric.
     """
     margin = 0.0 if stopping is None else stopping.min_delta
     if metric.better(value, state.best_value, margin=margin):
