@@ -19,6 +19,7 @@ import jaxlstm as jl
 from cases import assert_same, same_bits
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.data import Batch, Streams
+from jaxlstm.lab.tasks import Losses
 from jaxlstm.lab.tasks import get as get_task
 from jaxlstm.lab.training import loop as training
 from jaxlstm.lab.training import state as training_state
@@ -237,8 +238,9 @@ def test_training_in_lab():
         batch=streams.batch, batches=streams.batches, batch_axes=Batch(1, 1, 1)
     )
     listener = training.Listener(log, lambda seconds: None, lambda: False)
+    losses_like = Losses(np.zeros((16, 4)))
     job = training.Job(
-        task, model, optimizer, dataset, options, None, listener, (), print
+        task, model, optimizer, dataset, options, None, listener, (), print, losses_like
     )
     state = training_state.initial_state(
         task, model, optimizer, streams.batch(0), seed=0
