@@ -97,9 +97,8 @@ class Experiment:
 
     def require_memory(self) -> None:
         """Raise `BadInput` if the state exceeds the memory of this machine."""
-        needed = (
-            2 * _bytes(self.state_like) + self.shard_bytes()
-        )  # before and after a step
+        states = 2 * _bytes(self.state_like)  # before and after a step
+        needed = states + self.shard_bytes()
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > available:
             raise BadInput(
