@@ -40,13 +40,12 @@ def import_cycles(graph: grimp.ImportGraph) -> list[str]:
     )
 
 
-def import_time_graph() -> dict[str, set[str]]:
-    """Return, for each module, the modules that it imports when it is imported itself.
+def executed_imports() -> dict[str, set[str]]:
+    """Return, for each module, the modules that its import statements import.
 
-    These are the import statements at module level and in classes, `if`, `try` and
-    `with` blocks. Imports in functions and under `if TYPE_CHECKING:` are not executed
-    then, and neither are the imports behind the names that `lazy_loader` resolves on
-    first use. The packages that contain an imported module are not counted.
+    Imports in functions count. Imports under `if TYPE_CHECKING:` are never executed and
+    do not count, and neither do the imports behind the names that `lazy_loader`
+    resolves on first use, and the packages that contain an imported module.
     """
     paths = {
         ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path
@@ -72,7 +71,7 @@ def _imported(body: Iterable[ast.AST], modules: Set[str]) -> set[str]:
                 found |= {node.module or ""} & modules
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             found |= _imported(node.orelse, modules)
-        elif not isinstance(node, Function | ast.Lambda):
+        else:
             found |= _imported(ast.iter_child_nodes(node), modules)
     return found
 
@@ -169,19 +168,15 @@ def main() -> int:
     """Print every fact; return 1 if one is violated.
 
     A chain is printed with its length and its modules, the importer first. At most
-    `LONGEST_CHAIN` modules may be on a chain of imports at import time; the chain that
-    also follows imports in functions is printed for comparison.
+    `LONGEST_CHAIN` modules may be on a chain.
     """
     imports = graph()
     cycles, unannotated = import_cycles(imports), unannotated_signatures()
     print(f"modules in import cycles: {len(cycles)} {', '.join(cycles)}")
     chain: list[str] = []
     if not cycles:
-        chain = longest_chain(import_time_graph())
-        print(f"longest chain at import time: {len(chain)}: {' -> '.join(chain)}")
-        find = imports.find_modules_directly_imported_by
-        every = longest_chain({module: find(module) for module in imports.modules})
-        print(f"longest chain of all imports: {len(every)}: {' -> '.join(every)}")
+        chain = longest_chain(executed_imports())
+        print(f"longest chain of imports: {len(chain)}: {' -> '.join(chain)}")
     share, misphrased = keyword_only_share(), misphrased_strings()
     print(f"unannotated signatures: {len(unannotated)} {', '.join(unannotated)}")
     print(f"keyword-only share of optional arguments: {share:.3f}")

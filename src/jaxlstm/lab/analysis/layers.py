@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,9 @@ import jaxlstm as jl
 from jaxlstm.diagnostics.gates import Saturation
 from jaxlstm.lab.analysis import traces
 from jaxlstm.lab.analysis.traces import Floats, Traces
-from jaxlstm.lab.runs.trained import Trained
+
+if TYPE_CHECKING:
+    from jaxlstm.lab.runs.trained import Trained
 
 STEPS, DIRECTIONS = 512, 16
 ROWS = 8  # passages that gradients are taken of
@@ -47,7 +49,7 @@ class LayerFacts(NamedTuple):
     span: int
 
 
-def facts_of_layers(trained: Trained, seen: Traces) -> list[LayerFacts]:
+def facts_of_layers(trained: "Trained", seen: Traces) -> list[LayerFacts]:
     """Return the statistics of each recurrent layer over a text."""
     positions = seen.positions[:ROWS, -STEPS - 1 :]
     tokens = jnp.asarray(seen.text.tokens[positions].T)
@@ -92,7 +94,7 @@ def _reach(flow: Floats) -> int:
 
 
 def _sensitivity(
-    trained: Trained, layer: int, params: Any, tokens: jax.Array, resets: jax.Array
+    trained: "Trained", layer: int, params: Any, tokens: jax.Array, resets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Return gradient norms `[T - 1, rows]` and the memory span `[rows]` of a layer.
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,9 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.analysis.features import symbol_name
 from jaxlstm.lab.data.files import open_data, quoted
 from jaxlstm.lab.data.vocabulary import UNKNOWN
-from jaxlstm.lab.runs.trained import Trained
+
+if TYPE_CHECKING:
+    from jaxlstm.lab.runs.trained import Trained
 
 LONGEST = 1 << 19  # symbols
 SHORTEST = 16  # symbols
@@ -28,7 +30,7 @@ class Text(NamedTuple):
 
 
 def choose(
-    trained: Trained,
+    trained: "Trained",
     path: str | Path | None,
     text: str | None,
     report: Callable[[str], object],
@@ -61,7 +63,7 @@ def choose(
     return searched, given or searched
 
 
-def from_string(trained: Trained, text: str, source: str) -> Text:
+def from_string(trained: "Trained", text: str, source: str) -> Text:
     """Encode a text.
 
     Raises:
@@ -84,7 +86,7 @@ def from_string(trained: Trained, text: str, source: str) -> Text:
     return _with_symbols(trained, tokens[:LONGEST], source)
 
 
-def from_file(trained: Trained, path: str | Path) -> Text:
+def from_file(trained: "Trained", path: str | Path) -> Text:
     """Read and encode a file, in the character encoding of the run's data.
 
     Raises:
@@ -106,7 +108,7 @@ def from_file(trained: Trained, path: str | Path) -> Text:
     return from_string(trained, text, f"--input {path}")
 
 
-def _with_symbols(trained: Trained, tokens: NDArray[np.int32], source: str) -> Text:
+def _with_symbols(trained: "Trained", tokens: NDArray[np.int32], source: str) -> Text:
     vocabulary, different = trained.vocabulary, np.unique(tokens).tolist()
     if vocabulary.kind == "tokens":  # never of length 1, which would be a letter
         names = {token: f"#{token}" for token in different}

@@ -1,7 +1,7 @@
 """Gates and states of a trained model while it reads a text."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from jaxlstm.diagnostics.gates import CANDIDATES
 from jaxlstm.lab.analysis.text import Text
 from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN
-from jaxlstm.lab.runs.trained import Trained
+
+if TYPE_CHECKING:
+    from jaxlstm.lab.runs.trained import Trained
 
 Floats = NDArray[np.floating]
 Units = Mapping[str, Floats]  # the gates by letter, h, and c where the cell has it
@@ -35,7 +37,7 @@ class Traces(NamedTuple):
     layers: list[Units]
 
 
-def record(trained: Trained, text: Text, *, params: Any = None) -> Traces:
+def record(trained: "Trained", text: Text, *, params: Any = None) -> Traces:
     """Run the model on evenly spaced stretches of the text.
 
     `WARM_UP` symbols before each stretch initialise its states. A short text is one
@@ -69,7 +71,7 @@ def record(trained: Trained, text: Text, *, params: Any = None) -> Traces:
     return Traces(text, positions[:, warm_up:], layers)
 
 
-def resets(trained: Trained, tokens: jax.Array) -> jax.Array:
+def resets(trained: "Trained", tokens: jax.Array) -> jax.Array:
     """Return where documents begin."""
     data = trained.config.data
     separated = data.source == "python" or getattr(data, "document_separator", None)

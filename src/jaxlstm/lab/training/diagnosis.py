@@ -1,7 +1,7 @@
 """Find the leaf and the examples whose gradient or loss is not finite."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,14 @@ from jax import Array
 
 from jaxlstm.lab.parallel import shards
 from jaxlstm.lab.tasks.base import Batch, Losses, Task
-from jaxlstm.lab.training.job import Job
 from jaxlstm.lab.training.state import TrainState, noise_key
 from jaxlstm.layers.base import Layer
 
+if TYPE_CHECKING:
+    from jaxlstm.lab.training.job import Job
 
-def diagnose(job: Job, state: TrainState) -> str:
+
+def diagnose(job: "Job", state: TrainState) -> str:
     """Return a message about the step that follows the state.
 
     It names the first leaf of the gradient that is not finite, and the rows of the

@@ -2,22 +2,24 @@
 
 import functools
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxlstm.lab.parallel import shards
 from jaxlstm.lab.tasks.base import Batch, Task
 from jaxlstm.lab.training import state as steps
-from jaxlstm.lab.training.job import Job
 from jaxlstm.lab.training.state import TrainState
 from jaxlstm.layers.base import Layer
+
+if TYPE_CHECKING:
+    from jaxlstm.lab.training.job import Job
 
 
 class Programs:
     """Compiled training steps: one program for each number of steps in a dispatch."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: "Job") -> None:
         self._job = job
         self._compiled: dict[int, Any] = {}
         parts = (job.task, job.model, job.optimizer)
