@@ -43,9 +43,8 @@ def import_cycles(graph: grimp.ImportGraph) -> list[str]:
 def executed_imports() -> dict[str, set[str]]:
     """Return, for each module, the modules that its import statements import.
 
-    Imports in functions count. Imports under `if TYPE_CHECKING:` are never executed and
-    do not count, and neither do the imports behind the names that `lazy_loader`
-    resolves on first use, and the packages that contain an imported module.
+    Imports in functions count. Not counted are imports under `if TYPE_CHECKING:`, names
+    that `lazy_loader` resolves on first use, and packages around an imported module.
     """
     paths = {
         ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path
