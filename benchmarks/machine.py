@@ -39,6 +39,7 @@ def describe(cores: int, environment: Mapping[str, str]) -> dict[str, Any]:
         "cores_of_machine": os.cpu_count(),
         "memory_gb": _memory_gb(),
         "system": f"{platform.system()} {platform.release()}",
+        "compiler": _compiler(),
         "python": platform.python_version(),
         "commit": _commit(),
         "versions": versions(),
@@ -79,21 +80,26 @@ def _memory_gb() -> float | None:
     return round(size / 1e9, 1)
 
 
+def _compiler() -> str | None:
+    """Return the first line of `cc --version`, None without a compiler."""
+    return (_output("cc", "--version") or "").partition("\n")[0] or None
+
+
 def _commit() -> str | None:
     """Return the commit, with a + if files were changed; None outside a checkout."""
     commit, changes = (
-        _git("rev-parse", "--short", "HEAD"),
-        _git("status", "--porcelain"),
+        _output("git", "rev-parse", "--short", "HEAD"),
+        _output("git", "status", "--porcelain"),
     )
     if commit is None:
         return None
     return commit + ("+" if changes else "")
 
 
-def _git(*words: str) -> str | None:
+def _output(*command: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *words],
+            command,
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,

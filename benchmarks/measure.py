@@ -4,7 +4,8 @@ A row has the median, the quartiles and the number of runs for one case, contend
 measure. The measures are:
 
     forward, training, step     seconds of one run
-    compile WHAT                seconds to compile
+    compile WHAT                seconds to trace and compile
+    trace WHAT                  seconds to trace, for the libraries on JAX
     temp WHAT, total WHAT       bytes by XLA's analysis: temporary arrays, and their sum
                                 with arguments and results
     peak WHAT                   growth of the process's peak memory, in bytes
@@ -27,7 +28,11 @@ from benchmarks.cases import Case, Inputs, What
 from benchmarks.peers.base import Contender, Prepared, Program
 from jaxlstm.lab._util.timing import Spread, measure_alternately
 
-UNSUPPORTED = {"training": "computes no gradients", "step": "has no single step"}
+UNSUPPORTED = {
+    "forward": "has single steps only",
+    "training": "computes no gradients",
+    "step": "has no single step",
+}
 
 
 class Row(NamedTuple):
@@ -145,6 +150,7 @@ def _compile(
     """Compile each program `case.compiles` times, in alternation."""
     programs: dict[Entry, Program] = {}
     times: dict[Entry, list[float]] = {entry: [] for entry in prepared}
+    traces: dict[Entry, list[float]] = {entry: [] for entry in prepared}
     rng = random.Random(0)
     for n in range(max((entry.case.compiles for entry in prepared), default=0)):
         for entry in rng.sample(list(times), len(times)):
@@ -160,6 +166,8 @@ def _compile(
                 outcome.record_failure(entry, what, error)
                 continue
             times[entry].append(clock() - start)
+            if (seconds := programs[entry].trace_seconds) is not None:
+                traces[entry].append(seconds)
     for entry, program in programs.items():
         found = {"temp": program.temp_bytes, "total": program.total_bytes}
         figures = {
@@ -167,6 +175,8 @@ def _compile(
         }
         if prepared[entry].compiled:
             figures["compile"] = Spread.of(times[entry])
+        if traces[entry]:
+            figures["trace"] = Spread.of(traces[entry])
         outcome.rows.extend(
             Row.of(*entry, f"{kind} {what}", figure) for kind, figure in figures.items()
         )

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from benchmarks.peers import JAX_PEERS, MODES
 from benchmarks.tables import NATIVE, OURS, Result, best, per_step, ratio, steady
 
+GROUPS = ("gru", "bidirectional", "ragged")  # besides the grid, those that torch has
 BARS = (OURS, NATIVE, f"{OURS} split", "best JAX peer")
 HATCHES = ("", "///", "...", "xxx")
 GREYS = ("0.15", "0.45", "0.7", "1.0")
@@ -16,8 +17,9 @@ LINES = ("-", "--", ":", "-.")
 
 
 def draw(result: Result, stem: Path) -> list[Path]:
-    """Write `STEM-ratio.png` and `STEM-growth.png`, if there are figures for them."""
-    drawn = {"ratio": ratios(result), "growth": growth(result)}
+    """Write `STEM-ratio.png` and others, as far as there are figures for them."""
+    drawn = {f"{group}-ratio": ratios(result, group) for group in GROUPS}
+    drawn |= {"ratio": ratios(result), "growth": growth(result)}
     written = []
     for name, figure in drawn.items():
         if figure is not None:
@@ -27,10 +29,10 @@ def draw(result: Result, stem: Path) -> list[Path]:
     return written
 
 
-def ratios(result: Result) -> Figure | None:
-    """Return bars of the ratio to torch at each size, or None without torch."""
-    cases = [c for c in result.cases("grid") if "torch" in result.at(c, "training")]
-    if not cases:
+def ratios(result: Result, group: str = "grid") -> Figure | None:
+    """Return bars of the ratio to torch at each size, or None for less than two."""
+    cases = [c for c in result.cases(group) if "torch" in result.at(c, "training")]
+    if len(cases) < 2:
         return None
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -39,7 +41,7 @@ def ratios(result: Result) -> Figure | None:
     upper.legend(
         ncols=4, frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1)
     )
-    sizes = [case.removeprefix("grid-").replace("-", ", ") for case in cases]
+    sizes = [case.removeprefix(f"{group}-").replace("-", ", ") for case in cases]
     lower.set_xticks(range(len(cases)), sizes, fontsize=9)
     lower.set_xlabel("T, B, D, H")
     return figure

@@ -11,7 +11,15 @@ from benchmarks.tables import Result
 
 PAGE = Path(__file__).resolve().parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-OTHER_MODELS = ("stacked", "bidirectional", "ragged", "layer_norm", "zoneout")
+MODELS = {  # the title of each group of cases with a table of its own
+    "grid": "the grid",
+    "stacked": "two layers",
+    "gru": "GRU",
+    "bidirectional": "two bidirectional layers",
+    "ragged": "ragged rows, half padding",
+    "layer_norm": "layer norm",
+    "zoneout": "zoneout",
+}
 
 
 def write(results: Sequence[Path], *, page: Path = PAGE) -> list[Path]:
@@ -44,22 +52,39 @@ def write(results: Sequence[Path], *, page: Path = PAGE) -> list[Path]:
 
 def section(name: str, result: Result, links: Sequence[str]) -> str:
     """Return the section of one result."""
-    grid, streams = result.cases("grid"), result.cases("stream")
-    other_models = [case for group in OTHER_MODELS for case in result.cases(group)]
-    with_memory = [*grid, *other_models, *result.cases("growth"), *result.cases("long")]
+    with_memory = [
+        case for group in (*MODELS, "growth", "long") for case in result.cases(group)
+    ]
     parts = [
         f"## {name}",
         machine(result.plain),
         *(f"![{_alt(link)}]({link})" for link in links),
-        *_titled("Training step, the grid", _times(result, grid, "training")),
-        *_titled("Forward, the grid", _times(result, grid, "forward")),
-        *_titled(
-            "Training step, other models", _times(result, other_models, "training")
+        *(
+            part
+            for group, title in MODELS.items()
+            for what, words in (("training", "Training step"), ("forward", "Forward"))
+            for part in _titled(
+                f"{words}, {title}", _times(result, result.cases(group), what)
+            )
         ),
-        *_titled("Forward, other models", _times(result, other_models, "forward")),
-        *_titled("One step at a time", _times(result, streams, "step", tables.US)),
+        *_titled(
+            "A training step of 16 members, by `vmap` and one after another",
+            tables.populations(result),
+        ),
+        *_titled(
+            "Share of the machine's limit, training step",
+            tables.limits(result, "training"),
+        ),
+        *_titled(
+            "Share of the machine's limit, forward", tables.limits(result, "forward")
+        ),
+        *_titled(
+            "One step at a time",
+            _times(result, result.cases("stream"), "step", tables.US),
+        ),
         *_titled("Growth with T", tables.growth(result)),
         *_titled("Compiling a gradient", tables.compiling(result)),
+        *_titled("Tracing and compiling a stack", tables.tracing(result)),
         *_titled(
             "Temporary memory of a training step, MB, by XLA",
             tables.memory(result, with_memory, "temp training"),
@@ -76,8 +101,8 @@ def section(name: str, result: Result, links: Sequence[str]) -> str:
         *_titled(
             "Cost of a trace, relative to the forward pass", tables.traces(result)
         ),
-        "### Where another library is faster",
-        _list(tables.faster_libraries(result)) or "Nowhere in these measurements.",
+        "### Where something else is faster",
+        _list(tables.losses(result)) or "Nowhere in these measurements.",
         "### Too noisy to use",
         _list(tables.noisy(result))
         or "None: half the interquartile range is below 15 % of each median.",
@@ -116,7 +141,9 @@ def _titled(title: str, table: str) -> list[str]:
 def _alt(link: str) -> str:
     if link.endswith("-growth.png"):
         return "Time per step of a training step as sequences grow"
-    return "Speed relative to torch at each size of the grid"
+    group = next((g for g in pictures.GROUPS if link.endswith(f"-{g}-ratio.png")), "")
+    model = f", {MODELS[group]}" if group else ""
+    return f"Speed relative to torch at each size of the grid{model}"
 
 
 def _list(sentences: Sequence[str]) -> str:

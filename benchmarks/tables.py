@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.peers import JAX_PEERS, MODES
+from benchmarks.peers import JAX_PEERS, LIMITS, MODES
 
 OURS = "jaxlstm"
-NATIVE = "jaxlstm native"  # never chosen by default
+NATIVE = "jaxlstm native"
 TIMES = ("forward", "training", "step")
+KINDS = ("trace", "compile")
 NOISY, STALLED = 0.15, 0.3  # half the interquartile range over the median
 
 
@@ -97,9 +98,20 @@ def geometric_mean(values: Iterable[float | None]) -> float | None:
     return math.exp(sum(known) / len(known)) if known else None
 
 
-def is_peer(name: str) -> bool:
-    """Return whether a contender is another library."""
-    return name.split()[0] != OURS
+def is_rival(name: str) -> bool:
+    """Return whether a contender is something to use instead of the default.
+
+    >>> [is_rival(name) for name in ("torch", "jaxlstm scan in turn", "jaxlstm scan")]
+    [True, True, False]
+    """
+    if name in LIMITS:
+        return False
+    return name.split()[0] != OURS or is_in_turn(name)
+
+
+def is_in_turn(name: str) -> bool:
+    """Return whether a contender runs the members of a population in turn."""
+    return name.endswith(" in turn")
 
 
 # -- tables -------------------------------------------------------------------
@@ -153,6 +165,42 @@ def times(result: Result, cases: Sequence[str], what: str, unit: Unit = MS) -> s
     return markdown([*heads, *(f"{name}, {unit[0]}" for name in names)], rows)
 
 
+def limits(result: Result, what: str) -> str:
+    """Return a table of what the machine can do as a share of the times on the grid.
+
+    The limit is the faster of the two matrix products, or the copy if that is slower.
+    """
+    rows, names = [], (OURS, *LIMITS)
+    for case in result.cases("limits"):
+        at = result.at(case, what)
+        product = best(at, ("GEMM", "GEMM one thread"))
+        if product is None or OURS not in at:
+            continue
+        bounds = [at[name].median for name in (product, "copy") if name in at]
+        share = f"{100 * max(bounds) / at[OURS].median:.0f} %"
+        rows.append([case, share, *(_spread(at.get(name), MS) for name in names)])
+    heads = ["case", "share of limit", *(f"{name}, ms" for name in names)]
+    return markdown(heads, rows)
+
+
+def populations(result: Result) -> str:
+    """Return a table of the members of a population by `vmap` and one after another.
+
+    The ratio is the time of the fastest engine in turn over that of `vmap`.
+    """
+    cases, rows = result.cases("population"), []
+    names = result.contenders(cases, "training")
+    for case in cases:
+        at = result.at(case, "training")
+        fastest = best(steady(at), filter(is_in_turn, at)) or "none"
+        cells = [_times(ratio(at, fastest)), *(_spread(at.get(n), MS) for n in names)]
+        rows.append([case, *cells])
+    heads = [f"{name} by vmap" if name == OURS else name for name in names]
+    return markdown(
+        ["16 members", "vmap to best in turn", *(f"{head}, ms" for head in heads)], rows
+    )
+
+
 def traces(result: Result) -> str:
     """Return a table of the time with a trace over that of the forward pass."""
     pairs = {OURS: "jaxlstm trace", NATIVE: "jaxlstm native trace"}
@@ -199,6 +247,24 @@ def compiling(result: Result) -> str:
     return markdown(["gradient", *lengths, "last to first"], rows)
 
 
+def tracing(result: Result) -> str:
+    """Return a table of the time to trace and to compile a stack of four layers.
+
+    Compiling includes tracing. The last column is the time to trace a gradient over
+    that of the engine scan.
+    """
+    rows: list[list[str]] = []
+    for case in result.cases("compile_stack"):
+        whats = [f"{kind} {w}" for w in TIMES[:2] for kind in KINDS]
+        traced = result.at(case, "trace training")
+        for name in result.contenders([case], "compile training"):
+            found = [result.at(case, what).get(name) for what in whats]
+            own = ratio(traced, name, f"{OURS} scan")
+            rows.append([name, *(_spread(one, MS) for one in found), _times(own)])
+    heads = [f"{kind} {w}, ms" for w in ("forward", "gradient") for kind in KINDS]
+    return markdown(["four layers", *heads, "trace to scan"], rows)
+
+
 def memory(result: Result, cases: Sequence[str], what: str) -> str:
     """Return a table of MB, a column per contender and a row per case with a figure."""
     names = result.contenders(cases, what)
@@ -212,7 +278,7 @@ def memory(result: Result, cases: Sequence[str], what: str) -> str:
 
 def engine_choice(result: Result) -> str:
     """Return a table of the engine that `unroll` chose and of the fastest one."""
-    modes = [f"{OURS} {mode}" for mode in MODES if f"{OURS} {mode}" != NATIVE]
+    modes = [f"{OURS} {mode}" for mode in MODES]
     rows = []
     for case in result.cases("grid"):
         for what in ("forward", "training"):
@@ -230,13 +296,13 @@ def engine_choice(result: Result) -> str:
     return markdown(heads, rows)
 
 
-def faster_libraries(result: Result) -> list[str]:
-    """Return a line for each case where another library is faster, the worst first."""
+def losses(result: Result) -> list[str]:
+    """Return a line for each case where something else is faster, the worst first."""
     found = []
     for (case, what), at in result.figures.items():
         if what not in TIMES or OURS not in at:
             continue
-        peer = best(at, filter(is_peer, at))
+        peer = best(at, filter(is_rival, at))
         behind = None if peer is None else ratio(at, peer)
         if behind is not None and behind < 1:
             found.append(

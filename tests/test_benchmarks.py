@@ -31,7 +31,12 @@ from benchmarks.peers.base import Contender, Prepared, Program  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")  # other libraries warn
 
 SMALL = Case("tiny", 6, 8, 3, 5)
-PEERS = tuple(name for name in peers.FILES if not name.startswith("jaxlstm"))
+STEPS_ONLY = "C loop"
+PEERS = tuple(
+    name
+    for name in peers.FILES
+    if not name.startswith("jaxlstm") and name not in peers.LIMITS
+)
 
 
 @pytest.fixture
@@ -56,7 +61,8 @@ def test_case_names_are_unique():
     assert len(set(names)) == len(names)
     assert [c.name for c in cases.select(["stream", "grid-512-8-64-64"])] == [
         "grid-512-8-64-64",
-        *(f"stream-1-1-{h}-{h}" for h in (64, 256, 512)),
+        *(f"stream-1-1-{h}-{h}" for h in (64, 128, 256, 512)),
+        "stream-1-64-128-128",
     ]
     assert cases.select([]) == list(cases.CASES)
     with pytest.raises(ValueError, match="cases: got 'gird', expected one of"):
@@ -77,6 +83,20 @@ def test_flops_count_layers_directions_and_steps():
     assert plain.flops("training") == 3 * plain.flops("forward")
     ragged = SMALL._replace(ragged=True)
     assert ragged.flops_forward * 2 == plain.flops_forward
+    assert SMALL._replace(members=16).flops_forward == 16 * plain.flops_forward
+    assert SMALL._replace(cell="gru").flops_forward * 4 == 3 * plain.flops_forward
+
+
+@pytest.mark.parametrize("group", cases.MODELS)
+def test_each_model_is_measured_at_every_size_of_the_grid(group):
+    assert [c[1:5] for c in cases.select([group])] == list(cases.GRID)
+
+
+def test_each_member_has_its_own_weights_and_inputs():
+    inputs = cases.draw(SMALL._replace(members=2))
+    for array in (inputs.xs, inputs.d_hs, *inputs.layers[0][0]):
+        assert array.shape[0] == 2
+        assert (array[0] != array[1]).any()
 
 
 def test_half_of_a_ragged_case_is_padding_with_zero_cotangents():
@@ -92,6 +112,7 @@ def test_half_of_a_ragged_case_is_padding_with_zero_cotangents():
 
 VARIANTS = {
     "plain": {},
+    "gru": {"cell": "gru"},
     "stacked": {"layers": 2},
     "bidirectional": {"layers": 2, "bidirectional": True},
     "ragged": {"ragged": True},
@@ -142,7 +163,7 @@ def test_checkpoints_agree(relaxed):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", ["jaxlstm", *PEERS])
+@pytest.mark.parametrize("name", [n for n in ("jaxlstm", *PEERS) if n != STEPS_ONLY])
 def test_all_libraries_compute_the_same_numbers(name, variant, relaxed):
     """Compares outputs, and the gradient of the inputs, which uses every weight."""
     pytest.importorskip(peers.FILES[name][1])
@@ -150,8 +171,11 @@ def test_all_libraries_compute_the_same_numbers(name, variant, relaxed):
     reason = peers.find(name).supports(case)
     if reason is None:
         assert_agree(name, case)
+    elif name == "lax.scan":
+        assert variant not in ("layer_norm", "zoneout")
     else:
-        assert variant in ("layer_norm", "zoneout", "ragged"), reason
+        assert variant in ("layer_norm", "zoneout", "ragged", "gru"), reason
+        assert (variant == "gru") == (name == "haiku" and "reset gate" in reason)
         assert name != "jaxlstm"
 
 
@@ -161,11 +185,39 @@ def test_single_steps_of_all_libraries_agree(name, relaxed):
     """Compares the third output, with the state fed back."""
     pytest.importorskip(peers.FILES[name][1])
     case = Case("stream", 1, 2, 3, 5, measures=("step",))
+    if name == "lax.scan":
+        assert peers.find(name).supports(case) is not None
+        return
     thirds = []
     for one in ("jaxlstm", name):
         run = peers.find(one).step(case, cases.draw(case)).compile().run
         thirds.append([np.asarray(run()) for _ in range(3)][-1])
     np.testing.assert_allclose(*thirds, rtol=1e-4, atol=1e-5)
+
+
+def test_a_population_has_the_gradients_of_its_members(relaxed):
+    case = SMALL._replace(members=3)
+    inputs = cases.draw(case)
+    mapped, in_turn = (
+        peers.find(name).training_step(case, inputs).compile().run()
+        for name in ("jaxlstm", "jaxlstm in turn")
+    )
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *in_turn)
+    for one, other in zip(*map(jax.tree.leaves, (mapped, stacked)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert peers.find("jaxlstm in turn").supports(SMALL) is not None
+    assert peers.find("jaxlstm in turn").supports(case) is None
+
+
+@pytest.mark.parametrize("name", peers.LIMITS)
+def test_limits_are_measured_in_a_group_of_their_own(name):
+    pytest.importorskip("torch")
+    limit, case = peers.find(name), SMALL._replace(group="limits")
+    assert limit.supports(SMALL) is not None
+    assert limit.supports(case) is None
+    for make in (limit.forward, limit.training_step):
+        found = make(case, cases.draw(case)).compile().run()
+        assert found.isfinite().all()
 
 
 def test_each_mode_is_a_contender():
@@ -182,7 +234,8 @@ def test_missing_packages_are_reported(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "torch" else object()
     )
-    assert peers.absent() == {"torch": "not installed (no package torch)"}
+    needing = ("torch", *peers.LIMITS)
+    assert peers.absent() == dict.fromkeys(needing, "not installed (no package torch)")
 
 
 # -- measuring ----------------------------------------------------------------
@@ -209,7 +262,7 @@ class Clock:
             self.now += compile
             if fails == "compile":
                 raise RuntimeError("no such program")
-            return Program(ran, temp_bytes=7)
+            return Program(ran, temp_bytes=7, trace_seconds=run / 2)
 
         def prepared(case, inputs) -> Prepared:
             if fails == "prepare":
@@ -236,6 +289,7 @@ def test_a_case_returns_rows_and_refusals():
     assert found["fast", "training"] == (1.0, 1.0, 1.0, 3)
     assert found["eager", "training"] == (2.0, 2.0, 2.0, 3)
     assert found["fast", "compile training"] == (4.0, 4.0, 4.0, 3)
+    assert found["fast", "trace training"] == (0.5, 0.5, 0.5, 3)
     assert found["fast", "temp training"] == (7, 7, 7, 1)
     assert ("eager", "compile training") not in found
     assert ("no run", "training") not in found
@@ -260,7 +314,8 @@ def test_a_case_may_select_contenders_and_skip_running():
     entered = [clock.contender("a"), clock.contender("b")]
     case = SMALL._replace(contenders=("a",), runs=False, measures=("training",))
     rows, refusals = measure.measure([case], entered, seconds=0.0, clock=clock)
-    assert {row.what for row in rows} == {"compile training", "temp training"}
+    figures = ("compile", "trace", "temp")
+    assert {row.what for row in rows} == {f"{what} training" for what in figures}
     assert [refusal.reason for refusal in refusals] == ["measured for a only"]
 
 
@@ -314,7 +369,7 @@ def test_a_request_in_json_is_measured(relaxed, monkeypatch):
     monkeypatch.setattr(measure, "cores", lambda: 1)  # the devices stay as they are
     answer = measure.run_request(json.loads(json.dumps(asked)))
     assert answer["refusals"] == []
-    assert answer["chosen"] == {case.name: "adjoint"}
+    assert answer["chosen"][case.name] in peers.MODES
     rows = {row["what"]: row for row in answer["rows"]}
     assert rows["training"]["contender"] == "jaxlstm scan"
     assert rows["training"]["runs"] >= 3
@@ -538,12 +593,12 @@ def with_native():
     return tables.Result.of(plain)
 
 
-def test_native_has_its_own_ratios_and_is_never_the_chosen_engine():
+def test_native_has_its_own_ratios_and_is_one_of_the_engines_to_choose():
     result = with_native()
     heads, _, first, *_ = tables.times(result, [FIRST.name], "training").splitlines()
     assert "| to best JAX peer | native to torch | native to best JAX peer |" in heads
     assert "| 2.00x | 3.00x | 4.00x | 6.00x |" in first
-    assert "grid-10-2-3-4 training | adjoint | scan | 1.25" in tables.engine_choice(
+    assert "grid-10-2-3-4 training | adjoint | native | 2.00" in tables.engine_choice(
         result
     )
 
@@ -579,10 +634,75 @@ def test_the_chosen_engine_is_compared_with_the_best_one(made):
     )
 
 
-def test_faster_libraries_are_listed(made):
-    assert tables.faster_libraries(made) == [
-        "grid-20-2-3-4, training: torch is 2.00x faster"
+def test_losses_are_listed(made):
+    assert tables.losses(made) == ["grid-20-2-3-4, training: torch is 2.00x faster"]
+
+
+POPULATION = Case("population", 10, 2, 3, 4, members=16)
+STACK = Case("compile_stack", 10, 2, 3, 4, layers=4)
+LIMITED = Case("limits", 10, 2, 3, 4)
+
+
+def with_other_groups():
+    """Return the result of `made_up` with limits, a population and a stack."""
+    plain, a, stack = made_up(), LIMITED.name, STACK.name
+    plain["cases"] |= {
+        case.name: harness.case_to_json(case) for case in (LIMITED, POPULATION, STACK)
+    }
+    plain["contenders"] += ["jaxlstm scan in turn", "jaxlstm in turn"]
+    plain["contenders"] += ["GEMM", "GEMM one thread", "copy"]
+    plain["rows"] += [
+        row(a, "jaxlstm", "training", 0.001),
+        row(a, "GEMM", "training", 0.0004),
+        row(a, "GEMM one thread", "training", 0.0008),
+        row(a, "copy", "training", 0.0001),
+        row(POPULATION.name, "jaxlstm", "training", 0.002),
+        row(POPULATION.name, "jaxlstm in turn", "training", 0.001),
+        row(POPULATION.name, "jaxlstm scan in turn", "training", 0.004),
+        row(stack, "jaxlstm", "trace forward", 0.1),
+        row(stack, "jaxlstm", "compile forward", 0.2),
+        row(stack, "jaxlstm", "trace training", 0.3),
+        row(stack, "jaxlstm", "compile training", 0.4),
+        row(stack, "jaxlstm scan", "trace training", 0.2),
+        row(stack, "jaxlstm scan", "compile training", 0.5),
     ]
+    return tables.Result.of(plain)
+
+
+def test_the_table_of_limits():
+    result = with_other_groups()
+    assert tables.limits(result, "training") == (
+        "| case | share of limit | jaxlstm, ms | GEMM, ms | GEMM one thread, ms "
+        "| copy, ms |\n"
+        "| :--- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| limits-10-2-3-4 | 40 % | 1.00 ± 0.00 | 0.400 ± 0.000 "
+        "| 0.800 ± 0.000 | 0.100 ± 0.000 |"
+    )
+
+
+def test_the_table_of_populations():
+    result = with_other_groups()
+    assert tables.populations(result) == (
+        "| 16 members | vmap to best in turn | jaxlstm by vmap, ms "
+        "| jaxlstm scan in turn, ms | jaxlstm in turn, ms |\n"
+        "| :--- | ---: | ---: | ---: | ---: |\n"
+        "| population-10-2-3-4 | 0.50x | 2.00 ± 0.00 | 4.00 ± 0.00 | 1.00 ± 0.00 |"
+    )
+    assert (
+        "population-10-2-3-4, training: jaxlstm in turn is 2.00x faster"
+        in tables.losses(result)
+    )
+    assert not any("GEMM" in line for line in tables.losses(result))
+
+
+def test_the_table_of_tracing():
+    assert tables.tracing(with_other_groups()) == (
+        "| four layers | trace forward, ms | compile forward, ms "
+        "| trace gradient, ms | compile gradient, ms | trace to scan |\n"
+        "| :--- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| jaxlstm | 100 ± 0 | 200 ± 0 | 300 ± 0 | 400 ± 0 | 1.50x |\n"
+        "| jaxlstm scan | - | - | 200 ± 0 | 500 ± 0 | 1.00x |"
+    )
 
 
 def with_torch_spread(half):

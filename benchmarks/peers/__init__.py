@@ -21,6 +21,8 @@ MODES = (
     "native",
 )
 
+MODES_IN_TURN = ("adjoint", "scan", "native")  # for the members of a population
+
 # The file of each contender, and the package that it needs.
 FILES: dict[str, tuple[str, str]] = {
     "jaxlstm": ("ours", "jaxlstm"),
@@ -29,15 +31,23 @@ FILES: dict[str, tuple[str, str]] = {
     "jaxlstm sqrt": ("ours", "jaxlstm"),
     "jaxlstm trace": ("ours", "jaxlstm"),
     "jaxlstm native trace": ("ours", "jaxlstm"),
+    "jaxlstm in turn": ("ours", "jaxlstm"),
+    **{f"jaxlstm {mode} in turn": ("ours", "jaxlstm") for mode in MODES_IN_TURN},
     "torch": ("torch", "torch"),
     "flax linen": ("linen", "flax"),
     "flax nnx": ("nnx", "flax"),
     "haiku": ("haiku", "haiku"),
     "equinox": ("equinox", "equinox"),
     "keras": ("keras", "keras"),
+    "lax.scan": ("plain", "jax"),
     "onnxruntime": ("onnxruntime", "onnxruntime"),
+    "C loop": ("c_loop", "ctypes"),
+    "GEMM": ("limits", "torch"),
+    "GEMM one thread": ("limits", "torch"),
+    "copy": ("limits", "torch"),
 }
-JAX_PEERS = ("flax linen", "flax nnx", "haiku", "equinox", "keras")
+JAX_PEERS = ("flax linen", "flax nnx", "haiku", "equinox", "keras", "lax.scan")
+LIMITS = ("GEMM", "GEMM one thread", "copy")  # what the machine can do
 
 
 def absent() -> dict[str, str]:

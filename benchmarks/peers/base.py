@@ -9,14 +9,16 @@ from benchmarks.cases import Case, Inputs
 class Program(NamedTuple):
     """A compiled computation.
 
-    run           runs once and returns when the result is computed
-    temp_bytes    temporary memory by XLA's analysis
-    total_bytes   the same with arguments and results
+    run             runs once and returns when the result is computed
+    temp_bytes      temporary memory by XLA's analysis
+    total_bytes     the same with arguments and results
+    trace_seconds   the time to trace it, without compiling
     """
 
     run: Callable[[], Any]
     temp_bytes: int | None = None
     total_bytes: int | None = None
+    trace_seconds: float | None = None
 
 
 class Prepared(NamedTuple):
@@ -38,7 +40,8 @@ class Contender(NamedTuple):
     name            name in the tables
     library         distribution whose version is reported
     supports        returns None, or the reason why a case is not supported
-    forward         prepares a program that returns the outputs
+    forward         prepares a program that returns the outputs; None if the library
+                    has single steps only
     training_step   prepares a program that returns the gradients of the parameters and
                     of the inputs; None if the library computes no gradients
     step            prepares a program that takes one step from the state of the step
@@ -48,7 +51,7 @@ class Contender(NamedTuple):
     name: str
     library: str
     supports: Callable[[Case], str | None]
-    forward: Callable[[Case, Inputs], Prepared]
+    forward: Callable[[Case, Inputs], Prepared] | None
     training_step: Callable[[Case, Inputs], Prepared] | None
     step: Callable[[Case, Inputs], Prepared] | None = None
 

@@ -1,5 +1,7 @@
 """Shared by all contenders on JAX: compiled functions, and composed layers."""
 
+import operator
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -95,14 +97,40 @@ def forward(model: Model) -> Prepared:
 def training(model: Model) -> Prepared:
     """Return the program of the gradients of parameters and inputs."""
 
+    arguments = (model.params, model.xs, model.d_hs, *model.extra)
+    return Prepared(
+        lambda: program(_gradients(model), *arguments), time_axis=model.time_axis
+    )
+
+
+def training_in_turn(model: Model) -> Prepared:
+    """Return the program of the gradients of each member, one after another.
+
+    Args:
+        model: the model of one member, with arrays that have a leading axis of members.
+    """
+    stacked = (model.params, model.xs, model.d_hs)
+    each = [jax.tree.map(operator.itemgetter(n), stacked) for n in range(len(model.xs))]
+
+    def compiled() -> Program:
+        found, seconds = _compiled(_gradients(model), *each[0])
+
+        def run() -> Any:
+            return [jax.block_until_ready(found(*arguments)) for arguments in each]
+
+        return Program(run, trace_seconds=seconds)
+
+    return Prepared(compiled)
+
+
+def _gradients(model: Model) -> Callable[..., Any]:
     def gradients(params: Any, xs: Array, d_hs: Array, *extra: Any) -> Any:
         _, pull = jax.vjp(
             lambda params, xs: model.apply(params, xs, *extra), params, xs
         )
         return pull(d_hs)
 
-    arguments = (model.params, model.xs, model.d_hs, *model.extra)
-    return Prepared(lambda: program(gradients, *arguments), time_axis=model.time_axis)
+    return gradients
 
 
 def single_step(case: Case, inputs: Inputs, layers: Layers) -> Prepared:
@@ -129,21 +157,31 @@ def single_step(case: Case, inputs: Inputs, layers: Layers) -> Prepared:
 
 def program(function: Callable[..., Any], *arguments: Any) -> Program:
     """Compile a function for these arguments, without any cache."""
-    compiled = jax.jit(lambda *a: function(*a)).lower(*arguments).compile()
+    compiled, seconds = _compiled(function, *arguments)
 
     def run() -> Any:
         return jax.block_until_ready(compiled(*arguments))
 
     found = compiled.memory_analysis()
     if found is None:
-        return Program(run)
+        return Program(run, trace_seconds=seconds)
     total = found.argument_size_in_bytes + found.output_size_in_bytes
     total += found.temp_size_in_bytes - found.alias_size_in_bytes
-    return Program(run, found.temp_size_in_bytes, total)
+    return Program(run, found.temp_size_in_bytes, total, seconds)
 
 
-def supports_plain_lstm(library: str, *, lengths: bool) -> Callable[[Case], str | None]:
-    """Return `supports` for a library that has only the plain LSTM."""
+def _compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """Return the compiled function and the seconds that its tracing took."""
+    start = time.perf_counter()
+    traced = jax.jit(lambda *a: function(*a)).trace(*arguments)
+    seconds = time.perf_counter() - start
+    return traced.lower().compile(), seconds
+
+
+def supports_plain_cells(
+    library: str, *, lengths: bool
+) -> Callable[[Case], str | None]:
+    """Return `supports` for a library that has only the plain LSTM and the GRU."""
     names = {"layer_norm": "layer-normalised LSTM", "zoneout": "zoneout"}
 
     def supports(case: Case) -> str | None:

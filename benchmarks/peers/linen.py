@@ -1,4 +1,4 @@
-"""Flax linen: `nn.RNN` over `OptimizedLSTMCell`, batch first."""
+"""Flax linen: `nn.RNN` over `OptimizedLSTMCell` or `GRUCell`, batch first."""
 
 from typing import Any
 
@@ -50,6 +50,8 @@ def supports(case: Case) -> str | None:
 def _cell(case: Case) -> nn.RNNCellBase:
     if case.cell == "layer_norm":
         return LayerNormLSTMCell(case.units)
+    if case.cell == "gru":
+        return nn.GRUCell(case.units)
     return nn.OptimizedLSTMCell(case.units)
 
 
@@ -66,9 +68,22 @@ def by_name(weights: Weights) -> dict[str, Any]:
     }
 
 
+def _gru_by_name(weights: Weights) -> dict[str, Any]:
+    """Return dense layers as above; those for x have the bias, as has that of n."""
+    w_x, w_h, b = weights
+    dense: dict[str, Any] = {}
+    for k, gate in enumerate("rzn"):
+        dense[f"i{gate}"] = {"kernel": w_x[:, k], "bias": b[k]}
+        dense[f"h{gate}"] = {"kernel": w_h[:, k]}
+    dense["hn"]["bias"] = 0 * b[2]
+    return dense
+
+
 def _load(case: Case, weights: Weights) -> Any:
     if case.cell == "lstm":
         return by_name(weights)
+    if case.cell == "gru":
+        return _gru_by_name(weights)
     w_x, w_h, b = map(merge_gate_axis, weights)
     one = jnp.ones(4 * case.units)
     return {

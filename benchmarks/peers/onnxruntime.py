@@ -1,4 +1,4 @@
-"""onnxruntime: `LSTM` nodes one after the other, inference only, time first."""
+"""onnxruntime: `LSTM` or `GRU` nodes in sequence, inference only, time first."""
 
 import os
 from typing import Any
@@ -11,13 +11,13 @@ from onnx import helper, numpy_helper
 from benchmarks.cases import Case, Inputs, Weights
 from benchmarks.peers.base import Contender, Prepared, Program, merge_gate_axis
 
-IOFC = np.array([0, 3, 1, 2])  # its order of gates
+ORDER = {"lstm": np.array([0, 3, 1, 2]), "gru": np.array([1, 0, 2])}  # its gates
 
 
 def supports(case: Case) -> str | None:
-    """Return why a case is not supported: inference of plain LSTMs only."""
-    if case.cell != "lstm":
-        return "the ONNX node LSTM is the usual LSTM only"
+    """Return why a case is not supported: inference of plain cells only."""
+    if case.cell not in ORDER:
+        return "ONNX has nodes for the usual LSTM and the GRU only"
     if "forward" not in case.measures and "step" not in case.measures:
         return "onnxruntime computes no gradients"
     return None
@@ -31,15 +31,19 @@ def _graph(case: Case, inputs: Inputs, states: tuple[str, ...] = ()) -> onnx.Mod
         "X",
     )
     lengths = "" if inputs.lengths is None else "lengths"
+    kind = case.cell.upper()
+    options: dict[str, Any] = {"linear_before_reset": 1} if kind == "GRU" else {}
     for n, directions in enumerate(inputs.layers):
-        constants += [_constant(f"{k}{n}", v) for k, v in _weights(directions).items()]
+        own = _weights(directions, ORDER[case.cell])
+        constants += [_constant(f"{k}{n}", v) for k, v in own.items()]
         nodes.append(
             helper.make_node(
-                "LSTM",
+                kind,
                 [flow, f"W{n}", f"R{n}", f"B{n}", lengths, *states],
                 [f"Y{n}", *(f"{state}_after" for state in states)],
                 hidden_size=case.units,
                 direction="bidirectional" if case.bidirectional else "forward",
+                **options,
             )
         )
         nodes.append(
@@ -56,9 +60,11 @@ def _graph(case: Case, inputs: Inputs, states: tuple[str, ...] = ()) -> onnx.Mod
     return helper.make_model(graph, opset_imports=[opset], ir_version=8)
 
 
-def _weights(directions: list[Weights]) -> dict[str, np.ndarray]:
-    """Return W [d, 4H, D], R [d, 4H, H], B [d, 8H]; the second bias is 0."""
-    ordered = [Weights(w.w_x[:, IOFC], w.w_h[:, IOFC], w.b[IOFC]) for w in directions]
+def _weights(directions: list[Weights], order: np.ndarray) -> dict[str, np.ndarray]:
+    """Return W [d, GH, D], R [d, GH, H], B [d, 2GH]; the second bias is 0."""
+    ordered = [
+        Weights(w.w_x[:, order], w.w_h[:, order], w.b[order]) for w in directions
+    ]
     w, r, b = (
         np.stack([merge_gate_axis(leaf).T for leaf in leaves])
         for leaves in zip(*ordered, strict=True)

@@ -1,6 +1,5 @@
 """jaxlstm: the default, each engine by name, and variants of its use."""
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,16 +11,12 @@ from jax.sharding import PartitionSpec as P
 
 import jaxlstm as jl
 from benchmarks.cases import C_RATE, H_RATE, Case, Inputs, Kind, Weights
-from benchmarks.peers import MODES, jitted
+from benchmarks.peers import MODES, MODES_IN_TURN, jitted
 from benchmarks.peers.base import Contender, Prepared, Program
-
-with contextlib.suppress(
-    jl.engines.native.BuildError
-):  # without a compiler the engine refuses
-    jl.engines.native.load()
 
 CELLS: dict[Kind, Callable[[], jl.Cell]] = {
     "lstm": jl.lstm,
+    "gru": jl.gru,
     "layer_norm": jl.layer_norm_lstm,
     "zoneout": lambda: jl.zoneout(jl.lstm(), h_rate=H_RATE, c_rate=C_RATE),
 }
@@ -30,14 +25,17 @@ CELLS: dict[Kind, Callable[[], jl.Cell]] = {
 def model(
     case: Case, inputs: Inputs, engine: str | None, checkpoint_every: Any = None
 ) -> jitted.Model:
-    """Return the model: `unroll` for one layer, `stack` for more; time first."""
+    """Return the model: `unroll` for one layer, `stack` for more; time first.
+
+    Several members are mapped by `vmap` over parameters and inputs.
+    """
     cell, sizes = CELLS[case.cell](), (case.units,) * case.layers
     stack = jl.stack(cell, sizes, bidirectional=case.bidirectional, engine=engine)
     single = case.layers == 1 and not case.bidirectional
 
     def apply(params: Any, xs: jax.Array, *extra: jax.Array) -> jax.Array:
         lengths = extra[0] if case.ragged else None
-        key = extra[0] if case.cell == "zoneout" else None
+        key = extra[-1] if case.cell == "zoneout" else None
         if not single:
             return stack.apply(params, xs, lengths=lengths, key=key)[1]
         return jl.unroll(
@@ -62,29 +60,35 @@ def model(
     if case.cell == "zoneout":
         extra = (jax.random.key(0),)
     xs, d_hs = jnp.asarray(inputs.xs), jnp.asarray(inputs.d_hs)
+    if case.members > 1:
+        apply = jax.vmap(apply)
     return jitted.Model(apply, both[0] if single else tuple(both), xs, d_hs, extra)
 
 
 def load(case: Case, weights: Weights) -> Any:
     """Return the weights as parameters of the case's cell."""
     params = CELLS[case.cell]().init(
-        jax.random.key(0), weights.w_x.shape[0], case.units
+        jax.random.key(0), weights.w_x.shape[-3], case.units
     )
     return params._replace(**{k: jnp.asarray(v) for k, v in weights._asdict().items()})
 
 
-def _step(case: Case, params: Any, state: Any, x: jax.Array) -> tuple[Any, jax.Array]:
-    cell = CELLS[case.cell]()
-    state, _ = cell.step(params, state, cell.project(params, x))
-    return state, state.h
+def _stream(case: Case, inputs: Inputs) -> Prepared:
+    """Return the program of one step of `jl.stream` from the last state."""
+    params, x = load(case, inputs.layers[0][0]), jnp.asarray(inputs.xs[0])
 
+    def compiled() -> Program:
+        step, state = jl.stream(CELLS[case.cell](), params, x)
+        step(state, x)  # the first call compiles
 
-def _start(case: Case) -> jl.LSTMState:
-    zeros = jnp.zeros((case.batch, case.units))
-    return jl.LSTMState(zeros, jnp.copy(zeros))
+        def run() -> jax.Array:
+            nonlocal state
+            state, h = step(state, x)
+            return h.block_until_ready()
 
+        return Program(run)
 
-STEPS = jitted.Layers(load, lambda *_: jnp.zeros(()), _start, _step, 0)
+    return Prepared(compiled)
 
 
 def with_engine(name: str, engine: str | None) -> Contender:
@@ -96,7 +100,7 @@ def with_engine(name: str, engine: str | None) -> Contender:
         lambda case: reason if engine and "step" in case.measures else None,
         lambda case, inputs: jitted.forward(model(case, inputs, engine)),
         lambda case, inputs: jitted.training(model(case, inputs, engine)),
-        lambda case, inputs: jitted.single_step(case, inputs, STEPS),
+        _stream,
     )
 
 
@@ -140,6 +144,26 @@ def with_trace(name: str, engine: str | None) -> Contender:
     return Contender(name, "jaxlstm", _supports_traces, traced, None)
 
 
+# -- the members of a population one after another -----------------------------
+
+
+def _supports_members(case: Case) -> str | None:
+    if case.members == 1:
+        return "members in turn are measured for populations"
+    return None
+
+
+def in_turn(name: str, engine: str | None) -> Contender:
+    """Return the contender that trains the members of a population in turn."""
+
+    def training(case: Case, inputs: Inputs) -> Prepared:
+        arrays = model(case, inputs, engine)
+        one = model(case._replace(members=1), inputs, engine)
+        return jitted.training_in_turn(arrays._replace(apply=one.apply))
+
+    return Contender(name, "jaxlstm", _supports_members, None, training)
+
+
 # -- the batch split over host devices ----------------------------------------
 
 
@@ -172,7 +196,7 @@ def _sharded_model(case: Case, inputs: Inputs) -> jitted.Model:
 
 def _times_devices(program: Program) -> Program:
     """Multiply the memory by the devices, because XLA reports that of one."""
-    count, (temp, total) = len(jax.devices()), program[1:]
+    count, temp, total = len(jax.devices()), program.temp_bytes, program.total_bytes
     if temp is None or total is None:
         return program
     return program._replace(temp_bytes=count * temp, total_bytes=count * total)
@@ -226,4 +250,6 @@ CONTENDERS = (
     SQRT,
     with_trace("jaxlstm trace", None),
     with_trace("jaxlstm native trace", "native"),
+    in_turn("jaxlstm in turn", None),
+    *(in_turn(f"jaxlstm {mode} in turn", mode) for mode in MODES_IN_TURN),
 )

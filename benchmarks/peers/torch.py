@@ -1,4 +1,4 @@
-"""torch: `nn.LSTM` over whole sequences, `nn.LSTMCell` for single steps, time first."""
+"""torch: `nn.LSTM` and `nn.GRU`, `nn.LSTMCell` for single steps, time first."""
 
 import os
 from typing import Any
@@ -11,10 +11,11 @@ from benchmarks.peers.base import Contender, Prepared, Program, merge_gate_axis
 
 if hasattr(os, "sched_getaffinity"):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+THREADS = torch.get_num_threads()
 
 
 def supports(case: Case) -> str | None:
-    """Return why a case is not supported: plain LSTMs only."""
+    """Return why a case is not supported: plain LSTMs and GRUs only."""
     missing = {
         "layer_norm": "nn.LSTM has no layer norm",
         "zoneout": "nn.LSTM has no zoneout",
@@ -35,22 +36,21 @@ def _load(module: torch.nn.Module, weights: Weights, suffix: str) -> None:
             getattr(module, name + suffix).copy_(torch.tensor(value))
 
 
-def _lstm(case: Case, inputs: Inputs) -> torch.nn.LSTM:
-    lstm = torch.nn.LSTM(
-        case.features, case.units, case.layers, bidirectional=case.bidirectional
-    )
+def _rnn(case: Case, inputs: Inputs) -> torch.nn.RNNBase:
+    kind = torch.nn.GRU if case.cell == "gru" else torch.nn.LSTM
+    rnn = kind(case.features, case.units, case.layers, bidirectional=case.bidirectional)
     for depth, directions in enumerate(inputs.layers):
         for direction, weights in enumerate(directions):
-            _load(lstm, weights, f"_l{depth}" + "_reverse" * direction)
-    return lstm
+            _load(rnn, weights, f"_l{depth}" + "_reverse" * direction)
+    return rnn
 
 
-def _hs(lstm: torch.nn.LSTM, xs: torch.Tensor, lengths: Any) -> torch.Tensor:
-    """Run the LSTM; rows of unequal length are packed before and padded after."""
+def _hs(rnn: torch.nn.RNNBase, xs: torch.Tensor, lengths: Any) -> torch.Tensor:
+    """Run the layers; rows of unequal length are packed before and padded after."""
     if lengths is None:
-        return lstm(xs)[0]
+        return rnn(xs)[0]
     packed = pack_padded_sequence(xs, lengths, enforce_sorted=False)
-    return pad_packed_sequence(lstm(packed)[0], total_length=len(xs))[0]
+    return pad_packed_sequence(rnn(packed)[0], total_length=len(xs))[0]
 
 
 def _lengths(inputs: Inputs) -> torch.Tensor | None:
@@ -59,25 +59,25 @@ def _lengths(inputs: Inputs) -> torch.Tensor | None:
 
 def forward(case: Case, inputs: Inputs) -> Prepared:
     """Return the program of the outputs, without autograd."""
-    lstm, xs, lengths = _lstm(case, inputs), torch.tensor(inputs.xs), _lengths(inputs)
+    rnn, xs, lengths = _rnn(case, inputs), torch.tensor(inputs.xs), _lengths(inputs)
 
     def run() -> torch.Tensor:
         with torch.no_grad():
-            return _hs(lstm, xs, lengths)
+            return _hs(rnn, xs, lengths)
 
     return Prepared(lambda: Program(run), compiled=False)
 
 
 def training_step(case: Case, inputs: Inputs) -> Prepared:
     """Return the program of the gradients of parameters and inputs."""
-    lstm, lengths = _lstm(case, inputs), _lengths(inputs)
+    rnn, lengths = _rnn(case, inputs), _lengths(inputs)
     xs, d_hs = torch.tensor(inputs.xs, requires_grad=True), torch.tensor(inputs.d_hs)
 
     def run() -> tuple[list[Any], Any]:
-        lstm.zero_grad()
+        rnn.zero_grad()
         xs.grad = None
-        _hs(lstm, xs, lengths).backward(d_hs)
-        return [p.grad for p in lstm.parameters()], xs.grad
+        _hs(rnn, xs, lengths).backward(d_hs)
+        return [p.grad for p in rnn.parameters()], xs.grad
 
     return Prepared(lambda: Program(run), compiled=False)
 
