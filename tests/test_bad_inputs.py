@@ -718,7 +718,7 @@ def test_b062_out_of_memory_names_the_options_that_save_memory(monkeypatch):
 
     monkeypatch.setitem(unrolling.ENGINES, "adjoint", exhausted)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE") as error:
-        run()
+        run(engine="adjoint")
     assert any('checkpoint_every="sqrt"' in note for note in error.value.__notes__)
     assert configs.load(overrides=["model.checkpoint_every=sqrt"])
 

@@ -3,6 +3,7 @@
 Tests that run the kernel are skipped on a machine without a C++ compiler.
 """
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -15,167 +16,306 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same
+from jaxlstm.cells.base import LSTMParams
 from jaxlstm.engines import native
-from jaxlstm.engines.native import build, engine
-from jaxlstm.lab import native as lab_native
+from jaxlstm.engines.native import build
+from jaxlstm.engines.native import kernel as kernel_state
 
 CELL = jl.lstm()
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+
+CELLS = {
+    "lstm": CELL,
+    "lstm of other activations": jl.lstm(
+        gate_activation="hard_sigmoid",
+        candidate_activation="softsign",
+        output_activation="relu",
+    ),
+    "classic": jl.classic_lstm(),
+    "coupled": jl.coupled_lstm(),
+    "peephole": jl.peephole_lstm(),
+    "projected": jl.projected_lstm(3),
+    "layer norm": jl.layer_norm_lstm(),
+    "gru": jl.gru(),
+    "gru, reset before": jl.gru(reset_after=False),
+    "simple rnn": jl.simple_rnn(activation="softplus"),
+    "zoneout": jl.zoneout(CELL, h_rate=0.2, c_rate=0.3),
+    "clip": jl.clip_cell(CELL, 0.3),
+    "variational dropout": jl.variational_dropout(CELL, x_rate=0.2, h_rate=0.3),
+    "recurrent dropout": jl.recurrent_dropout(jl.gru(), 0.3),
+    "weight drop": jl.weight_drop(CELL, 0.3),
+    "learned state": jl.learned_initial_state(jl.peephole_lstm()),
+}
+STEPS = {
+    "all steps": {},
+    "lengths": {"lengths": (7, 0, 4)},
+    "lengths, resets, reverse": {
+        "lengths": (7, 2, 5), "resets": True, "reverse": True
+    },
+}  # fmt: skip
 
 
-def problem(time, rows, size, units, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    params = CELL.init(keys[0], size, units, dtype=jnp.float32)
-    xs = jax.random.normal(keys[1], (time, *rows, size), jnp.float32)
-    shape, half = (*rows, units), jnp.float32(0.5)
-    state = jl.LSTMState(
-        *(half * jax.random.normal(key, shape, jnp.float32) for key in keys[2:])
+@pytest.fixture
+def kernel():
+    """Load the kernel."""
+    native.load()
+
+
+def problem(cell, *, time=7, rows=(3,), size=4, units=20, dtype=jnp.float32):
+    """Return parameters, none of them zero, and inputs."""
+    rng = np.random.default_rng(0)
+    params = cell.init(jax.random.key(0), size, units, dtype=dtype)
+    params = jax.tree.map(
+        lambda a: a + jnp.asarray(rng.normal(size=a.shape) / 8, a.dtype), params
     )
-    return params, xs, state
+    return params, jnp.asarray(rng.normal(size=(time, *rows, size)), dtype)
 
 
-def options(kind, time, rows):
-    """Return random lengths, masks and resets, including rows without steps."""
-    rng = np.random.default_rng(3)
-    resets = jnp.asarray(rng.random((time, *rows)) < 0.2)
-    lengths = jnp.asarray(rng.integers(0, time + 1, rows))
-    mask = jnp.asarray(rng.random((time, *rows)) < 0.7)
-    return {
-        "nothing": {},
-        "lengths, resets": {"lengths": lengths, "resets": resets},
-        "mask, reverse": {"mask": mask, "reverse": True},
-        "lengths, resets, reverse": {
-            "lengths": lengths, "resets": resets, "reverse": True
-        },
-    }[kind]  # fmt: skip
+def options(kind, time=7, rows=(3,)):
+    chosen = dict(STEPS[kind])
+    if "lengths" in chosen:
+        chosen["lengths"] = jnp.asarray(chosen["lengths"])
+    if "resets" in chosen:
+        chosen["resets"] = jax.random.bernoulli(jax.random.key(1), 0.3, (time, *rows))
+    return chosen
 
 
-def answer(inputs, name, chosen):
-    """Return the results and the gradients with respect to all inputs."""
+def results(cell, params, xs, **chosen):
+    """Return the results and the gradients with respect to parameters and inputs."""
 
-    def total(params, xs, state):
-        out = jl.unroll(CELL, params, xs, state, engine=name, **chosen)
+    def total(params, xs):
+        out = jl.unroll(cell, params, xs, **chosen)
         return sum(jnp.sum(jnp.sin(3 * leaf)) for leaf in jax.tree.leaves(out)), out
 
-    (_, out), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(*inputs)
+    gradient = jax.value_and_grad(total, (0, 1), has_aux=True)
+    (_, out), gradients = jax.jit(gradient)(params, xs)
     return out, gradients
 
 
+def calls(function, *arguments):
+    """Return how often a compiled function calls the kernel, and its other loops."""
+    text = jax.jit(function).lower(*arguments).as_text()
+    return text.count("@jaxlstm_loop"), text.count("stablehlo.while")
+
+
+def most(name):
+    """Mark all but a few of the combinations to run with the thorough tests."""
+    few = name in ("lstm", "gru, reset before", "layer norm", "zoneout")
+    return pytest.param(name, marks=[] if few else [pytest.mark.thorough])
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("name", [most(name) for name in CELLS])
+def test_the_kernel_equals_the_reference(name, kind, kernel, x64):
+    """In float64, with all gradients, also those of the gates."""
+    cell, chosen = CELLS[name], options(kind)
+    inputs = problem(cell, dtype=jnp.float64)
+    chosen["emit"] = jl.emit.trace
+    chosen["key"] = jax.random.key(3)
+    got, expected = (
+        results(cell, *inputs, engine=each, **chosen) for each in ("native", "scan")
+    )
+    assert_same(got, expected, 1e-12)
+
+
+@needs_compiler
 @pytest.mark.thorough
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-@pytest.mark.parametrize(
-    "kind",
-    ["nothing", "lengths, resets", "mask, reverse", "lengths, resets, reverse"],
-)
-@pytest.mark.parametrize(
-    ("time", "rows", "units"),
-    [
-        (9, (), 5),
-        (12, (3,), 16),
-        (7, (2, 2), 33),
-        (5, (32,), 64),
-        (20, (17,), 130),
-        (37, (2,), 18),
-    ],
-)
-def test_the_kernel_equals_the_reference(time, rows, units, kind, x64):
+@pytest.mark.parametrize("name", CELLS)
+def test_float32_is_no_worse_than_automatic_differentiation(name, kernel, x64):
     """Error against float64 at most 4 times that of the reference in float32."""
-    native.load()
-    inputs = problem(time, rows, 4, units)
-    chosen = options(kind, time, rows)
-    got, same = (answer(inputs, name, chosen) for name in ("native", "scan"))
-    doubled = jax.tree.map(lambda a: a.astype(jnp.float64), inputs)
-    exact = answer(doubled, "scan", chosen)
-    for leaves in zip(*map(jax.tree.leaves, (got, same, exact)), strict=True):
-        a, b, c = (np.asarray(leaf, np.float64) for leaf in leaves)
-        scale = 1 + np.abs(c).max(initial=0)
-        ours, theirs = (np.abs(x - c).max(initial=0) for x in (a, b))
-        assert ours <= 4 * theirs + 2e-6 * scale
+    cell = CELLS[name]
+    for rows, units in (((), 5), ((12,), 16), ((2, 2), 33), ((17,), 130)):
+        inputs = problem(cell, time=19, rows=rows, units=units)
+        doubled = jax.tree.map(lambda a: a.astype(jnp.float64), inputs)
+        exact = results(cell, *doubled, engine="scan")
+        got, same = (results(cell, *inputs, engine=e) for e in ("native", "scan"))
+        for leaves in zip(*map(jax.tree.leaves, (got, same, exact)), strict=True):
+            a, b, c = (np.asarray(leaf, np.float64) for leaf in leaves)
+            scale = 1 + np.abs(c).max(initial=0)
+            ours, theirs = (np.abs(x - c).max(initial=0) for x in (a, b))
+            assert ours <= 4 * theirs + 2e-6 * scale
 
 
-@pytest.mark.thorough
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-@pytest.mark.parametrize("rows", [(2,), (3, 7)])
-@pytest.mark.parametrize("kind", ["nothing", "lengths, resets, reverse"])
-def test_trace_equals_the_reference_and_changes_no_bit(kind, rows):
-    native.load()
-    inputs, chosen = problem(21, rows, 4, 18), options(kind, 21, rows)
-
-    def run(name, emit):
-        return jl.unroll(CELL, *inputs, engine=name, emit=emit, **chosen)
-
-    state, trace = run("native", jl.emit.trace)
-    assert_same((state, trace.state.h), run("native", jl.emit.hidden), 0)
-    assert_same((state, trace), run("scan", jl.emit.trace), 1e-6)
+@needs_compiler
+@pytest.mark.parametrize("name", CELLS)
+def test_both_loops_of_a_gradient_run_in_the_kernel(name, kernel):
+    cell = CELLS[name]
+    inputs = problem(cell)
+    assert calls(lambda p, x: results(cell, p, x)[1], *inputs) == (2, 0)
 
 
-@pytest.mark.thorough
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-def test_gradient_of_a_trace_is_refused():
-    native.load()
-    params, xs, state = problem(5, (2,), 4, 8)
+def members(cell, number=3, dtype=jnp.float32):
+    every = [problem(cell, dtype=dtype) for _ in range(number)]
+    return jax.tree.map(lambda *a: jnp.stack([n * x for n, x in enumerate(a)]), *every)
 
-    def mean_forget_gate(xs):
-        _, trace = jl.unroll(
-            CELL, params, xs, state, engine="native", emit=jl.emit.trace
+
+@needs_compiler
+@pytest.mark.parametrize("axes", [(None, 0), (0, None), (0, 0)])
+@pytest.mark.parametrize("name", [most(name) for name in CELLS])
+def test_vmap_is_one_call_for_all_members(name, axes, kernel, x64):
+    cell = CELLS[name]
+    params, xs = members(cell, dtype=jnp.float64)
+    inputs = (
+        params if axes[0] == 0 else jax.tree.map(lambda a: a[1], params),
+        xs if axes[1] == 0 else xs[1],
+    )
+
+    def gradients(engine):
+        return jax.vmap(lambda p, x: results(cell, p, x, engine=engine), axes)
+
+    assert calls(gradients("native"), *inputs) == (2, 0)
+    assert_same(gradients("native")(*inputs), gradients("scan")(*inputs), 1e-10)
+
+
+@needs_compiler
+def test_vmap_of_vmap_of_ragged_rows(kernel):
+    params, xs = members(CELL)
+    xs = jnp.stack([xs, 2 * xs])
+    lengths = jnp.array([[7, 1, 2], [3, 0, 5], [1, 1, 6]])
+
+    def run(engine):
+        def one(p, x, n):
+            return results(CELL, p, x, lengths=n, engine=engine)
+
+        return jax.vmap(jax.vmap(one, (0, 0, 0)), (None, 0, None))(params, xs, lengths)
+
+    assert_same(run("native"), run("scan"), 2e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "name", ["lstm", pytest.param("layer norm", marks=pytest.mark.thorough)]
+)
+def test_derivatives_of_all_kinds(name, kernel, x64):
+    """Forward mode, products with the Hessian, recomputed blocks, linearization."""
+    cell = CELLS[name]
+    params, xs = problem(cell, dtype=jnp.float64)
+    ones = jax.tree.map(jnp.ones_like, params)
+
+    def loss(engine, params, **chosen):
+        return (jl.unroll(cell, params, xs, engine=engine, **chosen)[1] ** 2).sum()
+
+    def derivatives(engine):
+        run = functools.partial(loss, engine)
+        blocks = functools.partial(loss, engine, checkpoint_every=3)
+        return (
+            jax.jvp(run, (params,), (ones,)),
+            jax.jvp(jax.grad(run), (params,), (ones,)),
+            jax.grad(jax.checkpoint(run))(params),
+            jax.grad(blocks)(params),
+            jax.linearize(run, params)[1](ones),
+            jax.hessian(lambda b: run(params._replace(b=b)))(params.b),
         )
-        return trace.gates.f.sum()
 
-    with pytest.raises(NotImplementedError, match=r'no gradient.*use engine="adjoint"'):
-        jax.grad(mean_forget_gate)(xs)
+    assert_same(derivatives("native"), derivatives("scan"), 1e-10)
 
 
+@needs_compiler
 @pytest.mark.thorough
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-@pytest.mark.parametrize("rows", [(2,), (9,)])
-def test_split_sequence_gives_the_bits_of_the_whole(rows):
-    native.load()
-    params, xs, state = problem(23, rows, 4, 18)
-    whole, hs = jl.unroll(CELL, params, xs, state, engine="native")
-    parts = []
-    for part in jnp.split(xs, [1, 2, 19]):
-        state, ys = jl.unroll(CELL, params, part, state, engine="native")
-        parts.append(ys)
-    assert_same((state, jnp.concatenate(parts)), (whole, hs), 0)
+def test_random_ragged_batches_with_nan_in_the_padding(kernel):
+    """Values and gradients do not depend on the padding, bit for bit."""
+    rng = np.random.default_rng(1)
+    gradient = jax.jit(lambda p, x, n: results(CELL, p, x, lengths=n, engine="native"))
+    params, xs = problem(CELL, time=9, rows=(5,))
+    for _ in range(1000):
+        lengths = jnp.asarray(rng.integers(0, 10, 5))
+        padding = np.arange(9)[:, None] >= np.asarray(lengths)
+        with_nan = jnp.where(padding[..., None], jnp.nan, xs)
+        got, expected = (
+            gradient(params, with_nan, lengths),
+            gradient(params, xs, lengths),
+        )
+        assert_same(got, expected, 0)
+        assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), got))
 
 
-@pytest.mark.thorough
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-def test_padding_values_have_no_effect():
-    native.load()
-    params, xs, state = problem(6, (3,), 4, 8)
-    lengths = jnp.array([0, 6, 2])
-    padding = jnp.arange(6)[:, None] >= lengths[None]
-    with_nan = jnp.where(padding[..., None], jnp.nan, xs)
-    chosen = {"lengths": lengths}
-    got = answer((params, with_nan, state), "native", chosen)
-    assert_same(got, answer((params, xs, state), "native", chosen), 0)
-    assert jax.tree.all(jax.tree.map(lambda a: jnp.isfinite(a).all(), got))
+@needs_compiler
+@pytest.mark.parametrize("name", ["lstm", "gru, reset before", "layer norm"])
+def test_bits_depend_neither_on_the_split_of_a_sequence_nor_on_the_trace(name, kernel):
+    cell = CELLS[name]
+    for rows, units in (((2,), 18), ((9,), 40)):
+        params, xs = problem(cell, time=23, rows=rows, units=units)
+        whole, hs = jl.unroll(cell, params, xs, engine="native")
+        _, trace = jl.unroll(cell, params, xs, engine="native", emit=jl.emit.trace)
+        assert_same(trace.state.h, hs, 0)
+        state, parts = None, []
+        for part in jnp.split(xs, [1, 2, 19]):
+            state, ys = jl.unroll(cell, params, part, state, engine="native")
+            parts.append(ys)
+        assert_same((state, jnp.concatenate(parts)), (whole, hs), 0)
 
 
-@pytest.mark.thorough
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-def test_empty_inputs_vmap_and_repeated_calls():
-    """No steps, no rows; `vmap` equals a batch; two calls give the same bits."""
-    native.load()
+@needs_compiler
+def test_empty_inputs_and_repeated_calls(kernel):
     for time, rows in [(0, (2,)), (3, (0,))]:
-        inputs = problem(time, rows, 4, 8)
-        assert_same(answer(inputs, "native", {}), answer(inputs, "scan", {}), 1e-6)
-    params, xs, _ = problem(5, (4, 3), 4, 8)
-
-    def run(xs):
-        return jl.unroll(CELL, params, xs, engine="native")[1]
-
-    one_by_one = jax.vmap(run, 1, 1)(xs)
-    assert_same(one_by_one, run(xs), 1e-6)
-    assert (run(xs) == run(xs)).all()
+        params, xs = problem(CELL, time=time, rows=rows)
+        got, expected = (
+            results(CELL, params, xs, engine=e) for e in ("native", "scan")
+        )
+        assert_same(got, expected, 1e-6)
+    params, xs = problem(CELL)
+    got, again = (results(CELL, params, xs, engine="native") for _ in range(2))
+    assert_same(got, again, 0)
 
 
+@needs_compiler
+def test_export_and_other_platforms_get_the_pure_program(kernel):
+    params, xs = problem(CELL)
+
+    def run(w_x, w_h, b, xs):
+        return jl.unroll(CELL, LSTMParams(w_x, w_h, b), xs)[1]
+
+    exported = jax.export.export(jax.jit(run), platforms=["cpu", "cuda"])(*params, xs)
+    assert "jaxlstm_loop" not in exported.mlir_module()
+    assert_same(exported.call(*params, xs), run(*params, xs), 1e-6)
+
+
+@needs_compiler
 @pytest.mark.thorough
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_with_the_kernel(method, tmp_path):
+    code = f"""
+        import multiprocessing, jax, jax.numpy as jnp, jaxlstm as jl
+        def work(_):
+            jl.engines.native.load()
+            cell = jl.lstm()
+            params = cell.init(jax.random.key(0), 8, 64)
+            hs = jl.unroll(cell, params, jnp.ones((50, 16, 8)), engine="native")[1]
+            return float(hs.sum())
+        if __name__ == "__main__":
+            context = multiprocessing.get_context({method!r})
+            with context.Pool(2) as pool:
+                sums = pool.map(work, range(4))
+            assert len(set(sums)) == 1, sums
+    """
+    script = tmp_path / "processes.py"  # spawned processes import it
+    script.write_text(textwrap.dedent(code))
+    run_code("", str(script))
+
+
+@needs_compiler
+@pytest.mark.thorough
+def test_many_steps_do_not_hang(kernel):
+    """10,000 training steps in a row, dispatched ahead."""
+    params, xs = problem(CELL, time=5, rows=(8,), units=64)
+
+    @jax.jit
+    def step(params):
+        gradient = results(CELL, params, xs, engine="native")[1][0]
+        return jax.tree.map(lambda p, g: p - 1e-4 * g, params, gradient)
+
+    for _ in range(10_000):
+        params = step(params)
+    assert jnp.isfinite(params.w_h).all()
+
+
+@needs_compiler
+@pytest.mark.thorough
 def test_concurrent_callers_do_not_deadlock():
     """Eight threads on four host devices, more than there are cores."""
-    code = """
+    run_code("""
         import concurrent.futures, jax, jax.numpy as jnp, jaxlstm as jl
         jax.config.update("jax_num_cpu_devices", 4)
         jl.engines.native.load()
@@ -192,9 +332,12 @@ def test_concurrent_callers_do_not_deadlock():
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             sums = [float(s) for s in pool.map(go, range(16))]
         assert max(sums) - min(sums) <= 1e-3 * abs(sums[0]), sums
-    """
+    """)
+
+
+def run_code(code, *arguments):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [sys.executable, *arguments, *(["-c", textwrap.dedent(code)] if code else [])],
         capture_output=True,
         timeout=300,
         check=False,
@@ -202,12 +345,10 @@ def test_concurrent_callers_do_not_deadlock():
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.mark.thorough
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-def test_over_devices():
+@needs_compiler
+def test_over_devices(kernel):
     """Gradients of replicated parameters from rows split over two devices."""
-    native.load()
-    params, xs, _ = problem(6, (4,), 3, 8)
+    params, xs = problem(CELL, rows=(4,))
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def gradient(name):
@@ -222,130 +363,53 @@ def test_over_devices():
         in_specs=(jax.P(), jax.P(None, "rows")),
         out_specs=jax.P(),
     )
+    assert calls(split, params, xs) == (2, 0)
     assert_same(jax.jit(split)(params, xs), gradient("scan")(params, xs), 1e-5)
 
 
-def initial_state_of_halves(params, batch_shape=(), *, dtype=None):
-    half = jnp.full((*batch_shape, 4), 0.5, dtype)
-    return jl.LSTMState(half, half)
+def sorted_hidden(state, gates):
+    return jnp.sort(state.h)
+
+
+def two_states(state, gates):
+    return state.h.astype(jnp.bfloat16)
+
+
+@needs_compiler
+@pytest.mark.parametrize("emit", [sorted_hidden, two_states])
+def test_steps_that_the_kernel_cannot_run(emit, kernel):
+    """By name they are refused; by default the adjoint engine serves."""
+    params, xs = problem(CELL)
+    with pytest.raises(NotImplementedError, match=r"native: the kernel cannot run"):
+        jl.unroll(CELL, params, xs, engine="native", emit=emit)
+    got = jl.unroll(CELL, params, xs, emit=emit)
+    assert_same(got, jl.unroll(CELL, params, xs, engine="adjoint", emit=emit), 0)
+    assert jl.explain(CELL, params, xs, emit=emit).engine == "adjoint"
+
+
+@needs_compiler
+def test_the_kernel_is_the_first_choice(kernel):
+    params, xs = problem(CELL)
+    assert jl.explain(CELL, params, xs).engine == "native"
+    assert calls(lambda x: jl.unroll(CELL, params, x), xs) == (1, 0)
+    assert "compiled kernel" in str(jl.explain(CELL, params, xs))
 
 
 @pytest.fixture
 def kernel_loaded(monkeypatch):
     """Mark the kernel as loaded, for errors raised before it is called."""
-    monkeypatch.setattr(engine, "LOADED_KERNELS", [object()])
-
-
-@pytest.mark.parametrize(
-    ("message", "cell", "chosen"),
-    [
-        ("not that of jl.lstm", jl.gru(), {}),
-        ("not that of jl.lstm", jl.zoneout(CELL, h_rate=0.1), {}),
-        (
-            "whose initial state is not",
-            CELL._replace(initial_state=initial_state_of_halves),
-            {},
-        ),
-        ("emit: got states", CELL, {"emit": jl.emit.states}),
-        ("does not recompute", CELL, {"checkpoint_every": "sqrt"}),
-    ],
-)
-def test_unsupported_calls_are_refused(kernel_loaded, message, cell, chosen):
-    params = cell.init(jax.random.key(0), 3, 4)
-    xs = jnp.zeros((5, 2, 3))
-    with pytest.raises(NotImplementedError, match=f"native: .*{message}"):
-        jl.unroll(cell, params, xs, engine="native", **chosen)
+    monkeypatch.setattr(kernel_state, "LOADED_KERNELS", [object()])
 
 
 def test_other_dtypes_are_refused(kernel_loaded):
     params = CELL.init(jax.random.key(0), 3, 4)
-    with pytest.raises(NotImplementedError, match=r"got bfloat16, expected float32"):
+    with pytest.raises(NotImplementedError, match=r"got bfloat16, float32, expected"):
         jl.unroll(CELL, params, jnp.zeros((5, 2, 3), jnp.bfloat16), engine="native")
 
 
 def test_missing_kernel_names_the_function_that_loads_it(monkeypatch):
-    monkeypatch.setattr(engine, "LOADED_KERNELS", [])
+    monkeypatch.setattr(kernel_state, "LOADED_KERNELS", [])
+    monkeypatch.setattr(build, "REFUSALS", ["native: call jl.engines.native.load()"])
     params = CELL.init(jax.random.key(0), 3, 4)
     with pytest.raises(NotImplementedError, match=r"jl\.engines\.native\.load\(\)"):
         jl.unroll(CELL, params, jnp.zeros((5, 2, 3)), engine="native")
-
-
-def test_missing_compiler_says_how_to_get_one(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(native.BuildError, match=r"no C\+\+ compiler found; install"):
-        build.library()
-
-
-def test_cxx_is_used_or_reported(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler -O1")
-    with pytest.raises(native.BuildError, match=r"\$CXX: got 'no-such-compiler'"):
-        build.library()
-    monkeypatch.setenv("CXX", "env LANG=C c++")
-    assert build.compiler() == ["env", "LANG=C", "c++"]
-
-
-def test_damaged_library_is_compiled_again(monkeypatch, tmp_path):
-    """With a stand-in compiler that counts its calls and writes its output file."""
-    counting = tmp_path / "c++"
-    counting.write_text(
-        f"#!/bin/sh\necho called >> {tmp_path}/calls\n"
-        'while [ $# -gt 1 ]; do [ "$1" = -o ] && echo kernel > "$2"; shift; done\n'
-    )
-    counting.chmod(0o755)
-    monkeypatch.setenv("CXX", str(counting))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def calls():
-        return (tmp_path / "calls").read_text().count("called")
-
-    first = build.library()
-    assert first.read_text() == "kernel\n"
-    assert calls() == 2  # one for the macros, one for the kernel
-    assert build.library() == first
-    assert calls() == 3
-    first.write_text("kerne")
-    assert build.library() == first
-    assert first.read_text() == "kernel\n"
-    assert calls() == 5
-
-
-def test_compiler_errors_are_quoted(monkeypatch, tmp_path):
-    broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho no such header >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    with pytest.raises(
-        native.BuildError, match="cannot compile the kernel:\nno such header"
-    ):
-        build.library()
-
-
-def test_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
-    idle = tmp_path / "c++"
-    idle.write_text("#!/bin/sh\nexit 0\n")
-    idle.chmod(0o755)
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CXX", str(idle))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(
-        native.BuildError, match=r"cannot write the kernel to .*XDG_CACHE_HOME"
-    ):
-        build.library()
-
-
-def test_lab_reports_a_missing_compiler_as_bad_input(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(jl.lab.BadInput, match=r"native: no C\+\+ compiler found"):
-        lab_native.load_kernel()
-
-
-def test_the_old_name_warns(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with (
-        pytest.warns(DeprecationWarning, match=r"jaxlstm\.engines\.native\.load"),
-        pytest.raises(jl.lab.BadInput),
-    ):
-        jl.lab.native.load()

@@ -72,7 +72,8 @@ def run(key):
     return slope, jl.diagnostics.timescales(trace.gates)
 
 run(jax.random.key(0))
-print(jl.explain(cell, cell.init(jax.random.key(1), 2, 3), xs).engine)
+explained = jl.explain(cell, cell.init(jax.random.key(1), 2, 3), xs)
+print(explained.engine in ("native", "adjoint"))
 try:
     jl.modules.nnx.LSTM
 except ImportError as error:
@@ -89,5 +90,5 @@ def test_the_core_imports_nothing_that_only_modules_and_lab_need():
         text=True,
         check=False,
     )
-    assert done.stdout == "adjoint\nimported flax\n", done.stderr
+    assert done.stdout == "True\nimported flax\n", done.stderr
     assert done.returncode == 0, done.stderr

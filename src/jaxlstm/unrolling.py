@@ -119,13 +119,14 @@ def unroll(
             for this call: without axes added by an outer `vmap`, and in total over all
             devices that share the rows.
         engine: None for the first engine that accepts the call, a name, or several
-            names to try in order. `"adjoint"` computes each weight gradient as one
-            product over all steps. `"scan"` is the reference, whose single steps have
+            names to try in order. `"native"` runs the loops in a compiled CPU kernel,
+            if it is built. `"adjoint"` computes each weight gradient as one product
+            over all steps. `"scan"` is the reference, whose single steps have
             the bits of the whole sequence. `"adjoint/lean"` keeps states only,
             less than a third of the memory for long sequences. `"adjoint/rows_first"`
             and `"adjoint/weights_first"` fix the order of the recurrent products, which
             `"adjoint"` selects by size. `"cudnn"` is NVIDIA's kernel for the plain
-            LSTM. `"native"` is a CPU kernel, compiled by `jl.engines.native.load()`.
+            LSTM.
 
     Returns:
         `(state, emitted)`, the carry first as in `lax.scan`.
@@ -148,6 +149,13 @@ def unroll(
     with masking.error_prefix("unroll"):
         call = _checked_call("unroll", cell, (params, xs, state), options)
         refusals: dict[str, NotImplementedError] = {}
+        if call.engines == DEFAULT and call.options.budget is None:
+            run = registry.first_of(call.engines)
+            try:
+                with validation.translate_jax_errors(cell, call.arrays):
+                    return registry.run(run, cell, call.options, *call.arrays, call.key)
+            except registry.AllRefused as refused:
+                raise _all_refused("unroll", refused.refusals) from None
         for name in call.engines:
             try:
                 with validation.translate_jax_errors(cell, call.arrays):
@@ -197,10 +205,11 @@ def explain(
         >>> import jax, jax.numpy as jnp, jaxlstm as jl
         >>> cell = jl.lstm()
         >>> params = cell.init(jax.random.key(0), input_size=3, hidden_size=5)
-        >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3))))
-        -> adjoint  serves
-           scan     would serve, but adjoint comes first
-        adjoint stores activations and states; products with the rows first
+        >>> print(jl.explain(cell, params, jnp.ones((7, 2, 3)), engine="scan"))
+        -> scan     serves
+           native   would serve, but was not asked for
+           adjoint  would serve, but was not asked for
+        scan stores what automatic differentiation needs
     """
     chosen, how, reasons = None, "", {}
     with masking.error_prefix("explain"):
@@ -252,9 +261,11 @@ def estimate_memory(
         >>> cell = jl.lstm()
         >>> params = cell.init(jax.random.key(0), input_size=64, hidden_size=256)
         >>> xs = jax.ShapeDtypeStruct((100_000, 8, 64), jnp.float32)
-        >>> print(jl.estimate_memory(cell, params, xs))
+        >>> print(jl.estimate_memory(cell, params, xs, engine="adjoint"))
         10.9 GB: arguments 1.03 GB, results 1.03 GB, temporaries 8.81 GB
-        >>> print(jl.estimate_memory(cell, params, xs, checkpoint_every="sqrt"))
+        >>> print(jl.estimate_memory(
+        ...     cell, params, xs, engine="adjoint", checkpoint_every="sqrt"
+        ... ))
         2.08 GB: arguments 1.03 GB, results 1.03 GB, temporaries 31.9 MB
     """
     with masking.error_prefix("estimate_memory"):

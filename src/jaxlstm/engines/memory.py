@@ -22,7 +22,7 @@ import jax
 from jaxlstm.engines._jaxpr import Jaxpr, JaxprEqn, Literal, Var, partial_eval
 
 CALLS = {"jit", "pjit", "closed_call", "checkpoint", "remat2", "custom_jvp_call"}
-LOOPS = {"scan", "while", "cond"}
+LOOPS = {"scan", "while", "cond", "compiled_scan"}
 PRODUCTS = {"dot_general", "conv_general_dilated", "weights_first", "rows_first"}
 WHOLE = {
     "concatenate",
@@ -159,6 +159,11 @@ def _nodes(jaxpr: Jaxpr, values: dict[Var, Value]) -> Iterator[Node]:
 
 def _carried(eqn: JaxprEqn) -> tuple[Sequence[Var], Sequence[Any]]:
     """Return the final and the initial carry of a loop, which share a buffer."""
+    if eqn.primitive.name == "compiled_scan":
+        options = eqn.params["options"]
+        number = options.carry
+        given = eqn.invars[options.consts : options.consts + number]
+        return eqn.outvars[:number], given
     if eqn.primitive.name != "scan":
         return (), ()
     body = eqn.params["jaxpr"].jaxpr

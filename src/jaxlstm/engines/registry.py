@@ -15,6 +15,8 @@ from jaxlstm.cells.emit import Emit
 from jaxlstm.engines import loops, memory, scan
 from jaxlstm.engines.adjoint import engine as adjoint
 from jaxlstm.engines.memory import Memory
+from jaxlstm.engines.native import build
+from jaxlstm.engines.native import engine as native
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, Key
 
@@ -74,23 +76,63 @@ def _kernel(module: str) -> Engine:
     return run
 
 
-# Modes of the adjoint engine. All but the first are used by name or to fit a budget.
+# Modes of the adjoint engine, whose loops "native" runs in a kernel. Those with a slash
+# are used by name or to fit a budget.
 MODES: dict[str, dict[str, Any]] = {
+    "native": {"first": "rows"},
+    "native/lean": {"first": "rows", "residuals": "states"},
     "adjoint": {},
     "adjoint/lean": {"residuals": "states"},
     "adjoint/rows_first": {"first": "rows"},
     "adjoint/weights_first": {"first": "weights"},
 }
 ENGINES: dict[str, Engine] = {
-    **{name: functools.partial(adjoint.run, **mode) for name, mode in MODES.items()},
+    **{
+        name: functools.partial(
+            native.run if name.startswith("native") else adjoint.run, **mode
+        )
+        for name, mode in MODES.items()
+    },
     "scan": scan.run,
     "cudnn": _kernel("cudnn"),
-    "native": _kernel("native.engine"),
 }
 
-# Engines to try in order if none is named. The kernels are used by name only: they have
-# no forward mode, and when `jvp` reaches them it is too late to choose another engine.
-DEFAULT = ("adjoint", "scan")
+# Engines to try in order if none is named. cuDNN's kernel has no forward mode, and when
+# `jvp` reaches it, it is too late to choose another engine: it is used by name only.
+DEFAULT = ("native", "adjoint", "scan")
+
+
+class AllRefused(NotImplementedError):
+    """No engine serves a call; `refusals` has the error of each by name."""
+
+    def __init__(self, refusals: dict[str, NotImplementedError]) -> None:
+        super().__init__("; ".join(map(str, refusals.values())))
+        self.refusals = refusals
+
+
+def first_of(names: tuple[str, ...]) -> Engine:
+    """Return an engine that runs the first of these engines that serves the call.
+
+    They are tried while the call is traced, so a compiled program has no trace of those
+    that refuse. Equal arguments give the same object while the same kernels are built.
+    """
+    return _first_of(names, build.load_built() is None)
+
+
+@functools.cache
+def _first_of(names: tuple[str, ...], loaded: bool) -> Engine:
+    del loaded  # part of the key: a kernel loaded later is used from then on
+
+    def run(*arguments: Any, **options: Any) -> tuple[State, Any]:
+        refusals: dict[str, NotImplementedError] = {}
+        for name in names:
+            try:
+                return ENGINES[name](*arguments, **options)
+            except NotImplementedError as refusal:
+                refusals[name] = refusal
+        raise AllRefused(refusals)
+
+    return run
 
 
 class Options(NamedTuple):
@@ -157,7 +199,7 @@ def describe(
     if every is not None:
         size = loops.block_size(len(arrays[1]), every)
         parts = [f"recomputes {size} steps at a time in the backward pass"]
-    if name in ("cudnn", "native"):
+    if name == "cudnn":
         return "stores what its kernel needs"
     if name not in MODES:
         return "; ".join([*parts, "stores what automatic differentiation needs"])
@@ -169,7 +211,10 @@ def describe(
         mode = adjoint.mode(
             cell, *prepared, state, steps, emit=options.emit, **MODES[name]
         )
-        parts.append(str(mode))
+        compiled = "loops in a compiled kernel" if name.startswith("native") else ""
+        parts.append(
+            f"{str(mode).partition(';')[0]}; {compiled}" if compiled else str(mode)
+        )
 
     jax.eval_shape(describe_mode, *arrays)
     return "; ".join(parts)

@@ -39,7 +39,7 @@ Reference:
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,27 @@ Residuals = Literal["activations", "states"]
 Operand = Literal["rows", "weights"]
 
 
+class CompiledScan(Protocol):
+    """Loop over time: `lax.scan` of `step(consts, carry, inputs)`."""
+
+    def __call__(
+        self,
+        step: Callable[..., tuple[Any, Any]],
+        consts: Any,
+        carry: Any,
+        inputs: Any,
+        *,
+        length: int,
+        reverse: bool,
+        active: ActiveSteps | None,
+    ) -> tuple[Any, Any]:
+        """Return the carry after the last step, and what is stacked over time.
+
+        Where `active` is False, the products of a step are 0 or not used.
+        """
+        ...
+
+
 class Mode(NamedTuple):
     """Order of computing the derivative; modes differ in time and memory only.
 
@@ -116,6 +137,7 @@ def run(
     checkpoint_every: int | Literal["sqrt"] | None,
     residuals: Residuals = "activations",
     first: Operand | None = None,
+    scan: CompiledScan | None = None,
 ) -> tuple[State, Any]:
     """Run the steps with the derivative above; see `Engine` for the other arguments.
 
@@ -123,6 +145,7 @@ def run(
         residuals: what is stored: the activations and the states, or the states only;
             the activations of a block of √T steps are then recomputed in one batch.
         first: the left operand of the recurrent products; None for the faster one.
+        scan: runs the loops in place of `lax.scan`.
 
     Raises:
         NotImplementedError: the step has side effects or a custom reverse mode only, or
@@ -136,7 +159,7 @@ def run(
     def block(state: State, inputs: ScanInputs) -> tuple[State, Any]:
         *x, active, resets = inputs
         leaves = map(jax.tree.leaves, (x, initial, state))
-        loop = recurrent_loop(parts, mode, reverse=reverse)
+        loop = recurrent_loop(parts, mode, reverse=reverse, scan=scan)
         return jax.tree.unflatten(tree, loop(params_only, *leaves, active, resets))
 
     if checkpoint_every is None:
@@ -232,7 +255,7 @@ def _check_supported(parts: Partition, xs: Features, state: State) -> None:
 
 
 def recurrent_loop(
-    parts: Partition, mode: Mode, *, reverse: bool
+    parts: Partition, mode: Mode, *, reverse: bool, scan: CompiledScan | None = None
 ) -> Callable[..., Leaves]:
     """Return the differentiable loop.
 
@@ -242,13 +265,17 @@ def recurrent_loop(
 
     @jax.custom_jvp
     def run(*arguments: Any) -> Leaves:
-        state, (emitted, _) = forward(parts, mode, *arguments, reverse=reverse)
+        state, (emitted, _) = forward(
+            parts, mode, *arguments, reverse=reverse, scan=scan
+        )
         return [*state, *emitted]
 
     @functools.partial(run.defjvp, symbolic_zeros=True)
     def rule(primals: Any, tangents: Any) -> tuple[Leaves, Leaves]:
         tangents = jax.tree.map(zero_to_none, tangents)
-        return forward_and_tangent(parts, mode, primals, tangents, reverse=reverse)
+        return forward_and_tangent(
+            parts, mode, primals, tangents, reverse=reverse, scan=scan
+        )
 
     return run
 
@@ -264,6 +291,7 @@ def forward(
     resets: ActiveSteps | None,
     *,
     reverse: bool,
+    scan: CompiledScan | None = None,
     keep: Callable[[Leaves, Leaves], Any] = lambda state, activations: None,
 ) -> tuple[Leaves, tuple[Leaves, Any]]:
     """Run the loop of the forward pass.
@@ -273,31 +301,47 @@ def forward(
         the stacked results of `keep(state before the step, activations)`.
     """
 
+    def step(
+        consts: Any,
+        state: Leaves,
+        inputs: Any,
+        materialize: Materialize = lax.optimization_barrier,
+    ) -> tuple[Leaves, Any]:
+        params_only, initial, transposed = consts
+        x, active, resets = inputs
+        input_only = partition.evaluate_input_only(parts, params_only, x)
+        at = StepInputs(params_only, input_only, initial, state, [])
+        nondiff = NonDiffInputs(active, resets, [], transposed)
+        after, emitted, values = run_step(parts, at, nondiff, materialize)
+        activations = partition.activation_values(parts, values)
+        return after, (emitted, keep(state, activations))
+
     def loop(
-        scan: ScanFn,
+        run: ScanFn,
         params_only: Leaves,
         xs: Leaves,
         initial: Leaves,
         state: Leaves,
-        *masks,
+        *masks: Any,
     ) -> tuple[Leaves, Any]:
         transposed = _transposed_weights(parts, mode, params_only)
-
-        def body(
-            state: Leaves, inputs: Any, materialize: Materialize
-        ) -> tuple[Leaves, Any]:
-            x, active, resets = inputs
-            input_only = partition.evaluate_input_only(parts, params_only, x)
-            at = StepInputs(params_only, input_only, initial, state, [])
-            nondiff = NonDiffInputs(active, resets, [], transposed)
-            after, emitted, values = run_step(parts, at, nondiff, materialize)
-            activations = partition.activation_values(parts, values)
-            return after, (emitted, keep(state, activations))
-
-        return scan(body, state, (xs, *masks), reverse=reverse)
+        body = functools.partial(step, (params_only, initial, transposed))
+        return run(body, state, (xs, *masks), reverse=reverse)
 
     @jax.custom_jvp
     def run(*arguments: Any) -> tuple[Leaves, Any]:
+        if scan is not None:
+            params_only, xs, initial, state, *masks = arguments
+            consts = params_only, initial, [None] * len(parts.products)
+            return scan(
+                step,
+                consts,
+                state,
+                (xs, *masks),
+                length=len(jax.tree.leaves(xs)[0]),
+                reverse=reverse,
+                active=masks[0],
+            )
         in_place = partition.activations_used_once(parts)
         return loop(scan_in_place if in_place else scan_with_barrier, *arguments)
 
@@ -321,7 +365,13 @@ def _transposed_weights(parts: Partition, mode: Mode, params_only: Leaves) -> Le
 
 
 def forward_and_tangent(
-    parts: Partition, mode: Mode, primals: Any, tangents: Any, *, reverse: bool
+    parts: Partition,
+    mode: Mode,
+    primals: Any,
+    tangents: Any,
+    *,
+    reverse: bool,
+    scan: CompiledScan | None = None,
 ) -> tuple[Leaves, Leaves]:
     """Return the results of the loop and their tangents; None is a zero tangent."""
     params_only, xs, initial, state, active, resets = primals
@@ -334,7 +384,7 @@ def forward_and_tangent(
     recompute = mode.residuals == "states"
     plan = make_plan(parts, steps, nondiff, d_steps, recompute_activations=recompute)
     after, (emitted, (states, activations)) = forward(
-        parts, mode, *primals, reverse=reverse, keep=plan.keep
+        parts, mode, *primals, reverse=reverse, scan=scan, keep=plan.keep
     )
 
     def block(d_state: Leaves, inputs: Any) -> tuple[Leaves, Leaves]:
@@ -343,7 +393,7 @@ def forward_and_tangent(
         d_of_block = d_steps._replace(input_only=d_xs, state=d_state)
         nondiff = NonDiffInputs(active, resets, activations, transposed)
         return _tangent_loop(
-            parts, plan, of_block, nondiff, d_of_block, reverse=reverse
+            parts, plan, of_block, nondiff, d_of_block, reverse=reverse, scan=scan
         )
 
     inputs = (xs, states, active, resets, activations, d_xs)
@@ -365,6 +415,7 @@ def _tangent_loop(
     tangents: StepInputs,
     *,
     reverse: bool,
+    scan: CompiledScan | None = None,
 ) -> tuple[Leaves, Leaves]:
     """Return the tangents of the last state and of what is emitted.
 
@@ -411,19 +462,35 @@ def _tangent_loop(
         pairs = zip(parts.products, operands, strict=True)
         omegas = [_omega(product, operand, tangent_of) for product, operand in pairs]
 
-    # Checkpointed, so that the backward pass stores only what the step reads.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def body(d_state: Leaves, inputs: Any) -> tuple[Leaves, Leaves]:
+    def step(consts: Any, d_state: Leaves, inputs: Any) -> tuple[Leaves, Leaves]:
+        params_only, initial, transposed, d_params_only, d_initial = consts
         input_only, state, active, resets, activations, d_input_only, omegas = inputs
-        at = steps._replace(input_only=input_only, state=state)
-        d_at = StepInputs(
-            d_params_only, d_input_only, tangents.initial, d_state, omegas
-        )
+        at = StepInputs(params_only, input_only, initial, state, [])
+        d_at = StepInputs(d_params_only, d_input_only, d_initial, d_state, omegas)
         nondiff = NonDiffInputs(active, resets, activations, transposed)
         return plan.tangent_step(at, nondiff, d_at)
 
     read = keep_needed(input_only, zip(plan.reads_input, strict=True))
+    consts = (
+        steps.params_only,
+        steps.initial,
+        transposed,
+        d_params_only,
+        tangents.initial,
+    )
     inputs = (read, steps.state, active, resets, activations, d_input_only, omegas)
+    if scan is not None:
+        return scan(
+            step,
+            consts,
+            tangents.state,
+            inputs,
+            length=length,
+            reverse=reverse,
+            active=active,
+        )
+    # Checkpointed, so that the backward pass stores only what the step reads.
+    body = jax.checkpoint(functools.partial(step, consts), prevent_cse=False)
     return lax.scan(body, tangents.state, inputs, length=length, reverse=reverse)
 
 

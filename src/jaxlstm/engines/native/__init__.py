@@ -1,7 +1,7 @@
-"""Engine that runs the LSTM in a CPU kernel compiled on the user's machine.
+"""Engine that runs recurrent steps in a compiled CPU kernel.
 
-`lstm_loop.cpp` is the kernel, `build` compiles and loads it, and `engine` calls it
-through `jax.ffi`.
+`loop.cpp` is the kernel, `compiling` compiles it when the package is installed, `build`
+loads it, and `engine` calls it through `jax.ffi`.
 """
 
 import lazy_loader

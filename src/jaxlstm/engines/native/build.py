@@ -1,85 +1,106 @@
-"""Compilation of the CPU kernel of `engine="native"` on the user's machine.
+"""Loading of the compiled CPU kernel of `engine="native"`.
 
     import jaxlstm as jl
 
     jl.engines.native.load()
     jl.unroll(cell, params, xs, engine="native")
 
-Compiling needs a C++ compiler and takes a few seconds, once: the library is kept in the
-user's cache. A training config with `model.engine: native` does this by itself.
+The kernel is compiled when jaxlstm is installed, if there is a C++ compiler. Otherwise
+`load` compiles it, once, and keeps the library in the user's cache. Nothing else starts
+a compiler: `load_built` uses what is already compiled. A library is loaded only after
+its hash was checked, since a damaged one could crash the process.
 """
 
 import ctypes
-import hashlib
 import os
-import shlex
-import shutil
-import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import jax
 
-from jaxlstm.engines.native.engine import register
+from jaxlstm.engines.native import compiling, kernel
+from jaxlstm.engines.native.compiling import BuildError
 
-SOURCE = Path(__file__).with_name("lstm_loop.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared")
-QUIET = ("-pthread", "-w", "-Wno-psabi")
+REFUSALS: list[str] = []
+"""Why no kernel was loaded, once `load_built` has tried."""
 
-
-class BuildError(RuntimeError):
-    """The kernel cannot be compiled, or its library cannot be written."""
+_LOCK = threading.Lock()
 
 
-def compiler() -> list[str]:
-    """Return the command of `$CXX`, or the first of c++, g++ and clang++ on the path.
+def load() -> None:
+    """Load the kernel of `engine="native"`, compiling it if it is not compiled yet.
 
     Raises:
-        BuildError: there is no such compiler.
+        BuildError: there is no C++ compiler, it reports an error, or the library
+            cannot be written or loaded.
     """
-    if command := shlex.split(os.environ.get("CXX", "")):
-        if shutil.which(command[0]) is None:
-            raise BuildError(
-                f"native: $CXX: got {command[0]!r}, which is not on the path; name a "
-                "C++ compiler, or unset it to use the first of c++, g++ and clang++."
-            )
-        return command
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if found is None:
-        raise BuildError(
-            'native: no C++ compiler found; install one (Debian: "apt install g++"), '
-            'name one in $CXX, or use engine="adjoint".'
-        )
-    return [found]
+    if load_built() is None:
+        return
+    with _LOCK:
+        if not kernel.LOADED_KERNELS:
+            _register(library())
+
+
+def load_built() -> str | None:
+    """Load the kernel if the package or the cache has it compiled; compile nothing.
+
+    Returns:
+        `None` if the kernel is loaded, or a sentence that says why it is not and how to
+        get it. Later calls return the same, unless `load` has succeeded since.
+    """
+    with _LOCK:
+        if kernel.LOADED_KERNELS:
+            return None
+        if not REFUSALS:
+            try:
+                _register(find_built())
+            except BuildError as error:
+                REFUSALS.append(str(error))
+        return None if kernel.LOADED_KERNELS else REFUSALS[0]
+
+
+def describe() -> str:
+    """Return the path of the loaded kernel, or why none is loaded."""
+    return load_built() or f"loaded: {kernel.LOADED_KERNELS[0]._name}"
+
+
+def find_built() -> Path:
+    """Return the library that was compiled with the package, or the one in the cache.
+
+    Raises:
+        BuildError: there is none that is intact and fits; the sentence is about the
+            one of the package.
+    """
+    try:
+        return compiling.check_package(compiling.HERE, Path(jax.ffi.include_dir()))
+    except BuildError:
+        if (cached := _in_cache(_cache_stem())) is None:
+            raise
+        return cached
 
 
 def library() -> Path:
-    """Return the path of the compiled kernel, compiling it if it is not in the cache.
+    """Return the library in the cache, compiling it for this CPU if it is not there.
 
-    The file name contains two hashes. The first covers the source, the XLA headers, the
-    flags and the macros that the compiler predefines, which identify its version and
-    the instruction set of the CPU. The second covers the library itself, so that a
-    damaged file is compiled again: loading it could crash the process.
+    The file name contains two hashes. The first covers the source, the version of
+    XLA's FFI, the flags, the platform and the CPU. The second covers the library
+    itself, so that a damaged file is compiled again.
 
     Raises:
-        BuildError: as `compiler`, the compiler reports an error, or the library cannot
-            be written.
+        BuildError: as `load`.
     """
-    cxx, headers = compiler(), Path(jax.ffi.include_dir())
-    macros = _run(*cxx, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull)
-    header = headers / "xla" / "ffi" / "api" / "c_api.h"
-    parts = (SOURCE.read_bytes(), header.read_bytes(), macros, *map(str.encode, FLAGS))
-    stem, folder = "lstm_loop-" + _hash(b"\0".join(parts)), _cache()
+    stem, folder = _cache_stem(), _cache()
+    if (cached := _in_cache(stem)) is not None:
+        return cached
+    cxx, headers = compiling.compiler(), Path(jax.ffi.include_dir())
     try:
-        for kept in sorted(folder.glob(f"{stem}-*.so")):
-            if kept.name == f"{stem}-{_hash(kept.read_bytes())}.so":
-                return kept
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            built = Path(temporary, "lstm_loop.so")
-            _run(*cxx, *FLAGS, *QUIET, f"-I{headers}", str(SOURCE), "-o", str(built))
-            path = folder / f"{stem}-{_hash(built.read_bytes())}.so"
+            built = Path(temporary, "loop.so")
+            compiling.compile_kernel(cxx, headers, built, ("-march=native",))
+            path = folder / f"{stem}-{compiling.digest(built.read_bytes())[:16]}.so"
             built.replace(path)  # atomic, as other processes may build it as well
     except OSError as error:
         raise BuildError(
@@ -89,18 +110,16 @@ def library() -> Path:
     return path
 
 
-def load() -> None:
-    """Load the kernel of `engine="native"`, compiling it on first use.
-
-    Raises:
-        BuildError: there is no C++ compiler, it reports an error, or the library
-            cannot be written.
-    """
-    register(ctypes.cdll.LoadLibrary(str(library())))
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+def _register(path: Path) -> None:
+    """Load a library whose hash was checked, and register its functions with XLA."""
+    try:
+        version = compiling.digest(path.read_bytes())[:12]
+        kernel.register(ctypes.CDLL(str(path)), version=version)
+    except (OSError, AttributeError) as error:
+        raise BuildError(
+            f"native: {path} cannot be loaded ({error}); install a C++ compiler and "
+            'jaxlstm again, or use engine="adjoint".'
+        ) from error
 
 
 def _cache() -> Path:
@@ -111,9 +130,23 @@ def _cache() -> Path:
     return home / "jaxlstm"
 
 
-def _run(*command: str) -> bytes:
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
-        errors = done.stderr.decode(errors="replace").strip()[-2000:]
-        raise BuildError(f"native: {command[0]} cannot compile the kernel:\n{errors}")
-    return done.stdout
+def _cache_stem() -> str:
+    parts = (
+        compiling.digest(compiling.SOURCE.read_bytes()),
+        str(compiling.ffi_version(Path(jax.ffi.include_dir()))),
+        *compiling.FLAGS,
+        compiling.platform_name(),
+        compiling.cpu_description(),
+    )
+    return "loop-" + compiling.digest("\0".join(parts).encode())[:16]
+
+
+def _in_cache(stem: str) -> Path | None:
+    """Return an intact library with this stem in the cache, if there is one."""
+    try:
+        for path in sorted(_cache().glob(f"{stem}-*.so")):
+            if path.stem == f"{stem}-{compiling.digest(path.read_bytes())[:16]}":
+                return path
+    except OSError:
+        return None
+    return None

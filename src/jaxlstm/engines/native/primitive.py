@@ -1,0 +1,441 @@
+"""The loop over time as a JAX primitive: `lax.scan` that a CPU kernel runs.
+
+`compiled_scan` returns what `lax.scan` returns. Its primitive has the rules of a JAX
+operation, each written with another loop of the same kind:
+
+    lowering    on a CPU the kernel; on other platforms, for export, and for steps that
+                the kernel cannot run, `lax.scan`
+    transpose   the loop of the transposed step, in the other direction
+    batching    the loop of the batched step
+    jvp         that of `lax.scan`
+
+so that `grad`, `jvp`, `vmap`, `jit`, `checkpoint`, `shard_map` and their compositions
+work. Engines use it for the recurrence and for its linear tangent; a gradient runs the
+transpose of the latter in the kernel.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxlstm.engines._jaxpr import (
+    ClosedJaxpr,
+    Primitive,
+    ad,
+    batching,
+    eval_jaxpr,
+    mlir,
+    partial_eval,
+)
+from jaxlstm.engines.adjoint.tangents import instantiate, jvp, zero_to_none
+from jaxlstm.engines.matmul import match_varying_axes
+from jaxlstm.engines.native import program as programs
+from jaxlstm.engines.native.kernel import FUNCTIONS, TARGETS
+from jaxlstm.engines.native.values import Layout, Unsupported
+
+Step = Callable[..., tuple[Any, Any]]
+
+
+def compiled_scan(
+    step: Step,
+    consts: Any,
+    carry: Any,
+    inputs: Any,
+    *,
+    length: int,
+    reverse: bool,
+    row_axes: int,
+    active: Array | None = None,
+) -> tuple[Any, Any]:
+    """Return `lax.scan(partial(step, consts), carry, inputs)`, run by the kernel.
+
+    Args:
+        step: `(consts, carry, inputs of a step) -> (carry, results)`. It must not close
+            over traced values.
+        consts: arrays that are the same at all steps.
+        carry: arrays whose first axes are the rows of the batch.
+        inputs: arrays with a leading axis [T].
+        length: T.
+        reverse: whether to run from the last step to the first.
+        row_axes: the number of axes of rows.
+        active: `[T, *rows]`, False where the products of a step can be taken as 0,
+            because they are 0 or not used; None for nowhere.
+
+    Raises:
+        Unsupported: the kernel cannot run the step.
+    """
+    arguments = (consts, carry, inputs)
+    leaves, tree = jax.tree.flatten((arguments, active))
+    leaves = match_varying_axes(*map(jnp.asarray, leaves))
+    (consts, carry, inputs), active = jax.tree.unflatten(tree, leaves)
+    leaves = jax.tree.leaves((consts, carry, inputs))
+    of_step = jax.tree.map(_drop_time, (inputs,))
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(consts, carry, *of_step)
+    number = len(jax.tree.leaves(consts))
+    size = len(jax.tree.leaves(carry))
+    closed, used = _prune(closed, range(number, number + size))
+    kept = [leaf for leaf, use in zip(leaves, used, strict=True) if use]
+    options = _Options(
+        closed,
+        sum(used[:number]),
+        size,
+        length,
+        reverse,
+        row_axes,
+        active is not None,
+    )
+    kept += [] if active is None else [active]
+    _write(options, [jax.typeof(leaf) for leaf in kept])
+    results = loop.bind(*kept, options=options)
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+
+def _drop_time(leaf: Any) -> Any:
+    return jax.eval_shape(lambda a: lax.index_in_dim(a, 0, keepdims=False), leaf)
+
+
+def _prune(closed: ClosedJaxpr, kept: range) -> tuple[ClosedJaxpr, list[bool]]:
+    """Remove operations that nothing depends on, and unused inputs but those kept."""
+    jaxpr = closed.jaxpr
+    needed = [n in kept for n in range(len(jaxpr.invars))]
+    every = [True] * len(jaxpr.outvars)
+    jaxpr, used = partial_eval.dce_jaxpr(jaxpr, every, instantiate=needed)
+    return ClosedJaxpr(jaxpr, closed.consts), list(used)
+
+
+class _Options:
+    """Static parameters of the primitive.
+
+    Attributes:
+        closed: the step, `[*consts, *carry, *inputs] -> [*carry, *results]`.
+        consts: the number of consts.
+        carry: the number of carried arrays.
+        length: the number of steps.
+        reverse: whether they are run from the last to the first.
+        row_axes: the number of axes of rows.
+        masked: whether the last argument tells which rows have a step.
+    """
+
+    def __init__(
+        self,
+        closed: ClosedJaxpr,
+        consts: int,
+        carry: int,
+        length: int,
+        reverse: bool,
+        row_axes: int,
+        masked: bool,
+    ) -> None:
+        self.closed, self.consts, self.carry = closed, consts, carry
+        self.length, self.reverse, self.row_axes = length, reverse, row_axes
+        self.masked = masked
+
+    def replace(self, **changes: Any) -> "_Options":
+        return _Options(**{**vars(self), **changes})
+
+    def __repr__(self) -> str:
+        return f"loop of {self.length} steps"
+
+
+def _scan(options: _Options, *arguments: Any) -> list[Any]:
+    """Return the results of the loop by `lax.scan`."""
+    consts, carry, inputs = _split(options, arguments)
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        results = eval_jaxpr(
+            options.closed.jaxpr, options.closed.consts, *consts, *carry, *inputs
+        )
+        return results[: options.carry], results[options.carry :]
+
+    carry, results = lax.scan(
+        step, carry, inputs, length=options.length, reverse=options.reverse
+    )
+    return [*carry, *results]
+
+
+def _split(options: _Options, arguments: Sequence[Any]) -> tuple[Any, Any, Any]:
+    first, second = options.consts, options.consts + options.carry
+    every = list(arguments)[: len(options.closed.jaxpr.invars)]
+    return every[:first], every[first:second], every[second:]
+
+
+# -- the call of the kernel ------------------------------------------------------------
+
+
+def _write(options: _Options, avals: Sequence[Any]) -> programs.Program:
+    """Return the program of a loop."""
+    carry = avals[options.consts : options.consts + options.carry]
+    if not carry or not options.length:
+        raise Unsupported("a loop without steps")
+    rows = carry[0].shape[: options.row_axes]
+    if any(aval.shape[: options.row_axes] != rows for aval in carry):
+        raise Unsupported("states with different rows")
+    if any(0 in aval.shape for aval in avals):
+        raise Unsupported("an empty array")
+    results = options.closed.out_avals
+    kinds = [(a.shape, a.dtype) for a in carry]
+    if [(a.shape, a.dtype) for a in results[: options.carry]] != kinds:
+        raise Unsupported("a state that changes its shape or dtype")
+    dtypes = {a.dtype for a in avals} - {jnp.dtype(bool)} | {a.dtype for a in results}
+    if len(dtypes) > 1 or next(iter(dtypes)).name not in FUNCTIONS:
+        names = ", ".join(sorted(dtype.name for dtype in dtypes))
+        raise Unsupported(f"arrays of {names}")
+    layout = Layout(tuple(rows), options.consts, options.carry)
+    return programs.write(
+        options.closed,
+        layout,
+        length=options.length,
+        reverse=options.reverse,
+        active=len(avals) - 1 if options.masked else None,
+    )
+
+
+def _call(options: _Options, *arguments: Array) -> list[Array]:
+    """Return the results of the loop by the kernel."""
+    avals = [jax.typeof(argument) for argument in arguments]
+    program = _write(options, avals)
+    carry = avals[options.consts : options.consts + options.carry]
+    rows = carry[0].shape[: options.row_axes]
+    arrays = list(arguments)
+    for n, own in program.broadcast:
+        is_input = n >= options.consts + options.carry
+        arrays[n] = _broadcast_rows(arrays[n], own, rows, first=int(is_input))
+    structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in carry]
+    structs += [
+        jax.ShapeDtypeStruct((options.length, *a.shape), a.dtype)
+        for a in options.closed.out_avals[options.carry :]
+    ]
+    results = jax.ffi.ffi_call(TARGETS[carry[0].dtype.name], structs)(
+        *arrays, program=program.integers, constants=program.constants
+    )
+    return match_varying_axes(*arguments[:1], *results)[1:]
+
+
+def _broadcast_rows(
+    array: Array, own: Sequence[int], rows: Sequence[int], *, first: int
+) -> Array:
+    """Return an array with all axes of rows, from position `first` on."""
+    missing = [first + n for n in range(len(rows)) if n not in own]
+    array = jnp.expand_dims(array, missing)
+    last = first + len(rows)
+    shape = *array.shape[:first], *rows, *array.shape[last:]
+    return jnp.broadcast_to(array, shape)
+
+
+# -- the primitive -----------------------------------------------------------------
+
+
+def _results(*avals: Any, options: _Options) -> list[Any]:
+    like = avals[options.consts]  # all vary over the same axes of a mesh
+    found = []
+    for n, aval in enumerate(options.closed.out_avals):
+        shape = aval.shape if n < options.carry else (options.length, *aval.shape)
+        found.append(like.update(shape=shape, dtype=aval.dtype, weak_type=False))
+    return found
+
+
+loop = Primitive("compiled_scan")
+loop.multiple_results = True
+loop.def_abstract_eval(_results)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def _run(*arguments: Any, options: _Options) -> list[Any]:
+    return loop.bind(*arguments, options=options)
+
+
+loop.def_impl(_run)
+
+
+def _lower(ctx: Any, *arguments: Any, options: _Options) -> Any:
+    parameters = ctx.module_context.lowering_parameters
+    symbolic = any(not isinstance(n, int) for a in ctx.avals_in for n in a.shape)
+    # XLA cannot partition the call over the devices of an automatic mesh.
+    devices = getattr(ctx.module_context.axis_context, "num_devices", None) or 1
+    function = _call
+    if parameters.for_export or symbolic or devices > 1:
+        function = _scan
+    else:
+        try:
+            _write(options, ctx.avals_in)
+        except Unsupported:
+            function = _scan
+    return mlir.lower_fun(functools.partial(function, options), multiple_results=True)(
+        ctx, *arguments
+    )
+
+
+def _lower_as_scan(ctx: Any, *arguments: Any, options: _Options) -> Any:
+    return mlir.lower_fun(functools.partial(_scan, options), multiple_results=True)(
+        ctx, *arguments
+    )
+
+
+mlir.register_lowering(loop, _lower_as_scan)
+mlir.register_lowering(loop, _lower, platform="cpu")
+
+
+def _jvp(primals: Any, tangents: Any, *, options: _Options) -> tuple[Any, Any]:
+    tangents = [None if type(t) is ad.Zero else zero_to_none(t) for t in tangents]
+    function = functools.partial(_scan, options)
+    results, found = jvp(lambda *a: function(*a), tuple(primals), tuple(tangents))
+    return results, [instantiate(r, t) for r, t in zip(results, found, strict=True)]
+
+
+ad.primitive_jvps[loop] = _jvp
+
+
+def _transpose(cotangents: Any, *arguments: Any, options: _Options) -> list[Any]:
+    """Run the transposed step in the other direction.
+
+    The cotangents of the consts are sums over the steps, and are carried as well.
+    """
+    linear = [ad.is_undefined_primal(a) for a in arguments]
+    of_const, in_carry, of_input = _split(options, linear)
+    of_carry = [True] * len(in_carry)  # a known tangent, such as zero, is one of them
+    avals = [a.aval if ad.is_undefined_primal(a) else jax.typeof(a) for a in arguments]
+    const_avals, carry_avals, input_avals = _split(options, avals)
+    active = arguments[-1] if options.masked else None
+    outputs = _results(*avals, options=options)
+    cts = [
+        jnp.zeros(out.shape, out.dtype) if type(ct) is ad.Zero else ct
+        for ct, out in zip(cotangents, outputs, strict=True)
+    ]
+    ct_carry, ct_results = cts[: options.carry], cts[options.carry :]
+    given_consts, _, given_inputs = _split(options, arguments)
+    known_consts = [a for a in given_consts if not ad.is_undefined_primal(a)]
+    known_inputs = [a for a in given_inputs if not ad.is_undefined_primal(a)]
+
+    def structs(avals: Any, chosen: Any, drop: bool) -> list[Any]:
+        found = [a for a, is_linear in zip(avals, chosen, strict=True) if is_linear]
+        return [
+            jax.ShapeDtypeStruct(a.shape[1:] if drop else a.shape, a.dtype)
+            for a in found
+        ]
+
+    linear_structs = (
+        structs(const_avals, of_const, False),
+        structs(carry_avals, of_carry, False),
+        structs(input_avals, of_input, True),
+    )
+
+    def step(consts: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
+        ct_carry, sums = carry
+        ct_results, known = inputs
+
+        def linear_step(d_consts: Any, d_carry: Any, d_inputs: Any) -> Any:
+            return eval_jaxpr(
+                options.closed.jaxpr,
+                options.closed.consts,
+                *_merge(of_const, d_consts, consts),
+                *d_carry,
+                *_merge(of_input, d_inputs, known),
+            )
+
+        # A linear function has the same transpose everywhere, also at zero.
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), linear_structs)
+        leaves, tree = jax.tree.flatten(zeros)
+        varying = match_varying_axes(ct_carry[0], *leaves)[1:]
+        _, transposed = jax.vjp(linear_step, *jax.tree.unflatten(tree, varying))
+        d_consts, d_carry, d_inputs = transposed([*ct_carry, *ct_results])
+        return (d_carry, [s + d for s, d in zip(sums, d_consts, strict=True)]), d_inputs
+
+    sums = [jnp.zeros(a.shape, a.dtype) for a in linear_structs[0]]
+    run = functools.partial(
+        compiled_scan,
+        step,
+        known_consts,
+        (list(ct_carry), sums),
+        (list(ct_results), known_inputs),
+        length=options.length,
+        reverse=not options.reverse,
+    )
+    try:
+        (d_carry, d_consts), d_inputs = run(row_axes=options.row_axes, active=active)
+    except Unsupported:
+        (d_carry, d_consts), d_inputs = _plain_scan(
+            *run.args, length=options.length, reverse=not options.reverse
+        )
+    return [
+        *_merge(of_const, d_consts, [None] * len(known_consts)),
+        *(d if linear else None for d, linear in zip(d_carry, in_carry, strict=True)),
+        *_merge(of_input, d_inputs, [None] * len(known_inputs)),
+        *([None] * options.masked),
+    ]
+
+
+def _plain_scan(
+    step: Step,
+    consts: Any,
+    carry: Any,
+    inputs: Any,
+    *,
+    length: int,
+    reverse: bool,
+) -> Any:
+    return lax.scan(
+        functools.partial(step, consts), carry, inputs, length=length, reverse=reverse
+    )
+
+
+def _merge(chosen: Sequence[bool], ones: Sequence[Any], others: Sequence[Any]) -> list:
+    first, second = iter(ones), iter(others)
+    return [next(first) if is_chosen else next(second) for is_chosen in chosen]
+
+
+ad.primitive_transposes[loop] = _transpose
+
+
+def _batch(arguments: Any, axes: Any, *, options: _Options) -> tuple[Any, Any]:
+    """Add an axis of rows in front of the others."""
+    size = next(
+        argument.shape[axis]
+        for argument, axis in zip(arguments, axes, strict=True)
+        if axis is not None
+    )
+    last = len(arguments) - 1
+
+    def is_mask(n: int) -> bool:
+        return options.masked and n == last
+
+    shares = any(axes[n] is not None for n in range(options.consts))
+    arrays, at = [], []
+    for n, (argument, axis) in enumerate(zip(arguments, axes, strict=True)):
+        is_carry = 0 <= n - options.consts < options.carry
+        is_input = n >= options.consts + options.carry
+        if axis is None:
+            if is_mask(n):
+                shape = len(argument), size, *argument.shape[1:]
+                argument = jnp.broadcast_to(argument[:, None], shape)
+            elif is_carry:
+                argument = jnp.broadcast_to(argument, (size, *argument.shape))
+            elif is_input and shares:  # members of a population read the same data
+                shape = len(argument), size, *argument.shape[1:]
+                argument = jnp.broadcast_to(argument[:, None], shape)
+            at.append(0 if is_carry or (is_input and shares) else None)
+        else:
+            argument = jnp.moveaxis(argument, axis, 1 if is_input else 0)
+            at.append(0)
+        arrays.append(argument)
+    function = functools.partial(
+        eval_jaxpr, options.closed.jaxpr, options.closed.consts
+    )
+    structs = [
+        jax.ShapeDtypeStruct(
+            a.shape[1:] if n >= options.consts + options.carry else a.shape, a.dtype
+        )
+        for n, a in enumerate(arrays)
+    ]
+    number = len(options.closed.jaxpr.invars)
+    batched = jax.vmap(lambda *a: function(*a), in_axes=at[:number], out_axes=0)
+    closed = jax.make_jaxpr(batched)(*structs[:number])
+    changed = options.replace(closed=closed, row_axes=options.row_axes + 1)
+    results = loop.bind(*arrays, options=changed)
+    return results, [0 if n < options.carry else 1 for n in range(len(results))]
+
+
+batching.primitive_batchers[loop] = _batch
