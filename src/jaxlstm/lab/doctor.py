@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import jaxlstm as jl
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.parallel import devices
 
@@ -31,7 +32,8 @@ def examine() -> dict[str, str]:
     rows |= {
         f"extra {extra}": _extra(extra, module) for extra, module in EXTRAS.items()
     }
-    return rows | {device: _device(device) for device in ("cpu", "gpu", "tpu")}
+    rows |= {device: _device(device) for device in ("cpu", "gpu", "tpu")}
+    return rows | {"kernel": jl.engines.native.describe().removeprefix("native: ")}
 
 
 def _dependencies() -> list[str]:
