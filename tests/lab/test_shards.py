@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 
 import jaxlstm as jl
 from jaxlstm.lab import config as configs
+from jaxlstm.lab import native
 from jaxlstm.lab._util.errors import BadInput, Diverged
 from jaxlstm.lab.parallel import devices, shards, splits
 from jaxlstm.lab.reports import report as reports
@@ -244,6 +245,22 @@ def test_a_stopped_and_resumed_loop_equals_an_uninterrupted_one(experiment):
 # -- number of shards ---------------------------------------------------------
 
 
+@pytest.fixture
+def without_kernel(monkeypatch):
+    """The engine `adjoint` is the fastest one, as if the kernel was not built."""
+    monkeypatch.setattr(native, "is_chosen", lambda config: False)
+
+
+def test_the_kernel_uses_all_cores_in_one_shard(monkeypatch):
+    monkeypatch.setattr(native.build, "load_built", lambda: None)
+    loaded = configs.load()
+    cost = task.TASK.step_cost(loaded)
+    assert splits.choose(loaded, cost, 4).shards == 1
+    assert splits.choose(loaded, cost, 4, platform="gpu").shards == 4
+    half = configs.load(overrides=["model.dtype=bfloat16"])
+    assert splits.choose(half, cost, 4).shards == 4
+
+
 @pytest.mark.parametrize(
     ("overrides", "at_most", "shards", "reason"),
     [
@@ -256,6 +273,7 @@ def test_a_stopped_and_resumed_loop_equals_an_uninterrupted_one(experiment):
         (["training.batch_size=17"], 8, 1, "no equal shards of 4"),
     ],
 )
+@pytest.mark.usefixtures("without_kernel")
 def test_auto_is_the_largest_number_that_pays(overrides, at_most, shards, reason):
     loaded = configs.load(overrides=overrides)
     found = splits.choose(loaded, task.TASK.step_cost(loaded), at_most)
@@ -271,7 +289,7 @@ def two_cores(monkeypatch):
     monkeypatch.setattr(reports, "write_plots", lambda *args, **options: [])
 
 
-@pytest.mark.usefixtures("two_cores")
+@pytest.mark.usefixtures("two_cores", "without_kernel")
 def test_a_run_keeps_the_number_chosen_for_auto(book, tmp_path, monkeypatch):
     auto, sink = config(book, shards="auto", steps=0), tiny.RecordingSink()
     run = tmp_path / "run"
@@ -303,6 +321,7 @@ def test_the_description_of_more_shards_than_devices(experiment, monkeypatch):
         (1, "1, the whole batch of 8 sequences (set by training.shards)"),
     ],
 )
+@pytest.mark.usefixtures("without_kernel")
 def test_check_gives_the_reason_for_one_shard(book, requested, expected, monkeypatch):
     monkeypatch.setattr(devices, "cores", lambda: 2)
     facts = jl.lab.check(configs.load(config(book, shards=requested)))
@@ -321,7 +340,7 @@ def test_a_number_that_does_not_divide_the_batch(book):
         configs.load(config(book, shards=3))
 
 
-@pytest.mark.usefixtures("two_cores")
+@pytest.mark.usefixtures("two_cores", "without_kernel")
 def test_check_shows_the_number_for_auto(book):
     facts = jl.lab.check(configs.load(config(book, shards="auto")))
     assert (

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxlstm.lab import checkpoints, runs, tasks
+from jaxlstm.lab import checkpoints, native, runs, tasks
 from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import loading as configs
@@ -89,7 +89,7 @@ def train(
         _require_same_config(existing, loaded)
         return _complete(existing, sink, tensorboard)
     cost = tasks.get(loaded.task).step_cost(loaded)
-    loaded = splits.resolve_shards(loaded, cost)
+    loaded = native.resolve_engine(splits.resolve_shards(loaded, cost))
     with _default_device(loaded):
         # Built before the directory exists, so that an invalid config leaves none.
         experiment = Experiment.build(loaded)
@@ -253,8 +253,12 @@ def _default_device(config: Config) -> AbstractContextManager[devices.Device]:
 def _require_same_config(run: Run, config: Config) -> None:
     """Raise `BadInput` if a run was created with another config."""
     changed = _differences(_config(run), config)
-    if config.training.shards == "auto":  # was resolved to a number in the run
-        changed = [key for key in changed if key != "training.shards"]
+    resolved = []  # keys that the run has a value for, where the config leaves it open
+    if config.training.shards == "auto":
+        resolved.append("training.shards")
+    if getattr(config.model, "engine", "none") is None:
+        resolved.append("model.engine")
+    changed = [key for key in changed if key not in resolved]
     if not changed:
         return
     if _fixed(changed):

@@ -3,7 +3,7 @@
 import jax
 
 from jaxlstm.engines import memory
-from jaxlstm.lab import tasks
+from jaxlstm.lab import native, tasks
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import devices, splits
@@ -19,7 +19,7 @@ def check(config: Config) -> dict[str, str]:
     """
     cost = tasks.get(config.task).step_cost(config)
     reason = splits.split(config, cost).reason
-    config = splits.resolve_shards(config, cost)
+    config = native.resolve_engine(splits.resolve_shards(config, cost))
     cpu_devices = splits.shard_count(config.training)
     with devices.default_device(config.device, cpu_devices=cpu_devices) as device:
         experiment, training = Experiment.build(config), config.training

@@ -2,12 +2,16 @@
 
 import warnings
 
+import jax
+
 import jaxlstm as jl
+from jaxlstm.engines.native import build
 from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.config.schema import Config
 
 
 def load_kernel() -> None:
-    """Load the kernel of `engine="native"`, compiling it on first use.
+    """Load the kernel of `engine="native"`, compiling it if it is not compiled yet.
 
     Raises:
         BadInput: the kernel cannot be built.
@@ -16,6 +20,34 @@ def load_kernel() -> None:
         jl.engines.native.load()
     except jl.engines.native.BuildError as error:
         raise BadInput(str(error)) from error
+
+
+def is_chosen(config: Config) -> bool:
+    """Return whether a config leads to the native engine, on a CPU."""
+    engine = getattr(config.model, "engine", "none")
+    if engine is not None or config.device not in ("auto", "cpu"):
+        return engine == "native"
+    in_float = config.model.dtype in ("float32", "float64")
+    return in_float and build.load_built() is None
+
+
+def resolve_engine(config: Config) -> Config:
+    """Return the config with `model.engine: null` replaced by the fastest engine.
+
+    It is written into the run, because the engine decides the bits of a run, as the
+    number of shards does. Runs of versions that did not write it used `adjoint`.
+
+    Example:
+        >>> resolve_engine(Config()).model.engine in ("native", "adjoint")
+        True
+    """
+    if getattr(config.model, "engine", "none") is not None:
+        return config
+    serves = jax.default_backend() == "cpu" and is_chosen(config)
+    model = config.model.model_copy(
+        update={"engine": "native" if serves else "adjoint"}
+    )
+    return config.model_copy(update={"model": model})
 
 
 def load() -> None:

@@ -169,8 +169,8 @@ class Model(Section):
     )
     engine: Engine | None = Field(
         default=None,
-        description="Implementation of the recurrence; null selects the first that "
-        "supports the model. native is a CPU kernel compiled on first use.",
+        description="Implementation of the recurrence. null selects native if the CPU "
+        "kernel is built, and else adjoint, and writes it into the run.",
     )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         default="float32",

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxlstm.lab import native
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.parallel import devices
@@ -26,7 +27,13 @@ class Split(NamedTuple):
     reason: str
 
 
-def choose(config: Config, cost: StepCost | None, devices_available: int) -> Split:
+def choose(
+    config: Config,
+    cost: StepCost | None,
+    devices_available: int,
+    *,
+    platform: str = "cpu",
+) -> Split:
     """Return the number of shards for `training.shards: auto`.
 
     It is the largest divisor of the batch size that leaves each shard enough sequences,
@@ -36,12 +43,14 @@ def choose(config: Config, cost: StepCost | None, devices_available: int) -> Spl
         config: the config of the run.
         cost: the cost of a step, from `Task.step_cost`; None is one shard.
         devices_available: the number of devices that compute in parallel.
+        platform: the platform of these devices.
 
     Example:
+        >>> config = Config(model={"engine": "adjoint"})
         >>> cost = StepCost(operations=1e9, units=128)
-        >>> choose(Config(), cost, 4)
+        >>> choose(config, cost, 4)
         Split(shards=4, reason='4 devices compute in parallel')
-        >>> choose(Config(), cost, 3).shards
+        >>> choose(config, cost, 3).shards
         2
     """
     size = config.training.batch_size
@@ -49,7 +58,7 @@ def choose(config: Config, cost: StepCost | None, devices_available: int) -> Spl
         return Split(1, "there is one device")
     if cost is None:
         return Split(1, f"the task {config.task} states no cost of a step")
-    if getattr(config.model, "engine", None) == "native":
+    if platform == "cpu" and native.is_chosen(config):
         return Split(1, "the native engine uses all cores by itself")
     if cost.units > MOST_UNITS:
         return Split(1, f"more than {MOST_UNITS} units are faster in one shard")
@@ -87,7 +96,8 @@ def split(config: Config, cost: StepCost | None) -> Split:
     device = devices.find(config.device)
     if device.platform == "cpu" and on_cores.shards == 1:
         return on_cores
-    return choose(config, cost, devices.parallel_count(device))
+    available = devices.parallel_count(device)
+    return choose(config, cost, available, platform=device.platform)
 
 
 def resolve_shards(config: Config, cost: StepCost | None) -> Config:

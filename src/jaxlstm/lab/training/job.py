@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import optax
 
 from jaxlstm.lab.config import schema
-from jaxlstm.lab.parallel import splits
 from jaxlstm.lab.tasks.base import Dataset, Losses, Task
 from jaxlstm.lab.training.policies import LoopState
 from jaxlstm.lab.training.state import TrainState
@@ -68,4 +67,5 @@ class Job(NamedTuple):
     @property
     def shards(self) -> int:
         """The number of shards of a batch."""
-        return splits.shard_count(self.training)
+        shards = self.training.shards
+        return 1 if shards == "auto" else shards

@@ -31,7 +31,7 @@ def build(model: schema.Model, vocabulary_size: int) -> Layer:
         dropout=model.dropout,
         residual=model.residual,
         checkpoint_every=model.checkpoint_every,
-        engine=model.engine,
+        engine=model.engine or ("adjoint", "scan"),  # null in old runs
     )
     return jl.serial(
         embed=jl.embed(vocabulary_size, model.embedding_size, dtype=model.dtype),
