@@ -89,7 +89,7 @@ def test_a_package_has_a_library_of_each_level(folder, stand_in):
     written = compiling.build_package(HEADERS, folder=folder)
     assert sorted(folder.iterdir()) == sorted(written)
     for level in ("x86-64-v2", "x86-64-v3", "x86-64-v4"):
-        text = (folder / f"loop-{level}.so").read_text()
+        text = (folder / f"loop-{level}.kernel").read_text()
         assert f" -march={level} " in text
         assert f"-I{HEADERS}" in text
     assert stand_in() == 3
@@ -118,28 +118,28 @@ def test_the_library_of_this_cpu_is_loaded_once(folder, stand_in, opened):
     assert native.load_built() is None
     native.load()
     assert native.load_built() is None
-    assert opened == ["loop-x86-64-v3.so"]
+    assert opened == ["loop-x86-64-v3.kernel"]
     assert native.describe() == f"loaded: {folder / opened[0]}"
     assert stand_in() == 3
 
 
 def flip_byte(folder):
-    path = folder / "loop-x86-64-v3.so"
+    path = folder / "loop-x86-64-v3.kernel"
     content = bytearray(path.read_bytes())
     content[5] ^= 1
     path.write_bytes(content)
 
 
 def truncate(folder):
-    os.truncate(folder / "loop-x86-64-v3.so", 4)
+    os.truncate(folder / "loop-x86-64-v3.kernel", 4)
 
 
 def swap(folder):
-    shutil.copy(folder / "loop-x86-64-v4.so", folder / "loop-x86-64-v3.so")
+    shutil.copy(folder / "loop-x86-64-v4.kernel", folder / "loop-x86-64-v3.kernel")
 
 
 def delete_library(folder):
-    (folder / "loop-x86-64-v3.so").unlink()
+    (folder / "loop-x86-64-v3.kernel").unlink()
 
 
 def delete_manifest(folder):
@@ -159,15 +159,15 @@ def manifest(**changed):
 
 
 DAMAGE = [
-    (flip_byte, r"loop-x86-64-v3\.so: got a damaged file"),
-    (truncate, r"loop-x86-64-v3\.so: got a damaged file"),
-    (swap, r"loop-x86-64-v3\.so: got a damaged file"),
-    (delete_library, r"loop-x86-64-v3\.so: cannot be read \(No such file"),
+    (flip_byte, r"loop-x86-64-v3\.kernel: got a damaged file"),
+    (truncate, r"loop-x86-64-v3\.kernel: got a damaged file"),
+    (swap, r"loop-x86-64-v3\.kernel: got a damaged file"),
+    (delete_library, r"loop-x86-64-v3\.kernel: cannot be read \(No such file"),
     (delete_manifest, "installed without the compiled kernel; install a C"),
     (garble_manifest, r"loop\.json: got JSONDecodeError.*, expected a manifest"),
     (manifest(libraries=None), r"loop\.json: got TypeError.*, expected a manifest"),
     (manifest(ffi=["x", 1]), r"loop\.json: got ValueError.*, expected a manifest"),
-    (manifest(libraries={}), r"loop-x86-64-v3\.so: got a damaged file"),
+    (manifest(libraries={}), r"loop-x86-64-v3\.kernel: got a damaged file"),
     (manifest(source="0"), r"loop\.json: got .* another version of loop\.cpp"),
     (
         manifest(platform="darwin-arm64"),
@@ -247,7 +247,7 @@ def test_headers_without_a_version_are_named(tmp_path):
 def test_a_library_that_the_system_cannot_load_is_refused(folder, stand_in):
     """Its hash is right, but it is a text file."""
     compiling.build_package(HEADERS, folder=folder)
-    assert "loop-x86-64-v3.so cannot be loaded (" in str(native.load_built())
+    assert "loop-x86-64-v3.kernel cannot be loaded (" in str(native.load_built())
 
 
 def test_a_kernel_in_the_cache_is_found_without_a_compiler(
@@ -312,7 +312,7 @@ def test_two_builds_at_once_leave_an_intact_package(folder, stand_in):
     command = [sys.executable, "-c", textwrap.dedent(code)]
     running = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait(timeout=60) for process in running] == [0, 0]
-    names = [f"loop-x86-64-v{n}.so" for n in (2, 3, 4)]
+    names = [f"loop-x86-64-v{n}.kernel" for n in (2, 3, 4)]
     assert sorted(path.name for path in folder.iterdir()) == [*names, "loop.json"]
     assert compiling.check_package(folder, HEADERS).name == names[1]
     assert stand_in() == 30
@@ -443,7 +443,7 @@ def test_a_wheel_carries_the_kernel(tmp_path):
     loaded, *served = use(package, tmp_path)
     assert loaded.startswith(f"loaded: {package / 'engines' / 'native' / 'loop-'}")
     assert served == ["native serves", "adjoint serves"]
-    for path in package.glob("engines/native/loop-*.so"):
+    for path in package.glob("engines/native/loop-*.kernel"):
         content = path.read_bytes()
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     refused, *served = use(package, tmp_path)

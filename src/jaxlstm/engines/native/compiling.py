@@ -140,8 +140,11 @@ def digest(content: bytes) -> str:
 
 
 def library_name(level: str) -> str:
-    """Return the file name of the packaged library of an instruction set."""
-    return f"loop-{level}.so"
+    """Return the file name of the packaged library of an instruction set.
+
+    Its suffix is not that of an extension module, which it would be taken for.
+    """
+    return f"loop-{level}.kernel"
 
 
 def compile_kernel(
@@ -180,7 +183,7 @@ def build_package(headers: Path, *, folder: Path = HERE) -> list[Path]:
     try:
         return _build_package(headers, folder)
     except (BuildError, OSError) as error:
-        for path in (folder / MANIFEST, *folder.glob("loop-*.so")):
+        for path in (folder / MANIFEST, *folder.glob("loop-*.kernel")):
             path.unlink(missing_ok=True)
         if isinstance(error, BuildError):
             raise
