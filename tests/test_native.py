@@ -387,6 +387,41 @@ def test_steps_that_the_kernel_cannot_run(emit, kernel):
     assert jl.explain(CELL, params, xs, emit=emit).engine == "adjoint"
 
 
+@jax.custom_jvp
+def doubled(h):
+    return 2 * h
+
+
+@doubled.defjvp
+def doubled_rule(primals, tangents):
+    return 2 * primals[0], 2 * jnp.flip(jnp.flip(tangents[0]))
+
+
+@needs_compiler
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
+def test_derivatives_that_the_kernel_cannot_run(transform, kernel):
+    """Also if the derivative is traced after the forward pass."""
+    params, xs = problem(CELL)
+
+    def total(params, engine):
+        run = functools.partial(
+            jl.unroll, CELL, engine=engine, emit=lambda state, gates: doubled(state.h)
+        )
+        return jnp.sum(jnp.sin(transform(run)(params, xs)[1]))
+
+    got, expected = (jax.grad(total)(params, each) for each in (None, "scan"))
+    assert_same(got, expected, 1e-5)
+
+
+@needs_compiler
+def test_the_step_is_part_of_the_jaxpr(kernel):
+    """For tools that count the operations of a traced program."""
+    params, xs = problem(CELL)
+    program = jax.make_jaxpr(lambda x: jl.unroll(CELL, params, x, engine="native"))(xs)
+    assert "compiled_scan" in str(program)
+    assert "dot_general" in str(program) or "rows_first" in str(program)
+
+
 @needs_compiler
 def test_the_kernel_is_the_first_choice(kernel):
     params, xs = problem(CELL)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxlstm.cells.base import Cell, Params, PerStep, State
 from jaxlstm.cells.emit import Emit
@@ -43,7 +44,7 @@ def run(
             or the step has operations that the kernel does not have.
     """
     _check_arrays(cell, params, xs, state)
-    scan = functools.partial(compiled_scan, row_axes=xs.ndim - 2)
+    scan = _loops(row_axes=xs.ndim - 2)
     is_empty = any(leaf.size == 0 for leaf in jax.tree.leaves((xs, state)))
     try:
         return adjoint.run(
@@ -63,6 +64,33 @@ def run(
         raise NotImplementedError(
             f'native: the kernel cannot run a step with {reason}; use engine="adjoint".'
         ) from None
+
+
+def _loops(row_axes: int) -> adjoint.CompiledScan:
+    """Return a loop that the kernel runs.
+
+    It raises `Unsupported` if the kernel cannot run the first one, the forward pass.
+    The derivative may be traced later, when no other engine can be chosen any more:
+    `lax.scan` runs its loops if the kernel cannot.
+    """
+    has_run = False
+
+    def run(step: Any, consts: Any, carry: Any, inputs: Any, **options: Any) -> Any:
+        nonlocal has_run
+        try:
+            results = compiled_scan(
+                step, consts, carry, inputs, row_axes=row_axes, **options
+            )
+        except Unsupported:
+            if not has_run:
+                raise
+            del options["active"]
+            body = jax.checkpoint(functools.partial(step, consts), prevent_cse=False)
+            results = lax.scan(body, carry, inputs, **options)
+        has_run = True
+        return results
+
+    return run
 
 
 def _check_arrays(cell: Cell, params: Params, xs: Features, state: State) -> None:

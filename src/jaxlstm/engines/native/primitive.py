@@ -16,7 +16,7 @@ transpose of the latter in the kernel.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def compiled_scan(
     )
     kept += [] if active is None else [active]
     _write(options, [jax.typeof(leaf) for leaf in kept])
-    results = loop.bind(*kept, options=options)
+    results = loop.bind(*kept, **options._asdict())
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
@@ -107,11 +107,11 @@ def _prune(closed: ClosedJaxpr, kept: range) -> tuple[ClosedJaxpr, list[bool]]:
     return ClosedJaxpr(jaxpr, closed.consts), list(used)
 
 
-class _Options:
-    """Static parameters of the primitive.
+class _Options(NamedTuple):
+    """Parameters of the primitive.
 
     Attributes:
-        closed: the step, `[*consts, *carry, *inputs] -> [*carry, *results]`.
+        jaxpr: the step, `[*consts, *carry, *inputs] -> [*carry, *results]`.
         consts: the number of consts.
         carry: the number of carried arrays.
         length: the number of steps.
@@ -120,25 +120,13 @@ class _Options:
         masked: whether the last argument tells which rows have a step.
     """
 
-    def __init__(
-        self,
-        closed: ClosedJaxpr,
-        consts: int,
-        carry: int,
-        length: int,
-        reverse: bool,
-        row_axes: int,
-        masked: bool,
-    ) -> None:
-        self.closed, self.consts, self.carry = closed, consts, carry
-        self.length, self.reverse, self.row_axes = length, reverse, row_axes
-        self.masked = masked
-
-    def replace(self, **changes: Any) -> "_Options":
-        return _Options(**{**vars(self), **changes})
-
-    def __repr__(self) -> str:
-        return f"loop of {self.length} steps"
+    jaxpr: ClosedJaxpr
+    consts: int
+    carry: int
+    length: int
+    reverse: bool
+    row_axes: int
+    masked: bool
 
 
 def _scan(options: _Options, *arguments: Any) -> list[Any]:
@@ -147,7 +135,7 @@ def _scan(options: _Options, *arguments: Any) -> list[Any]:
 
     def step(carry: Any, inputs: Any) -> tuple[Any, Any]:
         results = eval_jaxpr(
-            options.closed.jaxpr, options.closed.consts, *consts, *carry, *inputs
+            options.jaxpr.jaxpr, options.jaxpr.consts, *consts, *carry, *inputs
         )
         return results[: options.carry], results[options.carry :]
 
@@ -159,7 +147,7 @@ def _scan(options: _Options, *arguments: Any) -> list[Any]:
 
 def _split(options: _Options, arguments: Sequence[Any]) -> tuple[Any, Any, Any]:
     first, second = options.consts, options.consts + options.carry
-    every = list(arguments)[: len(options.closed.jaxpr.invars)]
+    every = list(arguments)[: len(options.jaxpr.jaxpr.invars)]
     return every[:first], every[first:second], every[second:]
 
 
@@ -176,7 +164,7 @@ def _write(options: _Options, avals: Sequence[Any]) -> programs.Program:
         raise Unsupported("states with different rows")
     if any(0 in aval.shape for aval in avals):
         raise Unsupported("an empty array")
-    results = options.closed.out_avals
+    results = options.jaxpr.out_avals
     kinds = [(a.shape, a.dtype) for a in carry]
     if [(a.shape, a.dtype) for a in results[: options.carry]] != kinds:
         raise Unsupported("a state that changes its shape or dtype")
@@ -186,7 +174,7 @@ def _write(options: _Options, avals: Sequence[Any]) -> programs.Program:
         raise Unsupported(f"arrays of {names}")
     layout = Layout(tuple(rows), options.consts, options.carry)
     return programs.write(
-        options.closed,
+        options.jaxpr,
         layout,
         length=options.length,
         reverse=options.reverse,
@@ -207,7 +195,7 @@ def _call(options: _Options, *arguments: Array) -> list[Array]:
     structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in carry]
     structs += [
         jax.ShapeDtypeStruct((options.length, *a.shape), a.dtype)
-        for a in options.closed.out_avals[options.carry :]
+        for a in options.jaxpr.out_avals[options.carry :]
     ]
     results = jax.ffi.ffi_call(TARGETS[carry[0].dtype.name], structs)(
         *arrays, program=program.integers, constants=program.constants
@@ -229,10 +217,11 @@ def _broadcast_rows(
 # -- the primitive -----------------------------------------------------------------
 
 
-def _results(*avals: Any, options: _Options) -> list[Any]:
+def _results(*avals: Any, **parameters: Any) -> list[Any]:
+    options = _Options(**parameters)
     like = avals[options.consts]  # all vary over the same axes of a mesh
     found = []
-    for n, aval in enumerate(options.closed.out_avals):
+    for n, aval in enumerate(options.jaxpr.out_avals):
         shape = aval.shape if n < options.carry else (options.length, *aval.shape)
         found.append(like.update(shape=shape, dtype=aval.dtype, weak_type=False))
     return found
@@ -243,21 +232,22 @@ loop.multiple_results = True
 loop.def_abstract_eval(_results)
 
 
-@functools.partial(jax.jit, static_argnames="options")
-def _run(*arguments: Any, options: _Options) -> list[Any]:
-    return loop.bind(*arguments, options=options)
+@functools.partial(jax.jit, static_argnames=_Options._fields)
+def _run(*arguments: Any, **parameters: Any) -> list[Any]:
+    return loop.bind(*arguments, **parameters)
 
 
 loop.def_impl(_run)
 
 
-def _lower(ctx: Any, *arguments: Any, options: _Options) -> Any:
-    parameters = ctx.module_context.lowering_parameters
+def _lower(ctx: Any, *arguments: Any, **parameters: Any) -> Any:
+    options = _Options(**parameters)
+    is_export = ctx.module_context.lowering_parameters.for_export
     symbolic = any(not isinstance(n, int) for a in ctx.avals_in for n in a.shape)
     # XLA cannot partition the call over the devices of an automatic mesh.
     devices = getattr(ctx.module_context.axis_context, "num_devices", None) or 1
     function = _call
-    if parameters.for_export or symbolic or devices > 1:
+    if is_export or symbolic or devices > 1:
         function = _scan
     else:
         try:
@@ -269,19 +259,18 @@ def _lower(ctx: Any, *arguments: Any, options: _Options) -> Any:
     )
 
 
-def _lower_as_scan(ctx: Any, *arguments: Any, options: _Options) -> Any:
-    return mlir.lower_fun(functools.partial(_scan, options), multiple_results=True)(
-        ctx, *arguments
-    )
+def _lower_as_scan(ctx: Any, *arguments: Any, **parameters: Any) -> Any:
+    function = functools.partial(_scan, _Options(**parameters))
+    return mlir.lower_fun(function, multiple_results=True)(ctx, *arguments)
 
 
 mlir.register_lowering(loop, _lower_as_scan)
 mlir.register_lowering(loop, _lower, platform="cpu")
 
 
-def _jvp(primals: Any, tangents: Any, *, options: _Options) -> tuple[Any, Any]:
+def _jvp(primals: Any, tangents: Any, **parameters: Any) -> tuple[Any, Any]:
     tangents = [None if type(t) is ad.Zero else zero_to_none(t) for t in tangents]
-    function = functools.partial(_scan, options)
+    function = functools.partial(_scan, _Options(**parameters))
     results, found = jvp(lambda *a: function(*a), tuple(primals), tuple(tangents))
     return results, [instantiate(r, t) for r, t in zip(results, found, strict=True)]
 
@@ -289,18 +278,19 @@ def _jvp(primals: Any, tangents: Any, *, options: _Options) -> tuple[Any, Any]:
 ad.primitive_jvps[loop] = _jvp
 
 
-def _transpose(cotangents: Any, *arguments: Any, options: _Options) -> list[Any]:
+def _transpose(cotangents: Any, *arguments: Any, **parameters: Any) -> list[Any]:
     """Run the transposed step in the other direction.
 
     The cotangents of the consts are sums over the steps, and are carried as well.
     """
+    options = _Options(**parameters)
     linear = [ad.is_undefined_primal(a) for a in arguments]
     of_const, in_carry, of_input = _split(options, linear)
     of_carry = [True] * len(in_carry)  # a known tangent, such as zero, is one of them
     avals = [a.aval if ad.is_undefined_primal(a) else jax.typeof(a) for a in arguments]
     const_avals, carry_avals, input_avals = _split(options, avals)
     active = arguments[-1] if options.masked else None
-    outputs = _results(*avals, options=options)
+    outputs = _results(*avals, **parameters)
     cts = [
         jnp.zeros(out.shape, out.dtype) if type(ct) is ad.Zero else ct
         for ct, out in zip(cotangents, outputs, strict=True)
@@ -329,8 +319,8 @@ def _transpose(cotangents: Any, *arguments: Any, options: _Options) -> list[Any]
 
         def linear_step(d_consts: Any, d_carry: Any, d_inputs: Any) -> Any:
             return eval_jaxpr(
-                options.closed.jaxpr,
-                options.closed.consts,
+                options.jaxpr.jaxpr,
+                options.jaxpr.consts,
                 *_merge(of_const, d_consts, consts),
                 *d_carry,
                 *_merge(of_input, d_inputs, known),
@@ -344,7 +334,8 @@ def _transpose(cotangents: Any, *arguments: Any, options: _Options) -> list[Any]
         d_consts, d_carry, d_inputs = transposed([*ct_carry, *ct_results])
         return (d_carry, [s + d for s, d in zip(sums, d_consts, strict=True)]), d_inputs
 
-    sums = [jnp.zeros(a.shape, a.dtype) for a in linear_structs[0]]
+    zeros = [jnp.zeros(a.shape, a.dtype) for a in linear_structs[0]]
+    sums = match_varying_axes(ct_carry[0], *zeros)[1:]
     run = functools.partial(
         compiled_scan,
         step,
@@ -390,8 +381,9 @@ def _merge(chosen: Sequence[bool], ones: Sequence[Any], others: Sequence[Any]) -
 ad.primitive_transposes[loop] = _transpose
 
 
-def _batch(arguments: Any, axes: Any, *, options: _Options) -> tuple[Any, Any]:
+def _batch(arguments: Any, axes: Any, **parameters: Any) -> tuple[Any, Any]:
     """Add an axis of rows in front of the others."""
+    options = _Options(**parameters)
     size = next(
         argument.shape[axis]
         for argument, axis in zip(arguments, axes, strict=True)
@@ -422,7 +414,7 @@ def _batch(arguments: Any, axes: Any, *, options: _Options) -> tuple[Any, Any]:
             at.append(0)
         arrays.append(argument)
     function = functools.partial(
-        eval_jaxpr, options.closed.jaxpr, options.closed.consts
+        eval_jaxpr, options.jaxpr.jaxpr, options.jaxpr.consts
     )
     structs = [
         jax.ShapeDtypeStruct(
@@ -430,11 +422,11 @@ def _batch(arguments: Any, axes: Any, *, options: _Options) -> tuple[Any, Any]:
         )
         for n, a in enumerate(arrays)
     ]
-    number = len(options.closed.jaxpr.invars)
+    number = len(options.jaxpr.jaxpr.invars)
     batched = jax.vmap(lambda *a: function(*a), in_axes=at[:number], out_axes=0)
     closed = jax.make_jaxpr(batched)(*structs[:number])
-    changed = options.replace(closed=closed, row_axes=options.row_axes + 1)
-    results = loop.bind(*arrays, options=changed)
+    changed = options._replace(jaxpr=closed, row_axes=options.row_axes + 1)
+    results = loop.bind(*arrays, **changed._asdict())
     return results, [0 if n < options.carry else 1 for n in range(len(results))]
 
 
