@@ -160,10 +160,8 @@ def _nodes(jaxpr: Jaxpr, values: dict[Var, Value]) -> Iterator[Node]:
 def _carried(eqn: JaxprEqn) -> tuple[Sequence[Var], Sequence[Any]]:
     """Return the final and the initial carry of a loop, which share a buffer."""
     if eqn.primitive.name == "compiled_scan":
-        options = eqn.params["options"]
-        number = options.carry
-        given = eqn.invars[options.consts : options.consts + number]
-        return eqn.outvars[:number], given
+        first, number = eqn.params["consts"], eqn.params["carry"]
+        return eqn.outvars[:number], eqn.invars[first : first + number]
     if eqn.primitive.name != "scan":
         return (), ()
     body = eqn.params["jaxpr"].jaxpr
