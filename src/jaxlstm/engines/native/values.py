@@ -630,9 +630,9 @@ class Evaluator:
         last = len(self.flat.avals[result].shape) - len(rows) - 1
         if axis < 0 or any(v.rows != rows for v in values):
             raise Unsupported("a concatenation of rows")
+        if axis == last:
+            values = tuple(self._vectors_of(v) for v in values)
         widths = {v.width for v in values} - {None}
-        if axis == last and any(v.width is None for v in values):
-            raise Unsupported("a concatenation of uniform units")
         if widths:
             width = math.gcd(*(width or 0 for width in widths))
             values = tuple(self.refine(v, width) for v in values)
@@ -646,6 +646,17 @@ class Evaluator:
                 )
         nodes = np.concatenate([v.nodes for v in values], axis)
         return Value(self.flat.avals[result].shape, rows, nodes)
+
+    def _vectors_of(self, value: Value) -> Value:
+        """Return the value with numbers that units share written as vectors."""
+        if value.width is not None:
+            return value
+        width = value.inner[-1]
+        nodes = _empty(value.nodes.shape)
+        for index in np.ndindex(nodes.shape):
+            shared = self.widen(value.nodes[index], width)
+            nodes[index] = self.node("copy", shared, width=width, uniform=False)
+        return value._replace(nodes=nodes)
 
     def _reduce_sum(self, equation: Equation, x: Value) -> Value:
         result = equation.outputs[0]
