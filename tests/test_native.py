@@ -20,6 +20,7 @@ from jaxlstm.cells.base import LSTMParams
 from jaxlstm.engines import native
 from jaxlstm.engines.native import build
 from jaxlstm.engines.native import kernel as kernel_state
+from jaxlstm.engines.native.session import Session
 
 CELL = jl.lstm()
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -144,6 +145,35 @@ def test_both_loops_of_a_gradient_run_in_the_kernel(name, kernel):
     cell = CELLS[name]
     inputs = problem(cell)
     assert calls(lambda p, x: results(cell, p, x)[1], *inputs) == (2, 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["lstm", "gru, reset before", "layer norm"])
+def test_one_input_feature(name, kernel, x64):
+    """Products of inputs with one feature are computed with a second one, zero."""
+    cell = CELLS[name]
+    inputs = problem(cell, size=1, dtype=jnp.float64)
+    assert calls(lambda p, x: results(cell, p, x)[1], *inputs) == (2, 0)
+    got, expected = (results(cell, *inputs, engine=e) for e in ("native", "scan"))
+    assert_same(got, expected, 1e-12)
+
+
+@needs_compiler
+def test_steps_on_numpy_arrays_run_in_the_kernel(kernel, monkeypatch):
+    params, xs = problem(CELL, rows=())
+    steps = []
+    call = Session.__call__
+
+    def counted(session, *arguments):
+        steps.append(session)
+        return call(session, *arguments)
+
+    monkeypatch.setattr(Session, "__call__", counted)
+    step, state = jl.stream(CELL, params, np.asarray(xs[0]))
+    for x in np.asarray(xs):
+        state, h = step(state, x)
+    assert len(steps) == len(xs)
+    assert_same(h, jl.unroll(CELL, params, xs, engine="scan")[1][-1], 1e-5)
 
 
 def members(cell, number=3, dtype=jnp.float32):

@@ -1,5 +1,8 @@
 """`stream` equals `unroll`, for every cell and wrapper."""
 
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 import jaxlstm as jl
 from cases import assert_same
+from jaxlstm import streaming
 from registry import CELLS, WRAPPERS, Option, draw
 
 NOTHING = Option("nothing")
@@ -26,22 +30,113 @@ def streamed(cell, params, xs, **options):
     return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *emitted)
 
 
+every_library = pytest.mark.parametrize("library", [np, jnp])
+
+
 @pytest.mark.thorough
+@every_library
 @pytest.mark.parametrize(("row", "wrapper"), PAIRS)
-def test_every_cell_streams(row, wrapper, x64):
+def test_every_cell_streams(row, wrapper, library, x64):
     rng = np.random.default_rng(5)
     cell = wrapper.wrap(row.make(), row)
     params, xs, _ = draw(rng, row, cell, NOTHING).inputs
-    got = streamed(cell, params, xs, emit=jl.emit.trace)
+    got = streamed(cell, params, library.asarray(xs), emit=jl.emit.trace)
     assert_same(got, jl.unroll(cell, params, xs, emit=jl.emit.trace))
 
 
+@every_library
 @pytest.mark.parametrize("rows", [(), (1,), (2, 3)])
-def test_streams_of_any_number_of_rows(rows, x64):
+def test_streams_of_any_number_of_rows(rows, library, x64):
     cell = jl.recurrent_dropout(jl.peephole_lstm(), rate=0.5)
     params = cell.init(jax.random.key(0), 3, 4)
     xs = jax.random.normal(jax.random.key(1), (5, *rows, 3))
-    assert_same(streamed(cell, params, xs), jl.unroll(cell, params, xs))
+    got = streamed(cell, params, library.asarray(xs))
+    assert_same(got, jl.unroll(cell, params, xs))
+
+
+@pytest.fixture
+def kernel():
+    """Load the kernel, if there is a compiler."""
+    if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        jl.engines.native.load()
+
+
+def numpy_problem(rows=(2,), units=5, dtype=np.float32):
+    cell = jl.lstm()
+    params = cell.init(jax.random.key(0), 3, units, dtype=dtype)
+    xs = np.random.default_rng(2).normal(size=(50, *rows, 3)).astype(dtype)
+    return cell, params, xs
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_numpy_inputs_give_numpy_results(loaded, kernel, monkeypatch):
+    if not loaded:
+        monkeypatch.setattr(streaming, "load_built", lambda: "no kernel")
+    cell, params, xs = numpy_problem()
+    step, state = jl.stream(cell, params, xs[0])
+    results = [step(state, x) for x in xs[:2]]
+    for leaf in jax.tree.leaves((state, results)):
+        assert type(leaf) is np.ndarray
+    first, second = results  # results do not change with later steps
+    assert not np.array_equal(first[1], second[1])
+    assert_same(first[1], jl.unroll(cell, params, xs[:1])[1][0], 1e-6)
+
+
+def test_numpy_streams_accept_what_other_streams_accept(kernel):
+    """Arrays of other libraries and dtypes, strides, lists, and jit."""
+    cell, params, xs = numpy_problem()
+    step, state = jl.stream(cell, params, xs[0])
+    expected = step(state, xs[0])
+    for x in (
+        jnp.asarray(xs[0]),
+        xs[0].astype(np.float64),
+        np.asfortranarray(xs[0]),
+        np.repeat(xs[0], 2, axis=1)[:, ::2],
+        xs[0].tolist(),
+    ):
+        assert_same(step(state, x), expected, 0)
+    assert_same(step(jax.tree.map(jnp.asarray, state), xs[0]), expected, 0)
+    assert_same(jax.jit(step)(state, xs[0]), expected, 1e-6)
+
+
+def test_numpy_streams_refuse_what_other_streams_refuse(kernel):
+    cell, params, xs = numpy_problem()
+    step, state = jl.stream(cell, params, xs[0])
+    state, _ = step(state, xs[0])
+    with pytest.raises(ValueError, match=r"x: got shape \[3\], expected \[2, 3\]"):
+        step(state, xs[0, 0])
+    with pytest.raises(ValueError, match="x: got complex numbers"):
+        step(state, xs[0] + 1j)
+    for other in (None, tuple(state), state._replace(h=state.h[:1]), (0.0, 0.0)):
+        with pytest.raises(ValueError, match="stream: state: got"):
+            step(other, xs[0])
+
+
+def test_a_state_that_is_changed_in_place_is_read_again(kernel):
+    cell, params, xs = numpy_problem()
+    step, state = jl.stream(cell, params, xs[0])
+    state, _ = step(state, xs[0])
+    state.h[0] = 0
+    state.c[0] = 0
+    _, h = step(state, xs[1])
+    assert_same(h[0], jl.unroll(cell, params, xs[1:2, :1])[1][0, 0], 1e-6)
+
+
+def test_one_numpy_stream_serves_several_threads(kernel):
+    """Each thread has its own state."""
+    cell, params, xs = numpy_problem(rows=(), units=33)
+    step, initial = jl.stream(cell, params, xs[0])
+
+    def run(factor):
+        state = initial
+        for _ in range(20):
+            for x in xs:
+                state, h = step(state, factor * x)
+        return h
+
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(run, range(8)))
+    assert_same(got, [run(factor) for factor in range(8)], 0)
 
 
 def test_16_bit_inputs():

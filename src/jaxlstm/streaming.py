@@ -6,6 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxlstm import masking, validation
@@ -13,7 +16,12 @@ from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, PerStep, State, project
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines.adjoint import partition
+from jaxlstm.engines.native.build import load_built
+from jaxlstm.engines.native.session import Session
+from jaxlstm.engines.native.values import Unsupported
 from jaxlstm.typing import show
+
+LARGEST_STEP = 1 << 21  # multiplications; XLA runs larger steps on all cores
 
 Step = Callable[[State, ArrayLike], tuple[State, Any]]
 
@@ -35,11 +43,17 @@ def stream(
     scaled or masked weights, are computed once. The results equal those of `unroll`
     over the same inputs without a key.
 
+    With NumPy arrays on a CPU, a step is one call of the compiled kernel, without the
+    dispatch of JAX, which takes longer than the step of a few rows. States and results
+    are NumPy arrays then. The kernel serves float32 and float64; for other dtypes and
+    large batches XLA runs the step.
+
     Args:
         cell: the cell.
         params: the parameters that `cell.init` returned.
         x: one input `[*b, D]` or its `jax.ShapeDtypeStruct`, for a batch of parallel
-            streams or, without batch axes, a single one. Its values are not read.
+            streams or, without batch axes, a single one. Its values are not read. A
+            NumPy array selects steps on NumPy arrays, on a CPU.
         emit: function `(state, gates) -> pytree` of what to return with the state.
 
     Returns:
@@ -60,6 +74,7 @@ def stream(
         >>> bool(jnp.allclose(h, jl.unroll(cell, params, jnp.ones((7, 3)))[1][-1]))
         True
     """
+    is_numpy = isinstance(x, np.ndarray) and jax.default_backend() == "cpu"
     with masking.error_prefix("stream"):
         x = x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
         dtype, shape = x.dtype, x.shape
@@ -80,17 +95,16 @@ def stream(
         evaluate = functools.partial(partition.evaluate_params_only, parts)
         params_only = jax.jit(evaluate)(params)
 
+    def run(params_only: list, state: State, inputs: Any) -> list[Array]:
+        leaves = jax.tree.leaves(inputs)
+        return partition.evaluate_step(parts, params_only, state, leaves)
+
     @jax.jit
-    def compiled(
-        params_only: list, per_step: PerStep, state: State, x: ArrayLike
-    ) -> Any:
-        leaves = jax.tree.leaves((jnp.asarray(x, dtype), per_step))
-        results = partition.evaluate_step(parts, params_only, state, leaves)
+    def compiled(params_only: list, per_step: PerStep, state: State, x: Any) -> Any:
+        results = run(params_only, state, (jnp.asarray(x, dtype), per_step))
         return jax.tree.unflatten(tree, results)
 
-    expected = _signature(initial_state)
-
-    def checked_step(state: State, x: ArrayLike) -> tuple[State, Any]:
+    def check(state: State, x: Any) -> None:
         if jnp.shape(x) != shape:
             raise ValueError(
                 f"stream: x: got shape {show(jnp.shape(x))}, expected {show(shape)}; "
@@ -103,9 +117,65 @@ def stream(
                 f"stream: state: got {_typed(state)}, expected "
                 f"{_typed(initial_state)}, as returned by jl.stream."
             )
-        return compiled(params_only, inputs[1], state, x)
 
-    return checked_step, initial_state
+    def step_by_xla(state: State, x: ArrayLike) -> tuple[State, Any]:
+        check(state, x)
+        results = compiled(params_only, inputs[1], state, x)
+        return jax.tree.map(np.asarray, results) if is_numpy else results
+
+    expected = _signature(initial_state)
+    if not is_numpy:
+        return step_by_xla, initial_state
+    initial_state = jax.tree.map(np.asarray, initial_state)
+    session = _open_session(run, params_only, initial_state, inputs)
+    if session is None:
+        return step_by_xla, initial_state
+    size = len(expected[1])
+    is_record = isinstance(initial_state, tuple) and len(initial_state) == size
+    last: tuple[State, list] = None, []  # a state that was checked, and its leaves
+
+    def step_by_kernel(state: State, x: ArrayLike) -> tuple[State, Any]:
+        nonlocal last
+        if isinstance(x, Tracer):
+            return compiled(params_only, inputs[1], state, x)
+        x = np.asarray(x)
+        checked, leaves = last
+        if state is not checked or not is_record:
+            leaves, structure = jax.tree.flatten(state)
+            given = [(np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves]
+            if (structure, given) != expected:
+                check(state, x)
+        if x.shape != shape or x.dtype.kind == "c":
+            check(state, x)
+        leaves = session(leaves, x)
+        results = tree.unflatten(leaves)
+        last = results[0], leaves[:size]
+        return results
+
+    return step_by_kernel, initial_state
+
+
+def _open_session(
+    run: Callable[..., Any], params_only: Any, state: State, inputs: Any
+) -> Session | None:
+    """Open a session of the kernel; None if it is not loaded or would be slower."""
+    if load_built() is not None:
+        return None
+    size = len(jax.tree.leaves(state))
+
+    def step(consts: Any, carry: Any, inputs: Any) -> tuple[Any, Any]:
+        results = run(consts, carry, inputs)
+        return results[:size], results[size:]
+
+    row_axes = inputs[0].ndim - 1
+    inputs = jax.tree.map(lambda leaf: leaf[None], inputs)
+    try:
+        session = Session(
+            step, params_only, jax.tree.leaves(state), inputs, row_axes=row_axes
+        )
+    except Unsupported:
+        return None
+    return session if session.work <= LARGEST_STEP else None
 
 
 def _signature(state: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 FUNCTIONS = {"float32": "jaxlstm_loop_f32", "float64": "jaxlstm_loop_f64"}
+SESSIONS = {"float32": "jaxlstm_open_f32", "float64": "jaxlstm_open_f64"}
 
 LOADED_KERNELS: list[Any] = []
 TARGETS: dict[str, str] = {}

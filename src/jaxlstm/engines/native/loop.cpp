@@ -32,6 +32,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -883,7 +884,7 @@ struct Loop {
       }
     }
 
-    void run_steps(const Segment& segment) {
+    void run_instructions(const Segment& segment) {
       int64_t begin = unit(segment.width, 0), end = unit(segment.width, 1);
       if (begin == end || segment.steps[0] == segment.steps[1]) return;
       int64_t most = g.header.whole_rows ? end - begin : std::min(end - begin, kTile);
@@ -906,26 +907,34 @@ struct Loop {
     }
 
     void run(int64_t p) {
-      const auto& h = g.header;
       start(p);
       pack(p);
       barrier(team.barrier, size, waits);
-      for (int64_t i = 0; i < h.T; ++i) {
+      for (int64_t i = 0; i < g.header.T; ++i) {
         for (int64_t n : moving) place(n, i, p);
-        if (i % ahead == 0)
-          for (int64_t n = 0; n < h.products; ++n)
-            if (g.products[n].ahead) run_product(n, i, p, std::min(ahead, h.T - i));
-        for (int64_t s = 0; s < h.segments; ++s) {
-          const Segment& segment = g.segments[s];
-          if (segment.waits) barrier(team.group_barriers[group], slices, group_waits);
-          for (int64_t n = segment.products[0]; n < segment.products[1]; ++n)
-            if (!g.products[n].ahead) run_product(n, i, p, 1);
-          run_steps(segment);
-        }
+        run_step(i, p);
       }
-      for (int64_t n = 0; n < h.carries; ++n)
-        if (g.carries[n].slot >= 0) copy_carry(n, p);
+      copy_carries(p);
       barrier(team.barrier, size, waits);  // before the panels are packed for another member
+    }
+
+    void run_step(int64_t i, int64_t p) {
+      const auto& h = g.header;
+      if (i % ahead == 0)
+        for (int64_t n = 0; n < h.products; ++n)
+          if (g.products[n].ahead) run_product(n, i, p, std::min(ahead, h.T - i));
+      for (int64_t s = 0; s < h.segments; ++s) {
+        const Segment& segment = g.segments[s];
+        if (segment.waits) barrier(team.group_barriers[group], slices, group_waits);
+        for (int64_t n = segment.products[0]; n < segment.products[1]; ++n)
+          if (!g.products[n].ahead) run_product(n, i, p, 1);
+        run_instructions(segment);
+      }
+    }
+
+    void copy_carries(int64_t p) {
+      for (int64_t n = 0; n < g.header.carries; ++n)
+        if (g.carries[n].slot >= 0) copy_carry(n, p);
     }
 
     void copy_carry(int64_t n, int64_t p) {
@@ -972,6 +981,53 @@ ffi::Error run(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets
   return ffi::Error::Success();
 }
 
+// ---- sessions ----------------------------------------------------------------------
+
+// A loop of one step that is run many times, by one thread, on the same memory: the
+// weights are packed once, and no place changes.
+struct Session {
+  virtual ~Session() = default;
+  virtual void step() = 0;
+};
+
+template <class F>
+struct SessionOf : Session {
+  std::vector<char*> arguments, results;
+  Loop<F> loop;
+  typename Loop<F>::Thread thread;
+
+  SessionOf(const int64_t* program, const double* constants, std::vector<char*> given,
+            std::vector<char*> computed)
+      : arguments(std::move(given)),
+        results(std::move(computed)),
+        loop(program, arguments, results, constants),
+        thread(loop, make_team(), 0, 1) {
+    thread.start(0);
+    thread.pack(0);
+  }
+
+  typename Loop<F>::Team& make_team() {
+    loop.prepare(1);
+    loop.teams[0].memory.reset(new F[loop.team_size]);
+    return loop.teams[0];
+  }
+
+  void step() override {
+    thread.run_step(0, 0);
+    thread.copy_carries(0);
+  }
+};
+
+template <class F>
+void* open_session(const int64_t* program, const double* constants, char** arguments,
+                   int64_t argument_count, char** results, int64_t result_count) try {
+  return static_cast<Session*>(new SessionOf<F>(
+      program, constants, {arguments, arguments + argument_count},
+      {results, results + result_count}));
+} catch (const std::bad_alloc&) {
+  return nullptr;
+}
+
 auto Binding() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::ThreadPool>()
@@ -985,3 +1041,20 @@ auto Binding() {
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxlstm_loop_f32, run<float>, Binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxlstm_loop_f64, run<double>, Binding());
+
+// The memory of the program, of the arguments and of the results belongs to the caller and
+// stays where it is until the session is closed. Null if there is no memory.
+extern "C" {
+void* jaxlstm_open_f32(const int64_t* program, const double* constants, char** arguments,
+                       int64_t argument_count, char** results, int64_t result_count) {
+  return open_session<float>(program, constants, arguments, argument_count, results,
+                             result_count);
+}
+void* jaxlstm_open_f64(const int64_t* program, const double* constants, char** arguments,
+                       int64_t argument_count, char** results, int64_t result_count) {
+  return open_session<double>(program, constants, arguments, argument_count, results,
+                              result_count);
+}
+void jaxlstm_step(void* session) { static_cast<Session*>(session)->step(); }
+void jaxlstm_close(void* session) { delete static_cast<Session*>(session); }
+}

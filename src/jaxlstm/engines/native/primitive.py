@@ -68,30 +68,44 @@ def compiled_scan(
     Raises:
         Unsupported: the kernel cannot run the step.
     """
-    arguments = (consts, carry, inputs)
-    leaves, tree = jax.tree.flatten((arguments, active))
+    leaves, tree = jax.tree.flatten(((consts, carry, inputs), active))
     leaves = match_varying_axes(*map(jnp.asarray, leaves))
-    (consts, carry, inputs), active = jax.tree.unflatten(tree, leaves)
-    leaves = jax.tree.leaves((consts, carry, inputs))
-    of_step = jax.tree.map(_drop_time, (inputs,))
-    closed, shapes = jax.make_jaxpr(step, return_shape=True)(consts, carry, *of_step)
+    arguments, active = jax.tree.unflatten(tree, leaves)
+    options, used, shapes = trace_loop(
+        step, *arguments, length=length, reverse=reverse, row_axes=row_axes
+    )
+    leaves = jax.tree.leaves(arguments)
+    kept = [leaf for leaf, use in zip(leaves, used, strict=True) if use]
+    if active is not None:
+        options, kept = options._replace(masked=True), [*kept, active]
+    write_program(options, [jax.typeof(leaf) for leaf in kept])
+    results = loop.bind(*kept, **options._asdict())
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+
+def trace_loop(
+    step: Step,
+    consts: Any,
+    carry: Any,
+    inputs: Any,
+    *,
+    length: int,
+    reverse: bool,
+    row_axes: int,
+) -> tuple["Options", list[bool], Any]:
+    """Trace the step of a loop; see `compiled_scan` for the arguments.
+
+    Returns:
+        The parameters of the primitive, which of the leaves of consts, carry and inputs
+        are its arguments, and `(carry, results)` of a step as structs.
+    """
+    of_step = jax.tree.map(_drop_time, inputs)
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(consts, carry, of_step)
     number = len(jax.tree.leaves(consts))
     size = len(jax.tree.leaves(carry))
     closed, used = _prune(closed, range(number, number + size))
-    kept = [leaf for leaf, use in zip(leaves, used, strict=True) if use]
-    options = _Options(
-        closed,
-        sum(used[:number]),
-        size,
-        length,
-        reverse,
-        row_axes,
-        active is not None,
-    )
-    kept += [] if active is None else [active]
-    _write(options, [jax.typeof(leaf) for leaf in kept])
-    results = loop.bind(*kept, **options._asdict())
-    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+    given = sum(used[:number])
+    return Options(closed, given, size, length, reverse, row_axes, False), used, shapes
 
 
 def _drop_time(leaf: Any) -> Any:
@@ -107,7 +121,7 @@ def _prune(closed: ClosedJaxpr, kept: range) -> tuple[ClosedJaxpr, list[bool]]:
     return ClosedJaxpr(jaxpr, closed.consts), list(used)
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """Parameters of the primitive.
 
     Attributes:
@@ -129,7 +143,7 @@ class _Options(NamedTuple):
     masked: bool
 
 
-def _scan(options: _Options, *arguments: Any) -> list[Any]:
+def _scan(options: Options, *arguments: Any) -> list[Any]:
     """Return the results of the loop by `lax.scan`."""
     consts, carry, inputs = _split(options, arguments)
 
@@ -145,7 +159,7 @@ def _scan(options: _Options, *arguments: Any) -> list[Any]:
     return [*carry, *results]
 
 
-def _split(options: _Options, arguments: Sequence[Any]) -> tuple[Any, Any, Any]:
+def _split(options: Options, arguments: Sequence[Any]) -> tuple[Any, Any, Any]:
     first, second = options.consts, options.consts + options.carry
     every = list(arguments)[: len(options.jaxpr.jaxpr.invars)]
     return every[:first], every[first:second], every[second:]
@@ -154,7 +168,7 @@ def _split(options: _Options, arguments: Sequence[Any]) -> tuple[Any, Any, Any]:
 # -- the call of the kernel ------------------------------------------------------------
 
 
-def _write(options: _Options, avals: Sequence[Any]) -> programs.Program:
+def write_program(options: Options, avals: Sequence[Any]) -> programs.Program:
     """Return the program of a loop."""
     carry = avals[options.consts : options.consts + options.carry]
     if not carry or not options.length:
@@ -182,16 +196,16 @@ def _write(options: _Options, avals: Sequence[Any]) -> programs.Program:
     )
 
 
-def _call(options: _Options, *arguments: Array) -> list[Array]:
+def _call(options: Options, *arguments: Array) -> list[Array]:
     """Return the results of the loop by the kernel."""
     avals = [jax.typeof(argument) for argument in arguments]
-    program = _write(options, avals)
+    program = write_program(options, avals)
     carry = avals[options.consts : options.consts + options.carry]
     rows = carry[0].shape[: options.row_axes]
     arrays = list(arguments)
     for n, own in program.broadcast:
         is_input = n >= options.consts + options.carry
-        arrays[n] = _broadcast_rows(arrays[n], own, rows, first=int(is_input))
+        arrays[n] = broadcast_rows(arrays[n], own, rows, first=int(is_input))
     structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in carry]
     structs += [
         jax.ShapeDtypeStruct((options.length, *a.shape), a.dtype)
@@ -203,7 +217,7 @@ def _call(options: _Options, *arguments: Array) -> list[Array]:
     return match_varying_axes(*arguments[:1], *results)[1:]
 
 
-def _broadcast_rows(
+def broadcast_rows(
     array: Array, own: Sequence[int], rows: Sequence[int], *, first: int
 ) -> Array:
     """Return an array with all axes of rows, from position `first` on."""
@@ -218,7 +232,7 @@ def _broadcast_rows(
 
 
 def _results(*avals: Any, **parameters: Any) -> list[Any]:
-    options = _Options(**parameters)
+    options = Options(**parameters)
     like = avals[options.consts]  # all vary over the same axes of a mesh
     found = []
     for n, aval in enumerate(options.jaxpr.out_avals):
@@ -232,7 +246,7 @@ loop.multiple_results = True
 loop.def_abstract_eval(_results)
 
 
-@functools.partial(jax.jit, static_argnames=_Options._fields)
+@functools.partial(jax.jit, static_argnames=Options._fields)
 def _run(*arguments: Any, **parameters: Any) -> list[Any]:
     return loop.bind(*arguments, **parameters)
 
@@ -241,7 +255,7 @@ loop.def_impl(_run)
 
 
 def _lower(ctx: Any, *arguments: Any, **parameters: Any) -> Any:
-    options = _Options(**parameters)
+    options = Options(**parameters)
     is_export = ctx.module_context.lowering_parameters.for_export
     symbolic = any(not isinstance(n, int) for a in ctx.avals_in for n in a.shape)
     # XLA cannot partition the call over the devices of an automatic mesh.
@@ -251,7 +265,7 @@ def _lower(ctx: Any, *arguments: Any, **parameters: Any) -> Any:
         function = _scan
     else:
         try:
-            _write(options, ctx.avals_in)
+            write_program(options, ctx.avals_in)
         except Unsupported:
             function = _scan
     return mlir.lower_fun(functools.partial(function, options), multiple_results=True)(
@@ -260,7 +274,7 @@ def _lower(ctx: Any, *arguments: Any, **parameters: Any) -> Any:
 
 
 def _lower_as_scan(ctx: Any, *arguments: Any, **parameters: Any) -> Any:
-    function = functools.partial(_scan, _Options(**parameters))
+    function = functools.partial(_scan, Options(**parameters))
     return mlir.lower_fun(function, multiple_results=True)(ctx, *arguments)
 
 
@@ -270,7 +284,7 @@ mlir.register_lowering(loop, _lower, platform="cpu")
 
 def _jvp(primals: Any, tangents: Any, **parameters: Any) -> tuple[Any, Any]:
     tangents = [None if type(t) is ad.Zero else zero_to_none(t) for t in tangents]
-    function = functools.partial(_scan, _Options(**parameters))
+    function = functools.partial(_scan, Options(**parameters))
     results, found = jvp(lambda *a: function(*a), tuple(primals), tuple(tangents))
     return results, [instantiate(r, t) for r, t in zip(results, found, strict=True)]
 
@@ -283,7 +297,7 @@ def _transpose(cotangents: Any, *arguments: Any, **parameters: Any) -> list[Any]
 
     The cotangents of the consts are sums over the steps, and are carried as well.
     """
-    options = _Options(**parameters)
+    options = Options(**parameters)
     linear = [ad.is_undefined_primal(a) for a in arguments]
     of_const, in_carry, of_input = _split(options, linear)
     of_carry = [True] * len(in_carry)  # a known tangent, such as zero, is one of them
@@ -383,7 +397,7 @@ ad.primitive_transposes[loop] = _transpose
 
 def _batch(arguments: Any, axes: Any, **parameters: Any) -> tuple[Any, Any]:
     """Add an axis of rows in front of the others."""
-    options = _Options(**parameters)
+    options = Options(**parameters)
     size = next(
         argument.shape[axis]
         for argument, axis in zip(arguments, axes, strict=True)
@@ -413,9 +427,7 @@ def _batch(arguments: Any, axes: Any, **parameters: Any) -> tuple[Any, Any]:
             argument = jnp.moveaxis(argument, axis, 1 if is_input else 0)
             at.append(0)
         arrays.append(argument)
-    function = functools.partial(
-        eval_jaxpr, options.jaxpr.jaxpr, options.jaxpr.consts
-    )
+    function = functools.partial(eval_jaxpr, options.jaxpr.jaxpr, options.jaxpr.consts)
     structs = [
         jax.ShapeDtypeStruct(
             a.shape[1:] if n >= options.consts + options.carry else a.shape, a.dtype
