@@ -87,7 +87,9 @@ def results(cell, params, xs, **chosen):
 
     def total(params, xs):
         out = jl.unroll(cell, params, xs, **chosen)
-        return sum(jnp.sum(jnp.sin(3 * leaf)) for leaf in jax.tree.leaves(out)), out
+        leaves = [jnp.sin(3 * leaf) for leaf in jax.tree.leaves(out)]
+        wide = jnp.float64 if xs.dtype == jnp.float64 else jnp.float32
+        return sum(jnp.sum(leaf, dtype=wide) for leaf in leaves), out
 
     gradient = jax.value_and_grad(total, (0, 1), has_aux=True)
     (_, out), gradients = jax.jit(gradient)(params, xs)
@@ -156,6 +158,52 @@ def test_one_input_feature(name, kernel, x64):
     assert calls(lambda p, x: results(cell, p, x)[1], *inputs) == (2, 0)
     got, expected = (results(cell, *inputs, engine=e) for e in ("native", "scan"))
     assert_same(got, expected, 1e-12)
+
+
+def distance(got, expected):
+    """Return the largest difference, relative to the largest number of each leaf."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
+    return max(
+        np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
+        / (1e-3 + np.abs(np.asarray(b, np.float64)).max())
+        for a, b in pairs
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [most(name) for name in CELLS])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_bfloat16(name, dtype, kernel):
+    """Results equal those of adjoint, and gradients are as close to float32."""
+    cell = CELLS[name]
+    params, xs = problem(cell, dtype=dtype)
+    xs = xs.astype(jnp.bfloat16)
+    assert calls(lambda p, x: results(cell, p, x)[1], params, xs)[0] == 2
+    got, same = (results(cell, params, xs, engine=e) for e in ("native", "adjoint"))
+    for a, b in zip(*map(jax.tree.leaves, (got, same)), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), (params, xs))
+    exact = results(cell, *wide, engine="adjoint")
+    assert distance(got[0], same[0]) < 1e-2
+    assert distance(got, exact) < 2 * distance(same, exact)
+
+
+@needs_compiler
+def test_numbers_are_rounded_to_the_nearest_bfloat16(kernel):
+    """Halfway numbers to even, also large ones, subnormal ones, infinity and NaN."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 4000, dtype=np.uint32)
+    bits = np.concatenate([bits, bits & 0xFFFF0000 | 0x8000, bits & 0x807FFFFF])
+    few = np.float32([0, -0.0, np.inf, -np.inf, np.nan, 3.4e38] + [1.0] * 74)
+    x = np.concatenate([bits.view(np.float32), few]).reshape(1, -1, 80)
+
+    def step(params, state, z):
+        rounded = z.astype(jnp.bfloat16).astype(jnp.float32)
+        return state._replace(h=rounded), z
+
+    cell = CELL._replace(step=step, project=lambda params, x: x)
+    params = CELL.init(jax.random.key(0), 80, 80)
+    _, got = jl.unroll(cell, params, x, engine="native")
+    assert_same(got, jnp.asarray(x).astype(jnp.bfloat16).astype(jnp.float32), 0)
 
 
 @needs_compiler
@@ -468,8 +516,8 @@ def kernel_loaded(monkeypatch):
 
 def test_other_dtypes_are_refused(kernel_loaded):
     params = CELL.init(jax.random.key(0), 3, 4)
-    with pytest.raises(NotImplementedError, match=r"got bfloat16, float32, expected"):
-        jl.unroll(CELL, params, jnp.zeros((5, 2, 3), jnp.bfloat16), engine="native")
+    with pytest.raises(NotImplementedError, match=r"got float16, float32, expected"):
+        jl.unroll(CELL, params, jnp.zeros((5, 2, 3), jnp.float16), engine="native")
 
 
 def test_missing_kernel_names_the_function_that_loads_it(monkeypatch):

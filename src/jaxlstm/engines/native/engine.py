@@ -16,7 +16,6 @@ from jaxlstm.cells.base import Cell, Params, PerStep, State
 from jaxlstm.cells.emit import Emit
 from jaxlstm.engines.adjoint import engine as adjoint
 from jaxlstm.engines.native import build
-from jaxlstm.engines.native.kernel import FUNCTIONS
 from jaxlstm.engines.native.primitive import compiled_scan
 from jaxlstm.engines.native.values import Unsupported
 from jaxlstm.masking import StepMask
@@ -40,8 +39,8 @@ def run(
 
     Raises:
         NotImplementedError: the kernel is not loaded; the backend is not a CPU; the
-            dtypes are not all float32 or all float64; arrays are on an explicit mesh;
-            or the step has operations that the kernel does not have.
+            dtypes are neither float32 and bfloat16 nor all float64; arrays are on an
+            explicit mesh; or the step has operations that the kernel does not have.
     """
     _check_arrays(cell, params, xs, state)
     scan = _loops(row_axes=xs.ndim - 2)
@@ -108,12 +107,13 @@ def _check_arrays(cell: Cell, params: Params, xs: Features, state: State) -> Non
             'engine="adjoint".'
         )
     leaves = jax.tree.leaves((params, xs, state))
-    dtypes = {leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
-    if len(dtypes) > 1 or not {dtype.name for dtype in dtypes} <= set(FUNCTIONS):
-        found = ", ".join(sorted(dtype.name for dtype in dtypes))
+    kinds = {leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    dtypes = {kind.name for kind in kinds}
+    if not (dtypes <= {"float32", "bfloat16"} or dtypes == {"float64"}):
         raise NotImplementedError(
-            f"native: got {found}, expected float32 or float64 for params, xs and "
-            'state; use engine="adjoint" for other dtypes.'
+            f"native: got {', '.join(sorted(dtypes))}, expected float32, bfloat16 or "
+            "both, or float64 alone, for params, xs and state; use "
+            'engine="adjoint" for other dtypes.'
         )
     for leaf in leaves:
         if is_explicit(jax.typeof(leaf).sharding):

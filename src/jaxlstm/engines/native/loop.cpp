@@ -146,6 +146,16 @@ INLINE Doubles tanh(Doubles x) {
   return map(x, [](double v) { return std::tanh(v); });
 }
 
+// Rounds to bfloat16, to the nearest and to even; NaN stays.
+INLINE Floats round_to_half(Floats x) {
+  Ints bits = (Ints)x;
+  Ints last = bits >> 16 & 1;
+  Ints rounded = (bits + 0x7fff + last) & ~0xffff;
+  return x == x ? (Floats)rounded : x;
+}
+
+INLINE Doubles round_to_half(Doubles x) { return x; }  // no program has this
+
 // ---- instructions ------------------------------------------------------------------
 
 // The position of an operand: the first number of a tile, and the distance of its rows.
@@ -232,6 +242,7 @@ UNARY(Expm1, map(a, [](auto v) { return std::expm1(v); }))
 UNARY(Tanh, tanh(a))
 UNARY(Logistic, sigmoid(a))
 UNARY(Not, 1 - a)
+UNARY(Round, round_to_half(a))
 BINARY(Add, a + b)
 BINARY(Subtract, a - b)
 BINARY(Multiply, a* b)
@@ -305,6 +316,7 @@ constexpr Instruction<F> kInstructions[] = {
     elementwise<F, 2, Greater>,  elementwise<F, 2, GreaterEqual>,
     elementwise<F, 3, Select>,   elementwise<F, 2, Multiply>,  // and
     elementwise<F, 2, Or>,       elementwise<F, 1, Not>,
+    elementwise<F, 1, Round>,
     sum_row<F>,                  spread_row<F, F>,
     spread_row<F, uint8_t>,      store_row<F>,
     read_bytes<F>,

@@ -68,16 +68,63 @@ def compiled_scan(
     Raises:
         Unsupported: the kernel cannot run the step.
     """
-    leaves, tree = jax.tree.flatten(((consts, carry, inputs), active))
-    leaves = match_varying_axes(*map(jnp.asarray, leaves))
-    arguments, active = jax.tree.unflatten(tree, leaves)
+    arguments = jax.tree.map(jnp.asarray, (consts, carry, inputs))
+    run = functools.partial(
+        _bind_loop, active=active, length=length, reverse=reverse, row_axes=row_axes
+    )
+    is_half = [leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(arguments)]
+    if not any(is_half):
+        return run(step, arguments, is_half)
+    of_step = (*arguments[:2], jax.tree.map(_drop_time, arguments[2]))
+    results = run(
+        _in_float32(step, of_step), jax.tree.map(_widened, arguments), is_half
+    )
+    shapes = jax.eval_shape(step, *of_step)
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), results, shapes)
+
+
+def _in_float32(step: Step, structs: Any) -> Step:
+    """Return a step on bfloat16 as a step on float32, which rounds as the step does.
+
+    The kernel has registers of float32. Numbers of bfloat16 are numbers of float32, so
+    arguments and results change their dtype without rounding.
+    """
+
+    def run(*arguments: Any) -> Any:
+        given = jax.tree.map(lambda a, like: a.astype(like.dtype), arguments, structs)
+        return jax.tree.map(_widened, step(*given))
+
+    return run
+
+
+def _widened(leaf: Array) -> Array:
+    return leaf.astype(jnp.float32) if leaf.dtype == jnp.bfloat16 else leaf
+
+
+def _bind_loop(
+    step: Step,
+    arguments: tuple[Any, Any, Any],
+    is_exact: Sequence[bool],
+    *,
+    active: Array | None,
+    length: int,
+    reverse: bool,
+    row_axes: int,
+) -> tuple[Any, Any]:
+    """Return the results of a loop; see `compiled_scan`, and `Options.exact`."""
+    leaves, tree = jax.tree.flatten((arguments, active))
+    arguments, active = jax.tree.unflatten(tree, match_varying_axes(*leaves))
     options, used, shapes = trace_loop(
         step, *arguments, length=length, reverse=reverse, row_axes=row_axes
     )
     leaves = jax.tree.leaves(arguments)
     kept = [leaf for leaf, use in zip(leaves, used, strict=True) if use]
-    if active is not None:
-        options, kept = options._replace(masked=True), [*kept, active]
+    exact = [known for known, use in zip(is_exact, used, strict=True) if use]
+    options = options._replace(
+        exact=tuple(n for n, known in enumerate(exact) if known),
+        masked=active is not None,
+    )
+    kept += [] if active is None else [active]
     write_program(options, [jax.typeof(leaf) for leaf in kept])
     results = loop.bind(*kept, **options._asdict())
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
@@ -105,7 +152,7 @@ def trace_loop(
     size = len(jax.tree.leaves(carry))
     closed, used = _prune(closed, range(number, number + size))
     given = sum(used[:number])
-    return Options(closed, given, size, length, reverse, row_axes, False), used, shapes
+    return Options(closed, given, size, length, reverse, row_axes), used, shapes
 
 
 def _drop_time(leaf: Any) -> Any:
@@ -132,6 +179,7 @@ class Options(NamedTuple):
         reverse: whether they are run from the last to the first.
         row_axes: the number of axes of rows.
         masked: whether the last argument tells which rows have a step.
+        exact: numbers of float32 arguments whose conversion to bfloat16 is exact.
     """
 
     jaxpr: ClosedJaxpr
@@ -140,7 +188,8 @@ class Options(NamedTuple):
     length: int
     reverse: bool
     row_axes: int
-    masked: bool
+    masked: bool = False
+    exact: tuple[int, ...] = ()
 
 
 def _scan(options: Options, *arguments: Any) -> list[Any]:
@@ -186,7 +235,7 @@ def write_program(options: Options, avals: Sequence[Any]) -> programs.Program:
     if len(dtypes) > 1 or next(iter(dtypes)).name not in FUNCTIONS:
         names = ", ".join(sorted(dtype.name for dtype in dtypes))
         raise Unsupported(f"arrays of {names}")
-    layout = Layout(tuple(rows), options.consts, options.carry)
+    layout = Layout(tuple(rows), options.consts, options.carry, options.exact)
     return programs.write(
         options.jaxpr,
         layout,
@@ -311,8 +360,8 @@ def _transpose(cotangents: Any, *arguments: Any, **parameters: Any) -> list[Any]
     ]
     ct_carry, ct_results = cts[: options.carry], cts[options.carry :]
     given_consts, _, given_inputs = _split(options, arguments)
-    known_consts = [a for a in given_consts if not ad.is_undefined_primal(a)]
-    known_inputs = [a for a in given_inputs if not ad.is_undefined_primal(a)]
+    known_consts = _unchosen(of_const, given_consts)
+    known_inputs = _unchosen(of_input, given_inputs)
 
     def structs(avals: Any, chosen: Any, drop: bool) -> list[Any]:
         found = [a for a, is_linear in zip(avals, chosen, strict=True) if is_linear]
@@ -350,20 +399,26 @@ def _transpose(cotangents: Any, *arguments: Any, **parameters: Any) -> list[Any]
 
     zeros = [jnp.zeros(a.shape, a.dtype) for a in linear_structs[0]]
     sums = match_varying_axes(ct_carry[0], *zeros)[1:]
-    run = functools.partial(
-        compiled_scan,
-        step,
-        known_consts,
-        (list(ct_carry), sums),
-        (list(ct_results), known_inputs),
-        length=options.length,
-        reverse=not options.reverse,
-    )
+    arguments = known_consts, (list(ct_carry), sums), (list(ct_results), known_inputs)
+    is_exact = [n in options.exact for n in range(len(linear))]
+    exact_consts, _, exact_inputs = _split(options, is_exact)
     try:
-        (d_carry, d_consts), d_inputs = run(row_axes=options.row_axes, active=active)
+        (d_carry, d_consts), d_inputs = _bind_loop(
+            step,
+            arguments,
+            [
+                *_unchosen(of_const, exact_consts),
+                *[False] * (len(ct_carry) + len(sums) + len(ct_results)),
+                *_unchosen(of_input, exact_inputs),
+            ],
+            active=active,
+            length=options.length,
+            reverse=not options.reverse,
+            row_axes=options.row_axes,
+        )
     except Unsupported:
         (d_carry, d_consts), d_inputs = _plain_scan(
-            *run.args, length=options.length, reverse=not options.reverse
+            step, *arguments, length=options.length, reverse=not options.reverse
         )
     return [
         *_merge(of_const, d_consts, [None] * len(known_consts)),
@@ -385,6 +440,10 @@ def _plain_scan(
     return lax.scan(
         functools.partial(step, consts), carry, inputs, length=length, reverse=reverse
     )
+
+
+def _unchosen(chosen: Sequence[bool], values: Sequence[Any]) -> list[Any]:
+    return [v for v, is_chosen in zip(values, chosen, strict=True) if not is_chosen]
 
 
 def _merge(chosen: Sequence[bool], ones: Sequence[Any], others: Sequence[Any]) -> list:

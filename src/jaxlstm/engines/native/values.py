@@ -26,14 +26,20 @@ from jaxlstm.engines._jaxpr import ClosedJaxpr, Literal
 OPERATIONS = (
     "copy", "add", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "sqrt",
     "rsqrt", "exp", "log", "log1p", "expm1", "tanh", "logistic", "eq", "ne", "lt", "le",
-    "gt", "ge", "select_n", "and", "or", "not", "sum_row", "spread_row", "spread_bytes",
-    "store_row", "read_bytes",
+    "gt", "ge", "select_n", "and", "or", "not", "round", "sum_row", "spread_row",
+    "spread_bytes", "store_row", "read_bytes",
 )  # fmt: skip
 ELEMENTWISE = frozenset(OPERATIONS[: OPERATIONS.index("sum_row")])
 MEMORY = frozenset({"argument", "carry", "bytes", "constant"})
 
 RENAMED = {"add_any": "add"}
 UNCHANGED = {"optimization_barrier", "copy", "copy_p", "pvary", "pcast"}
+MOVED = {
+    "broadcast_in_dim", "reshape", "squeeze", "slice", "transpose", "concatenate",
+    "expand_dims", "split", "pad", "select_n", "neg", *UNCHANGED,
+}  # fmt: skip
+"""Operations whose results are numbers that they were given."""
+
 PRODUCTS = {"rows_first", "weights_first"}  # of `matmul`
 
 INNER = -1  # an axis of units or gates; axes of rows have numbers from 0
@@ -123,11 +129,13 @@ class Layout(NamedTuple):
         rows: the sizes of the axes of rows, which every carry has.
         consts: the number of inputs that are the same at all steps.
         carry: the number of inputs, and of outputs, that are carried.
+        exact: numbers of float32 inputs whose conversion to bfloat16 is exact.
     """
 
     rows: tuple[int, ...]
     consts: int
     carry: int
+    exact: tuple[int, ...] = ()
 
 
 # -- a flat list of operations -----------------------------------------------------
@@ -453,14 +461,18 @@ class Evaluator:
         name = equation.name
         if name in PRODUCTS:
             name = "dot_general"
+        aval = self.flat.avals[equation.outputs[0]]
         rule = getattr(self, f"_{name}", None)
         if rule is not None:
-            return rule(equation, *values)
-        if name not in ELEMENTWISE:
+            result = rule(equation, *values)
+        elif name in ELEMENTWISE:
+            rows = self.rows_of(equation.outputs[0])
+            result = self._elementwise(name, values, aval.shape, rows)
+        else:
             raise Unsupported(f"the operation {name}")
-        result = equation.outputs[0]
-        shape, rows = self.flat.avals[result].shape, self.rows_of(result)
-        return self._elementwise(name, values, shape, rows)
+        is_new = name not in MOVED and name != "convert_element_type"
+        rounds = aval.dtype.name == "bfloat16" and is_new
+        return self._rounded(result) if rounds else result
 
     def _elementwise(
         self,
@@ -509,7 +521,15 @@ class Evaluator:
         new = equation.params["new_dtype"]
         if new == old or (old.kind == "b" and new.kind == "f") or not x.shape:
             return x
+        if (old.name, new.name) == ("bfloat16", "float32"):
+            return x
+        if (old.name, new.name) == ("float32", "bfloat16"):
+            return x if x.argument in self.layout.exact else self._rounded(x)
         raise Unsupported(f"a conversion from {old} to {new}")
+
+    def _rounded(self, x: Value) -> Value:
+        """Return the value rounded to bfloat16."""
+        return self._elementwise("round", (x,), x.shape, x.rows)
 
     def _broadcast_in_dim(self, equation: Equation, x: Value) -> Value:
         result = equation.outputs[0]
@@ -698,8 +718,9 @@ class Evaluator:
             (of_x, of_w), batch = ((len(x.shape) - 1,), (0,)), ((), ())
         else:
             (of_x, of_w), batch = equation.params["dimension_numbers"]
-        dtypes = {self.flat.avals[v].dtype for v in (*equation.inputs[:2], result)}
-        if len(dtypes) > 1:
+        avals = [self.flat.avals[v] for v in (*equation.inputs[:2], result)]
+        dtypes = {aval.dtype.name for aval in avals}
+        if len(dtypes) > 1 and not dtypes <= {"float32", "bfloat16"}:
             raise Unsupported("a product of several dtypes")
         if not 0 <= w.argument < self.layout.consts:
             raise Unsupported("a product with a matrix that changes from step to step")
