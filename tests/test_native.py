@@ -326,6 +326,21 @@ def test_bits_depend_neither_on_the_split_of_a_sequence_nor_on_the_trace(name, k
 
 
 @needs_compiler
+@pytest.mark.parametrize("units", [256, pytest.param(1100, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kind", STEPS)
+def test_units_in_several_tiles_or_threads(kind, units, kernel):
+    """A mask has one number for each row, wherever the units of a tile begin."""
+    params, xs = problem(CELL, units=units)
+    params = params._replace(w_h=params.w_h / 8)
+    run = functools.partial(jl.unroll, CELL, params, xs, **options(kind))
+    for ours, theirs in zip(
+        *(jax.tree.leaves(run(engine=engine)) for engine in ("native", "scan")),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@needs_compiler
 def test_empty_inputs_and_repeated_calls(kernel):
     for time, rows in [(0, (2,)), (3, (0,))]:
         params, xs = problem(CELL, time=time, rows=rows)

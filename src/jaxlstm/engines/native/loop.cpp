@@ -910,14 +910,18 @@ struct Loop {
           Tile tile{std::min(height, rows[1] - row), std::min(most, end - unit)};
           for (int64_t n = segment.steps[0]; n < segment.steps[1]; ++n) {
             const Step& step = g.steps[n];
-            auto find = [&](const Operand& operand) {
+            auto find = [&](const Operand& operand, int64_t unit) {
               if (operand.slot >= 0 && g.slots[operand.slot].kind == Slot::kRegister)
                 return Place{(char*)(registers + g.slots[operand.slot].index * register_size),
                              tile.units, -1};
               return at(operand, row, unit);
             };
-            kInstructions<F>[step.operation](tile, find(step.y), find(step.a),
-                                             find(step.b), find(step.c));
+            // These have one number for each row, which is the same for all units.
+            Instruction<F> run = kInstructions<F>[step.operation];
+            bool spreads = run == &spread_row<F, F> || run == &spread_row<F, uint8_t>;
+            if (run == &store_row<F> && unit) continue;
+            run(tile, find(step.y, unit), find(step.a, spreads ? 0 : unit),
+                find(step.b, unit), find(step.c, unit));
           }
         }
     }
