@@ -341,6 +341,20 @@ def test_units_in_several_tiles_or_threads(kind, units, kernel):
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    "name",
+    ["lstm", *(pytest.param(n, marks=pytest.mark.thorough) for n in CELLS)],
+)
+def test_gradients_of_units_in_several_threads(name, kernel):
+    cell, chosen = CELLS[name], options("lengths, resets, reverse")
+    inputs = problem(cell, size=2, units=264)
+    got, expected = (
+        results(cell, *inputs, engine=each, **chosen) for each in ("native", "scan")
+    )
+    assert distance(got, expected) < 1e-2
+
+
+@needs_compiler
 def test_empty_inputs_and_repeated_calls(kernel):
     for time, rows in [(0, (2,)), (3, (0,))]:
         params, xs = problem(CELL, time=time, rows=rows)
