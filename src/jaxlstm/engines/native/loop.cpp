@@ -128,8 +128,9 @@ INLINE Exponential exponential(Floats x, float bound) {
 }
 
 INLINE Floats sigmoid(Floats x) {
-  Exponential e = exponential(Floats{} - x, 87.0f);
-  return 1.0f / (e.scale * e.part + e.scale + 1.0f);
+  Exponential e = exponential(Floats{} - x, 88.0f);
+  Floats result = 1.0f / (e.scale * e.part + e.scale + 1.0f);
+  return x < -88.0f ? Floats{} : result;  // below the least normal number
 }
 
 INLINE Floats tanh(Floats x) {

@@ -76,10 +76,13 @@ def compiled_scan(
     if not any(is_half):
         return run(step, arguments, is_half)
     of_step = (*arguments[:2], jax.tree.map(_drop_time, arguments[2]))
+    shapes = jax.eval_shape(step, *of_step)
+    pairs = zip(*map(jax.tree.leaves, (shapes[0], arguments[1])), strict=True)
+    if any(after.dtype != before.dtype for after, before in pairs):
+        raise Unsupported("a state that changes its dtype")
     results = run(
         _in_float32(step, of_step), jax.tree.map(_widened, arguments), is_half
     )
-    shapes = jax.eval_shape(step, *of_step)
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), results, shapes)
 
 
