@@ -2,6 +2,7 @@ from . import cells as cells
 from . import diagnostics as diagnostics
 from . import engines as engines
 from . import initializers as initializers
+from . import interop as interop
 from . import lab as lab
 from . import layers as layers
 from . import modules as modules

@@ -1,0 +1,13 @@
+"""Weights from and to other libraries, and other files that describe models.
+
+    torch, keras, flax, haiku, equinox, cudnn   `load` and `dump`
+    layout                                      one table of all layouts
+    compare                                     differences between two models
+
+`load(source)` returns `(params, model)`; `dump(model, params)` returns arrays under the
+names of the library. Arrays are converted without importing the library.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
