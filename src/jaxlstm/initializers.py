@@ -3,9 +3,11 @@
 An initializer is a function `(key, shape, dtype) -> array`, as in
 `jax.nn.initializers`. Matrices have the shape `[fan_in, 4, H]` and biases `[4, H]`,
 with the gates in the order input, forget, candidate, output. A preset is a record of
-the initializers of a cell. Equal options return the same preset object.
+the initializers of a cell. Equal options return the same preset object. Initializers
+are frozen dataclasses, so that they are equal if their options are, and can be pickled.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple, Protocol
@@ -47,6 +49,90 @@ class Preset(NamedTuple):
     b_single: Initializer | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class OrthogonalPerGate:
+    """Initializer that `orthogonal_per_gate` returns."""
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the array."""
+        rows, gates, units = shape
+        orthogonal = jax_initializers.orthogonal()
+        wide = accumulator_dtype(dtype)  # XLA has no 16-bit QR decomposition
+        keys = jax.random.split(key, gates)
+        per_gate = jax.vmap(lambda key: orthogonal(key, (rows, units), wide))(keys)
+        return jnp.moveaxis(per_gate, 0, 1).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class OrthogonalFused:
+    """Initializer that `orthogonal_fused` returns."""
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the array."""
+        rows, gates, units = shape
+        wide = accumulator_dtype(dtype)
+        fused = jax_initializers.orthogonal()(key, (rows, gates * units), wide)
+        return fused.reshape(shape).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LecunPerGate:
+    """Initializer that `lecun_per_gate` returns."""
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the array."""
+        draw = jax_initializers.lecun_normal(in_axis=0, out_axis=2, batch_axis=1)
+        return draw(key, shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class GlorotFused:
+    """Initializer that `glorot_fused` returns."""
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the array."""
+        rows, gates, units = shape
+        limit = math.sqrt(6.0 / (rows + gates * units))
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Initializer that `uniform` returns."""
+
+    draws: int
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the array."""
+        limit, shape = 1.0 / math.sqrt(shape[-1]), (self.draws, *shape)
+        return jax.random.uniform(key, shape, dtype, -limit, limit).sum(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetBias:
+    """Initializer that `forget_bias` returns."""
+
+    value: float
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the array."""
+        return jnp.zeros(shape, dtype).at[FORGET].set(self.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChronoBias:
+    """Initializer that `chrono_bias` returns."""
+
+    max_timescale: float
+
+    def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return the array."""
+        longest = self.max_timescale - 1.0
+        steps = jax.random.uniform(key, shape[-1:], dtype, 1.0, longest)
+        zeros = jnp.zeros(shape, dtype)
+        return zeros.at[FORGET].set(jnp.log(steps)).at[INPUT].set(-jnp.log(steps))
+
+
 def orthogonal_per_gate() -> Initializer:
     """Return an initializer of one orthogonal matrix per gate: `W_kᵀ W_k = I`.
 
@@ -63,44 +149,22 @@ def orthogonal_per_gate() -> Initializer:
         >>> bool(jnp.allclose(w[:, 1].T @ w[:, 1], jnp.eye(3), atol=1e-6))
         True
     """
-
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        rows, gates, units = shape
-        orthogonal = jax_initializers.orthogonal()
-        wide = accumulator_dtype(dtype)  # XLA has no 16-bit QR decomposition
-        keys = jax.random.split(key, gates)
-        per_gate = jax.vmap(lambda key: orthogonal(key, (rows, units), wide))(keys)
-        return jnp.moveaxis(per_gate, 0, 1).astype(dtype)
-
-    return draw
+    return OrthogonalPerGate()
 
 
 def orthogonal_fused() -> Initializer:
     """Return an initializer of one orthogonal `[fan_in, 4H]` matrix, as in Keras."""
-
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        rows, gates, units = shape
-        wide = accumulator_dtype(dtype)
-        fused = jax_initializers.orthogonal()(key, (rows, gates * units), wide)
-        return fused.reshape(shape).astype(dtype)
-
-    return draw
+    return OrthogonalFused()
 
 
 def lecun_per_gate() -> Initializer:
     """Return a truncated normal initializer with variance `1 / fan_in` per gate."""
-    return jax_initializers.lecun_normal(in_axis=0, out_axis=2, batch_axis=1)
+    return LecunPerGate()
 
 
 def glorot_fused() -> Initializer:
     """Return an initializer U(±√(6 / (fan_in + 4H))), as in Keras."""
-
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        rows, gates, units = shape
-        limit = math.sqrt(6.0 / (rows + gates * units))
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return draw
+    return GlorotFused()
 
 
 def uniform(*, draws: int = 1) -> Initializer:
@@ -109,12 +173,7 @@ def uniform(*, draws: int = 1) -> Initializer:
     H is the size of the last axis. torch has two biases that are only ever added;
     `draws=2` draws their sum.
     """
-
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        limit = 1.0 / math.sqrt(shape[-1])
-        return jax.random.uniform(key, (draws, *shape), dtype, -limit, limit).sum(0)
-
-    return draw
+    return Uniform(draws)
 
 
 def forget_bias(value: float) -> Initializer:
@@ -129,11 +188,7 @@ def forget_bias(value: float) -> Initializer:
         Jozefowicz et al., "An empirical exploration of recurrent network
         architectures" (the value 1), 2015.
     """
-
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        return jnp.zeros(shape, dtype).at[FORGET].set(value)
-
-    return draw
+    return ForgetBias(float(value))
 
 
 def chrono_bias(max_timescale: float) -> Initializer:
@@ -145,13 +200,7 @@ def chrono_bias(max_timescale: float) -> Initializer:
         Tallec and Ollivier, "Can recurrent neural networks warp time?", 2018,
         https://arxiv.org/abs/1804.11188
     """
-
-    def draw(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        steps = jax.random.uniform(key, shape[-1:], dtype, 1.0, max_timescale - 1.0)
-        zeros = jnp.zeros(shape, dtype)
-        return zeros.at[FORGET].set(jnp.log(steps)).at[INPUT].set(-jnp.log(steps))
-
-    return draw
+    return ChronoBias(float(max_timescale))
 
 
 def default(forget: float = 1.0) -> Preset:
@@ -193,6 +242,7 @@ def chrono(max_timescale: float = 1000.0) -> Preset:
 
 
 TAKES_FORGET = {"default": default, "keras": keras}
+DRAWS_BIASES = {"torch": torch, "chrono": chrono}
 
 
 @functools.cache
@@ -204,6 +254,21 @@ def _cached(kind: str, number: float) -> Preset:
         return Preset(glorot_fused(), orthogonal_fused(), forget_bias(number))
     bias = chrono_bias(number) if kind == "chrono" else forget_bias(number)
     return Preset(lecun_per_gate(), orthogonal_per_gate(), bias)
+
+
+def name_and_forget_bias(preset: Preset) -> tuple[str | None, float]:
+    """Return the options `init` and `forget_bias` of a cell that mean this preset.
+
+    The name is None if there is none, as for `chrono(784)`.
+    """
+    bias = preset.b.value if isinstance(preset.b, ForgetBias) else 1.0
+    for name, function in TAKES_FORGET.items():
+        if preset == function(bias):
+            return name, bias
+    for name, function in DRAWS_BIASES.items():
+        if preset == function():
+            return name, 1.0
+    return None, 1.0
 
 
 NO_FORGET_BIAS: Any = object()
@@ -245,15 +310,14 @@ def preset(name: str, forget: float) -> Preset:
         ValueError: the name is unknown, or the preset draws its own biases and
             `forget` is not the default 1.
     """
-    draws_its_own = {"torch": torch, "chrono": chrono}
     if name in TAKES_FORGET:
         return TAKES_FORGET[name](forget)
-    if name not in draws_its_own:
-        names = ", ".join(sorted(TAKES_FORGET | draws_its_own))
+    if name not in DRAWS_BIASES:
+        names = ", ".join(sorted(TAKES_FORGET | DRAWS_BIASES))
         raise ValueError(f"init: got {name!r}, expected one of {names}.")
     if forget != 1.0:
         raise ValueError(
             f"forget_bias: got {forget} with init={name!r}, which draws biases; leave "
             'it out, or use init="default".'
         )
-    return draws_its_own[name]()
+    return DRAWS_BIASES[name]()

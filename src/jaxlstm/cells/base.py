@@ -1,7 +1,7 @@
 """The `Cell` record, its protocols, and the records that its functions exchange."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from jaxlstm import construction
 from jaxlstm.typing import (
     Bias,
     Features,
@@ -196,6 +197,10 @@ class Cell(NamedTuple):
     prepare: Prepare | None = None
     spatial_axes: int = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the call that makes this cell, for pickle and copy."""
+        return construction.reduce(self)
+
 
 def project(cell: Cell, params: Params, x: Array, per_step: PerStep) -> Projection:
     """Call the cell's `project`, with the values of `prepare` if there are any."""
@@ -221,11 +226,15 @@ def apply_edit(edit: Activation | None, value: Array) -> Array:
     return value if edit is None else edit(value)
 
 
+def _identity(x: Array) -> Array:
+    return x
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "elu": jax.nn.elu,
     "hard_sigmoid": jax.nn.hard_sigmoid,
     "hard_tanh": jax.nn.hard_tanh,
-    "identity": lambda x: x,
+    "identity": _identity,
     "relu": jax.nn.relu,
     "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus,

@@ -52,6 +52,7 @@ class ClassicLSTMParams(NamedTuple):
     b: Float[Array, "3 H"]
 
 
+@parameters.cell_constructor
 def classic_lstm(
     *,
     candidate_activation: str | Activation = "tanh",

@@ -15,7 +15,7 @@ Reference:
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ from jaxlstm.cells.products import (
     merge_axes,
     split_axis,
 )
+from jaxlstm.construction import constructor
 from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Input, Key, Projected, accumulator_dtype, is_explicit, show
 
@@ -61,6 +62,12 @@ class ConvLSTMParams(NamedTuple):
     b: Float[Array, "4 H"]
 
 
+def _canonical_options(options: dict[str, Any]) -> dict[str, Any]:
+    kernel = _check_kernel(options["kernel_shape"])
+    return parameters.canonical_options(options | {"kernel_shape": kernel})
+
+
+@functools.partial(constructor, canonical=_canonical_options)
 def conv_lstm(
     kernel_shape: int | Sequence[int],
     *,

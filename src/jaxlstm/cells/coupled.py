@@ -50,6 +50,7 @@ class CoupledLSTMParams(NamedTuple):
     p_o: Float[Array, " H"] | None = None
 
 
+@parameters.cell_constructor
 def coupled_lstm(
     *,
     forget_bias: float = 1.0,

@@ -72,6 +72,7 @@ class GRUGates(NamedTuple):
     n: Hidden
 
 
+@parameters.cell_constructor
 def gru(
     *,
     reset_after: bool = True,

@@ -165,9 +165,20 @@ def zero_state(
     return initial_state
 
 
-initial_state = zero_state(LSTMParams)
+_zeros = zero_state(LSTMParams)
 
 
+def initial_state(
+    params: LSTMParams,
+    batch_shape: tuple[int, ...] = (),
+    *,
+    dtype: DTypeLike | None = None,
+) -> LSTMState:
+    """Return zeros `[*batch_shape, H]`, see `zero_state`."""
+    return _zeros(params, batch_shape, dtype=dtype)
+
+
+@parameters.cell_constructor
 def lstm(
     *,
     forget_bias: float = 1.0,

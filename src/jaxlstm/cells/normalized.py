@@ -58,6 +58,7 @@ class LayerNormLSTMParams(NamedTuple):
     b_c: Float[Array, " H"]
 
 
+@parameters.cell_constructor
 def layer_norm_lstm(
     *,
     forget_bias: float = 1.0,

@@ -6,7 +6,8 @@ letters are equal sizes. Checks and error messages are derived from them.
 
 import functools
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,28 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxlstm.cells.base import (
+    ACTIVATIONS,
+    Cell,
     Edit,
     Params,
     Project,
     check_size,
 )
 from jaxlstm.cells.products import affine
-from jaxlstm.initializers import CANDIDATE, FORGET, INPUT, OUTPUT, Preset
+from jaxlstm.construction import constructor
+from jaxlstm.initializers import (
+    CANDIDATE,
+    FORGET,
+    INPUT,
+    NO_FORGET_BIAS,
+    OUTPUT,
+    Preset,
+    name_and_forget_bias,
+    resolve_preset,
+)
 from jaxlstm.typing import Key, as_key
+
+Options = ParamSpec("Options")
 
 EVERY_GATE = (INPUT, FORGET, CANDIDATE, OUTPUT)
 
@@ -29,6 +44,33 @@ EDITED = {"candidate": "candidate g", "cell": "cell state c"}
 
 Axes = tuple[str, ...]
 Shape = tuple[int, ...]
+
+
+def cell_constructor(function: Callable[Options, Cell]) -> Callable[Options, Cell]:
+    """Decorate a constructor of cells that takes activations and a preset."""
+    return constructor(function, canonical=canonical_options)
+
+
+def canonical_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a cell, with names for functions and presets that have one.
+
+    Cells with equal activations and initializers are the same object, and their
+    recorded options must not depend on which of them was made first.
+    """
+    names = {function: name for name, function in ACTIVATIONS.items()}
+    canonical = {
+        name: names.get(value, value) if name.endswith("activation") else value
+        for name, value in options.items()
+    }
+    init = options["init"]
+    if not isinstance(init, Preset):
+        return canonical
+    name, bias = name_and_forget_bias(init)
+    if name is not None and "forget_bias" in options:
+        canonical |= {"init": name, "forget_bias": bias}
+    elif name is not None and resolve_preset(name, NO_FORGET_BIAS) == init:
+        canonical["init"] = name
+    return canonical
 
 
 def draw(

@@ -49,6 +49,7 @@ class PeepholeLSTMParams(NamedTuple):
     p_o: Float[Array, " H"]
 
 
+@parameters.cell_constructor
 def peephole_lstm(
     *,
     forget_bias: float = 1.0,

@@ -49,6 +49,7 @@ class ProjectedLSTMParams(NamedTuple):
     w_p: Float[Array, "H P"]
 
 
+@parameters.cell_constructor
 def projected_lstm(
     projection_size: int,
     *,

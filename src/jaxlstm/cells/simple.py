@@ -50,6 +50,7 @@ class RNNGates(NamedTuple):
     g: Hidden
 
 
+@parameters.cell_constructor
 def simple_rnn(
     *, activation: str | Activation = "tanh", init: str | Preset = "default"
 ) -> Cell:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jax.typing import ArrayLike
 
-from jaxlstm import masking
+from jaxlstm import construction, masking
 from jaxlstm.cells.base import Params, State, check_size
 from jaxlstm.cells.emit import Trace
 from jaxlstm.masking import StepMask
@@ -100,6 +100,10 @@ class Layer(NamedTuple):
     init: LayerInit
     apply: Apply
     trace: TraceFn | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the call that makes this layer, for pickle and copy."""
+        return construction.reduce(self)
 
 
 class Call(NamedTuple):

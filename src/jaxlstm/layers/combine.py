@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxlstm import masking
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.wrappers.base import check_rate
+from jaxlstm.construction import constructor
 from jaxlstm.layers import pointwise
 from jaxlstm.layers.base import (
     Call,
@@ -37,6 +38,7 @@ class Pair(NamedTuple):
     backward: Any
 
 
+@constructor
 def serial(*layers: Layer, **named: Layer) -> Layer:
     """Return the composition of layers, the first one applied first.
 
@@ -123,6 +125,7 @@ def _serial(caller: str, layers: Sequence[Layer], names: tuple[str, ...]) -> Lay
     return make_layer(caller, init, run, input_check_of(layers[0]))
 
 
+@constructor
 def bidirectional(forward: Layer, backward: Layer) -> Layer:
     """Return the layer that applies two layers to the same inputs.
 
@@ -194,6 +197,7 @@ def _reverse_resets(call: Call) -> Call:
     return call._replace(resets=resets, steps=checked)
 
 
+@constructor
 def residual(layer: Layer) -> Layer:
     """Return the layer `y = x + layer(x)`.
 
@@ -235,6 +239,7 @@ keeps the number of features.
     return make_layer("residual", init, run, input_check_of(layer) or feature_inputs)
 
 
+@constructor
 def stack(
     cell: Cell,
     sizes: Sequence[int],

@@ -15,6 +15,7 @@ from jaxlstm import masking
 from jaxlstm.cells.base import Params, State
 from jaxlstm.cells.products import affine
 from jaxlstm.cells.wrappers.base import check_rate
+from jaxlstm.construction import constructor
 from jaxlstm.layers.base import (
     Call,
     Layer,
@@ -45,6 +46,7 @@ class EmbedParams(NamedTuple):
     table: jax.Array
 
 
+@constructor
 def dropout(rate: float) -> Layer:
     """Return the layer that zeroes each value with probability `rate`.
 
@@ -85,6 +87,7 @@ def dropout(rate: float) -> Layer:
     return _pointwise("dropout", init, transform)
 
 
+@constructor
 def linear(size: int) -> Layer:
     """Return the layer `y = x W + b`, applied at every step.
 
@@ -136,6 +139,7 @@ def _pointwise(name: str, init: LayerInit, transform: Transform) -> Layer:
     return make_layer(name, init, run, feature_inputs)
 
 
+@constructor
 def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Layer:
     """Return the layer that maps each token to a row of a table.
 

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxlstm import masking
 from jaxlstm.cells import emit
 from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.construction import constructor
 from jaxlstm.layers.base import (
     Call,
     Layer,
@@ -22,6 +23,7 @@ from jaxlstm.typing import Key
 from jaxlstm.unrolling import unroll
 
 
+@constructor
 def recurrent(
     cell: Cell,
     hidden_size: int,

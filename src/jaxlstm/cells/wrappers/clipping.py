@@ -9,8 +9,10 @@ import numpy as np
 
 from jaxlstm.cells.base import UNEDITED, Cell, Edit, Params, Reported, State
 from jaxlstm.cells.wrappers.base import check_cell, compose_edits, edited_step
+from jaxlstm.construction import constructor
 
 
+@constructor
 def clip_cell(cell: Cell, limit: float) -> Cell:
     """Clip the cell state before it is read by the output gate and carried:
 

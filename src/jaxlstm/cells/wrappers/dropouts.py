@@ -22,9 +22,11 @@ from jaxlstm.cells.wrappers.base import (
     with_outer_params,
     with_per_step,
 )
+from jaxlstm.construction import constructor
 from jaxlstm.typing import Features, Key
 
 
+@constructor
 def variational_dropout(
     cell: Cell, *, x_rate: float = 0.0, h_rate: float = 0.0
 ) -> Cell:
@@ -114,6 +116,7 @@ def _masked(params: Params) -> _Masked:
     return params if isinstance(params, _Masked) else _Masked(params)
 
 
+@constructor
 def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     """Apply dropout to the candidate, with a mask for each step:
 

@@ -18,6 +18,7 @@ from jaxlstm.cells.wrappers.base import (
     with_outer_params,
     with_per_step,
 )
+from jaxlstm.construction import constructor
 from jaxlstm.typing import Features, Key
 
 
@@ -28,6 +29,7 @@ class Tapped(NamedTuple):
     taps: State | None
 
 
+@constructor
 def taps(cell: Cell) -> Cell:
     """Add taps to the state after each step:
 

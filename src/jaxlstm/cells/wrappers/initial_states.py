@@ -15,6 +15,7 @@ from jaxlstm.cells.wrappers.base import (
     inner_params,
     with_outer_params,
 )
+from jaxlstm.construction import constructor
 from jaxlstm.typing import Key
 
 
@@ -25,6 +26,7 @@ class Learned(NamedTuple):
     state: State
 
 
+@constructor
 def learned_initial_state(cell: Cell) -> Cell:
     """Make the initial state a parameter, the same for every row:
 

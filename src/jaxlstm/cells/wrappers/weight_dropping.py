@@ -15,9 +15,11 @@ from jaxlstm.cells.wrappers.base import (
     prepare_inner,
     split_key,
 )
+from jaxlstm.construction import constructor
 from jaxlstm.typing import Features, Key
 
 
+@constructor
 def weight_drop(cell: Cell, rate: float) -> Cell:
     """Apply DropConnect to the recurrent weights, one mask per sequence for all rows:
 

@@ -18,9 +18,11 @@ from jaxlstm.cells.wrappers.base import (
     state_struct,
     with_per_step,
 )
+from jaxlstm.construction import constructor
 from jaxlstm.typing import Features, Hidden, Key, reshard_like
 
 
+@constructor
 def zoneout(cell: Cell, *, h_rate: float = 0.0, c_rate: float = 0.0) -> Cell:
     """Keep the previous value of each unit with some probability:
 

@@ -1,0 +1,197 @@
+"""Record of the call that constructed a cell or layer.
+
+The functions of cells and layers are defined inside their constructors. Python can
+neither pickle nor compare such functions, but it can pickle and compare the call:
+
+    pickle, deepcopy    repeat the call
+    ==, hash, jit       equal calls return the same functions
+    file formats        write the call that `construction_of` returns as data
+"""
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+P = ParamSpec("P")
+Record = TypeVar("Record", bound=tuple)
+
+Arguments = dict[str, Any]
+
+
+class Construction(NamedTuple):
+    """Call of a public constructor.
+
+    Attributes:
+        function: the constructor, such as `jl.stack`.
+        arguments: all of its arguments by name, with defaults filled in. Layers that
+            `jl.serial` takes are a tuple under "layers", or a dict under "named".
+    """
+
+    function: Callable[..., Any]
+    arguments: Arguments
+
+    def build(self) -> Any:
+        """Call the constructor: return the cell or layer."""
+        positional, keywords = [], {}
+        for name, parameter in inspect.signature(self.function).parameters.items():
+            if name not in self.arguments:
+                continue
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                positional += self.arguments[name]
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                keywords |= self.arguments[name]
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                keywords[name] = self.arguments[name]
+            else:
+                positional.append(self.arguments[name])
+        return self.function(*positional, **keywords)
+
+
+# Constructors of cells return the same object for equal options and keep it for as long
+# as the process runs. Layers are kept for as long as they are used: for each
+# construction its `apply`, which holds the `_Layer`.
+_cells: dict[tuple, Construction] = {}
+_layers: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
+_lock = threading.RLock()
+
+
+class _Layer(NamedTuple):
+    """A layer, and the call that constructed it."""
+
+    record: tuple
+    construction: Construction
+
+
+def constructor(
+    function: Callable[P, Record],
+    *,
+    canonical: Callable[[Arguments], Arguments] | None = None,
+) -> Callable[P, Record]:
+    """Decorate a constructor of cells or layers: record its arguments.
+
+    A constructor of layers then returns the same layer for equal arguments.
+
+    Args:
+        function: the constructor.
+        canonical: function that maps arguments of equal meaning, such as a function
+            and its name, to equal arguments.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def construct(*args: P.args, **kwargs: P.kwargs) -> Record:
+        record = function(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {
+            name: _canonical(value, signature.parameters[name].annotation)
+            for name, value in bound.arguments.items()
+        }
+        arguments = arguments if canonical is None else canonical(arguments)
+        return _remember(record, Construction(construct, arguments))
+
+    return construct
+
+
+def construction_of(record: tuple) -> Construction | None:
+    """Return the call that constructed a cell or layer.
+
+    Returns:
+        The call; None for a cell or layer that was not made by a constructor of this
+        package, or of which a function was replaced. Cells and layers among the
+        arguments have a construction in turn.
+
+    Example:
+        >>> import jaxlstm as jl
+        >>> function, arguments = construction_of(jl.recurrent(jl.lstm(), 5))
+        >>> function is jl.recurrent, arguments["hidden_size"], arguments["reverse"]
+        (True, 5, False)
+        >>> construction_of(arguments["cell"]).arguments["gate_activation"]
+        'sigmoid'
+    """
+    apply, construction = getattr(record, "apply", None), None
+    if apply is None:
+        construction = _cells.get(record) if _can_be_hashed(record) else None
+    else:
+        layer: _Layer | None = getattr(apply, "constructed", None)
+        if layer is not None and layer.record == record:
+            construction = layer.construction
+    if construction is None:
+        return None
+    arguments = {
+        name: dict(value) if isinstance(value, dict) else value
+        for name, value in construction.arguments.items()
+    }
+    return construction._replace(arguments=arguments)
+
+
+def reduce(record: tuple) -> tuple[Any, ...]:
+    """Return the value of `__reduce__` for a cell or layer.
+
+    A record without construction is reduced to its functions, which pickle finds by
+    their names, or raises an error of its own if they have none.
+    """
+    construction = construction_of(record)
+    if construction is None:
+        return type(record), tuple(record)
+    return rebuild, tuple(construction)
+
+
+def rebuild(function: Callable[..., Any], arguments: Arguments) -> Any:
+    """Return the cell or layer that a pickle describes."""
+    return Construction(function, arguments).build()
+
+
+def _remember(record: Any, construction: Construction) -> Any:
+    """Keep the construction; return the layer that the same call made before, if any.
+
+    A layer whose arguments cannot be hashed, such as one of a cell with functions that
+    cannot be, is equal to itself only.
+    """
+    apply = getattr(record, "apply", None)
+    if apply is None:
+        _cells.setdefault(record, construction)
+        return record
+    apply.constructed = _Layer(record, construction)
+    key = construction.function, _hashable(construction.arguments)
+    if not _can_be_hashed(key):
+        return record
+    with _lock:
+        return _layers.setdefault(key, apply).constructed.record
+
+
+def _can_be_hashed(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _hashable(value: Any) -> Hashable:
+    """Return the arguments with their types, since 1 == True == 1.0."""
+    if isinstance(value, Mapping):
+        return tuple((name, _hashable(item)) for name, item in value.items())
+    return type(value), value
+
+
+def _canonical(value: Any, annotation: Any) -> Any:
+    """Return Python numbers for NumPy's, tuples for lists, and dtypes as `np.dtype`."""
+    if annotation == DTypeLike and value is not None:
+        return jnp.dtype(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if annotation is float and isinstance(value, int):
+        return float(value)
+    if isinstance(value, str) or hasattr(value, "_fields"):
+        return value
+    if isinstance(value, Sequence):
+        return tuple(_canonical(item, None) for item in value)
+    return value
