@@ -162,13 +162,25 @@ def test_no_bias_of_haiku_gives_every_number():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"w_x": np.zeros((7, 2))}, "w_x and w_h: got 7 and 8 rows for the gates, ex"),
-        ({"w_h": np.zeros((8, 3))}, r"w_h: got shape \[8, 3\], expected the hidden "),
-        ({"w_h": np.zeros(8)}, r"w_h: got shape \[8\], expected two axes"),
-        ({"b_x": np.zeros(7)}, r"b_x: got shape \[7\], expected \[8\] for the hidden"),
-        ({"b_h": np.zeros((2, 4))}, r"b_h: got shape \[2, 4\], expected \[8\]"),
-        ({"w_p": np.zeros((3, 2))}, r"w_p: got shape \[3, 2\], expected \[2, 2\]"),
-        ({"w_x": np.zeros((8, 2), int)}, "w_x: got dtype int64, expected a floating"),
+        (
+            {"w_x": np.zeros((7, 2))},
+            "weight_ih and weight_hh: got 7 and 8 for the axis of the gates",
+        ),
+        ({"w_h": np.zeros((8, 3))}, r"weight_hh: got shape \[8, 3\], expected the "),
+        ({"w_h": np.zeros(8)}, r"weight_hh: got shape \[8\], expected two axes"),
+        (
+            {"b_x": np.zeros(7)},
+            r"bias_ih: got shape \[7\], expected \[8\] for the hidden",
+        ),
+        ({"b_h": np.zeros((2, 4))}, r"bias_hh: got shape \[2, 4\], expected \[8\]"),
+        (
+            {"w_p": np.zeros((3, 2))},
+            r"weight_hr: got shape \[3, 2\], expected \[2, 2\]",
+        ),
+        (
+            {"w_x": np.zeros((8, 2), int)},
+            "weight_ih: got dtype int64, expected a floating",
+        ),
     ],
 )
 def test_wrong_arrays_are_named(weights, message):

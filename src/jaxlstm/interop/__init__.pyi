@@ -1,1 +1,3 @@
+from . import files as files
 from . import layout as layout
+from . import torch as torch

@@ -114,6 +114,25 @@ NAMES = {
     "rnn": "a simple RNN",
 }
 
+ARRAY_NAMES = {
+    "torch": {
+        "w_x": "weight_ih",
+        "w_h": "weight_hh",
+        "b_x": "bias_ih",
+        "b_h": "bias_hh",
+        "w_p": "weight_hr",
+    },
+    "keras": {"w_x": "kernel", "w_h": "recurrent_kernel", "b_x": "bias", "b_h": "bias"},
+    "equinox": {
+        "w_x": "weight_ih",
+        "w_h": "weight_hh",
+        "b_x": "bias",
+        "b_h": "bias_n",
+    },
+    "onnx": {"w_x": "W", "w_h": "R", "b_x": "Wb", "b_h": "Rb", "p": "P"},
+}
+"""Names of the fields of `Weights` in libraries that store them as they are."""
+
 RECORD_GATES = {
     LSTMParams: "ifgo",
     ProjectedLSTMParams: "ifgo",
@@ -249,18 +268,24 @@ def _record(layout: Layout, weights: Weights) -> Any:
 def _check(layout: Layout, weights: Weights) -> int:
     """Return the hidden size; raise a `ValueError` if the shapes contradict it."""
     count = len(layout.gates)
-    for name, array in zip(Weights._fields, weights, strict=True):
+    names = {field: field for field in Weights._fields}
+    names |= ARRAY_NAMES.get(layout.library, {})
+    for field, array in zip(Weights._fields, weights, strict=True):
         if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
-                f"{name}: got dtype {array.dtype}, expected a floating point dtype."
+                f"{names[field]}: got dtype {array.dtype}, expected a floating point "
+                "dtype."
             )
-    sizes = [_matrix(layout, name, getattr(weights, name)) for name in ("w_x", "w_h")]
+    sizes = [
+        _matrix(layout, names[field], getattr(weights, field))
+        for field in ("w_x", "w_h")
+    ]
     (rows, _), (recurrent_rows, recurrent) = sizes
     if rows != recurrent_rows or rows % count or not rows:
         raise ValueError(
-            f"w_x and w_h: got {rows} and {recurrent_rows} rows for the gates, "
-            f"expected {count} times the hidden size in both, for "
-            f"{NAMES[layout.kind]}."
+            f"{names['w_x']} and {names['w_h']}: got {rows} and {recurrent_rows} for "
+            f"the axis of the gates, expected {count} times the hidden size in both, "
+            f"for {NAMES[layout.kind]}."
         )
     hidden = rows // count
     expected: dict[str, tuple[int, ...]] = {
@@ -273,15 +298,15 @@ def _check(layout: Layout, weights: Weights) -> int:
         expected["w_p"] = shape if layout.gates_first else shape[::-1]
     elif recurrent != hidden:
         raise ValueError(
-            f"w_h: got shape {show(weights.w_h.shape)}, expected the hidden size "
-            f"{hidden} in place of {recurrent}."
+            f"{names['w_h']}: got shape {show(weights.w_h.shape)}, expected the hidden "
+            f"size {hidden} in place of {recurrent}."
         )
     for name, shape in expected.items():
         array = getattr(weights, name)
         if array is not None and array.shape != shape:
             raise ValueError(
-                f"{name}: got shape {show(array.shape)}, expected {show(shape)} for "
-                f"the hidden size {hidden}."
+                f"{names[name]}: got shape {show(array.shape)}, expected {show(shape)} "
+                f"for the hidden size {hidden}."
             )
     return hidden
 
