@@ -1,17 +1,26 @@
 """One ONNX `LSTM` node as a model, and as a function that onnxruntime runs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 from onnx_adapter import Output
 
-INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+from jaxlstm.interop.onnx.nodes import INPUTS
+
+NO_WEIGHTS: Mapping[str, np.ndarray] = {}
 
 
-def model(attributes: dict[str, Any], optional: Iterable[str] = ()):
-    """Return a model of this node with free shapes and only the named inputs."""
+def model(
+    attributes: dict[str, Any],
+    optional: Iterable[str] = (),
+    weights: Mapping[str, np.ndarray] = NO_WEIGHTS,
+):
+    """Return a model of this node with free shapes and only the named inputs.
+
+    Weights are stored in the model instead of being inputs.
+    """
     helper = pytest.importorskip("onnx.helper")
     kinds = pytest.importorskip("onnx").TensorProto
     given = {"X", "W", "R", *optional}
@@ -23,10 +32,14 @@ def model(attributes: dict[str, Any], optional: Iterable[str] = ()):
         return [
             helper.make_tensor_value_info(name, kind.get(name, kinds.FLOAT), None)
             for name in names
-            if name
+            if name and name not in weights
         ]
 
-    graph = helper.make_graph([node], "lstm", tensors(names), tensors(Output._fields))
+    to_tensor = pytest.importorskip("onnx.numpy_helper").from_array
+    stored = [to_tensor(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(
+        [node], "lstm", tensors(names), tensors(Output._fields), stored
+    )
     opset = helper.make_opsetid("", 14)
     return helper.make_model(graph, opset_imports=[opset], ir_version=8)
 

@@ -11,13 +11,15 @@ import onnx_adapter
 import pytest
 from onnx_sessions import session
 
+from jaxlstm.interop.onnx.activations import FUNCTIONS
+
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore")]
 
 GROUPS, CASES = 50, 10
 
-# Activations with 1 - f(z) = f(-z) can be coupled, see the adapter.
+# Activations with 1 - f(z) = f(-z) can be coupled, see `interop.onnx.nodes`.
 SYMMETRIC = ["Sigmoid", "HardSigmoid"]
 GATES = [*SYMMETRIC, "Tanh", "Softsign", "Affine"]
 SQUASHING = ["Tanh", "Sigmoid", "HardSigmoid", "ScaledTanh", "Softsign"]
@@ -64,7 +66,7 @@ def activations(rng, names: list[str], coupled: bool) -> dict[str, Any]:
     """Draw alphas and betas for the activations that have them."""
     alphas, betas = [], []
     for position, name in enumerate(names):
-        defaults = onnx_adapter.FUNCTIONS[name.lower()].defaults
+        defaults = FUNCTIONS[name].defaults
         alphas += list(rng.uniform(0.2, 0.8, len(defaults[:1])))
         about = 0.5 if coupled and position % 3 == 0 else rng.uniform(0.2, 0.8)
         betas += [about] * len(defaults[1:])

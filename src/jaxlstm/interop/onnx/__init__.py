@@ -1,0 +1,3 @@
+"""Models from ONNX files, and ONNX files from models."""
+
+from jaxlstm.interop.onnx.reader import load as load
