@@ -1,6 +1,7 @@
 """Weights from and to other libraries, and other files that describe models.
 
     torch, keras, flax, haiku, equinox, cudnn   `load` and `dump`
+    onnx                                        models from and to ONNX files
     layout                                      one table of all layouts
     compare                                     differences between two models
 

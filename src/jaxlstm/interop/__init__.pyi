@@ -1,3 +1,4 @@
 from . import files as files
 from . import layout as layout
+from . import onnx as onnx
 from . import torch as torch

@@ -114,7 +114,7 @@ def read_activations(
             f"{', '.join(FUNCTIONS)}."
         )
     keys = ("activation_alpha", "activation_beta")
-    given = [iter(attributes.get(key) or ()) for key in keys]
+    given: list[Iterator[float]] = [iter(attributes.get(key) or ()) for key in keys]
     found = [_with_numbers(known[name.lower()], given) for name in names]
     for key, rest in zip(keys, given, strict=True):
         if next(rest, None) is not None:

@@ -46,7 +46,7 @@ def fold(node: Node, inputs: Arrays, limit: int) -> tuple[np.ndarray, ...] | Non
     return result if isinstance(result, tuple) else (result,)
 
 
-class _TooLarge(Exception):  # noqa: N818
+class _TooLarge(Exception):
     """An output would be larger than the limit."""
 
 

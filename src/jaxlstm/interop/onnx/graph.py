@@ -256,7 +256,7 @@ def _array(onnx: Any, tensor: Any, folder: Path | None) -> np.ndarray | None:
 
 
 def _fields(kinds: Any) -> dict[int, str]:
-    """Return, for each type of number, the field of a tensor that holds such numbers."""
+    """Return the field of a tensor that holds the numbers of each type."""
     narrow = (kinds.INT32, kinds.INT16, kinds.INT8, kinds.UINT16, kinds.UINT8)
     others = (kinds.BOOL, kinds.FLOAT16, kinds.BFLOAT16)
     return {

@@ -1,11 +1,11 @@
 """Cells and parameters of ONNX's LSTM, GRU and RNN nodes.
 
+The order of the gates is that of `interop.layout`. Besides it:
+
     ONNX                                     jaxlstm
-    LSTM gates i o f c                       i f g o
-    GRU gates z r h, Ht = z H + (1-z) h      r z n
     W [d, n H, D], R [d, n H, H]             w_x [D, n, H], w_h [H, n, H]
     B [d, 2 n H]: two biases, Wb and Rb      b [n, H]: their sum; b_h: Rb of h
-    P [d, 3 H]: peepholes i o f              p_i, p_f, p_o [H]
+    P [d, 3 H]: peepholes                    peephole_lstm
     clip: limits the pre-activations         activations that clip first
     input_forget: f = 1 - i                  coupled_lstm, i = 1 - f, with z_f = -z_i
     f = 1 for every input                    classic_lstm
@@ -26,22 +26,22 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlstm.cells.base import Cell, LSTMParams, LSTMState
+from jaxlstm.cells.base import Cell, LSTMParams
 from jaxlstm.cells.classic import ClassicLSTMParams, classic_lstm
-from jaxlstm.cells.coupled import CoupledLSTMParams, coupled_lstm
-from jaxlstm.cells.gru import GRUParams, gru
+from jaxlstm.cells.coupled import coupled_lstm
+from jaxlstm.cells.gru import gru
 from jaxlstm.cells.lstm import lstm
-from jaxlstm.cells.peephole import PeepholeLSTMParams, peephole_lstm
-from jaxlstm.cells.simple import RNNParams, simple_rnn
+from jaxlstm.cells.peephole import peephole_lstm
+from jaxlstm.cells.simple import simple_rnn
 from jaxlstm.cells.wrappers.initial_states import Learned, learned_initial_state
+from jaxlstm.interop import layout
 from jaxlstm.interop.onnx.activations import (
     NodeActivation,
     cell_activation,
     read_activations,
 )
 
-GATES = {"LSTM": "iofg", "GRU": "zrn", "RNN": "g"}
-PEEPHOLES = "iof"
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # gates of each operator
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
 _COMMON = {
@@ -125,7 +125,7 @@ def directions_of(
     read = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}[op]
     found = []
     for n, reverse in enumerate(reversals):
-        own = Weights(*(w if w is None else w[n] for w in weights))
+        own = Weights(*(None if w is None else w[n] for w in weights))  # pyright: ignore
         cell, params = read(place, attributes, own, chosen[n], clip)
         cell, params = _with_initial_state(op, cell, params, own)
         found.append(Direction(cell, params, size, reverse))
@@ -136,7 +136,7 @@ def _check_shapes(
     place: str, op: str, attributes: Mapping, weights: Weights, directions: int
 ) -> int:
     """Return the number of hidden units that all shapes agree on."""
-    n, d = len(GATES[op]), directions
+    n, d = GATES[op], directions
     if weights.R.ndim != 3 or weights.W.ndim != 3:
         raise ValueError(
             f"{place}: got W {list(weights.W.shape)} and R {list(weights.R.shape)}, "
@@ -184,34 +184,18 @@ def _with_initial_state(op: str, cell: Cell, params: Any, own: Weights) -> Any:
     zeros = np.zeros(size, own.W.dtype)
     state = cell.initial_state(params)._replace(
         **{
-            field: jnp.asarray(zeros if leaf is None else leaf)
+            field: zeros if leaf is None else leaf
             for field, leaf in zip(("h", "c"), leaves, strict=False)
         }
     )
     return learned_initial_state(cell), Learned(params, state)
 
 
-def _by_gate(weight: np.ndarray, gates: str) -> dict[str, np.ndarray]:
-    """Split `[n H]` or `[n H, K]` into `[H]` or `[K, H]` for each gate."""
-    parts = weight.reshape(len(gates), -1, *weight.shape[1:])
-    return {gate: part.T for gate, part in zip(gates, parts, strict=True)}
-
-
-def _stack(weights: Mapping[str, np.ndarray], gates: str) -> jnp.ndarray:
-    """Return `[H]` or `[K, H]` of each gate as `[n, H]` or `[K, n, H]`."""
-    return jnp.asarray(np.stack([weights[gate] for gate in gates], axis=-2))
-
-
-def _add(b: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the sum; where one is zero, the bits of the other."""
-    return np.where(other == 0, b, np.where(b == 0, other, b + other))
-
-
-def _biases(own: Weights, gates: str) -> tuple[dict, dict]:
-    """Return Wb and Rb, each by gate."""
-    size = len(gates) * own.R.shape[1]
-    both = np.zeros(2 * size, own.W.dtype) if own.B is None else own.B
-    return _by_gate(both[:size], gates), _by_gate(both[size:], gates)
+def _params(kind: str, own: Weights) -> Any:
+    """Return the parameters of a cell of this kind, by the table of layouts."""
+    b_x, b_h = (None, None) if own.B is None else np.split(own.B, 2)
+    weights = layout.Weights(own.W, own.R, b_x, b_h, p=own.P)
+    return layout.to_params(layout.layout("onnx", kind), weights)
 
 
 def _lstm(
@@ -221,49 +205,30 @@ def _lstm(
     functions: list[NodeActivation],
     clip: float | None,
 ) -> tuple[Cell, Any]:
-    w_b, r_b = _biases(own, GATES["LSTM"])
-    weights = [_by_gate(own.W, "iofg"), _by_gate(own.R, "iofg")]
-    weights.append({gate: _add(w_b[gate], r_b[gate]) for gate in "iofg"})
-    peepholes = None if own.P is None else _by_gate(own.P, PEEPHOLES)
-    options = {
+    gate = dataclasses.replace(functions[0], clip=clip)
+    options: dict[str, Any] = {
         "gate_activation": cell_activation(functions[0], clip),
         "candidate_activation": cell_activation(functions[1], clip),
         "output_activation": cell_activation(functions[2], None),
     }
     if attributes.get("input_forget", 0):
-        return _coupled(place, weights, peepholes, functions[0], options)
-    gate = dataclasses.replace(functions[0], clip=clip)
-    if _is_classic(weights, peepholes, gate):
+        if not is_symmetric(gate):
+            raise ValueError(
+                f"{place}: input_forget: got the gate activation {gate.name}"
+                f"{list(gate.numbers) or ''}; jaxlstm couples i = 1 - f and ONNX "
+                "f = 1 - i, which agree only for Sigmoid and HardSigmoid with beta 0.5."
+            )
+        cell = coupled_lstm(peepholes=own.P is not None, **options)
+        return cell, _params("coupled_lstm", own)
+    params = _params("lstm", own)
+    if own.P is not None:
+        return peephole_lstm(**options), params
+    if _is_classic(params, gate):
+        igo = [0, 2, 3]
         return classic_lstm(**options), ClassicLSTMParams(
-            *(_stack(w, "igo") for w in weights)
+            params.w_x[:, igo], params.w_h[:, igo], params.b[igo]
         )
-    ifgo = [_stack(w, "ifgo") for w in weights]
-    if peepholes is None:
-        return lstm(**options), LSTMParams(*ifgo)
-    p = {f"p_{gate}": jnp.asarray(value) for gate, value in peepholes.items()}
-    return peephole_lstm(**options), PeepholeLSTMParams(*ifgo, **p)
-
-
-def _coupled(
-    place: str,
-    weights: list[dict],
-    peepholes: dict | None,
-    function: NodeActivation,
-    options: dict,
-) -> tuple[Cell, CoupledLSTMParams]:
-    """Return our forget gate: the node's input gate with negated weights."""
-    if not is_symmetric(function):
-        raise ValueError(
-            f"{place}: input_forget: got the gate activation {function.name}"
-            f"{list(function.numbers) or ''}; jaxlstm couples i = 1 - f and ONNX "
-            "f = 1 - i, which agree only for Sigmoid and HardSigmoid with beta 0.5."
-        )
-    fgo = [_stack({**w, "f": -w["i"]}, "fgo") for w in weights]
-    if peepholes is None:
-        return coupled_lstm(**options), CoupledLSTMParams(*fgo)
-    p_f, p_o = jnp.asarray(-peepholes["i"]), jnp.asarray(peepholes["o"])
-    cell = coupled_lstm(peepholes=True, **options)
-    return cell, CoupledLSTMParams(*fgo, p_f, p_o)
+    return lstm(**options), params
 
 
 def is_symmetric(function: NodeActivation) -> bool:
@@ -273,12 +238,10 @@ def is_symmetric(function: NodeActivation) -> bool:
     return function.name == "Sigmoid"
 
 
-def _is_classic(
-    weights: list[dict], peepholes: dict | None, gate: NodeActivation
-) -> bool:
+def _is_classic(params: LSTMParams, gate: NodeActivation) -> bool:
     """Return whether the forget gate is 1 for every input and state."""
-    w_x, w_h, b = (w["f"] for w in weights)
-    if peepholes is not None or w_x.any() or w_h.any() or b.max() != b.min():
+    b = np.asarray(params.b)[1]
+    if np.any(params.w_x[:, 1]) or np.any(params.w_h[:, 1]) or b.max() != b.min():
         return False
     return open_bias(gate) == float(b[0])
 
@@ -300,20 +263,14 @@ def _gru(
     own: Weights,
     functions: list[NodeActivation],
     clip: float | None,
-) -> tuple[Cell, GRUParams]:
+) -> tuple[Cell, Any]:
     reset_after = bool(attributes.get("linear_before_reset", 0))
-    w_b, r_b = _biases(own, GATES["GRU"])
-    b = {gate: _add(w_b[gate], r_b[gate]) for gate in "zrn"}
-    b_h = None
-    if reset_after:
-        b, b_h = {**b, "n": w_b["n"]}, jnp.asarray(r_b["n"])
     cell = gru(
         reset_after=reset_after,
         gate_activation=cell_activation(functions[0], clip),
         candidate_activation=cell_activation(functions[1], clip),
     )
-    w_x, w_h = _by_gate(own.W, "zrn"), _by_gate(own.R, "zrn")
-    return cell, GRUParams(*(_stack(w, "rzn") for w in (w_x, w_h, b)), b_h)
+    return cell, _params("gru" if reset_after else "gru_reset_before", own)
 
 
 def _rnn(
@@ -322,8 +279,6 @@ def _rnn(
     own: Weights,
     functions: list[NodeActivation],
     clip: float | None,
-) -> tuple[Cell, RNNParams]:
-    w_b, r_b = _biases(own, GATES["RNN"])
+) -> tuple[Cell, Any]:
     cell = simple_rnn(activation=cell_activation(functions[0], clip))
-    b = _add(w_b["g"], r_b["g"])
-    return cell, RNNParams(*map(jnp.asarray, (own.W.T, own.R.T, b)))
+    return cell, _params("rnn", own)

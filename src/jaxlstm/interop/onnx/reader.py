@@ -8,16 +8,16 @@ The graph is walked once, in its order. Every tensor has one of these values:
     Other       anything else, with the reason why it is not a layer's output
 
 `Other` is an error only where the model needs the tensor. Axes of a stream are followed
-by name: an axis is a product of elementary axes, those of size 1 left out, so that
-Reshape and Transpose can be told apart from operations that mix steps, rows or features.
-Free sizes of the inputs are replaced by numbers, since exporters compute shapes inside
-the graph.
+by name: an axis is a product of elementary axes, those of size 1 left out. A Reshape or
+Transpose that keeps them whole mixes neither steps nor rows nor features. Free sizes of
+the inputs are replaced by numbers, since exporters compute shapes inside the graph.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +32,11 @@ from jaxlstm.layers.recurrent import recurrent
 Axis = tuple[str, ...]
 
 FREE_SIZES = (11, 13, 17, 19, 23, 29, 31)  # numbers for the free sizes of inputs
+NOT_READ = (
+    "recurrence that an exporter wrote as Loop, Scan or single steps is not read: "
+    "export nn.LSTM, nn.GRU or nn.RNN of torch with dynamo=False, or take the weights "
+    "with the reader of the other library."
+)
 LEAST_LIMIT = 2**20  # elements that a computed constant may always have
 
 MOVES = {
@@ -141,18 +146,20 @@ def build(
     Raises:
         ValueError: as `load`.
     """
+    if not any(node.op in nodes.GATES for node in graph.nodes):
+        raise ValueError(f"onnx.load: got no node LSTM, GRU or RNN; {NOT_READ}")
     walk = _Walk(graph, prefix, output)
     entries = walk.main_output().entries
     if not any(entry.sizes for entry in _all(entries)):
         raise ValueError(
             "onnx.load: got a model without a node LSTM, GRU or RNN on the way to its "
-            "output; recurrence that an exporter wrote as Loop, Scan or single steps "
-            "is not read: export the layer itself."
+            f"output; {NOT_READ}"
         )
     found = list(entries)
     if graph.producer != "jaxlstm":
         found = assemble.without_common(found)
-    return assemble.assemble(found)
+    params, model = assemble.assemble(found)
+    return jax.tree.map(jnp.asarray, params), model
 
 
 def _all(entries: Iterable[Entry]) -> Iterable[Entry]:
@@ -332,8 +339,13 @@ class _Walk:
         for value in inputs:
             if isinstance(value, Other) and not value.moved:
                 return value
-        reason = why or REASONS.get(node.op, "is not one of jaxlstm's layers here")
         origin = max((_origin(value) for value in inputs), default=0)
+        reason = why or REASONS.get(node.op, "is not one of jaxlstm's layers here")
+        if origin == 1:
+            reason = (
+                "reads final states, and a layer of jaxlstm maps every step; apply it "
+                "to the state that the model returns"
+            )
         still = all(
             isinstance(value, Constant | States | None)
             or (isinstance(value, Stream) and not value.entries)
@@ -341,28 +353,28 @@ class _Walk:
             for value in inputs
         )
         # A choice between states by lengths is a move as well: rows of length 0.
-        moves = node.op in MOVES or (node.op == "Where" and isinstance(inputs[0], Constant))
+        moves = node.op in MOVES or (
+            node.op == "Where" and isinstance(inputs[0], Constant)
+        )
         return Other(f"{node} {reason}", origin, moves and still)
 
     # -- recurrent nodes ----------------------------------------------------------
 
     def _recurrent(self, node: Node, inputs: list[Value]) -> Sequence[Value]:
         place = f"onnx.load: {node}"
-        values = dict(zip(nodes.INPUTS, inputs, strict=False))
+        values: dict[str, Value] = dict(zip(nodes.INPUTS, inputs, strict=False))
         layout = node.attributes.get("layout", 0)
         if layout not in (0, 1):
             raise ValueError(f"{place}: layout: got {layout}, expected 0 or 1.")
-        weights = {
-            name: self._weight(node, name, values.get(name)) for name in "WRBP"
-        }
-        for name in "WR":
-            if weights[name] is None:
-                raise ValueError(f"{place}: {name}: got no weights.")
-        for name in ("initial_h", "initial_c"):
-            weights[name] = self._initial(node, name, values.get(name), layout)
-        directions = nodes.directions_of(
-            place, node.op, node.attributes, Weights(**weights)
+        w, r, b, p = (self._weight(node, name, values.get(name)) for name in "WRBP")
+        if w is None or r is None:
+            raise ValueError(f"{place}: got no W or no R, expected both.")
+        h, c = (
+            self._initial(node, name, values.get(name), layout)
+            for name in ("initial_h", "initial_c")
         )
+        weights = Weights(w, r, b, p, h, c)
+        directions = nodes.directions_of(place, node.op, node.attributes, weights)
         x = self.data(values.get("X"))
         if not isinstance(x, Stream):
             reason = x.reason if isinstance(x, Other) else "is a constant"
@@ -371,11 +383,11 @@ class _Walk:
             return [self._refuse(node, [x], "reads data that are not [T, B, D]")] * len(
                 node.outputs
             )
-        features = weights["W"].shape[2]
+        features = w.shape[2]
         if self.size(x.features) != features:
             raise ValueError(
                 f"{place}: got {self.size(x.features)} features, expected {features}, "
-                f"since W is {list(weights['W'].shape)}."
+                f"since W is {list(w.shape)}."
             )
         frame = x.axes[:2] if layout == 0 else (x.axes[1], x.axes[0])
         if self.frames.setdefault(x.source, frame) != frame:
@@ -662,9 +674,7 @@ def _gather(walk: _Walk, node: Node, x: Value, indices: Value) -> Value:
     return _select(walk, x, axis, int(index.ravel()[0]), keep_axis=keep != 0)
 
 
-def _select(
-    walk: _Walk, x: Value, axis: int, index: int, *, keep_axis: bool
-) -> Value:
+def _select(walk: _Walk, x: Value, axis: int, index: int, *, keep_axis: bool) -> Value:
     """Return one step, direction or layer."""
     if isinstance(x, States):
         if axis % (1 + len(x.axes)) != 0:
@@ -692,7 +702,9 @@ def _embed(walk: _Walk, node: Node, table: Constant, x: Value) -> Value:
     vocabulary, size = table.array.shape
     layer = embed(vocabulary, size, dtype=table.array.dtype)
     entry = Entry(
-        assemble.path_of(node.name), layer, EmbedParams(jnp.asarray(table.array))
+        assemble.path_of(node.name),
+        layer,
+        EmbedParams(table.array),  # pyright: ignore
     )
     axis = walk.axis(f"{node.name}.size", size)
     return Stream((*x.axes, axis), axis, (entry,), x.source)
@@ -771,7 +783,7 @@ def _linear(
         )
     size = w.shape[1]
     bias = np.zeros(size, w.dtype) if b is None else b
-    params = LinearParams(jnp.asarray(w), jnp.asarray(bias))
+    params = LinearParams(w, bias)  # pyright: ignore
     entry = Entry(assemble.path_of(node.name), linear(size), params)
     axis = walk.axis(f"{node.name}.size", size)
     return x._replace(
@@ -821,7 +833,7 @@ def _add_bias(walk: _Walk, x: Stream, array: np.ndarray) -> Value:
     b = _bias(array, params.w.shape[1])
     if b is None or x.axes[-1] != x.features:
         return None
-    entry = entry._replace(params=params._replace(b=jnp.asarray(b)))
+    entry = entry._replace(params=params._replace(b=b))
     return x._replace(entries=(*before, entry))
 
 

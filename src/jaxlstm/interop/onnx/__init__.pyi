@@ -1,0 +1,2 @@
+from .activations import NodeActivation as NodeActivation
+from .reader import load as load
