@@ -25,9 +25,18 @@ from jax.core import Tracer
 from jax.tree_util import keystr
 from jax.typing import ArrayLike
 
-from jaxlstm.typing import ActiveSteps, Features, Rows, State, show
+from jaxlstm.typing import (
+    ActiveSteps,
+    Features,
+    Rows,
+    State,
+    exportable,
+    is_symbolic,
+    show,
+)
 
 
+@exportable
 class StepMask(NamedTuple):
     """Mask of the steps that are executed, and of the resets before them.
 
@@ -221,7 +230,7 @@ def steps(
     if lengths is None:
         return StepMask(resets=resets)
     counts = _counts(lengths, tuple(batch_shape), of)
-    traced = isinstance(lengths, Tracer)
+    traced = isinstance(lengths, Tracer) or is_symbolic([time])
     if not traced:
         host = _checked_counts(lengths, time, of)
         if host.size and (host == time).all():  # compile the program without lengths
@@ -350,7 +359,8 @@ def _starts(
     if reverse:
         backwards = (leaf[::-1] for leaf in (segments, active, first_starts))
         return _starts(*backwards, reverse=False)[::-1]
-    clock = jnp.arange(len(segments)).reshape(-1, *(1,) * (segments.ndim - 1))
+    time, *rows = segments.shape
+    clock = jnp.arange(time).reshape(time, *(1 for _ in rows))
     seen = jnp.where(active, jnp.broadcast_to(clock, segments.shape), -1)
     last = jnp.roll(jax.lax.cummax(seen), 1, axis=0)
     last = jnp.where(jnp.broadcast_to(clock == 0, last.shape), -1, last)

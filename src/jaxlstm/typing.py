@@ -30,11 +30,13 @@ Outputs never have promoted or weak dtypes. float64 needs JAX's x64 mode.
 """
 
 import contextlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jax.sharding import AxisType
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -60,6 +62,18 @@ Projection = Any
 Reported = Any
 PerStep = Any
 
+Record = TypeVar("Record", bound=tuple)
+
+
+def exportable(record: type[Record]) -> type[Record]:
+    """Decorate a NamedTuple of arrays: `jax.export` can write it as an argument."""
+    # Suppressed after `importlib.reload`, when the name is that of the first class.
+    with contextlib.suppress(ValueError):
+        export.register_namedtuple_serialization(
+            record, serialized_name=f"jaxlstm.{record.__name__}"
+        )
+    return record
+
 
 def show(shape: tuple[int | str, ...]) -> str:
     """Format a shape for error messages: `[32, 4, 128]`."""
@@ -73,6 +87,11 @@ def accumulator_dtype(dtype: DTypeLike) -> jnp.dtype:
     """
     dtype = jnp.dtype(dtype)
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
+def is_symbolic(shape: Sequence[Any]) -> bool:
+    """Return whether a size is a symbol of `jax.export`, known only when called."""
+    return any(not isinstance(size, int | np.integer) for size in shape)
 
 
 def is_explicit(sharding: jax.sharding.Sharding | None) -> bool:

@@ -100,6 +100,8 @@ def unroll(
         xs: `[T, *b, D]`, time first. Its dtype is the dtype of the products and of the
             outputs; sums over time are kept in float32 or wider. See `jaxlstm.typing`
             for a table of all dtypes.
+            T and *b can be symbols of `jax.export`; `checkpoint_every` then has no
+            effect, and the engines `"native"` and `"cudnn"` refuse.
         state: the state before the first step; None for the cell's initial state. A
             number stands for an array of that value, as in `LSTMState(0.0, 0.0)`.
         lengths: integers `[*b]`; row b has lengths[b] steps, the rest is padding.

@@ -60,7 +60,7 @@ def _carry_mismatch(
         first = jax.tree.map(lambda leaf: leaf[0], (xs, per_step))
         return cell.step(params, state, project(cell, params, *first))[0]
 
-    if len(xs) == 0:
+    if xs.shape[0] == 0:
         return None
     after = _leaves(jax.eval_shape(step, params, xs, state))
     for name, before in _leaves(state).items():

@@ -22,11 +22,13 @@ from jaxlstm.typing import (
     RecurrentMatrix,
     Reported,
     State,
+    exportable,
 )
 
 Activation = Callable[[Array], Array]
 
 
+@exportable
 class Gates(NamedTuple):
     """Pre-activations or activations of the gates, each `[*b, H]`.
 
@@ -43,6 +45,7 @@ class Gates(NamedTuple):
     o: Hidden
 
 
+@exportable
 class LSTMState(NamedTuple):
     """State of an LSTM: hidden state `h` and cell state `c`, each `[*b, H]`."""
 
@@ -50,12 +53,14 @@ class LSTMState(NamedTuple):
     c: Hidden
 
 
+@exportable
 class HiddenState(NamedTuple):
     """State of a cell without a cell state: `h [*b, H]`."""
 
     h: Hidden
 
 
+@exportable
 class LSTMParams(NamedTuple):
     """`w_x [D, 4, H]`, `w_h [H, 4, H]`, `b [4, H]`, gates in the order of `Gates`."""
 

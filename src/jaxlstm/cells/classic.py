@@ -41,9 +41,10 @@ from jaxlstm.initializers import (
     Preset,
     resolve_preset,
 )
-from jaxlstm.typing import Key, Projected
+from jaxlstm.typing import Key, Projected, exportable
 
 
+@exportable
 class ClassicLSTMParams(NamedTuple):
     """`w_x [D, 3, H]`, `w_h [H, 3, H]`, `b [3, H]`, the gates in the order i, g, o."""
 

@@ -48,9 +48,18 @@ from jaxlstm.cells.products import (
 )
 from jaxlstm.construction import constructor
 from jaxlstm.initializers import Preset, resolve_preset
-from jaxlstm.typing import Input, Key, Projected, accumulator_dtype, is_explicit, show
+from jaxlstm.typing import (
+    Input,
+    Key,
+    Projected,
+    accumulator_dtype,
+    exportable,
+    is_explicit,
+    show,
+)
 
 
+@exportable
 class ConvLSTMParams(NamedTuple):
     """`w_x [*k, D, 4, H]`, `w_h [*k, H, 4, H]`, `b [4, H]`, gates as in `Gates`.
 

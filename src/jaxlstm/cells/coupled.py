@@ -34,9 +34,10 @@ from jaxlstm.cells.lstm import zero_state
 from jaxlstm.cells.peephole import add_peephole
 from jaxlstm.cells.products import recurrent
 from jaxlstm.initializers import CANDIDATE, FORGET, OUTPUT, Preset, resolve_preset
-from jaxlstm.typing import Key, Projected
+from jaxlstm.typing import Key, Projected, exportable
 
 
+@exportable
 class CoupledLSTMParams(NamedTuple):
     """`w_x [D, 3, H]`, `w_h [H, 3, H]`, `b [3, H]`, the gates in the order f, g, o.
 

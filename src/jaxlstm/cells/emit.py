@@ -14,11 +14,12 @@ Any function whose results keep the batch axes first can be used:
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxlstm.typing import Hidden, Reported, State
+from jaxlstm.typing import Hidden, Reported, State, exportable
 
 Emit = Callable[[State, Reported], Any]
 
 
+@exportable
 class Trace(NamedTuple):
     """State and gates of every step, stacked over time: `[T, *b, H]`.
 

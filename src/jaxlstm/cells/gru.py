@@ -43,9 +43,10 @@ from jaxlstm.initializers import (
     Preset,
     resolve_preset,
 )
-from jaxlstm.typing import Hidden, Key, Projected, as_key
+from jaxlstm.typing import Hidden, Key, Projected, as_key, exportable
 
 
+@exportable
 class GRUParams(NamedTuple):
     """`w_x [D, 3, H]`, `w_h [H, 3, H]`, `b [3, H]`, the gates in the order r, z, n.
 
@@ -58,6 +59,7 @@ class GRUParams(NamedTuple):
     b_h: Float[Array, " H"] | None = None
 
 
+@exportable
 class GRUGates(NamedTuple):
     """Activations of the gates, each `[*b, H]`.
 

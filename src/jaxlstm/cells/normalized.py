@@ -38,11 +38,12 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.lstm import activate, transition, zero_state
 from jaxlstm.cells.products import broadcast_like, by_gate, linear, product
 from jaxlstm.initializers import Preset, resolve_preset
-from jaxlstm.typing import Hidden, Input, Key, Projected
+from jaxlstm.typing import Hidden, Input, Key, Projected, exportable
 
 EPSILON = 1e-5
 
 
+@exportable
 class LayerNormLSTMParams(NamedTuple):
     """`w_x [D, 4, H]`, `w_h [H, 4, H]`, `b [4, H]`, gates in the order of `Gates`.
 

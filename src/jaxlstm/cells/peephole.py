@@ -35,9 +35,10 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.lstm import zero_state
 from jaxlstm.cells.products import broadcast_like, recurrent
 from jaxlstm.initializers import Preset, resolve_preset
-from jaxlstm.typing import Hidden, Key, Projected
+from jaxlstm.typing import Hidden, Key, Projected, exportable
 
 
+@exportable
 class PeepholeLSTMParams(NamedTuple):
     """`w_x [D, 4, H]`, `w_h [H, 4, H]`, `b [4, H]`, and the peepholes `[H]`."""
 

@@ -37,9 +37,10 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.lstm import activate, preactivations, transition, zero_state
 from jaxlstm.cells.products import product
 from jaxlstm.initializers import Preset, resolve_preset
-from jaxlstm.typing import Key, Projected, as_key
+from jaxlstm.typing import Key, Projected, as_key, exportable
 
 
+@exportable
 class ProjectedLSTMParams(NamedTuple):
     """`w_x [D, 4, H]`, `w_h [P, 4, H]`, `b [4, H]`, and the projection `w_p [H, P]`."""
 

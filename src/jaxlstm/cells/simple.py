@@ -33,9 +33,10 @@ from jaxlstm.cells.base import activation as chosen_activation
 from jaxlstm.cells.lstm import zero_state
 from jaxlstm.cells.products import check_projected, product
 from jaxlstm.initializers import CANDIDATE, NO_FORGET_BIAS, Preset, resolve_preset
-from jaxlstm.typing import Hidden, Key
+from jaxlstm.typing import Hidden, Key, exportable
 
 
+@exportable
 class RNNParams(NamedTuple):
     """`w_x [D, H]`, `w_h [H, H]`, `b [H]`."""
 
@@ -44,6 +45,7 @@ class RNNParams(NamedTuple):
     b: Float[Array, " H"]
 
 
+@exportable
 class RNNGates(NamedTuple):
     """The candidate g `[*b, H]`, which equals the new h."""
 

@@ -47,7 +47,7 @@ from jaxlstm.cells.lstm import initial_state
 from jaxlstm.cells.parameters import sizes
 from jaxlstm.engines import plain
 from jaxlstm.masking import StepMask, select
-from jaxlstm.typing import ActiveSteps, Features, is_explicit
+from jaxlstm.typing import ActiveSteps, Features, is_explicit, is_symbolic, show
 
 
 class Kernel(NamedTuple):
@@ -323,6 +323,11 @@ def _check_arrays(kernel: Kernel, xs: Features, others: Any) -> None:
         raise NotImplementedError(
             f"cudnn: xs: got dtype {xs.dtype}, expected float32; use "
             'engine="adjoint" for other dtypes.'
+        )
+    if is_symbolic(xs.shape):
+        raise NotImplementedError(
+            f"cudnn: got xs of symbolic shape {show(xs.shape)}, expected integers; use "
+            'engine="adjoint".'
         )
     for kind in map(jax.typeof, jax.tree.leaves((xs, others))):
         manual = kind.manual_axis_type

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxlstm.masking import select
-from jaxlstm.typing import ActiveSteps, Features, PerStep, State, is_explicit
+from jaxlstm.typing import (
+    ActiveSteps,
+    Features,
+    PerStep,
+    State,
+    is_explicit,
+    is_symbolic,
+)
 
 # xs, the output of `prepare`, active steps and resets, each with a leading time axis.
 ScanInputs = tuple[Features, PerStep, ActiveSteps | None, ActiveSteps | None]
@@ -60,9 +67,9 @@ def scan_in_place(
     derivative would read whole stacks at each step.
     """
     struct, first_equal, slots = _stack_slots(body, state, inputs)
-    length = len(jax.tree.leaves(inputs)[0])
+    length = jax.tree.leaves(inputs)[0].shape[0]
     in_place = {slot for slot in slots if slot is not None}
-    if not length or not in_place:
+    if is_symbolic([length]) or not length or not in_place:
         return scan_with_barrier(body, state, inputs, reverse=reverse)
     structs, tree = jax.tree.flatten(struct)
     # Different fill values: XLA would merge equal arrays into one and then copy it.
@@ -140,6 +147,8 @@ def _fits_in_place(value: Array) -> bool:
     """
     aval = jax.typeof(value)
     axes = aval.manual_axis_type
+    if is_symbolic(value.shape):
+        return False
     on_mesh = is_explicit(aval.sharding) or (axes and axes.varying)
     whole = value.ndim > 0 and value.shape[-1] % VECTOR_LANES == 0
     size = value.size * value.dtype.itemsize
@@ -179,9 +188,11 @@ def scan_in_blocks(
     """Run `block` over k steps at a time, recomputing each block for the gradient.
 
     The backward pass then stores the T/k states between blocks and, for one block at a
-    time, its k steps.
+    time, its k steps. A symbolic number of steps is not divided.
     """
-    length = len(jax.tree.leaves(inputs)[0])
+    length = jax.tree.leaves(inputs)[0].shape[0]
+    if is_symbolic([length]):
+        return block(state, inputs)
     size = block_size(length, every)
     whole = length // size * size
     many = jax.tree.map(
@@ -226,7 +237,11 @@ def step_struct(inputs: ScanInputs) -> ScanInputs:
 
     It works for sequences without steps, too.
     """
-    return jax.tree.map(lambda a: a[0] if len(a) else a.sum(0, dtype=a.dtype), inputs)
+
+    def first(a: Array) -> Array:
+        return a.sum(0, dtype=a.dtype) if a.shape[0] == 0 else a[0]
+
+    return jax.tree.map(first, inputs)
 
 
 def match_carry_type(after: State, state: State) -> State:

@@ -18,7 +18,7 @@ from jaxlstm.engines.memory import Memory
 from jaxlstm.engines.native import build
 from jaxlstm.engines.native import engine as native
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, Key
+from jaxlstm.typing import Features, Key, is_symbolic
 
 Arrays = tuple[Params, Features, State, StepMask]
 
@@ -196,8 +196,9 @@ def describe(
 ) -> str:
     """Describe what an engine stores for the backward pass, and how it multiplies."""
     every, parts = options.checkpoint_every, []
-    if every is not None:
-        size = loops.block_size(len(arrays[1]), every)
+    length = arrays[1].shape[0]
+    if every is not None and not is_symbolic([length]):
+        size = loops.block_size(length, every)
         parts = [f"recomputes {size} steps at a time in the backward pass"]
     if name == "cudnn":
         return "stores what its kernel needs"
@@ -276,6 +277,8 @@ def fit_budget(
     budget = options.budget
     if budget is None:
         return name, options
+    if is_symbolic(arrays[1].shape):  # the memory is not known
+        return name, options._replace(budget=None)
     structs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arrays)
     least = math.inf
     for mode, every in _modes(name, structs):

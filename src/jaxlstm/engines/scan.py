@@ -64,7 +64,7 @@ def run(
         return lax.scan(body, state, inputs, reverse=reverse)
 
     compiled = not jax.config.values["jax_disable_jit"]
-    if len(xs) == 1 and compiled:  # one step leaves nothing to checkpoint
+    if xs.shape[0] == 1 and compiled:  # one step leaves nothing to checkpoint
         return single_step_scan(functools.partial(step, initial), state, inputs)
     if checkpoint_every is None:
         return block(state, inputs)

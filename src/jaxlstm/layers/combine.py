@@ -28,9 +28,10 @@ from jaxlstm.layers.base import (
 )
 from jaxlstm.layers.recurrent import recurrent
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, Key
+from jaxlstm.typing import Features, Key, exportable
 
 
+@exportable
 class Pair(NamedTuple):
     """Parameters or states of the two directions of a bidirectional layer."""
 

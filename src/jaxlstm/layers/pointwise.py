@@ -28,11 +28,12 @@ from jaxlstm.layers.base import (
     require_input_size,
 )
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, Key, is_explicit, reshard_like, show
+from jaxlstm.typing import Features, Key, exportable, is_explicit, reshard_like, show
 
 Transform = Callable[[Any, Features, Key | None], Features]
 
 
+@exportable
 class LinearParams(NamedTuple):
     """`w [D, size]` and `b [size]`."""
 
@@ -40,6 +41,7 @@ class LinearParams(NamedTuple):
     b: jax.Array
 
 
+@exportable
 class EmbedParams(NamedTuple):
     """`table [vocabulary, size]`: one row for each token."""
 

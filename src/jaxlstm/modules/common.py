@@ -27,30 +27,18 @@ def build_stack(
     residual: bool,
     dropout: float,
 ) -> Layer:
-    """Return the stack for the options of `LSTM`, the same object for equal options.
-
-    The layer is part of the static description of a module, so a new object per module
-    would compile modules of equal options separately.
+    """Return the stack for the options of `LSTM`.
 
     Raises:
         ValueError: a size, num_layers or dropout is out of range.
     """
     check_size("num_layers", num_layers)
-    cell = lstm() if cell is None else cell
-    sizes = (hidden_features,) * num_layers
-    return _cached_stack(cell, sizes, bidirectional, residual, dropout)
-
-
-@functools.cache
-def _cached_stack(
-    cell: Cell,
-    sizes: tuple[int, ...],
-    bidirectional: bool,
-    residual: bool,
-    dropout: float,
-) -> Layer:
     return stack(
-        cell, sizes, bidirectional=bidirectional, residual=residual, dropout=dropout
+        lstm() if cell is None else cell,
+        (hidden_features,) * num_layers,
+        bidirectional=bidirectional,
+        residual=residual,
+        dropout=dropout,
     )
 
 

@@ -161,7 +161,7 @@ def _recurrent_dropout(cell: Cell, rate: float) -> Cell:
         # The candidate has the shape of c, or of h in a cell without c.
         name = "c" if "c" in getattr(state, "_fields", ()) else "h"
         shape = state_field(state, name, "recurrent_dropout").shape
-        return keep_mask(own, rate, xs, (len(xs), *shape)), key
+        return keep_mask(own, rate, xs, (xs.shape[0], *shape)), key
 
     @functools.wraps(cell.step)
     def dropout_step(

@@ -19,9 +19,10 @@ from jaxlstm.cells.wrappers.base import (
     with_per_step,
 )
 from jaxlstm.construction import constructor
-from jaxlstm.typing import Features, Key
+from jaxlstm.typing import Features, Key, exportable
 
 
+@exportable
 class Tapped(NamedTuple):
     """Parameters of the inner cell, and taps: None or a state of `[T, *b, H]`."""
 
@@ -78,7 +79,7 @@ def _taps(cell: Cell) -> Cell:
         if params.taps is not None:
             like = state_struct(inner, params, xs)
             check_state_shapes(
-                "taps: params.taps", params.taps, like, leading=(len(xs),)
+                "taps: params.taps", params.taps, like, leading=xs.shape[:1]
             )
         return params.taps, key
 

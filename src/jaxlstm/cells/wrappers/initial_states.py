@@ -16,9 +16,10 @@ from jaxlstm.cells.wrappers.base import (
     with_outer_params,
 )
 from jaxlstm.construction import constructor
-from jaxlstm.typing import Key
+from jaxlstm.typing import Key, exportable
 
 
+@exportable
 class Learned(NamedTuple):
     """Parameters of the inner cell, and its initial state with leaves `[H]`."""
 

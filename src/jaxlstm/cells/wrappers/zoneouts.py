@@ -79,7 +79,7 @@ def _zoneout(cell: Cell, h_rate: float, c_rate: float) -> Cell:
         state = state_struct(cell, params, xs)
         for name, rate in rates.items():
             shape = state_field(state, name, f"zoneout: {name}_rate").shape
-            masks[name] = keep_mask(keys[name], rate, xs, (len(xs), *shape))
+            masks[name] = keep_mask(keys[name], rate, xs, (xs.shape[0], *shape))
         return _UpdateMasks(**masks), key
 
     @functools.wraps(cell.step)

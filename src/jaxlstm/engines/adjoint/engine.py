@@ -78,7 +78,7 @@ from jaxlstm.engines.loops import (
     step_struct,
 )
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import ActiveSteps, Features, is_explicit
+from jaxlstm.typing import ActiveSteps, Features, is_explicit, is_symbolic
 
 Residuals = Literal["activations", "states"]
 Operand = Literal["rows", "weights"]
@@ -338,7 +338,7 @@ def forward(
                 consts,
                 state,
                 (xs, *masks),
-                length=len(jax.tree.leaves(xs)[0]),
+                length=jax.tree.leaves(xs)[0].shape[0],
                 reverse=reverse,
                 active=masks[0],
             )
@@ -435,7 +435,7 @@ def _tangent_loop(
         tangents.params_only, d_input_only
     )
     active, resets, activations, transposed = nondiff
-    length = len(jax.tree.leaves(steps.input_only)[0])
+    length = jax.tree.leaves(steps.input_only)[0].shape[0]
 
     def at_all_steps(function: Callable[..., Leaves], activations: Leaves) -> Leaves:
         """Apply a function of one step to all steps in one batch, rows first."""
@@ -491,7 +491,9 @@ def _tangent_loop(
         )
     # Checkpointed, so that the backward pass stores only what the step reads.
     body = jax.checkpoint(functools.partial(step, consts), prevent_cse=False)
-    return lax.scan(body, tangents.state, inputs, length=length, reverse=reverse)
+    # `lax.scan` reads a symbolic length from the inputs, and does not take it.
+    known = None if is_symbolic([length]) else length
+    return lax.scan(body, tangents.state, inputs, length=known, reverse=reverse)
 
 
 def _omega(

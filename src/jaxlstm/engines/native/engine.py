@@ -19,7 +19,7 @@ from jaxlstm.engines.native import build
 from jaxlstm.engines.native.primitive import compiled_scan
 from jaxlstm.engines.native.values import Unsupported
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, is_explicit
+from jaxlstm.typing import Features, is_explicit, is_symbolic, show
 
 
 def run(
@@ -105,6 +105,11 @@ def _check_arrays(cell: Cell, params: Params, xs: Features, state: State) -> Non
         raise NotImplementedError(
             "native: got a cell with spatial axes, expected one without; use "
             'engine="adjoint".'
+        )
+    if is_symbolic(xs.shape):
+        raise NotImplementedError(
+            f"native: got xs of symbolic shape {show(xs.shape)}, expected integers, as "
+            'the kernel is written for one shape; use engine="adjoint".'
         )
     leaves = jax.tree.leaves((params, xs, state))
     kinds = {leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
