@@ -69,7 +69,7 @@ def test_several_layers_are_listed_and_chosen_by_prefix():
     message = (
         r"torch\.load: got 3 layers: embed: Embedding, or Linear without bias, \[9, 3\]"
         r"; lstm: LSTM 3 -> 5; fc: Linear 5 -> 2; pass prefix='lstm' for one of them, "
-        r"or prefix=\('embed', 'lstm', 'fc'\) for a model that applies them in this"
+        r"or prefix=\('embed', 'lstm', 'fc'\), in the order of the model, for all"
     )
     with pytest.raises(ValueError, match=message):
         interop.load(arrays)

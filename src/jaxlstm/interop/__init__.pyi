@@ -1,4 +1,5 @@
 from . import files as files
+from . import keras as keras
 from . import layout as layout
 from . import onnx as onnx
 from . import torch as torch

@@ -44,13 +44,15 @@ class Recurrent(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A matrix `[rows, columns]` of which only the shape is known.
+    """A matrix that is a table or the weight of a linear layer without bias.
 
-    It is the weight `[output, input]` of a linear layer without bias, or a table
-    `[vocabulary, size]`.
+    Attributes:
+        table: `[V, K]`, if it is a table.
+        w: `[D, K]`, if it is a weight.
     """
 
-    weight: np.ndarray
+    table: np.ndarray
+    w: np.ndarray
 
 
 Part = Recurrent | LinearParams | EmbedParams | Matrix
@@ -95,7 +97,7 @@ def build(part: Part) -> tuple[Params, Layer]:
         return params, layers.embed(*params.table.shape, dtype=params.table.dtype)
     if isinstance(part, Matrix):
         raise ValueError(
-            f"got a weight of shape {show(part.weight.shape)} without bias, which may "
+            f"got a weight of shape {show(part.table.shape)} without bias, which may "
             'be an Embedding or a Linear; pass kind="embedding" or kind="linear".'
         )
     return _build_recurrent(part)
@@ -189,7 +191,7 @@ def _check_chain(part: Recurrent) -> None:
 def describe(part: Part) -> str:
     """Describe a part in a few words, such as "LSTM of 2 layers, 16 -> 128"."""
     if isinstance(part, Matrix):
-        return f"Embedding, or Linear without bias, {show(part.weight.shape)}"
+        return f"Embedding, or Linear without bias, {show(part.table.shape)}"
     if isinstance(part, EmbedParams):
         return f"Embedding {show(part.table.shape)}"
     sizes = f"{input_size(part)} -> {output_size(part)}"
@@ -288,26 +290,25 @@ def decided(part: Part, kind: str | None) -> Part:
     if not isinstance(part, Matrix) or kind is None:
         return part
     if kind == "embedding":
-        return table(part.weight)
+        return table(part.table)
     if kind == "linear":
-        return linear(np.ascontiguousarray(part.weight.T))
+        return linear(np.ascontiguousarray(part.w))
     raise ValueError(f'kind: got {kind!r}, expected "embedding" or "linear".')
 
 
 def _decide_by_neighbours(found: list[Part], kind: str | None) -> list[Part]:
     """Decide each `Matrix` by the sizes of the layers around it.
 
-    A table has as many columns as the next layer has inputs, a linear layer as many
-    rows; and it has as many columns as the layer before it has outputs.
+    A table is not after another layer.
     """
     chosen: list[Part] = []
     for place, part in enumerate(found):
         if isinstance(part, Matrix) and kind is None:
-            rows, columns = part.weight.shape
             before = output_size(chosen[-1]) if chosen else None
             after = input_size(found[place + 1]) if place + 1 < len(found) else None
-            is_table = before is None and after in (None, columns)
-            is_linear = before in (None, columns) and after in (None, rows)
+            is_table = before is None and after in (None, part.table.shape[1])
+            sizes = part.w.shape
+            is_linear = before in (None, sizes[0]) and after in (None, sizes[1])
             if is_table != is_linear:
                 part = decided(part, "embedding" if is_table else "linear")
         chosen.append(decided(part, kind))
@@ -374,7 +375,7 @@ def _choice(
     advice = f"pass prefix={one!r} for one of them"
     if len(names) > 1:
         every = ", ".join(map(repr, names))
-        advice += f", or prefix=({every}) for a model that applies them in this order"
+        advice += f", or prefix=({every}), in the order of the model, for all"
     elif one == "":
         return f"got arrays beside the weights of {listed}{other}; remove them."
     else:

@@ -92,8 +92,8 @@ def load(
         >>> jl.interop.torch.load(state_dict)
         Traceback (most recent call last):
         ValueError: torch.load: got 2 layers: rnn: LSTM 3 -> 5; fc: Linear 5 -> 2; \
-pass prefix='rnn' for one of them, or prefix=('rnn', 'fc') for a model that applies \
-them in this order.
+pass prefix='rnn' for one of them, or prefix=('rnn', 'fc'), in the order of the model, \
+for all.
     """
     with error_prefix("torch.load"):
         arrays, options = _read(source)
@@ -269,7 +269,7 @@ def _pointwise(arrays: files.Arrays, told: Mapping[str, Any]) -> Part | None:
         if bias.shape != weight.shape[:1]:
             return None
         return parts.linear(np.ascontiguousarray(weight.T), bias)
-    return parts.decided(Matrix(weight), told.get("kind"))
+    return parts.decided(Matrix(weight, weight.T), told.get("kind"))
 
 
 # -- writing ---------------------------------------------------------------------------
