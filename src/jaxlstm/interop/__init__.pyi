@@ -1,4 +1,8 @@
+from . import cudnn as cudnn
+from . import equinox as equinox
 from . import files as files
+from . import flax as flax
+from . import haiku as haiku
 from . import keras as keras
 from . import layout as layout
 from . import onnx as onnx

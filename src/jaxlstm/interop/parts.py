@@ -231,36 +231,39 @@ def select(
         ValueError: there is no such part, or more than one. The message lists them.
     """
     if not isinstance(prefix, str):
-        return _select_all(parts, unknown, list(prefix), separator, kind)
-    found = _below(parts, prefix, separator)
+        return _select_all(parts, list(prefix), separator, kind, join)
+    found = _below(parts, prefix, separator, join)
     rest = [] if prefix else list(unknown)
-    if join and len(found) > 1 and not rest and (joined := _join(found)):
-        return build(joined)
     if len(found) == 1 and not rest:
         [part] = found.values()
         return build(decided(part, kind))
     raise ValueError(_choice(parts, found, rest, prefix))
 
 
-def _below(parts: Mapping[str, Part], prefix: str, separator: str) -> dict[str, Part]:
-    """Return the parts at or below a path."""
+def _below(
+    parts: Mapping[str, Part], prefix: str, separator: str, join: bool
+) -> dict[str, Part]:
+    """Return the parts at or below a path; one part if they can be joined."""
     prefix = prefix.removesuffix(separator)
     if prefix in parts:
         return {prefix: parts[prefix]}
     start = prefix + separator if prefix else ""
-    return {path: part for path, part in parts.items() if path.startswith(start)}
+    found = {path: part for path, part in parts.items() if path.startswith(start)}
+    if join and len(found) > 1 and (joined := _join(found)):
+        return {prefix: joined}
+    return found
 
 
 def _select_all(
     parts: Mapping[str, Part],
-    unknown: Collection[str],
     prefixes: list[str],
     separator: str,
     kind: str | None,
+    join: bool,
 ) -> tuple[Params, Layer]:
     found: dict[str, Part] = {}
     for prefix in prefixes:
-        below = _below(parts, prefix, separator)
+        below = _below(parts, prefix, separator, join)
         if len(below) != 1:
             raise ValueError(_choice(parts, below, [], prefix))
         found[prefix] = next(iter(below.values()))
@@ -369,7 +372,7 @@ def _choice(
     other = f"; other arrays: {', '.join(sorted(rest)[:8])}" if rest else ""
     if prefix and not found:
         return f"prefix: got {prefix!r}, expected one of: {listed}."
-    names = list(found or parts)
+    names = list(parts if "" in found or not found else found)
     recurrent = [path for path in names if isinstance(parts[path], Recurrent)]
     one = (recurrent or names)[0]
     advice = f"pass prefix={one!r} for one of them"
