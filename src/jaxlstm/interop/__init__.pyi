@@ -5,6 +5,7 @@ from . import flax as flax
 from . import haiku as haiku
 from . import keras as keras
 from . import layout as layout
+from . import model_file as model_file
 from . import onnx as onnx
 from . import stablehlo as stablehlo
 from . import torch as torch

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxlstm.cells.base import Cell, Params
 from jaxlstm.construction import construction_of
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 
 
 class Inputs(NamedTuple):

@@ -37,8 +37,9 @@ from jax import Array, export
 
 from jaxlstm.cells.base import Params, State
 from jaxlstm.interop.inputs import Inputs, example, inputs_of, reads_ahead
+from jaxlstm.interop.trees import named_leaves
 from jaxlstm.interop.writing import write_atomic
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 from jaxlstm.typing import show
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -107,7 +108,10 @@ def dump(
     if stream:
         x, reset = struct(inputs.dtype, rows, *step), struct(bool, rows)
         like = jax.eval_shape(_first_state(model, params), x)
-        program, arguments = _stream(model, params, like), (x, reset, named(like))
+        program, arguments = (
+            _stream(model, params, like),
+            (x, reset, named_leaves(like)),
+        )
     else:
         xs = struct(inputs.dtype, time, rows, *step)
         program, arguments = _whole(model, params), (xs, struct(jnp.int32, rows))
@@ -127,28 +131,10 @@ def _without_source_paths() -> Iterator[None]:
         jax.config.update(option, before)
 
 
-def named(state: State) -> dict[str, Any]:
-    """Return the leaves of a state by their path, such as "rnn/0/h".
-
-    Raises:
-        ValueError: two leaves have the same path.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    keys = [
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
-    ]
-    if len(set(keys)) < len(keys):
-        raise ValueError(
-            f"stablehlo: state: got two leaves of one name in {', '.join(keys)}, "
-            "expected unique names; name the layers without '/'."
-        )
-    return dict(zip(keys, (leaf for _, leaf in leaves), strict=True))
-
-
 def _whole(model: Layer, params: Params) -> Callable[..., Any]:
     def whole(xs: Array, lengths: Array) -> tuple[dict[str, Array], Array]:
         state, outputs = model.apply(params, xs, lengths=lengths)
-        return named(state), outputs
+        return named_leaves(state), outputs
 
     return whole
 
@@ -159,9 +145,9 @@ def _stream(model: Layer, params: Params, like: State) -> Callable[..., Any]:
     def stream(
         x: Array, reset: Array, state: dict[str, Array]
     ) -> tuple[dict[str, Array], Array]:
-        before = jax.tree.unflatten(tree, [state[name] for name in named(like)])
+        before = jax.tree.unflatten(tree, [state[name] for name in named_leaves(like)])
         after, outputs = model.apply(params, x[None], before, resets=reset[None])
-        return named(after), outputs[0]
+        return named_leaves(after), outputs[0]
 
     return stream
 
@@ -265,7 +251,7 @@ def _run_stream(
 ) -> Pairs:
     """Compare steps with a run of the whole sequence, with one row reset in between."""
     resets = jnp.zeros(xs.shape[:2], bool).at[0].set(True).at[-1, 0].set(True)
-    like = named(jax.eval_shape(_first_state(model, params), xs[0]))
+    like = named_leaves(jax.eval_shape(_first_state(model, params), xs[0]))
     state: Any = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     outputs = []
     for x, reset in zip(xs, resets, strict=True):
@@ -274,7 +260,7 @@ def _run_stream(
     apply = jax.jit(lambda xs, resets: model.apply(params, xs, resets=resets))
     expected_state, expected = apply(xs, resets)
     pairs: Pairs = [("outputs", jnp.stack(outputs), expected)]
-    return [*pairs, *_states(state, named(expected_state))]
+    return [*pairs, *_states(state, named_leaves(expected_state))]
 
 
 def _states(got: dict[str, Array], expected: dict[str, Array]) -> Pairs:

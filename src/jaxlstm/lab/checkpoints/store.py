@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlstm.interop.trees import named_leaves
 from jaxlstm.lab._util.files import reason, remedy, reserve
 from jaxlstm.lab.checkpoints import manifest as manifests
 from jaxlstm.lab.checkpoints.manifest import (
@@ -46,7 +47,6 @@ from jaxlstm.lab.checkpoints.trees import (
     Spec,
     differences,
     hash_array,
-    named_leaves,
     place,
     renamed_paths,
     spec,

@@ -23,28 +23,6 @@ class Spec(NamedTuple):
         return f"{self.dtype} {list(self.shape)}"
 
 
-def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves of `tree` by path, in the order of the tree.
-
-    Raises:
-        ValueError: two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`.
-
-    Example:
-        >>> named_leaves({"w": [1.0, 2.0]})
-        {'w/0': 1.0, 'w/1': 2.0}
-    """
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in pairs
-    }
-    if len(named) < len(pairs):
-        raise ValueError(
-            'tree: got two leaves with the same path; do not use "/" in dictionary keys'
-        )
-    return named
-
-
 def renamed_paths(
     stored: Iterable[str], rename: Callable[[str], str] | None
 ) -> dict[str, str]:

@@ -4,8 +4,7 @@ The tensors are named by the paths of the leaves. The file holds a hash of its c
 because the safetensors format does not detect a flipped bit.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +24,15 @@ def export_weights(path: Path, params: Any) -> None:
     """
     from safetensors.numpy import save
 
-    from jaxlstm.lab.checkpoints.trees import named_leaves, spec, to_numpy
+    from jaxlstm.interop.trees import hash_arrays, named_leaves
+    from jaxlstm.lab.checkpoints.trees import spec, to_numpy
 
     leaves = named_leaves(params)
     for name, leaf in leaves.items():
         spec(name, leaf)
     arrays = {name: to_numpy(leaf) for name, leaf in leaves.items()}
     try:
-        write_atomic(path, save(arrays, metadata={"sha256": _hash(arrays)}))
+        write_atomic(path, save(arrays, metadata={"sha256": hash_arrays(arrays)}))
     except OSError as error:
         message = f"{path}: cannot be written ({reason(error)}){remedy(error)}"
         raise LabError(message) from error
@@ -59,9 +59,9 @@ def load_weights(
     """
     import jax
 
+    from jaxlstm.interop.trees import named_leaves
     from jaxlstm.lab.checkpoints.trees import (
         differences,
-        named_leaves,
         place,
         renamed_paths,
         spec,
@@ -83,6 +83,8 @@ def load_weights(
 def _read(path: Path) -> "dict[str, np.ndarray]":
     from safetensors import SafetensorError, safe_open
 
+    from jaxlstm.interop.trees import hash_arrays
+
     try:
         with safe_open(path, framework="numpy") as file:
             claimed = (file.metadata() or {}).get("sha256")
@@ -91,14 +93,6 @@ def _read(path: Path) -> "dict[str, np.ndarray]":
         raise BadInput(
             f"{path}: cannot be read as safetensors ({reason(error)})"
         ) from error
-    if claimed not in (None, _hash(arrays)):
+    if claimed not in (None, hash_arrays(arrays)):
         raise BadInput(f"{path}: damaged, its content has changed since it was written")
     return arrays
-
-
-def _hash(arrays: "Mapping[str, np.ndarray]") -> str:
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
