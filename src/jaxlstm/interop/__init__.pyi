@@ -7,5 +7,6 @@ from . import keras as keras
 from . import layout as layout
 from . import model_file as model_file
 from . import onnx as onnx
+from . import rtneural as rtneural
 from . import stablehlo as stablehlo
 from . import torch as torch
