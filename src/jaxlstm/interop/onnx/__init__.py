@@ -1,7 +1,10 @@
-"""Models from ONNX files.
+"""Models from and to ONNX files.
 
-`load` reads models whose recurrence is in the operators LSTM, GRU and RNN. The names
-are listed in `__init__.pyi` and imported on first use.
+    load    params and model of a file with LSTM, GRU or RNN nodes
+    dump    the `onnx.ModelProto` of a model
+    save    a file of a model, compared with onnxruntime before it is kept
+
+The names are listed in `__init__.pyi` and imported on first use.
 """
 
 import lazy_loader

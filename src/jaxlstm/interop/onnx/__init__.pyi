@@ -1,2 +1,5 @@
 from .activations import NodeActivation as NodeActivation
 from .reader import load as load
+from .saving import Report as Report
+from .saving import save as save
+from .writer import dump as dump

@@ -99,9 +99,11 @@ def _flat(entries: Sequence[Entry]) -> tuple[Any, Layer]:
             groups[-1] = (*groups[-1], entry)
         else:
             groups.append((entry,))
-    found = _stack(groups)
-    if found is not None:
-        return found
+    return _stack(groups) or _composed(entries)
+
+
+def _composed(entries: Sequence[Entry]) -> tuple[Any, Layer]:
+    """Return a layer, or the composition of several by position."""
     pairs = [_leaf(entry) for entry in entries]
     if len(pairs) == 1:
         return pairs[0]
@@ -176,22 +178,31 @@ def _stacked(group: Sequence[Entry]) -> _Stacked | None:
 
 
 def both_directions(
-    path: tuple[str, ...], forward: Entry, backward: Entry
+    path: tuple[str, ...], forward: Sequence[Entry], backward: Sequence[Entry]
 ) -> Entry | None:
-    """Return the bidirectional entry of two recurrent entries; None if they are not."""
+    """Return the bidirectional entry of two chains over the same inputs.
+
+    Each is a recurrent layer, the second one reversed, and layers without a state.
+
+    Returns:
+        The entry, or None if the chains are others.
+    """
+    first, second = forward[0], backward[0]
     fits = (
-        forward.cell is not None
-        and backward.cell is not None
-        and len(forward.sizes) == len(backward.sizes) == 1
-        and forward.sizes[0] > 0 > backward.sizes[0]
+        len(first.sizes) == len(second.sizes) == 1
+        and first.sizes[0] > 0 > second.sizes[0]
+        and not any(entry.sizes or entry.inner for entry in forward[1:])
+        and not any(entry.sizes or entry.inner for entry in backward[1:])
     )
     if not fits:
         return None
+    (p, layer), (other_p, other_layer) = map(_composed, (forward, backward))
+    alone = len(forward) == len(backward) == 1
     return Entry(
         path,
-        combine.bidirectional(forward.layer, backward.layer),
-        Pair(forward.params, backward.params),
+        combine.bidirectional(layer, other_layer),
+        Pair(p, other_p),
         # A stack has one cell for both directions.
-        forward.cell if forward.cell == backward.cell else None,
-        (forward.sizes[0], backward.sizes[0]),
+        first.cell if alone and first.cell == second.cell else None,
+        (first.sizes[0], second.sizes[0]),
     )

@@ -218,12 +218,20 @@ class _Walk:
         }
         return read & {i.name for i in self.graph.inputs}
 
+    def _ends(self) -> Sequence[str]:
+        """Return the tensors at which the model may end."""
+        if self.output is not None:
+            return (self.output,)
+        if self.graph.producer != "jaxlstm":
+            return self.graph.outputs
+        # The writer names final states like this.
+        return [name for name in self.graph.outputs if not name.endswith("_out")]
+
     def _needed(self) -> list[Node]:
         """Return the nodes on which the output depends, in their order."""
         if self.prefix:
             return list(self.graph.nodes)
-        outputs = self.graph.outputs if self.output is None else (self.output,)
-        needed, found = set(outputs), []
+        needed, found = set(self._ends()), []
         for node in reversed(self.graph.nodes):
             if needed & set(node.outputs):
                 needed |= set(node.inputs)
@@ -410,7 +418,7 @@ class _Walk:
             parts.append(Entry(path, layer, d.params, d.cell, signed))
         entry = parts[0]
         if len(parts) == 2:
-            both = assemble.both_directions(path, *parts)
+            both = assemble.both_directions(path, parts[:1], parts[1:])
             assert both is not None
             entry = both
         d = self.axis(f"{node.name}.directions", len(parts))
@@ -502,7 +510,7 @@ class _Walk:
             if not streams:
                 self._raise_other(self.values.values())
             return max(streams, key=lambda stream: len(stream.entries))
-        names = self.graph.outputs if self.output is None else (self.output,)
+        names = self._ends()
         values = [self.values[name] for name in names]
         streams = [v for v in values if isinstance(v, Stream) and v.entries]
         computed = [
@@ -520,9 +528,11 @@ class _Walk:
             ]
         if not streams:
             self._raise_other(self.values.values())
+        if not streams[0].last:  # the last h of a recurrent layer is no branch
+            streams = [s for s in streams if not s.last or s.entries[-1].cell is None]
         longest = max(streams, key=lambda stream: len(stream.entries))
         for stream in streams:
-            if stream.entries != longest.entries[: len(stream.entries)]:
+            if not _same(stream.entries, longest.entries[: len(stream.entries)]):
                 raise ValueError(
                     "onnx.load: got outputs of several branches, expected one chain of "
                     f"layers; choose one of {', '.join(map(repr, names))} with output=."
@@ -556,6 +566,12 @@ def _origin(value: Value) -> int:
         case Other():
             return value.origin
     return 0
+
+
+def _same(entries: Sequence[Entry], others: Sequence[Entry]) -> bool:
+    """Return whether these are the same layers, and not only equal ones."""
+    pairs = zip(entries, others, strict=False)
+    return len(entries) == len(others) and all(a is b for a, b in pairs)
 
 
 def _numbers(value: Value) -> np.ndarray:
@@ -804,7 +820,7 @@ def _add(walk: _Walk, node: Node, x: Value, y: Value) -> Value:
     n = len(short.entries)
     is_residual = (
         n < len(long.entries)
-        and short.entries == long.entries[:n]
+        and _same(short.entries, long.entries[:n])
         and (short.source, short.last) == (long.source, long.last)
         and _plain(short) == _plain(long)
         and walk.size(short.features) == walk.size(long.features)
@@ -846,21 +862,24 @@ def _concat(walk: _Walk, node: Node, *parts: Value) -> Value:
     x, y = parts
     if not isinstance(x, Stream) or not isinstance(y, Stream):
         return None
+    pairs = zip(x.entries, y.entries, strict=False)
+    n = next((n for n, (a, b) in enumerate(pairs) if a is not b), 0)
     same = (
-        (x.source, x.entries[:-1], x.last) == (y.source, y.entries[:-1], y.last)
+        x.entries[n:] and y.entries[n:]
+        and (x.source, x.last) == (y.source, y.last)
         and x.axes[:-1] == y.axes[:-1]
         and axis % len(x.axes) == len(x.axes) - 1
         and (x.axes[-1], y.axes[-1]) == (x.features, y.features)
-    )
-    if not same or not x.entries:
+    )  # fmt: skip
+    if not same:
         return None
     path = assemble.path_of(node.name)
-    entry = assemble.both_directions(path, x.entries[-1], y.entries[-1])
+    entry = assemble.both_directions(path, x.entries[n:], y.entries[n:])
     if entry is None:
         return None
     size = walk.size(x.features) + walk.size(y.features)
     new = walk.axis(f"{node.name}.size", size)
-    return Stream((*x.axes[:-1], new), new, (*x.entries[:-1], entry), x.source)
+    return Stream((*x.axes[:-1], new), new, (*x.entries[:n], entry), x.source)
 
 
 def _concat_states(axis: int, parts: Sequence[States]) -> Value:
@@ -881,25 +900,29 @@ def _dropout(walk: _Walk, node: Node, x: Value, *rest: Value) -> Value:
     rate = rate if ratio is None else _numbers(ratio).reshape(())
     # The shortest decimal of the float32 number, 0.1 and not 0.10000000149.
     rate = float(str(np.float32(rate)))
-    if not x.entries or not 0 <= rate < 1:
-        return x
+    if not 0 <= rate < 1:
+        return None
     entry = Entry(assemble.path_of(node.name), dropout(rate), (), rate=rate)
     return x._replace(entries=(*x.entries, entry))
 
 
 def _where(walk: _Walk, node: Node, chosen: Value, x: Value, y: Value) -> Value:
-    """Pass data by that are replaced by zeros after the length of each row."""
-    if not isinstance(x, Stream) or not isinstance(y, Constant) or y.array.any():
-        return None
+    """Pass data that are replaced by zeros after the length of each row.
+
+    A final state that is replaced by the initial one in rows of length 0 passes, too.
+    """
     mask = _numbers(chosen)
     lengths = [walk.values[name] for name in walk.lengths]
     if len(lengths) != 1 or not isinstance(lengths[0], Constant):
         return None
     counts = lengths[0].array
-    steps = next((n for n, axis in enumerate(x.axes) if walk.size(axis) > 1), 0)
-    time = walk.size(x.axes[steps])
-    active = np.arange(time)[:, None] < counts
-    return x if np.array_equal(mask.reshape(active.shape), active) else None
+    if isinstance(y, Stream) and y.last and _origin(x) == 0:
+        return y if np.array_equal(mask.ravel(), counts == 0) else None
+    if not isinstance(x, Stream) or not isinstance(y, Constant) or y.array.any():
+        return None
+    active = np.arange(walk.size(x.axes[0]))[:, None] < counts
+    fits = mask.shape in (active.shape, (*active.shape, 1))
+    return x if fits and np.array_equal(mask.ravel(), active.ravel()) else None
 
 
 HANDLERS: Mapping[str, Callable[..., Any]] = {
