@@ -69,7 +69,7 @@ def check(model, names, features=(3,), *, sizes=SIZES, difference=1e-6):
 
 
 def test_a_ragged_bidirectional_stack_with_symbolic_axes():
-    check(*MODELS["stack"], sizes=[(1, 1), (5, 4)])
+    check(*MODELS["stack"], sizes=[(5, 4)])
 
 
 @pytest.mark.thorough
@@ -160,14 +160,17 @@ def test_records_are_arguments_and_results_of_a_written_program():
     layer = jl.bidirectional(
         jl.recurrent(CELL, 3), jl.serial(jl.recurrent(CELL, 3, reverse=True))
     )
-    values = [cell.init(KEY, 2, 3) for cell in cells]
-    values += [cell.initial_state(cell.init(KEY, 2, 3)) for cell in cells]
-    values += [layer.init(KEY, 2)[0], jl.linear(2).init(KEY, 3)[0]]
-    values += [jl.embed(5, 2).init(KEY)[0], jl.StepMask()]
-    values += [jl.conv_lstm(3).init(KEY, 2, 3)]
-    for cell in cells:
-        params, xs = cell.init(KEY, 2, 3), jnp.ones((1, 2))
-        values.append(jl.unroll(cell, params, xs, emit=jl.emit.trace)[1])
+
+    def records():
+        for cell in cells:
+            params = cell.init(KEY, 2, 3)
+            yield params, cell.initial_state(params)
+            yield jl.unroll(cell, params, jnp.ones((1, 2)), emit=jl.emit.trace)
+        yield layer.init(KEY, 2)[0], jl.linear(2).init(KEY, 3)[0]
+        yield jl.embed(5, 2).init(KEY)[0], jl.conv_lstm(3).init(KEY, 2, 3)
+        yield jl.StepMask(active=jnp.ones(1, bool))
+
+    values = jax.eval_shape(lambda: list(records()))
     exported = export.export(jax.jit(lambda values: values))(values)
     again = export.deserialize(exported.serialize())
     assert again.in_tree == jax.tree.structure(((values,), {}))

@@ -84,15 +84,20 @@ def constructor(
             and its name, to equal arguments.
     """
     signature = inspect.signature(function)
+    converters = {
+        name: _converter(parameter.annotation)
+        for name, parameter in signature.parameters.items()
+    }
 
     @functools.wraps(function)
     def construct(*args: P.args, **kwargs: P.kwargs) -> Record:
         record = function(*args, **kwargs)
+        if _is_known_cell(record):
+            return record
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {
-            name: _canonical(value, signature.parameters[name].annotation)
-            for name, value in bound.arguments.items()
+            name: converters[name](value) for name, value in bound.arguments.items()
         }
         arguments = arguments if canonical is None else canonical(arguments)
         return _remember(record, Construction(construct, arguments))
@@ -167,6 +172,11 @@ def _remember(record: Any, construction: Construction) -> Any:
         return _layers.setdefault(key, apply).constructed.record
 
 
+def _is_known_cell(record: Any) -> bool:
+    is_cell = not hasattr(record, "apply")
+    return is_cell and _can_be_hashed(record) and record in _cells
+
+
 def _can_be_hashed(value: Any) -> bool:
     try:
         hash(value)
@@ -182,16 +192,22 @@ def _hashable(value: Any) -> Hashable:
     return type(value), value
 
 
-def _canonical(value: Any, annotation: Any) -> Any:
-    """Return Python numbers for NumPy's, tuples for lists, and dtypes as `np.dtype`."""
-    if annotation == DTypeLike and value is not None:
-        return jnp.dtype(value)
+def _converter(annotation: Any) -> Callable[[Any], Any]:
+    """Return the function that makes arguments of equal meaning equal."""
+    if annotation == DTypeLike:
+        return lambda value: value if value is None else jnp.dtype(value)
+    return _as_float if annotation is float else _plain
+
+
+def _as_float(value: Any) -> Any:
+    value = _plain(value)
+    return float(value) if isinstance(value, int) else value
+
+
+def _plain(value: Any) -> Any:
+    """Return Python numbers for NumPy's, and tuples for other sequences."""
     if isinstance(value, np.generic):
-        value = value.item()
-    if annotation is float and isinstance(value, int):
-        return float(value)
+        return value.item()
     if isinstance(value, str) or hasattr(value, "_fields"):
         return value
-    if isinstance(value, Sequence):
-        return tuple(_canonical(item, None) for item in value)
-    return value
+    return tuple(map(_plain, value)) if isinstance(value, Sequence) else value

@@ -23,8 +23,9 @@ WRITER = jl.serial(
     rnn=jl.stack(jl.learned_initial_state(CELL), (5, 3), dropout=0.1, residual=False),
     head=jl.linear(9),
 )
+HEAD = jl.linear(2)
 TAGGER = jl.serial(jl.stack(CELL, (4, 4), bidirectional=True), jl.linear(2))
-SIZES = [(1, 1), (7, 4), (1, 17), (50, 1)]
+SIZES = [(7, 4), (1, 1), (1, 17), (50, 1)]
 
 
 def drawn(model, size=3):
@@ -41,7 +42,7 @@ def ragged(time, rows):
 
 
 @pytest.mark.parametrize(
-    "sizes", [SIZES[:2], pytest.param(SIZES[2:], marks=pytest.mark.thorough)]
+    "sizes", [SIZES[:1], pytest.param(SIZES[1:], marks=pytest.mark.thorough)]
 )
 def test_a_program_of_whole_sequences_is_the_model(sizes):
     params = drawn(TAGGER)
@@ -99,15 +100,18 @@ def test_a_stream_of_a_model_that_reads_ahead_is_an_error():
 
 
 def test_the_inputs_of_an_own_layer_are_passed():
-    own = TAGGER._replace(trace=None)
-    params = drawn(TAGGER)
+    own = HEAD._replace(trace=None)
+    params = drawn(HEAD)
     with pytest.raises(ValueError, match=r"^inputs: the size .* pass inputs="):
         stablehlo.dump(own, params)
     inputs = Inputs((3,), jnp.dtype("float32"))
     exported = stablehlo.dump(own, params, inputs=inputs)
-    assert exported.in_avals[0].dtype == jnp.float32
-    difference = stablehlo.compare(exported, own, params, stream=False, inputs=inputs)
-    assert difference < 1e-6
+    xs = jnp.ones((2, 1, 3))
+    state, outputs = exported.call(xs, ragged(2, 1))
+    assert not state
+    np.testing.assert_allclose(
+        outputs, HEAD.apply(params, xs, lengths=ragged(2, 1))[1], atol=1e-6
+    )
 
 
 def test_a_program_of_another_model_is_found_and_nothing_is_written(
@@ -143,8 +147,9 @@ with np.load(sys.argv[2]) as file:
     arrays = dict(file)
 state = {name: a for name, a in arrays.items() if name.startswith("rnn")}
 outputs = []
+step = jax.jit(exported.call)
 for x, reset in zip(arrays["xs"], arrays["resets"]):
-    state, output = jax.jit(exported.call)(x, reset, state)
+    state, output = step(x, reset, state)
     outputs.append(output)
 np.save(sys.argv[3], np.stack(outputs))
 """
@@ -152,19 +157,18 @@ np.save(sys.argv[3], np.stack(outputs))
 
 def test_a_file_runs_in_a_process_without_jaxlstm(tmp_path):
     pytest.importorskip("flatbuffers")
-    params, rows = drawn(WRITER), 2
-    path = tmp_path / "model.stablehlo"
-    assert stablehlo.save(path, WRITER, params, stream=True) < 1e-6
-    xs = np.random.default_rng(0).integers(0, 9, (5, rows), np.int32)
-    resets = np.zeros(xs.shape, bool)
-    resets[0] = True
-    sizes = {"rnn/0/h": 5, "rnn/0/c": 5, "rnn/1/h": 3, "rnn/1/c": 3}
-    state = {name: np.zeros((rows, n), np.float32) for name, n in sizes.items()}
+    model, rows = jl.serial(rnn=jl.recurrent(CELL, 3)), 2
+    params, path = drawn(model), tmp_path / "model.stablehlo"
+    assert stablehlo.save(path, model, params, stream=True) < 1e-6
+    xs = np.random.default_rng(0).normal(size=(4, rows, 3)).astype(np.float32)
+    resets = np.zeros(xs.shape[:2], bool)
+    resets[2, 1] = True
+    state = {name: np.zeros((rows, 3), np.float32) for name in ("rnn/h", "rnn/c")}
     given, results = tmp_path / "given.npz", tmp_path / "outputs.npy"
     np.savez(given, xs=xs, resets=resets, **state)
     subprocess.run([sys.executable, "-c", WITHOUT_JAXLSTM, path, given, results],
                    check=True)  # fmt: skip
-    expected = WRITER.apply(params, xs, resets=resets)[1]
+    expected = model.apply(params, xs, resets=resets)[1]
     np.testing.assert_allclose(np.load(results), expected, atol=1e-6)
 
 
