@@ -1,3 +1,4 @@
+from . import comparison as comparison
 from . import cudnn as cudnn
 from . import equinox as equinox
 from . import files as files
@@ -10,3 +11,5 @@ from . import onnx as onnx
 from . import rtneural as rtneural
 from . import stablehlo as stablehlo
 from . import torch as torch
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare
