@@ -184,6 +184,14 @@ def test_operations_of_other_domains():
     assert "'mine' (my.ops.Relu)" in refusal(model([lstm(y="y"), node]))
 
 
+def test_names_that_are_no_text(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(
+        model().SerializeToString().replace(b"rnn/LSTM", b"rnn/\xff\xfe\xfdM")
+    )
+    assert "expected UTF-8" in refusal(path)
+
+
 def test_missing_weights_and_no_nodes():
     assert "'R', which is no input" in refusal(model(weights=[zeros("W", 1, 8, 3)]))
     empty = model()

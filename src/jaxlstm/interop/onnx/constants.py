@@ -41,8 +41,8 @@ def fold(node: Node, inputs: Arrays, limit: int) -> tuple[np.ndarray, ...] | Non
             f"onnx.load: {node}: got constants that do not fit this operation "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
         ) from None
-    except (OverflowError, ZeroDivisionError, MemoryError) as error:
-        raise ValueError(f"onnx.load: {node}: got {error} from constants.") from None
+    except (ArithmeticError, MemoryError, RuntimeError) as error:
+        raise ValueError(f"onnx.load: {node}: {error}, from constants.") from None
     return result if isinstance(result, tuple) else (result,)
 
 

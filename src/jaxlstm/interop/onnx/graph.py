@@ -136,12 +136,23 @@ def _graph(onnx: Any, model: Any, folder: Path | None) -> Graph:
             f"onnx.load: initializer {name!r}: got a sparse tensor, expected a dense "
             "one."
         )
-    constants = {t.name: _array(onnx, t, folder) for t in graph.initializer}
+    constants = {_text(t.name): _array(onnx, t, folder) for t in graph.initializer}
     nodes = tuple(_node(onnx, node, folder) for node in graph.node)
     _check_order(graph, nodes, constants)
     inputs = (_input(onnx, i) for i in graph.input if i.name not in constants)
-    outputs = tuple(output.name for output in graph.output)
-    return Graph(tuple(inputs), outputs, nodes, constants, model.producer_name)
+    outputs = tuple(_text(output.name) for output in graph.output)
+    producer = _text(model.producer_name)
+    return Graph(tuple(inputs), outputs, nodes, constants, producer)
+
+
+def _text(name: str | bytes) -> str:
+    """Return a name. Protobuf returns bytes for one that is not valid UTF-8."""
+    if isinstance(name, bytes):
+        raise ValueError(
+            f"onnx.load: got the name {name!r:.60}, expected UTF-8; the file is "
+            "damaged."
+        )
+    return name
 
 
 def _check_order(graph: Any, nodes: tuple[Node, ...], constants: Mapping) -> None:
@@ -181,7 +192,7 @@ def _input(onnx: Any, info: Any) -> Input:
     shape = None
     if kind.HasField("shape"):
         shape = tuple(
-            (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None)
+            dim.dim_value if dim.HasField("dim_value") else _text(dim.dim_param) or None
             for dim in kind.shape.dim
         )
         for size in shape:
@@ -191,16 +202,16 @@ def _input(onnx: Any, info: Any) -> Input:
                     "at least 1."
                 )
     integers = (kinds.INT8, kinds.INT16, kinds.INT32, kinds.INT64, kinds.UINT8)
-    return Input(info.name, shape, kind.elem_type in integers)
+    return Input(_text(info.name), shape, kind.elem_type in integers)
 
 
 def _node(onnx: Any, node: Any, folder: Path | None) -> Node:
-    domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
-    op = domain + node.op_type
-    first = next(iter(node.output), "")
-    name = node.name or f"{op} of {first}"
-    attributes = {a.name: _attribute(onnx, a, folder) for a in node.attribute}
-    return Node(name, op, tuple(node.input), tuple(node.output), attributes)
+    domain = _text(node.domain)
+    op = ("" if domain in ("", "ai.onnx") else f"{domain}.") + _text(node.op_type)
+    inputs, outputs = (tuple(map(_text, names)) for names in (node.input, node.output))
+    name = _text(node.name) or f"{op} of {next(iter(outputs), '')}"
+    attributes = {_text(a.name): _attribute(onnx, a, folder) for a in node.attribute}
+    return Node(name, op, inputs, outputs, attributes)
 
 
 def _attribute(onnx: Any, attribute: Any, folder: Path | None) -> Any:
@@ -276,7 +287,7 @@ def _external(place: str, tensor: Any, count: int, folder: Path | None) -> bytes
         ValueError: the path leaves the folder or passes a link, or the file does not
             have these bytes.
     """
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = {_text(e.key): _text(e.value) for e in tensor.external_data}
     location = entries.get("location", "")
     place = f"{place}: external data {location!r}"
     if folder is None:

@@ -38,6 +38,7 @@ NOT_READ = (
     "with the reader of the other library."
 )
 LEAST_LIMIT = 2**20  # elements that a computed constant may always have
+LEAST_TOTAL = 2**24  # elements that all of them may always have together
 
 MOVES = {
     *("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice"),
@@ -178,6 +179,7 @@ class _Walk:
         self.values: dict[str, Value] = {"": None}
         weights = sum(a.size for a in graph.constants.values() if a is not None)
         self.limit = max(LEAST_LIMIT, 4 * weights)
+        self.total = max(LEAST_TOTAL, 16 * weights)
         for name, array in graph.constants.items():
             self.values[name] = (
                 Other(f"initializer {name!r} holds no numbers", 0, False)
@@ -324,6 +326,13 @@ class _Walk:
             arrays = [i.array if isinstance(i, Constant) else None for i in inputs]
             folded = constants.fold(node, arrays, self.limit)
             if folded is not None:
+                self.total -= sum(array.size for array in folded)
+                if self.total < 0:
+                    raise ValueError(
+                        f"onnx.load: {node}: got computed constants that are much "
+                        "larger than the weights of the file; expected the weights "
+                        "themselves: export with constant folding."
+                    )
                 sized = any(i.sized for i in inputs if isinstance(i, Constant))
                 return [Constant(array, sized) for array in folded]
         if node.op in nodes.GATES:
@@ -333,9 +342,15 @@ class _Walk:
         if handler is not None:
             try:
                 found = handler(self, node, *inputs)
-            except (TypeError, ValueError, IndexError, KeyError, AttributeError) as e:
-                if isinstance(e, _Refused):
-                    raise ValueError(str(e)) from None
+            except _Refused as error:
+                raise ValueError(str(error)) from None
+            except (
+                ArithmeticError,
+                AttributeError,
+                LookupError,
+                TypeError,
+                ValueError,
+            ):
                 found = None  # inputs or attributes that the operation does not take
         if found is None:
             return [self._refuse(node, inputs) for _ in node.outputs]
@@ -920,9 +935,11 @@ def _where(walk: _Walk, node: Node, chosen: Value, x: Value, y: Value) -> Value:
         return y if np.array_equal(mask.ravel(), counts == 0) else None
     if not isinstance(x, Stream) or not isinstance(y, Constant) or y.array.any():
         return None
-    active = np.arange(walk.size(x.axes[0]))[:, None] < counts
-    fits = mask.shape in (active.shape, (*active.shape, 1))
-    return x if fits and np.array_equal(mask.ravel(), active.ravel()) else None
+    frame = (walk.size(x.axes[0]), len(counts))
+    if mask.shape not in (frame, (*frame, 1)):  # and before an array of that size
+        return None
+    active = np.arange(frame[0])[:, None] < counts
+    return x if np.array_equal(mask.reshape(frame), active) else None
 
 
 HANDLERS: Mapping[str, Callable[..., Any]] = {
