@@ -206,6 +206,22 @@ def test_batch_first_nodes():
     jax.tree.map(np.testing.assert_array_equal, params, batch_first)
 
 
+def test_the_names_of_torchs_newer_exporter():
+    """It names nodes by numbers, and their modules in the metadata."""
+    b = Builder()
+    y = squeezed(b, b.recurrent(b.input("x", ("T", "B", 3)), 3, 4)[0])
+    b.nodes[0].metadata_props.add(
+        key="pkg.torch.onnx.name_scopes", value="['', 'body', 'body.rnn', 'lstm']"
+    )
+    y = b.add("MatMul", y, b.constant(normal(4, 2)))
+    b.nodes[-1].metadata_props.add(
+        key="pkg.torch.onnx.name_scopes", value="['', 'head', 'linear']"
+    )
+    params, _ = jl.interop.onnx.load(b.model(y))
+    assert params["body"]["rnn"].w_h.shape == (4, 4, 4)
+    assert params["head"].w.shape == (4, 2)
+
+
 def test_two_nodes_are_two_directions():
     b = Builder()
     x = b.input("x", ("T", "B", 3))

@@ -6,6 +6,7 @@ after its claimed shape has been compared with the bytes that are there.
 
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -209,9 +210,23 @@ def _node(onnx: Any, node: Any, folder: Path | None) -> Node:
     domain = _text(node.domain)
     op = ("" if domain in ("", "ai.onnx") else f"{domain}.") + _text(node.op_type)
     inputs, outputs = (tuple(map(_text, names)) for names in (node.input, node.output))
-    name = _text(node.name) or f"{op} of {next(iter(outputs), '')}"
+    name = _scope(node) + (_text(node.name) or f"{op} of {next(iter(outputs), '')}")
     attributes = {_text(a.name): _attribute(onnx, a, folder) for a in node.attribute}
     return Node(name, op, inputs, outputs, attributes)
+
+
+def _scope(node: Any) -> str:
+    """Return the path of the module in which torch's exporter recorded the node.
+
+    Its list `['', 'rnn', 'lstm']` names the modules around an operation, each in full,
+    and then the operation.
+    """
+    for entry in getattr(node, "metadata_props", ()):
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = re.findall(r"'([^']*)'", _text(entry.value))
+            if len(scopes) > 1 and scopes[-2]:
+                return scopes[-2].replace(".", "/") + "/"
+    return ""
 
 
 def _attribute(onnx: Any, attribute: Any, folder: Path | None) -> Any:
