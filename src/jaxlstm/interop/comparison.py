@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlstm import interop
 from jaxlstm.cells.base import Params
-from jaxlstm.interop import parts, torch
+from jaxlstm.interop import parts
 from jaxlstm.interop.parts import Part
-from jaxlstm.layers import EmbedParams, Layer
+from jaxlstm.layers.base import Layer
+from jaxlstm.layers.pointwise import EmbedParams
 from jaxlstm.masking import error_prefix
 from jaxlstm.typing import show
 
@@ -108,7 +110,7 @@ class Question(NamedTuple):
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the inputs have no gradient."""
+        """True if the inputs are tokens, which have no gradient."""
         return self.xs.dtype.kind == "i"
 
 
@@ -211,15 +213,18 @@ def _ours(model: Layer, params: Params, question: Question) -> Results:
         state, ys = model.apply(params, xs, lengths=question.lengths)
         return ys, jax.tree.leaves(state)
 
+    @jax.jit
+    def results(params: Params, xs: Any, cotangents: Any) -> tuple[Any, ...]:
+        if question.has_tokens:
+            out, pull = jax.vjp(lambda params: run(params, xs), params)
+            return *out, *pull(cotangents), None
+        out, pull = jax.vjp(run, params, xs)
+        return *out, *pull(cotangents)
+
     cotangents = (question.d_ys, question.d_states)
-    if question.has_tokens:
-        (ys, states), pull = jax.vjp(lambda p: run(p, question.xs), params)
-        (d_params,), d_xs = pull(cotangents), None
-    else:
-        (ys, states), pull = jax.vjp(run, params, jnp.asarray(question.xs))
-        d_params, d_xs = pull(cotangents)
+    ys, states, d_params, d_xs = results(params, question.xs, cotangents)
     try:
-        named = torch.dump(model, d_params)
+        named = interop.torch.dump(model, d_params)
     except ValueError:  # torch has no such model, and none is compared
         named = None
     return Results(ys, states, d_xs, named)
@@ -485,18 +490,21 @@ def _run_jax(
     run: Callable[[Any], tuple[Any, list[Any] | None]], question: Question
 ) -> Results:
     """Return the results of a function `xs -> (ys, states)` that JAX can trace."""
-    xs = jnp.asarray(question.xs)
     if question.has_tokens:
-        return Results(*run(xs))
-    (ys, states), pull = jax.vjp(run, xs)
-    _check_outputs(question, ys)
-    d_ys = jnp.asarray(question.d_ys, ys.dtype)
-    d_states = None
-    if states is not None:
-        pairs = zip(question.d_states, states, strict=True)
-        d_states = [jnp.asarray(array, state.dtype) for array, state in pairs]
-    [d_xs] = pull((d_ys, d_states))
-    return Results(ys, states, d_xs)
+        return Results(*run(jnp.asarray(question.xs)))
+
+    @jax.jit
+    def results(xs: Any) -> tuple[Any, ...]:
+        (ys, states), pull = jax.vjp(run, xs)
+        _check_outputs(question, ys)
+        d_ys = jnp.asarray(question.d_ys, ys.dtype)
+        d_states = None
+        if states is not None:
+            pairs = zip(question.d_states, states, strict=True)
+            d_states = [jnp.asarray(array, state.dtype) for array, state in pairs]
+        return ys, states, *pull((d_ys, d_states))
+
+    return Results(*results(question.xs))
 
 
 RUNNERS: dict[str, Callable[[Any, Question], Results]] = {

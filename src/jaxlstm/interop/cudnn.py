@@ -18,7 +18,7 @@ from jaxlstm.cells.base import Params, check_size
 from jaxlstm.interop import layout, parts
 from jaxlstm.interop.layout import Layout, Weights
 from jaxlstm.interop.parts import Recurrent
-from jaxlstm.layers import Layer
+from jaxlstm.layers.base import Layer
 from jaxlstm.masking import error_prefix
 from jaxlstm.typing import show
 

@@ -22,7 +22,8 @@ from jaxlstm.cells.base import Params
 from jaxlstm.interop import layout, parts
 from jaxlstm.interop.layout import Weights
 from jaxlstm.interop.parts import Part, Recurrent
-from jaxlstm.layers import EmbedParams, Layer, LinearParams
+from jaxlstm.layers.base import Layer
+from jaxlstm.layers.pointwise import EmbedParams, LinearParams
 from jaxlstm.masking import error_prefix
 
 Module = TypeVar("Module")

@@ -30,7 +30,8 @@ from jaxlstm.cells.base import Params
 from jaxlstm.interop import files, layout, parts
 from jaxlstm.interop.layout import Layout, Weights
 from jaxlstm.interop.parts import Part, Recurrent
-from jaxlstm.layers import EmbedParams, Layer, LinearParams
+from jaxlstm.layers.base import Layer
+from jaxlstm.layers.pointwise import EmbedParams, LinearParams
 from jaxlstm.masking import error_prefix
 
 Tree = dict[Any, Any]

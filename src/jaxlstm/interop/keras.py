@@ -28,7 +28,9 @@ from jaxlstm.cells.base import ACTIVATIONS, Params
 from jaxlstm.interop import files, layout, parts
 from jaxlstm.interop.layout import Weights
 from jaxlstm.interop.parts import Matrix, Part, Recurrent
-from jaxlstm.layers import EmbedParams, Layer, LinearParams, serial
+from jaxlstm.layers.base import Layer
+from jaxlstm.layers.combine import serial
+from jaxlstm.layers.pointwise import EmbedParams, LinearParams
 from jaxlstm.masking import error_prefix
 from jaxlstm.typing import show
 

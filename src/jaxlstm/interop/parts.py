@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlstm import layers
 from jaxlstm.cells import base
 from jaxlstm.cells.base import Cell, Params
 from jaxlstm.cells.gru import GRUParams, gru
@@ -22,7 +21,12 @@ from jaxlstm.cells.projected import ProjectedLSTMParams, projected_lstm
 from jaxlstm.cells.simple import RNNParams, simple_rnn
 from jaxlstm.construction import construction_of
 from jaxlstm.interop.layout import kind_of
-from jaxlstm.layers import EmbedParams, Layer, LinearParams, Pair
+from jaxlstm.layers.base import Layer
+from jaxlstm.layers.combine import Pair, serial, stack
+from jaxlstm.layers.pointwise import EmbedParams, LinearParams
+from jaxlstm.layers.pointwise import embed as embed_layer
+from jaxlstm.layers.pointwise import linear as linear_layer
+from jaxlstm.layers.recurrent import recurrent
 from jaxlstm.typing import show
 
 
@@ -91,10 +95,10 @@ def build(part: Part) -> tuple[Params, Layer]:
     One direction of one layer becomes `jl.recurrent`, all else `jl.stack`.
     """
     if isinstance(part, LinearParams):
-        return on_device(part), layers.linear(part.w.shape[1])
+        return on_device(part), linear_layer(part.w.shape[1])
     if isinstance(part, EmbedParams):
         params = on_device(part)
-        return params, layers.embed(*params.table.shape, dtype=params.table.dtype)
+        return params, embed_layer(*params.table.shape, dtype=params.table.dtype)
     if isinstance(part, Matrix):
         raise ValueError(
             f"got a weight of shape {show(part.table.shape)} without bias, which may "
@@ -115,15 +119,13 @@ def _build_recurrent(part: Recurrent) -> tuple[Params, Layer]:
     sizes = tuple(directions[0].b.shape[-1] for directions in part.layers)
     bidirectional = is_bidirectional(part)
     if len(sizes) == 1 and not bidirectional:
-        layer = layers.recurrent(cell, sizes[0], reverse=part.reverse)
+        layer = recurrent(cell, sizes[0], reverse=part.reverse)
         return on_device(first), layer
     params = tuple(
         Pair(*directions) if bidirectional else directions[0]
         for directions in part.layers
     )
-    model = layers.stack(
-        cell, sizes, bidirectional=bidirectional, dropout=float(part.dropout)
-    )
+    model = stack(cell, sizes, bidirectional=bidirectional, dropout=float(part.dropout))
     return on_device(params), model
 
 
@@ -273,9 +275,7 @@ def _select_all(
     built = [build(part) for part in chosen]
     names = layer_names(found, separator)
     params = {name: params for name, (params, _) in zip(names, built, strict=True)}
-    model = layers.serial(
-        **dict(zip(names, (layer for _, layer in built), strict=True))
-    )
+    model = serial(**dict(zip(names, (layer for _, layer in built), strict=True)))
     return params, model
 
 
@@ -373,17 +373,16 @@ def _choice(
     if prefix and not found:
         return f"prefix: got {prefix!r}, expected one of: {listed}."
     names = list(parts if "" in found or not found else found)
-    recurrent = [path for path in names if isinstance(parts[path], Recurrent)]
-    one = (recurrent or names)[0]
-    advice = f"pass prefix={one!r} for one of them"
-    if len(names) > 1:
-        every = ", ".join(map(repr, names))
-        advice += f", or prefix=({every}), in the order of the model, for all"
-    elif one == "":
-        return f"got arrays beside the weights of {listed}{other}; remove them."
-    else:
-        advice = f"pass prefix={one!r}"
-    return f"got {len(names)} layers: {listed}{other}; {advice}."
+    one = next((n for n in names if isinstance(parts[n], Recurrent)), names[0])
+    if one == "":
+        return f"got other layers or arrays beside {listed}{other}; remove them."
+    if len(names) == 1:
+        return f"got 1 layer: {listed}{other}; pass prefix={one!r}."
+    every = ", ".join(map(repr, names))
+    return (
+        f"got {len(names)} layers: {listed}{other}; pass prefix={one!r} for one of "
+        f"them, or prefix=({every}), in the order of the model, for all."
+    )
 
 
 # -- taking a model apart --------------------------------------------------------------
