@@ -125,22 +125,33 @@ def test_torch(masking, bidirectional):
     assert_same(xs.grad, d_xs)
 
 
+def torch_layer(directions):
+    """Return our layer and its parameters."""
+    params = [jl.LSTMParams(*case.weights) for case in directions]
+    if len(params) == 1:
+        return jl.recurrent(CELL, 5), params[0]
+    return jl.stack(CELL, (5,), bidirectional=True), (jl.Pair(*params),)
+
+
 def load_torch(torch, peer, directions) -> None:
-    """Our bias is the sum of torch's two."""
-    for case, suffix in zip(directions, ("_l0", "_l0_reverse"), strict=False):
-        w_x, w_h, b = map(joined, case.weights)
-        own = {"weight_ih": w_x.T, "weight_hh": w_h.T, "bias_ih": b / 4}
-        own["bias_hh"] = b - b / 4
-        with torch.no_grad():
-            for name, value in own.items():
-                getattr(peer, name + suffix).copy_(torch.tensor(value))
+    """Split our bias, the sum of torch's two, into parts."""
+    arrays = jl.interop.torch.dump(*torch_layer(directions))
+    for name in arrays:
+        if "bias_ih" in name:
+            arrays[name] = arrays[name] / 4
+            arrays[name.replace("_ih", "_hh")] = arrays[name] * 3
+    peer.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()})
 
 
 def torch_gradients(peer, suffix: str):
-    w_x = getattr(peer, "weight_ih" + suffix).grad.numpy().T
-    w_h = getattr(peer, "weight_hh" + suffix).grad.numpy().T
-    b = getattr(peer, "bias_ih" + suffix).grad.numpy()
-    return w_x.reshape(4, 4, 5), w_h.reshape(5, 4, 5), b.reshape(4, 5)
+    """Return the gradients of our parameters; both biases have that of the sum."""
+    grads = {
+        name: tensor.grad.numpy() * ("bias_hh" not in name)
+        for name, tensor in peer.named_parameters()
+        if name.endswith(suffix)
+    }
+    names = {name: name.removesuffix("_reverse") for name in grads}
+    return tuple(jl.interop.torch.load({names[n]: g for n, g in grads.items()})[0])
 
 
 def packed(torch, xs, lengths):

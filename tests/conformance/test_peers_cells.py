@@ -59,8 +59,9 @@ def test_torch(kind, packed):
     options = {} if kind == "GRU" else {"nonlinearity": kind}
     peer = getattr(torch.nn, "GRU" if kind == "GRU" else "RNN")
     peer = peer(FEATURES, HIDDEN, dtype=torch.float64, **options)
-    for name, value in torch_weights(params).items():
-        getattr(peer, name).data.copy_(torch.tensor(np.asarray(value)))
+    layer = jl.recurrent(cell, HIDDEN)
+    weights = jl.interop.torch.dump(layer, params)
+    peer.load_state_dict({n: torch.from_numpy(value) for n, value in weights.items()})
     x, h = (torch.tensor(np.asarray(v), requires_grad=True) for v in (xs, state.h))
     fed = x
     if packed:
@@ -74,22 +75,12 @@ def test_torch(kind, packed):
     grads = {name: tensor.grad.numpy() for name, tensor in peer.named_parameters()}
     assert_same([x.grad, h.grad], list(gradients[1:]))
     d = gradients[0]
-    expected = torch_weights(d)
+    expected = jl.interop.torch.dump(layer, d)
     assert_same(grads["weight_ih_l0"], expected["weight_ih_l0"])
     assert_same(grads["weight_hh_l0"], expected["weight_hh_l0"])
     assert_same(grads["bias_ih_l0"], d.b.ravel())
     b_hn = d.b_h if kind == "GRU" else d.b
     assert_same(grads["bias_hh_l0"][-HIDDEN:], b_hn)
-
-
-def torch_weights(params):
-    """Our b is the bias of x; the bias of h is the part that the reset gate scales."""
-    w_x, w_h = (jnp.moveaxis(w, 0, -1).reshape(-1, len(w)) for w in params[:2])
-    b, b_h = params.b.ravel(), jnp.zeros(params.b.size)
-    if isinstance(params, GRUParams):
-        b_h = b_h.at[-HIDDEN:].set(params.b_h)
-    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    return dict(zip(names, (w_x, w_h, b, b_h), strict=True))
 
 
 # --- Keras ----------------------------------------------------------------------------

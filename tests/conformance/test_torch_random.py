@@ -2,7 +2,8 @@
 
 A group has one program and one shape; its cases differ in weights, inputs,
 lengths, initial states and cotangents, and half of them are packed. float32 to 1e-5 and
-float64 to 1e-12 of the largest number in each array.
+float64 to 1e-12 of the largest number in each array. Weights and gradients go through
+`jaxlstm.interop.torch`.
 """
 
 import itertools
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxlstm as jl
-from jaxlstm.cells.projected import ProjectedLSTMParams
+from jaxlstm.interop import torch as interop
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore")]
@@ -122,44 +123,38 @@ def theirs(peer, weights, inputs, lengths, cotangents):
 # --- jaxlstm --------------------------------------------------------------------------
 
 
-def program(group: Group, shape: Shape):
-    """Return our function of torch's weights, xs and states, with gradients."""
-    cell = jl.projected_lstm(shape.shown) if group.projected else jl.lstm()
-    model = jl.stack(
-        cell, (shape.hidden,) * group.layers, bidirectional=group.bidirectional
-    )
+def program(model: jl.Layer, group: Group):
+    """Return our function of params, xs and states, with gradients by torch's names."""
 
-    def run(weights, xs, h, c, lengths):
-        params = tuple(layer(weights, n, group) for n in range(group.layers))
+    def run(params, xs, h, c, lengths):
         state = tuple(layer_state(h, c, n, group) for n in range(group.layers))
+        state = state if is_stack(group) else state[0]
         last, hs = model.apply(params, xs, state, lengths=lengths)
         last = jax.tree.leaves(last, is_leaf=lambda s: isinstance(s, jl.LSTMState))
         return hs, jnp.stack([s.h for s in last]), jnp.stack([s.c for s in last])
 
     @jax.jit
-    def values_and_gradients(weights, inputs, lengths, cotangents):
+    def values_and_gradients(params, inputs, lengths, cotangents):
         out, pull = jax.vjp(
-            lambda *given: run(*given, lengths=lengths), weights, *inputs
+            lambda *given: run(*given, lengths=lengths), params, *inputs
         )
         return out, pull(cotangents)
 
-    return values_and_gradients
+    def by_name(params, inputs, lengths, cotangents):
+        out, (d_params, *rest) = values_and_gradients(
+            params, inputs, lengths, cotangents
+        )
+        named = interop.dump(model, d_params)
+        for name in named:  # both biases have the gradient of their sum
+            if "bias_hh" in name:
+                named[name] = named[name.replace("_hh", "_ih")]
+        return out, (named, *rest)
+
+    return by_name
 
 
-def layer(weights, n: int, group: Group):
-    there = one_way(weights, f"_l{n}")
-    if not group.bidirectional:
-        return there
-    return jl.Pair(there, one_way(weights, f"_l{n}_reverse"))
-
-
-def one_way(weights, suffix: str):
-    """Convert torch's weights: gates i f g o are concatenated, biases are summed."""
-    w_x, w_h = (weights[f"weight_{side}{suffix}"].T for side in ("ih", "hh"))
-    b = weights[f"bias_ih{suffix}"] + weights[f"bias_hh{suffix}"]
-    own = [w.reshape(*w.shape[:-1], 4, -1) for w in (w_x, w_h, b)]
-    w_p = weights.get(f"weight_hr{suffix}")
-    return jl.LSTMParams(*own) if w_p is None else ProjectedLSTMParams(*own, w_p.T)
+def is_stack(group: Group) -> bool:
+    return group.layers > 1 or group.bidirectional
 
 
 def layer_state(h, c, n: int, group: Group):
@@ -185,7 +180,7 @@ def agree(got, expected, tolerance: float) -> None:
 def test_torch(n, dtype, x64):
     group, rng = GROUPS[n], np.random.default_rng([31, n])
     shape = draw_shape(rng, group)
-    ours, peer = program(group, shape), torch_lstm(group, shape, dtype)
+    peer, ours = torch_lstm(group, shape, dtype), None
     for _ in range(CASES[n]):
         question = draw(rng, group, shape, dtype)
         values, gradients = theirs(peer, *question)
@@ -193,4 +188,6 @@ def test_torch(n, dtype, x64):
         weights, inputs, lengths, cotangents = question
         whole = np.full(shape.rows, shape.time, np.int32)
         lengths = whole if lengths is None else lengths
-        agree(ours(weights, inputs, lengths, cotangents), as_numpy, TOLERANCE[dtype])
+        params, model = interop.load(weights)
+        ours = ours or program(model, group)
+        agree(ours(params, inputs, lengths, cotangents), as_numpy, TOLERANCE[dtype])
