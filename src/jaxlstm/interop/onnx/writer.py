@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxlstm import layers
 from jaxlstm.cells.base import HiddenState, LSTMState
 from jaxlstm.construction import construction_of
 from jaxlstm.interop.onnx import cells
 from jaxlstm.interop.onnx.cells import CellNode, cell_node, lift
 from jaxlstm.interop.onnx.graph import import_onnx
 from jaxlstm.interop.onnx.nodes import INPUTS
+from jaxlstm.layers import combine, pointwise
 from jaxlstm.layers.base import Layer
 from jaxlstm.layers.combine import Pair
 from jaxlstm.version import __version__
@@ -353,34 +353,34 @@ class _Writer:
         construction = construction_of(layer)
         function, options = construction or (None, {})
         match function:
-            case layers.serial:
+            case combine.serial:
                 named = options.get("named") or {}
                 if not named:
                     parts = list(enumerate(options["layers"]))
                     return self.chain(parts, params, path, x, tuple)
                 y, states = self.chain(named.items(), params, path, x, list)
                 return y, dict(zip(named, states, strict=True))
-            case layers.stack:
+            case combine.stack:
                 return self.stack(options, params, path, x)
-            case layers.bidirectional:
+            case combine.bidirectional:
                 both = Pair(options["forward"], options["backward"])
                 return self.bidirectional(both, params, path, x)
-            case layers.residual:
+            case combine.residual:
                 y, states = self.layer(options["layer"], params, path, x)
                 return self.residual(x, y, path), states
-            case layers.recurrent:
+            case combine.recurrent:
                 node = cell_node(_place(path), options["cell"], params)
                 return self.recurrent([node], [options["reverse"]], [path], path, x)
-            case layers.linear:
+            case pointwise.linear:
                 return self.linear(params, path, x), ()
-            case layers.embed:
+            case pointwise.embed:
                 if options["dtype"] != np.float32:
                     raise ValueError(
                         f"{_place(path)}: embed: dtype: got {options['dtype']}, "
                         "expected float32, in which the model is written."
                     )
                 return self.embed(params, path, x), ()
-            case layers.dropout:
+            case pointwise.dropout:
                 return self.dropout(options["rate"], path, x), ()
         raise _own_layer(path)
 
@@ -425,7 +425,7 @@ class _Writer:
         found = [construction_of(layer) for layer in both]
         functions = [None if one is None else one.function for one in found]
         options = [{} if one is None else one.arguments for one in found]
-        if functions == [layers.recurrent] * 2:
+        if functions == [combine.recurrent] * 2:
             reverse = [option["reverse"] for option in options]
             if reverse == [False, True]:
                 both_cells = [option["cell"] for option in options]
@@ -692,25 +692,25 @@ def _inner(path: str, layer: Layer, params: Any) -> Iterable[tuple[str, Layer, A
         raise _own_layer(path)
     function, options = construction
     match function:
-        case layers.serial:
+        case combine.serial:
             named = options.get("named") or {}
             parts = named.items() if named else enumerate(options["layers"])
             for name, part in parts:
                 yield _join(path, str(name)), part, params[name]
-        case layers.stack:
-            first = layers.recurrent(options["cell"], options["sizes"][0])
+        case combine.stack:
+            first = combine.recurrent(options["cell"], options["sizes"][0])
             own = params[0].forward if options["bidirectional"] else params[0]
             yield _join(path, "0"), first, own
-        case layers.bidirectional:
+        case combine.bidirectional:
             yield _join(path, "forward"), options["forward"], params[0]
-        case layers.residual:
+        case combine.residual:
             yield path, options["layer"], params
 
 
 def _vocabulary(path: str, layer: Layer, params: Any) -> int | None:
     """Return the number of tokens that the first layer reads; None for features."""
     construction = construction_of(layer)
-    if construction is not None and construction.function is layers.embed:
+    if construction is not None and construction.function is pointwise.embed:
         return len(params.table)
     for part in _inner(path, layer, params):
         return _vocabulary(*part)
@@ -735,10 +735,10 @@ def _features(layer: Layer, params: Any) -> int:
 def _find_features(path: str, layer: Layer, params: Any) -> int | None:
     parts = list(_inner(path, layer, params))
     function, options = construction_of(layer) or (None, {})
-    if function is layers.recurrent:
+    if function is combine.recurrent:
         _, own, _ = cells.unwrap(_place(path), options["cell"], params)
         return own.w_x.shape[0]
-    if function is layers.linear:
+    if function is pointwise.linear:
         return params.w.shape[0]
     sizes = (_find_features(*part) for part in parts)
     return next((size for size in sizes if size is not None), None)
