@@ -143,6 +143,13 @@ def test_a_kernel_refuses_symbolic_axes_in_a_sentence():
     assert refusal("native").startswith("native: ")
 
 
+def test_memory_of_symbolic_shapes_is_not_estimated():
+    params = CELL.init(KEY, 2, 3)
+    xs = jax.ShapeDtypeStruct((T, B, 2), jnp.float32)
+    with pytest.raises(ValueError, match=r"estimate_memory: xs: .* shape \[T, B, 2\]"):
+        jl.estimate_memory(CELL, params, xs)
+
+
 def test_lengths_of_other_rows_are_an_error():
     model = jl.recurrent(CELL, 3)
     params, _ = model.init(KEY, 2)

@@ -24,7 +24,7 @@ from jaxlstm.engines import registry
 from jaxlstm.engines.memory import Memory
 from jaxlstm.engines.registry import DEFAULT, ENGINES, Options
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Key, as_key_or_none
+from jaxlstm.typing import Key, as_key_or_none, is_symbolic, show
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -273,6 +273,10 @@ def estimate_memory(
     with masking.error_prefix("estimate_memory"):
         inputs = (params, xs, state)
         call = _checked_call("estimate_memory", cell, inputs, options, abstract=True)
+        if is_symbolic(shape := call.arrays[1].shape):
+            raise ValueError(
+                f"xs: got the symbolic shape {show(shape)}, expected integers."
+            )
         refusals: dict[str, NotImplementedError] = {}
         for name in call.engines:
             try:

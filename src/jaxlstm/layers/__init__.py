@@ -15,6 +15,9 @@ deep network is a layer as well:
 Lengths, masks and resets behave as in `unroll` in every layer: the inputs of masked and
 padded steps are not read, and the outputs there are zero. Without a key, no layer draws
 noise.
+
+Equal arguments return equal layers, so that `jit` does not trace an equal static model
+again. Layers and cells can be pickled and copied.
 """
 
 from jaxlstm.layers.base import Apply as Apply
