@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_an_empty_file_or_a_directory(suffix, tmp_path):
     refuses(path, "got an empty file, expected weights")
     path.unlink()
     path.mkdir()
-    refuses(path, "got a directory, expected a file")
+    refuses(path, "got a directory or a device, expected a file")
 
 
 def test_an_unknown_suffix_or_a_missing_file(tmp_path):
@@ -62,6 +63,20 @@ def test_an_unknown_suffix_or_a_missing_file(tmp_path):
     refuses(path, r"got a file named \.pkl, expected one of \.safetensors, \.npz")
     with pytest.raises(FileNotFoundError, match=r"none\.npz"):
         files.read(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "library", "message"),
+    [
+        (".h5", "h5py", r'needs h5py: pip install "jaxlstm\[keras\]"'),
+        (".pt", "torch", r'needs torch >= 2\.6 .*: pip install "jaxlstm\[torch\]"'),
+    ],
+)
+def test_a_missing_library_is_named(suffix, library, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    path = npz_file(tmp_path / f"w{suffix}", {"archive/data.pkl": b"x"})
+    with pytest.raises(ImportError, match=message):
+        files.read(path)
 
 
 # --- safetensors ----------------------------------------------------------------------
@@ -164,6 +179,7 @@ def test_npz_with_objects_is_not_unpickled(tmp_path, evil):
         ),
         (npy((2,), bytes(12)), "and holds 12 bytes"),
         (npy((-2,), bytes(8)), "and holds 8 bytes"),
+        (npy((0, 2**70)), r"a\.npy: "),
         (b"", "is not an array of NumPy"),
         (b"\x93NUMPY\x01\x00\xff\xff{'descr'", "is not an array of NumPy"),
         (b"\x93NUMPY\x07\x00" + bytes(100), "is not an array of NumPy"),

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from random_models import MODELS, Options, assert_same_bits, draw
 
 import jaxlstm as jl
 from jaxlstm.interop import torch as interop
+from random_models import MODELS, Options, assert_same_bits, draw
 
 OPTIONS = Options(("lstm", "projected", "gru", "rnn"), equal_sizes=True)
 
@@ -214,3 +214,50 @@ def test_options_of_dump():
     params = params._replace(b=0 * params.b)
     arrays = interop.dump(model, params, prefix="net", biases=False)
     assert list(arrays) == ["net.weight_ih_l0", "net.weight_hh_l0"]
+
+
+@pytest.mark.parametrize(
+    ("model", "params", "message"),
+    [
+        (
+            jl.serial(rnn=jl.linear(2)),
+            {"head": 1},
+            "got dict of head, expected entries f",
+        ),
+        (jl.serial(jl.linear(2)), (), "got tuple, expected entries for the layers 0"),
+        (jl.linear(2), (), "got tuple, expected LinearParams, as init of this model"),
+        (
+            jl.recurrent(jl.gru(), 3),
+            lambda: interop.load(lstm())[0],
+            "expected GRUParams",
+        ),
+        (
+            jl.recurrent(jl.lstm(), 3),
+            lambda: interop.load(lstm())[0],
+            "Params of 3 units",
+        ),
+        (
+            jl.stack(jl.lstm(), (3, 3)),
+            (1,),
+            "got tuple, expected entries for the layers",
+        ),
+        (jl.stack(jl.lstm(), (3,)), (1,), "got int, expected LSTMParams of 3 units"),
+        (
+            jl.stack(jl.lstm(), (3,), bidirectional=True),
+            (1,),
+            "expected one Pair for bo",
+        ),
+    ],
+)
+def test_params_of_another_model_are_refused(model, params, message):
+    params = params() if callable(params) else params
+    with pytest.raises(ValueError, match=rf"^torch\.dump: .*params: .*{message}"):
+        interop.dump(model, params)
+
+
+def test_params_that_contradict_each_other_are_refused():
+    params, model = interop.load(lstm())
+    with pytest.raises(
+        ValueError, match=r"params: got shapes .* with one size per lett"
+    ):
+        interop.dump(model, params._replace(w_h=np.ones((4, 4, 5))))

@@ -75,8 +75,8 @@ def read(path: str | os.PathLike[str]) -> Arrays:
             f"{path}: got a file named {suffix or 'without a suffix'}, expected one of "
             f"{', '.join(READERS)}."
         )
-    if path.is_dir():
-        raise ValueError(f"{path}: got a directory, expected a file.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: got a directory or a device, expected a file.")
     with path.open("rb") as file:  # an OSError that names the path
         start = file.read(8)
     if not start:
@@ -98,7 +98,7 @@ def _read_safetensors(path: Path) -> Arrays:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError, ValueError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: got no valid safetensors file ({_one_line(error)})."
         ) from None
@@ -162,7 +162,10 @@ def _read_member(
                 f"({needed:,} bytes) and holds {held:,} bytes."
             )
     with archive.open(info) as member:
-        return np.lib.format.read_array(member, allow_pickle=False)
+        try:
+            return np.lib.format.read_array(member, allow_pickle=False)
+        except (OverflowError, ValueError) as error:  # an axis longer than 2^63
+            raise ValueError(f"{path}: {info.filename}: {_one_line(error)}.") from None
 
 
 def _npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

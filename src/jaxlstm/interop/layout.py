@@ -34,6 +34,7 @@ import numpy as np
 from jaxlstm.cells.base import LSTMParams, Params
 from jaxlstm.cells.coupled import CoupledLSTMParams
 from jaxlstm.cells.gru import GRUParams
+from jaxlstm.cells.parameters import sizes
 from jaxlstm.cells.peephole import PeepholeLSTMParams
 from jaxlstm.cells.projected import ProjectedLSTMParams
 from jaxlstm.cells.simple import RNNParams
@@ -276,11 +277,11 @@ def _check(layout: Layout, weights: Weights) -> int:
                 f"{names[field]}: got dtype {array.dtype}, expected a floating point "
                 "dtype."
             )
-    sizes = [
+    shapes = [
         _matrix(layout, names[field], getattr(weights, field))
         for field in ("w_x", "w_h")
     ]
-    (rows, _), (recurrent_rows, recurrent) = sizes
+    (rows, _), (recurrent_rows, recurrent) = shapes
     if rows != recurrent_rows or rows % count or not rows:
         raise ValueError(
             f"{names['w_x']} and {names['w_h']}: got {rows} and {recurrent_rows} for "
@@ -360,7 +361,8 @@ def from_params(layout: Layout, params: Params, *, biases: bool = True) -> Weigh
         biases: False for a cell without biases.
 
     Raises:
-        ValueError: the library has no place for a parameter that is not zero.
+        ValueError: the library has no place for a parameter that is not zero, or the
+            shapes of the parameters contradict each other.
 
     Example:
         >>> import numpy as np
@@ -375,6 +377,8 @@ def from_params(layout: Layout, params: Params, *, biases: bool = True) -> Weigh
             f"of {NAMES[layout.kind]}."
         )
     params = type(params)(*(None if a is None else np.asarray(a) for a in params))
+    absent = tuple(n for n in params._fields if getattr(params, n) is None)
+    sizes(type(params), params, without=absent)
     order = RECORD_GATES[type(params)]
     w_x, w_h, b = params[:3]
     if layout.kind == "rnn":

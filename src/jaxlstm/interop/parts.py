@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlstm.cells import base
-from jaxlstm.cells.base import Cell, Params
+from jaxlstm.cells.base import Cell, LSTMParams, Params
+from jaxlstm.cells.coupled import CoupledLSTMParams
 from jaxlstm.cells.gru import GRUParams, gru
 from jaxlstm.cells.lstm import lstm
+from jaxlstm.cells.peephole import PeepholeLSTMParams
 from jaxlstm.cells.projected import ProjectedLSTMParams, projected_lstm
 from jaxlstm.cells.simple import RNNParams, simple_rnn
 from jaxlstm.construction import construction_of
@@ -399,6 +401,15 @@ CELLS = {
     "simple_rnn": ("activation",),
 }
 
+RECORDS = {
+    "lstm": LSTMParams,
+    "projected_lstm": ProjectedLSTMParams,
+    "peephole_lstm": PeepholeLSTMParams,
+    "coupled_lstm": CoupledLSTMParams,
+    "gru": GRUParams,
+    "simple_rnn": RNNParams,
+}
+
 DEFAULTS = {"gate_activation": "sigmoid"}  # all other activations: tanh
 
 
@@ -432,10 +443,13 @@ def _parts(path: str, layer: Layer, params: Params) -> Iterable[tuple[str, Part]
     name, options = construction.function.__name__, construction.arguments
     if name == "serial":
         layers = options.get("named") or dict(enumerate(options["layers"]))
+        _check_entries(place, params, layers)
         for key, inner in layers.items():
             inner_path = f"{path}.{key}" if path else str(key)
             yield from _parts(inner_path, inner, params[key])
-    elif name in ("linear", "embed"):
+    elif name in POINTWISE:
+        if not isinstance(params, POINTWISE[name]):
+            raise ValueError(_unfit(place, params, POINTWISE[name].__name__))
         yield path, params
     elif name in RECURRENT:
         yield path, RECURRENT[name](place, options, params)
@@ -447,8 +461,37 @@ def _parts(path: str, layer: Layer, params: Params) -> Iterable[tuple[str, Part]
         )
 
 
+POINTWISE = {"linear": LinearParams, "embed": EmbedParams}
+
+
+def _check_entries(place: str, params: Params, layers: Collection[Any]) -> None:
+    """Raise a `ValueError` if the params have other entries than the layers."""
+    is_mapping = isinstance(params, Mapping)
+    keys = params if is_mapping else range(len(params) if type(params) is tuple else 0)
+    if set(keys) != set(layers):
+        expected = ", ".join(map(str, layers))
+        raise ValueError(_unfit(place, params, f"entries for the layers {expected}"))
+
+
+def _unfit(place: str, params: Params, expected: str) -> str:
+    names = f" of {', '.join(map(str, params))}" if isinstance(params, Mapping) else ""
+    return (
+        f"{place}: params: got {type(params).__name__}{names}, expected {expected}, as "
+        "init of this model returns them."
+    )
+
+
+def _check_cell(place: str, cell: Cell, size: int, params: Params) -> dict[str, Any]:
+    """Return the options of the cell; raise a `ValueError` for other parameters."""
+    name, options = _cell_options(place, cell)
+    if not isinstance(params, RECORDS[name]) or params.b.shape[-1] != size:
+        expected = f"{RECORDS[name].__name__} of {size} units"
+        raise ValueError(_unfit(place, params, expected))
+    return options
+
+
 def _recurrent_part(place: str, options: Mapping[str, Any], params: Params) -> Part:
-    changed = _cell_options(place, options["cell"])
+    changed = _check_cell(place, options["cell"], options["hidden_size"], params)
     return Recurrent(((params,),), changed, reverse=options["reverse"])
 
 
@@ -458,13 +501,22 @@ def _stack_part(place: str, options: Mapping[str, Any], params: Params) -> Part:
             f"{place}: got jl.stack(residual=True), expected residual=False: other "
             "libraries have no layer that adds its input."
         )
+    sizes = options["sizes"]
+    _check_entries(place, params, range(len(sizes)))
     layers = tuple(tuple(p) if isinstance(p, Pair) else (p,) for p in params)
-    changed = _cell_options(place, options["cell"])
+    changed: dict[str, Any] = {}
+    for size, directions in zip(sizes, layers, strict=True):
+        if len(directions) != 1 + options["bidirectional"]:
+            raise ValueError(_unfit(place, params, "one Pair for both directions"))
+        for cell_params in directions:
+            changed = _check_cell(place, options["cell"], size, cell_params)
     return Recurrent(layers, changed, dropout=options["dropout"])
 
 
 def _bidirectional_part(place: str, options: Mapping[str, Any], params: Params) -> Part:
     names = ("forward", "backward")
+    if not isinstance(params, Pair):
+        raise ValueError(_unfit(place, params, "Pair(forward, backward)"))
     inner = [
         part
         for name in names
@@ -498,8 +550,8 @@ RECURRENT: Mapping[str, Callable[[str, Mapping[str, Any], Params], Part]] = {
 }
 
 
-def _cell_options(place: str, cell: Cell) -> dict[str, Any]:
-    """Return the activations of a cell that are not its defaults."""
+def _cell_options(place: str, cell: Cell) -> tuple[str, dict[str, Any]]:
+    """Return the constructor of a cell, and the activations that it changes."""
     construction = construction_of(cell)
     if construction is None:
         raise ValueError(
@@ -514,7 +566,7 @@ def _cell_options(place: str, cell: Cell) -> dict[str, Any]:
             f"{place}: got the cell jl.{name}, expected one of {', '.join(CELLS)}: "
             "other libraries have no such cell."
         )
-    return {
+    return name, {
         option: options[option]
         for option in CELLS[name]
         if base.activation(option, options[option])
