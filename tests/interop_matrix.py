@@ -1,7 +1,7 @@
-"""The table library x feature of docs/interop.md, made by converting models.
+"""The tables of docs/interop.md: library x feature, made by converting, and layouts.
 
-`python tests/interop_matrix.py` writes it into the page; `interop/test_matrix.py`
-compares it with the page.
+`python tests/interop_matrix.py` writes them into the page; `interop/test_matrix.py`
+compares them with the page.
 
     ✓   loading what was dumped returns the same bits
     ≈   it returns a model with the same outputs up to rounding
@@ -18,10 +18,11 @@ import numpy as np
 
 import jaxlstm as jl
 from jaxlstm.interop import cudnn, equinox, flax, haiku, keras, onnx, parts, torch
-from jaxlstm.interop.layout import kind_of
+from jaxlstm.interop.layout import LAYOUTS, kind_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "interop.md"
-BEGIN, END = "<!-- the table of features: begin -->\n", "<!-- end -->\n"
+FEATURES = ("<!-- the table of features: begin -->\n", "<!-- end -->\n")
+ROWS = ("<!-- the table of layouts: begin -->\n", "<!-- end of layouts -->\n")
 
 Model = tuple[jl.Layer, Any]
 
@@ -169,17 +170,41 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def written(page: str) -> str:
-    """Return the table of the page."""
-    return page.partition(BEGIN)[2].partition(END)[0]
+def layouts() -> str:
+    """Return the table of layouts in Markdown."""
+    header = ["library", "cell", "gates", "matrices", "biases of x", "biases of h",
+              "forget bias", "negated", "state"]  # fmt: skip
+    rows = [
+        [
+            row.library,
+            row.kind.replace("_", " "),
+            " ".join(row.gates),
+            "gates, inputs" if row.gates_first else "inputs, gates",
+            " ".join(row.input_bias) or "-",
+            " ".join(row.recurrent_bias) or "-",
+            f"+{row.forget_bias:g} in the step" if row.forget_bias else "-",
+            row.negated or "-",
+            f"({', '.join(row.state)})",
+        ]
+        for row in LAYOUTS.values()
+    ]
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    lines.insert(1, "| --- " * len(header) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def written(page: str, marks: tuple[str, str]) -> str:
+    """Return the text of the page between two marks."""
+    return page.partition(marks[0])[2].partition(marks[1])[0]
 
 
 def main() -> int:
-    """Write the table into the page."""
+    """Write the tables into the page."""
     page = PAGE.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    PAGE.write_text(before + begin + table() + end + after, encoding="utf-8")
+    for (begin, end), text in ((FEATURES, table()), (ROWS, layouts())):
+        before, _, rest = page.partition(begin)
+        page = before + begin + text + end + rest.partition(end)[2]
+    PAGE.write_text(page, encoding="utf-8")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The table of docs/interop.md is that of the conversions, library by library."""
+"""The tables of docs/interop.md are those of the conversions and of the layouts."""
 
 import pytest
 
@@ -12,7 +12,8 @@ def columns(table: str) -> dict[str, list[str]]:
     return {name: [row[n] for row in body] for n, name in enumerate(names)}
 
 
-PAGE = columns(interop_matrix.written(interop_matrix.PAGE.read_text(encoding="utf-8")))
+TEXT = interop_matrix.PAGE.read_text(encoding="utf-8")
+PAGE = columns(interop_matrix.written(TEXT, interop_matrix.FEATURES))
 
 
 @pytest.mark.parametrize("library", interop_matrix.libraries())
@@ -21,3 +22,7 @@ def test_the_page_has_the_column(library):
         pytest.importorskip("onnx")
     assert PAGE[""] == list(interop_matrix.features())
     assert PAGE[library] == interop_matrix.column(library)
+
+
+def test_the_page_has_the_table_of_layouts():
+    assert interop_matrix.written(TEXT, interop_matrix.ROWS) == interop_matrix.layouts()

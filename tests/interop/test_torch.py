@@ -69,7 +69,7 @@ def test_several_layers_are_listed_and_chosen_by_prefix():
     message = (
         r"torch\.load: got 3 layers: embed: Embedding, or Linear without bias, \[9, 3\]"
         r"; lstm: LSTM 3 -> 5; fc: Linear 5 -> 2; pass prefix='lstm' for one of them, "
-        r"or prefix=\('embed', 'lstm', 'fc'\), in the order of the model, for all"
+        r"or prefix=\('embed', 'lstm', 'fc'\), in the order of the model, for sev"
     )
     with pytest.raises(ValueError, match=message):
         interop.load(arrays)
@@ -96,6 +96,7 @@ def test_a_checkpoint_with_more_than_weights():
     message = r"other arrays: optimizer\.state\.0\.exp_avg; pass prefix='model\.rnn'\.$"
     with pytest.raises(ValueError, match=message):
         interop.load(checkpoint)
+    assert_same_bits(interop.load(checkpoint, prefix="rnn")[0], params)
     with pytest.raises(ValueError, match="prefix: got 'lstm', expected one of: model"):
         interop.load(checkpoint, prefix="lstm")
 
@@ -142,6 +143,14 @@ def test_a_weight_without_bias_is_decided_by_kind_or_neighbours():
 def test_wrong_arrays_are_named(change, message):
     arrays = {n: a for n, a in (lstm() | change).items() if a is not None}
     with pytest.raises(ValueError, match=f"^torch.load: state_dict: {message}"):
+        interop.load(arrays)
+
+
+def test_a_parametrized_weight_is_explained():
+    arrays = lstm("rnn.")
+    arrays["rnn.weight_hh_l0_g"] = arrays.pop("rnn.weight_hh_l0")
+    message = "rnn: weight_hh_l0 is missing, and rnn.weight_hh_l0_g is there; remove"
+    with pytest.raises(ValueError, match=message):
         interop.load(arrays)
 
 

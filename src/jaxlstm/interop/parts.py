@@ -224,8 +224,9 @@ def select(
     Args:
         parts: the parts by their path, in the order of the source.
         unknown: names of other arrays in the source.
-        prefix: the path of a part or of a module with one part in it; or a sequence of
-            such paths, which gives a `jl.serial` of them in this order, with names.
+        prefix: the path of a part or of a module with one part in it, or the end of a
+            path; or a sequence of such paths, which gives a `jl.serial` of them in this
+            order, with names.
         separator: between the components of a path.
         kind: "embedding" or "linear", for a `Matrix`.
         join: whether recurrent parts that are numbered, such as `lstm` and `lstm_1`,
@@ -247,12 +248,18 @@ def select(
 def _below(
     parts: Mapping[str, Part], prefix: str, separator: str, join: bool
 ) -> dict[str, Part]:
-    """Return the parts at or below a path; one part if they can be joined."""
+    """Return the parts at or below a path; one part if they can be joined.
+
+    If there are none, a part is found by the end of its path, if only one ends so.
+    """
     prefix = prefix.removesuffix(separator)
     if prefix in parts:
         return {prefix: parts[prefix]}
     start = prefix + separator if prefix else ""
     found = {path: part for path, part in parts.items() if path.startswith(start)}
+    if not found:
+        ends = [path for path in parts if path.endswith(separator + prefix)]
+        return {path: parts[path] for path in ends} if len(ends) == 1 else {}
     if join and len(found) > 1 and (joined := _join(found)):
         return {prefix: joined}
     return found
@@ -383,7 +390,7 @@ def _choice(
     every = ", ".join(map(repr, names))
     return (
         f"got {len(names)} layers: {listed}{other}; pass prefix={one!r} for one of "
-        f"them, or prefix=({every}), in the order of the model, for all."
+        f"them, or prefix=({every}), in the order of the model, for several."
     )
 
 

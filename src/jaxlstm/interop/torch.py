@@ -59,9 +59,10 @@ def load(
     Args:
         source: a `state_dict` (tensors or NumPy arrays), the path of a `.pt`, `.pth`,
             `.safetensors` or `.npz` file, or a module. Only `.pt` files need torch.
-        prefix: the name of one layer if there are several, such as "lstm"; or a
-            sequence of names, such as `("embed", "lstm", "fc")`, for a `jl.serial` that
-            applies these layers in this order.
+        prefix: the name of one layer if there are several, such as "lstm" (the end of
+            its path is enough); or a sequence of names, such as
+            `("embed", "lstm", "fc")`, for a `jl.serial` that applies these layers in
+            this order.
         kind: "embedding" or "linear", for a weight without bias, where names and
             shapes do not tell.
         nonlinearity: that of an `nn.RNN`, "tanh" (default) or "relu"; a state_dict does
@@ -94,7 +95,7 @@ def load(
         Traceback (most recent call last):
         ValueError: torch.load: got 2 layers: rnn: LSTM 3 -> 5; fc: Linear 5 -> 2; \
 pass prefix='rnn' for one of them, or prefix=('rnn', 'fc'), in the order of the model, \
-for all.
+for several.
     """
     with error_prefix("torch.load"):
         arrays, options = _read(source)
@@ -199,7 +200,7 @@ def _find(
         told = options.get(path, {})
         if path in recurrent:
             with error_prefix(path or "state_dict"):
-                found[path] = _recurrent(recurrent[path], told, nonlinearity)
+                found[path] = _recurrent(recurrent[path], told, nonlinearity, unknown)
         elif part := _pointwise(pointwise[path], told):
             found[path] = part
         else:
@@ -211,6 +212,7 @@ def _recurrent(
     groups: dict[tuple[int, bool], files.Arrays],
     told: Mapping[str, Any],
     nonlinearity: str | None,
+    unknown: Sequence[str],
 ) -> Recurrent:
     count = 1 + max(layer for layer, _ in groups)
     directions = (False, True) if any(reverse for _, reverse in groups) else (False,)
@@ -219,7 +221,7 @@ def _recurrent(
         read = []
         for reverse in directions:
             suffix = f"_l{n}" + "_reverse" * reverse
-            kind, params = _cell(suffix, groups.get((n, reverse), {}))
+            kind, params = _cell(suffix, groups.get((n, reverse), {}), unknown)
             kinds.add(kind)
             read.append(params)
         layers.append(tuple(read))
@@ -233,11 +235,13 @@ def _recurrent(
     return Recurrent(tuple(layers), options, dropout=told.get("dropout", 0.0))
 
 
-def _cell(suffix: str, arrays: files.Arrays) -> tuple[str, Params]:
+def _cell(
+    suffix: str, arrays: files.Arrays, unknown: Sequence[str]
+) -> tuple[str, Params]:
     """Return the kind and the parameters of one direction of one layer."""
     for name in "weight_ih", "weight_hh":
         if name not in arrays:
-            raise ValueError(f"{name}{suffix} is missing.")
+            raise ValueError(_missing(name + suffix, unknown))
         if arrays[name].ndim != 2:
             raise ValueError(
                 f"{name}{suffix}: got shape {show(arrays[name].shape)}, expected two "
@@ -245,7 +249,7 @@ def _cell(suffix: str, arrays: files.Arrays) -> tuple[str, Params]:
             )
     if ("bias_ih" in arrays) != ("bias_hh" in arrays):
         missing = "bias_hh" if "bias_ih" in arrays else "bias_ih"
-        raise ValueError(f"{missing}{suffix} is missing.")
+        raise ValueError(_missing(missing + suffix, unknown))
     rows, hidden = arrays["weight_hh"].shape
     projection = arrays.get("weight_hr")
     gates = 4 if projection is not None else rows // max(hidden, 1)
@@ -259,6 +263,18 @@ def _cell(suffix: str, arrays: files.Arrays) -> tuple[str, Params]:
         return KINDS[gates], layout.to_params(
             layout.layout("torch", KINDS[gates]), weights
         )
+
+
+def _missing(name: str, unknown: Sequence[str]) -> str:
+    """Return the message for a missing array, with the parametrization of it."""
+    for other in unknown:
+        if name in other:
+            return (
+                f"{name} is missing, and {other} is there; remove the parametrization "
+                "before you save, with torch.nn.utils.parametrize."
+                "remove_parametrizations."
+            )
+    return f"{name} is missing."
 
 
 def _pointwise(arrays: files.Arrays, told: Mapping[str, Any]) -> Part | None:
