@@ -2,6 +2,9 @@
 
     torch, keras, flax, haiku, equinox, cudnn   `load` and `dump`
     onnx                                        models from and to ONNX files
+    stablehlo                                   programs that run without this package
+    model_file                                  a model and its parameters in one file
+    rtneural                                    models of audio plugins
     layout                                      one table of all layouts
     compare                                     differences between two models
 

@@ -4,6 +4,7 @@ from . import equinox as equinox
 from . import files as files
 from . import flax as flax
 from . import haiku as haiku
+from . import inputs as inputs
 from . import keras as keras
 from . import layout as layout
 from . import model_file as model_file
