@@ -15,7 +15,7 @@ from jaxlstm.cells.simple import RNNParams
 from jaxlstm.layers import EmbedParams, LinearParams
 
 MODELS = pytest.mark.parametrize(
-    "count", [40, pytest.param(200, marks=pytest.mark.thorough)]
+    "count", [20, pytest.param(200, marks=pytest.mark.thorough)]
 )
 """The number of random models that a test converts."""
 
@@ -102,6 +102,12 @@ def record(rng, name: str, inputs: int, hidden: int, shown: int, dtype):
     if name == "projected":
         return ProjectedLSTMParams(*common, of(hidden, shown))
     return GRUParams(*common, of(hidden) if name == "gru" else None)
+
+
+def ones(model: jl.Layer, inputs: int = 3) -> Any:
+    """Return parameters of a model without compiling its `init`."""
+    shapes = jax.eval_shape(lambda key: model.init(key, inputs)[0], jax.random.key(0))
+    return jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
 
 
 def assert_same_bits(got: Any, expected: Any) -> None:

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_models import MODELS, Options, assert_same_bits, draw
 
 import jaxlstm as jl
 from jaxlstm.engines import cudnn as engine
 from jaxlstm.interop import cudnn as interop
 from jaxlstm.interop import layout
+from random_models import MODELS, Options, assert_same_bits, draw, ones
 
 OPTIONS = Options(("lstm", "gru", "rnn"), equal_sizes=True, pointwise=False)
 
@@ -45,7 +45,7 @@ def test_the_buffer_is_that_of_the_engine(both):
     """The engine's `pack` and JAX's `unpack_lstm_weights` have the same order."""
     options = Options(("lstm",), bidirectional=both, equal_sizes=True, pointwise=False)
     rng = np.random.default_rng(73)
-    for _ in range(9):
+    for _ in range(3):
         model, params = draw(rng, options, dtype=np.float32)
         layers = jax.tree.leaves(params, is_leaf=lambda n: isinstance(n, jl.LSTMParams))
         buffer = interop.dump(model, params)
@@ -84,7 +84,7 @@ def test_wrong_arguments_and_models_are_refused():
         interop.load(np.ones(3), input_size=1, hidden_size=0)
 
     def refused(model, message):
-        params, _ = model.init(jax.random.key(0), 3)
+        params = ones(model)
         with pytest.raises(ValueError, match=rf"^cudnn\.dump: .*{message}"):
             interop.dump(model, params)
 

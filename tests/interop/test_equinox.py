@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_models import MODELS, Options, assert_same_bits, draw
 
 import jaxlstm as jl
 from jaxlstm.interop import equinox as interop
+from random_models import MODELS, Options, assert_same_bits, draw, ones
 
 OPTIONS = Options(("lstm", "gru"), bidirectional=False, pointwise=False)
 
@@ -37,7 +37,7 @@ def test_loading_what_was_dumped_returns_the_same_bits(count):
 
 def test_what_equinox_does_not_have_is_refused():
     def refused(model, message):
-        params, _ = model.init(jax.random.key(0), 3)
+        params = ones(model)
         with pytest.raises(ValueError, match=rf"^equinox\.dump: .*{message}"):
             interop.dump(model, params)
 

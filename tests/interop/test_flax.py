@@ -1,17 +1,19 @@
 """Parameters of Flax: names of linen and nnx, wrappers around cells, live modules."""
 
+import itertools
+
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
-from random_models import MODELS, Options, assert_same_bits, draw
 from safetensors.numpy import save_file
 
 import jaxlstm as jl
 from jaxlstm.interop import files
 from jaxlstm.interop import flax as interop
+from random_models import MODELS, Options, assert_same_bits, draw, ones
 
 OPTIONS = Options(("lstm", "gru", "rnn"))
 APIS = pytest.mark.parametrize(
@@ -63,7 +65,15 @@ CELLS = {
     "GRUCell": jl.gru(),
     "SimpleCell": jl.simple_rnn(),
 }
-NAMES = pytest.mark.parametrize("name", CELLS)
+KINDS = ("RNN", "Bidirectional", "Sequential")
+FAST = {("OptimizedLSTMCell", "Bidirectional"), ("GRUCell", "RNN")}
+LIVE = pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(*c, marks=[] if c in FAST else [pytest.mark.thorough])
+        for c in itertools.product(CELLS, KINDS)
+    ],
+)
 XS = np.random.default_rng(68).normal(size=(7, 2, 3)).astype(np.float32)
 
 
@@ -71,8 +81,7 @@ def assert_equal_outputs(model, params, theirs) -> None:
     np.testing.assert_allclose(model.apply(params, XS)[1], theirs, atol=2e-6)
 
 
-@NAMES
-@pytest.mark.parametrize("kind", ["RNN", "Bidirectional", "Sequential"])
+@LIVE
 def test_linen_in_and_out(name, kind, relaxed):
     cell = getattr(linen, name)
 
@@ -94,8 +103,7 @@ def test_linen_in_and_out(name, kind, relaxed):
     assert_same_bits({"params": interop.dump(model, params)}, variables)
 
 
-@NAMES
-@pytest.mark.parametrize("kind", ["RNN", "Bidirectional", "Sequential"])
+@LIVE
 def test_nnx_in_and_out(name, kind, relaxed):
     """A module, its state and the dict of it give the same; `update` writes it back."""
     rngs = nnx.Rngs(0)
@@ -119,6 +127,15 @@ def test_nnx_in_and_out(name, kind, relaxed):
     fused = name != "LSTMCell"
     nnx.update(peer, interop.dump(model, other, api="nnx", fused=fused))
     assert_equal_outputs(model, other, peer(XS))
+
+
+def test_a_module_of_ours_takes_the_place_of_theirs():
+    model = jl.stack(jl.lstm(), (4, 4), bidirectional=True)
+    ours = jl.modules.nnx.Recurrent(model, 3, rngs=nnx.Rngs(0))
+    params, same = interop.load(ours)
+    assert same == model
+    written = interop.dump(model, params, api="nnx")
+    assert_same_bits(interop.load(written)[0], params)
 
 
 def test_a_model_around_the_cells(tmp_path):
@@ -191,8 +208,7 @@ def test_wrong_parameters_are_named(tree, message):
 
 def test_what_flax_does_not_have_is_refused():
     def refused(model, message, **options):
-        params, _ = model.init(jax.random.key(0), 3)
-        params = jax.tree.map(lambda leaf: leaf + 1, params)
+        params = ones(model)
         with pytest.raises(ValueError, match=rf"^flax\.dump: .*{message}"):
             interop.dump(model, params, **options)
 

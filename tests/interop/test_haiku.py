@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_models import MODELS, Options, assert_same_bits, draw
 
 import jaxlstm as jl
 from jaxlstm.interop import haiku as interop
+from random_models import MODELS, Options, assert_same_bits, draw, ones
 
 OPTIONS = Options(
     ("lstm", "gru_reset_before", "rnn"), bidirectional=False, activation="relu"
@@ -68,7 +68,7 @@ def test_modules_are_told_apart_by_their_names():
 
 def test_what_haiku_does_not_have_is_refused():
     def refused(model, message):
-        params, _ = model.init(jax.random.key(0), 3)
+        params = ones(model)
         with pytest.raises(ValueError, match=rf"^haiku\.dump: .*{message}"):
             interop.dump(model, params)
 

@@ -1,12 +1,11 @@
 """State_dicts of torch: names, shapes and sums of biases, and live modules."""
 
-import jax
 import numpy as np
 import pytest
 
 import jaxlstm as jl
 from jaxlstm.interop import torch as interop
-from random_models import MODELS, Options, assert_same_bits, draw
+from random_models import MODELS, Options, assert_same_bits, draw, ones
 
 OPTIONS = Options(("lstm", "projected", "gru", "rnn"), equal_sizes=True)
 
@@ -190,7 +189,7 @@ def test_sources_of_other_types_are_refused():
     ],
 )
 def test_models_that_torch_does_not_have_are_refused(model, message):
-    params, _ = model.init(jax.random.key(0), 3)
+    params = ones(model)
     with pytest.raises(ValueError, match=rf"^torch\.dump: .*{message}"):
         interop.dump(model, params)
 
@@ -200,7 +199,7 @@ def test_wrappers_that_only_draw_noise_are_left_out():
     model = jl.serial(
         jl.stack(cell, (3, 3), dropout=0.1), jl.dropout(0.2), jl.linear(2)
     )
-    params, _ = model.init(jax.random.key(0), 3)
+    params = ones(model)
     arrays = interop.dump(model, params)
     assert {name.split(".")[0] for name in arrays} == {"0", "2"}
     got, _ = interop.load(arrays, prefix="0")
@@ -210,14 +209,14 @@ def test_wrappers_that_only_draw_noise_are_left_out():
 def test_a_bidirectional_of_two_recurrents_is_one_module():
     one = jl.recurrent(jl.gru(), 4)
     model = jl.bidirectional(one, jl.recurrent(jl.gru(), 4, reverse=True))
-    params, _ = model.init(jax.random.key(0), 3)
+    params = ones(model)
     got, _ = interop.load(interop.dump(model, params))
     assert_same_bits(got, (params,))
 
 
 def test_options_of_dump():
     model = jl.recurrent(jl.lstm(), 3)
-    params, _ = model.init(jax.random.key(0), 3)
+    params = ones(model)
     with pytest.raises(ValueError, match="got a bias of 1, expected zeros: the cell"):
         interop.dump(model, params, biases=False)
     params = params._replace(b=0 * params.b)

@@ -24,6 +24,7 @@ Flax reads `[b, T, D]`, or `[T, b, D]` with `time_major=True` as ours.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxlstm.cells.base import Params
@@ -62,8 +63,9 @@ def load(
     `Sequential`, become `jl.stack`. Arrays keep their dtype.
 
     Args:
-        source: the params or variables of a linen module, an nnx module or its state,
-            or the path of a `.safetensors` or `.npz` file with names joined by "/".
+        source: the params or variables of a linen module; an nnx module or its state,
+            `jl.modules.nnx` included; or the path of a `.safetensors` or `.npz` file
+            with names joined by "/".
         prefix: the path of one layer if there are several, such as "layers/0"; or a
             sequence of paths for a `jl.serial` that applies these layers in this order.
         activation: that of a `SimpleCell`; its parameters do not tell.
@@ -84,6 +86,8 @@ def load(
         True
     """
     with error_prefix("flax.load"):
+        if isinstance(getattr(source, "layer", None), Layer) and not prefix:
+            return _of_own_module(source)
         arrays = _read(source)
         found, unknown = _find(arrays, activation)
         return parts.select(found, unknown, prefix, separator="/", join=True)
@@ -137,6 +141,17 @@ def dump(
 
 
 # -- reading ---------------------------------------------------------------------------
+
+
+def _of_own_module(module: Any) -> tuple[Params, Layer]:
+    """Return the parameters and the layer of a module of `jl.modules.nnx`."""
+    from flax import nnx
+
+    def is_variable(leaf: Any) -> bool:
+        return isinstance(leaf, nnx.Variable)
+
+    params = jax.tree.map(lambda v: v[...], module.params, is_leaf=is_variable)
+    return params, module.layer
 
 
 def _read(source: Any) -> Arrays:
