@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import jaxlstm as jl
 from jaxlstm.interop import torch as interop
@@ -61,6 +62,17 @@ def test_a_cell_has_names_without_a_layer():
     params, model = interop.load(arrays)
     assert_same_bits(params, interop.load(lstm())[0])
     assert model == jl.recurrent(jl.lstm(), 5)
+
+
+def test_files_of_arrays(tmp_path):
+    arrays = lstm("rnn.") | HEAD
+    expected, _ = interop.load(arrays, prefix=("rnn", "fc"))
+    np.savez(tmp_path / "net.npz", **arrays)
+    save_file(arrays, tmp_path / "net.safetensors")
+    for name in "net.npz", "net.safetensors":
+        params, model = interop.load(tmp_path / name, prefix=("rnn", "fc"))
+        assert_same_bits(params, expected)
+        assert model == jl.serial(rnn=jl.recurrent(jl.lstm(), 5), fc=jl.linear(2))
 
 
 def test_several_layers_are_listed_and_chosen_by_prefix():

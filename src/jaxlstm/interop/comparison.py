@@ -139,8 +139,9 @@ def compare(
             - `(module, variables)` of linen, or an nnx module, with `RNN` or
               `Bidirectional` outside;
             - an Equinox cell, or a list of cells;
-            - a function `(xs [T, b, D], lengths [b]) -> ys [T, b, K]`, for anything
-              else. Its gradient is compared if JAX can trace it.
+            - a function `(xs [T, b, D], lengths [b]) -> ys [T, b, K]` for anything
+              else. `xs` is an array of NumPy, or tokens `[T, b]`; `ys` may be a tensor.
+              The gradient is compared if `ys` is an array of JAX.
         steps: T, the number of steps.
         rows: b, the number of sequences.
         ragged: whether sequences have different lengths, from 1 to T.
@@ -477,13 +478,11 @@ def _scan_cell(cell: Any, xs: Any, active: Any) -> tuple[Any, Any]:
 
 
 def _run_function(function: Callable[..., Any], question: Question) -> Results:
-    def run(xs: Any) -> tuple[Any, None]:
-        return function(xs, question.lengths), None
-
-    try:
-        return _run_jax(run, question)
-    except jax.errors.TracerArrayConversionError:  # it is no function of JAX
-        return Results(np.asarray(function(question.xs, question.lengths)))
+    """Run a function of arrays; its gradient is known if it returns one of JAX."""
+    ys: Any = function(question.xs, question.lengths)
+    if isinstance(ys, jax.Array) and not question.has_tokens:
+        return _run_jax(lambda xs: (function(xs, question.lengths), None), question)
+    return Results(ys.detach().cpu().numpy() if hasattr(ys, "detach") else ys)
 
 
 def _run_jax(
