@@ -98,6 +98,27 @@ def test_several_layers_are_listed_and_chosen_by_prefix():
     assert head.w.shape == (5, 2)
 
 
+def test_a_message_names_some_of_many_layers():
+    arrays = {f"head{n}.weight": np.ones((2, 5)) for n in range(20)} | lstm("rnn.")
+    with pytest.raises(
+        ValueError, match=r"got 21 layers: rnn: .*; 13 more; pass prefix"
+    ):
+        interop.load(arrays)
+    with pytest.raises(
+        ValueError, match="prefix: got 'rnn' twice, expected each layer"
+    ):
+        interop.load(arrays, prefix=("rnn", "rnn"))
+
+
+def test_names_of_layers_are_unique_identifiers():
+    arrays = lstm("a.b.", inputs=3) | lstm("a_b.", inputs=5) | lstm("0.", inputs=5)
+    params, _ = interop.load(arrays, prefix=("a.b", "a_b", "0"))
+    assert list(params) == ["b", "a_b", "layer_0"]
+    arrays = lstm("x.rnn.", inputs=3) | lstm("y.rnn.", inputs=5)
+    params, _ = interop.load(arrays, prefix=("x.rnn", "y.rnn"))
+    assert list(params) == ["x_rnn", "y_rnn"]
+
+
 def test_a_checkpoint_with_more_than_weights():
     """Nested dicts, numbers and the state of an optimizer are not in the way."""
     state = {0: {"step": 3.0, "exp_avg": np.ones((20, 3))}}

@@ -36,7 +36,7 @@ def load(source: Any, *, prefix: str | Sequence[str] = "") -> tuple[Params, Laye
     """Return the parameters and the model of an Equinox module.
 
     One cell becomes `jl.recurrent`; a list of cells that fit becomes `jl.stack`. Arrays
-    keep their dtype.
+    keep their dtype; float64 needs JAX's x64 mode.
 
     Args:
         source: a cell, a list of cells, or a module with such fields.

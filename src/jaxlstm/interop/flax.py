@@ -60,7 +60,8 @@ def load(
     """Return the parameters and the model of Flax parameters.
 
     One cell becomes `jl.recurrent`; numbered cells that fit, such as those of a
-    `Sequential`, become `jl.stack`. Arrays keep their dtype.
+    `Sequential`, become `jl.stack`. Arrays keep their
+    dtype; float64 needs JAX's x64 mode.
 
     Args:
         source: the params or variables of a linen module; an nnx module or its state,

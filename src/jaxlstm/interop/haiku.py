@@ -40,7 +40,8 @@ def load(
     """Return the parameters and the model of Haiku parameters.
 
     One core becomes `jl.recurrent`; numbered cores that fit, such as `lstm` and
-    `lstm_1`, become `jl.stack`. Arrays keep their dtype.
+    `lstm_1`, become `jl.stack`. Arrays keep their
+    dtype; float64 needs JAX's x64 mode.
 
     Args:
         source: the params of `hk.transform(...).init`, or the path of a `.safetensors`

@@ -61,6 +61,8 @@ class Matrix(NamedTuple):
     w: np.ndarray
 
 
+LISTED = 8  # layers and arrays that a message names
+
 Part = Recurrent | LinearParams | EmbedParams | Matrix
 
 
@@ -274,6 +276,8 @@ def _select_all(
 ) -> tuple[Params, Layer]:
     found: dict[str, Part] = {}
     for prefix in prefixes:
+        if prefix in found:
+            raise ValueError(f"prefix: got {prefix!r} twice, expected each layer once.")
         below = _below(parts, prefix, separator, join)
         if len(below) != 1:
             raise ValueError(_choice(parts, below, [], prefix))
@@ -294,6 +298,8 @@ def layer_names(paths: Iterable[str], separator: str) -> list[str]:
     last = [path.rpartition(separator)[2] for path in paths]
     chosen = last if len(set(last)) == len(last) else paths
     names = [re.sub(r"\W", "_", name) for name in chosen]
+    if len(set(names)) < len(names):
+        names = [f"{name}_{n}" for n, name in enumerate(names)]
     return [name if name.isidentifier() else f"layer_{name}" for name in names]
 
 
@@ -363,7 +369,7 @@ def join(found: Sequence[Part]) -> Recurrent | None:
 
 def _numbered(path: str) -> tuple[str, int]:
     """Return the path without the last number in it, and the number."""
-    match = re.fullmatch(r"(.*?)[_./]?(\d+)((?:\D*))", path)
+    match = re.fullmatch(r"(.*?)[_./]?(\d+)(\D*)", path)
     return (path, 0) if match is None else (match[1] + match[3], int(match[2]))
 
 
@@ -375,10 +381,13 @@ def _choice(
 ) -> str:
     """Return the message that lists the parts to choose from."""
     if not parts:
-        shown = ", ".join(sorted(rest)[:8]) or "no arrays"
+        shown = ", ".join(sorted(rest)[:LISTED]) or "no arrays"
         return f"got {shown}; expected the weights of an LSTM, GRU or RNN."
-    listed = "; ".join(f"{path or '(top)'}: {describe(p)}" for path, p in parts.items())
-    other = f"; other arrays: {', '.join(sorted(rest)[:8])}" if rest else ""
+    recurrent_first = sorted(parts, key=lambda n: not isinstance(parts[n], Recurrent))
+    shown = list(parts) if len(parts) <= LISTED else recurrent_first[:LISTED]
+    listed = "; ".join(f"{path or '(top)'}: {describe(parts[path])}" for path in shown)
+    listed += f"; {len(parts) - LISTED} more" if len(parts) > LISTED else ""
+    other = f"; other arrays: {', '.join(sorted(rest)[:LISTED])}" if rest else ""
     if prefix and not found:
         return f"prefix: got {prefix!r}, expected one of: {listed}."
     names = list(parts if "" in found or not found else found)
@@ -387,7 +396,7 @@ def _choice(
         return f"got other layers or arrays beside {listed}{other}; remove them."
     if len(names) == 1:
         return f"got 1 layer: {listed}{other}; pass prefix={one!r}."
-    every = ", ".join(map(repr, names))
+    every = ", ".join(map(repr, names)) if len(names) <= LISTED else "..."
     return (
         f"got {len(names)} layers: {listed}{other}; pass prefix={one!r} for one of "
         f"them, or prefix=({every}), in the order of the model, for several."
