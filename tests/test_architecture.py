@@ -48,6 +48,8 @@ def test_import_contracts_hold(copy):
         ("engines/scan.py", "import jaxlstm.layers"),
         ("engines/scan.py", "from jaxlstm.engines import adjoint"),
         ("layers/base.py", "from jaxlstm.lab import runs"),
+        ("layers/base.py", "from jaxlstm.interop import layout"),
+        ("interop/torch.py", "from jaxlstm.lab import runs"),
         ("unrolling.py", "import optax"),
         ("masking.py", "import pathlib"),
         ("engines/native/engine.py", "import subprocess"),
