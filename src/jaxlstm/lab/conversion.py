@@ -1,0 +1,297 @@
+"""Models between runs and the files of other libraries.
+
+    export           a run, or a model file  ->  a file for another library or runtime
+    import_model     a file of another library  ->  a model file
+
+A model file holds the parameters and the description of the model; see
+`jaxlstm.interop.model_file`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.files import reason, remedy, write_atomic
+from jaxlstm.lab.runs import trained
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from jaxlstm.layers.base import Layer
+
+
+class Target(NamedTuple):
+    """A form in which models are exported.
+
+    Attributes:
+        suffix: of the name of the file.
+        write: writes `(path, model, params, stream)` and returns a sentence on how the
+            file was checked.
+        streams: whether the program of a single step can be written.
+    """
+
+    suffix: str
+    write: Callable[..., str]
+    streams: bool = False
+
+
+class Source(NamedTuple):
+    """A library whose files are imported.
+
+    Attributes:
+        suffixes: of the names of its files.
+        load: `(path, prefix=...) -> (params, model)`.
+    """
+
+    suffixes: tuple[str, ...]
+    load: Callable[..., tuple[Any, Any]]
+
+
+class Converted(NamedTuple):
+    """A file that was written.
+
+    Attributes:
+        path: the file.
+        shapes: the shape of each parameter of the model, by name.
+        check: a sentence on how the file was checked.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    check: str
+
+    def __str__(self) -> str:
+        """Return a table of the parameters, and the path of the file."""
+        width = max(map(len, self.shapes), default=0)
+        lines = [
+            f"{name:{width}}  {' x '.join(map(str, shape)) or 'scalar'}"
+            for name, shape in self.shapes.items()
+        ]
+        return "\n".join([*lines, f"wrote {self.path}: {self.check}"])
+
+
+def export(
+    source: str | Path, to: str, *, out: str | Path | None = None, stream: bool = False
+) -> Converted:
+    """Write the model of a run for another library or runtime.
+
+    Weights are read back and compared bit for bit; programs are run on random sequences
+    and compared with the model. A file that differs is not kept.
+
+    Args:
+        source: a run directory, or a model file.
+        to: a key of `TARGETS`.
+        out: the file to write; default: `export/model` and the suffix of the target in
+            the run directory, or next to the model file. It must not exist.
+        stream: write the program of one step, with the state as input and output.
+
+    Raises:
+        BadInput: the source, the target or the file is wrong, or the target has no
+            counterpart of a layer of the model.
+    """
+    target = TARGETS.get(to)
+    if target is None:
+        raise BadInput(f"--to: got {to!r}, expected one of {', '.join(TARGETS)}")
+    if stream and not target.streams:
+        streams = [name for name, each in TARGETS.items() if each.streams]
+        raise BadInput(
+            f"--stream: got the target {to}, which holds weights and no program; "
+            f"expected {' or '.join(streams)}"
+        )
+    source = Path(source)
+    spec = None
+    if source.is_file():
+        with _as_bad_input():
+            params, model = _interop().model_file.load(source)
+        folder = source.parent
+    else:
+        run = trained.load(source)
+        params, model, folder = run.params, run.model, run.run / "export"
+        spec = run.task.spec_to_json(run.spec)
+    name = ("stream" if stream else "model") + target.suffix
+    path = folder / name if out is None else Path(out)
+    _prepare(path, target.suffix)
+    with _as_bad_input():
+        check = target.write(path, model, params, stream)
+    if spec is not None:
+        _write_spec(path.with_name("spec.json"), spec)
+    return Converted(path, _shapes(params), check)
+
+
+def import_model(
+    file: str | Path,
+    library: str | None = None,
+    *,
+    prefix: str | Sequence[str] = "",
+    out: str | Path | None = None,
+) -> Converted:
+    """Read a model of another library and write it as a model file.
+
+    Args:
+        file: the file; nothing in it is executed.
+        library: a key of `SOURCES`; None for the one whose files have this suffix.
+        prefix: the name of one layer, or of several in the order of the model.
+        out: the model file; default: the name of the file with the suffix
+            `.jaxlstm.safetensors`. It must not exist.
+
+    Raises:
+        BadInput: the file cannot be read, or holds no model that can be built here.
+    """
+    file = Path(file)
+    source = SOURCES[_library(file, library)]
+    with _as_bad_input():
+        params, model = source.load(file, prefix=prefix)
+    path = file.with_suffix(".jaxlstm.safetensors") if out is None else Path(out)
+    _prepare(path, ".safetensors")
+    with _as_bad_input():
+        _interop().model_file.save(path, model, params)
+    return Converted(path, _shapes(params), f"from {file}")
+
+
+def _library(file: Path, library: str | None) -> str:
+    if library is not None:
+        if library in SOURCES:
+            return library
+        raise BadInput(f"--from: got {library!r}, expected one of {', '.join(SOURCES)}")
+    suffix = file.suffix.lower()
+    found = [name for name, each in SOURCES.items() if suffix in each.suffixes]
+    if len(found) == 1:
+        return found[0]
+    raise BadInput(
+        f"{file}: got a file named {suffix or 'without a suffix'}, which "
+        f"{'several libraries write' if found else 'no library here writes'}; pass "
+        f"--from {', '.join(found or SOURCES)}"
+    )
+
+
+def _prepare(path: Path, suffix: str) -> None:
+    """Make the folder of a file that is written.
+
+    Raises:
+        BadInput: the file exists, has another suffix, or cannot be written.
+    """
+    if not path.name.endswith(suffix):
+        raise BadInput(f"{path}: got another name, expected one that ends in {suffix}")
+    if path.exists():
+        raise BadInput(f"{path}: already exists; choose another --out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{path}: cannot be written ({reason(error)}){remedy(error)}"
+        ) from error
+
+
+@contextmanager
+def _as_bad_input() -> "Iterator[None]":
+    """Raise errors of `jaxlstm.interop` as the errors of a run."""
+    try:
+        yield
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        raise BadInput(f"{error.filename}: {reason(error)}{remedy(error)}") from error
+
+
+def _interop() -> Any:
+    from jaxlstm import interop
+
+    return interop
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    from jaxlstm.lab.checkpoints.trees import named_leaves
+
+    return {name: leaf.shape for name, leaf in named_leaves(params).items()}
+
+
+def _write_spec(path: Path, spec: Any) -> None:
+    """Write what the model's numbers mean, such as the vocabulary of its tokens."""
+    write_atomic(path, json.dumps(spec, indent=1).encode())
+
+
+# -- targets ---------------------------------------------------------------------------
+
+
+def _weights(library: str, flat: Callable[[Any], Mapping[str, "np.ndarray"]]) -> Any:
+    """Return the function that writes the arrays of a library."""
+
+    def write(path: Path, model: "Layer", params: Any, stream: bool) -> str:
+        import jax
+        import numpy as np
+        from safetensors.numpy import save
+
+        converter = getattr(_interop(), library)
+        written = converter.dump(model, params)
+        again, _ = converter.load(written)
+        pairs = zip(*map(jax.tree.leaves, (params, again)), strict=True)
+        if not all(np.array_equal(one, other) for one, other in pairs):
+            raise ValueError(f"{library}: got other weights when they were read back")
+        write_atomic(path, save(dict(flat(written))))
+        return "read back, the same bits"
+
+    return write
+
+
+def _joined(separator: str) -> Callable[[Any], Mapping[str, "np.ndarray"]]:
+    return lambda tree: _interop().files.flatten(tree, separator)
+
+
+def _numbered(arrays: Sequence["np.ndarray"]) -> Mapping[str, "np.ndarray"]:
+    return {f"{n:03d}": array for n, array in enumerate(arrays)}
+
+
+def _write_onnx(path: Path, model: "Layer", params: Any, stream: bool) -> str:
+    report = _interop().onnx.save(path, model, params, stream=stream)
+    return str(report).split(": ", 1)[1]
+
+
+def _write_stablehlo(path: Path, model: "Layer", params: Any, stream: bool) -> str:
+    found = _interop().stablehlo.save(path, model, params, stream=stream)
+    return f"differs by {found:.1e} from the model"
+
+
+def _write_model(path: Path, model: "Layer", params: Any, stream: bool) -> str:
+    _interop().model_file.save(path, model, params)
+    return "model and weights"
+
+
+def _write_rtneural(path: Path, model: "Layer", params: Any, stream: bool) -> str:
+    _interop().rtneural.save(path, model, params)
+    return "layers and weights"
+
+
+TARGETS = {
+    "onnx": Target(".onnx", _write_onnx, streams=True),
+    "stablehlo": Target(".stablehlo", _write_stablehlo, streams=True),
+    "safetensors": Target(".jaxlstm.safetensors", _write_model),
+    "torch": Target(".torch.safetensors", _weights("torch", dict)),
+    "keras": Target(".keras.safetensors", _weights("keras", _numbered)),
+    "flax": Target(".flax.safetensors", _weights("flax", _joined("/"))),
+    "haiku": Target(".haiku.safetensors", _weights("haiku", _joined("/"))),
+    "equinox": Target(".equinox.safetensors", _weights("equinox", dict)),
+    "rtneural": Target(".json", _write_rtneural),
+}
+
+
+def _loader(library: str) -> Callable[..., tuple[Any, Any]]:
+    def load(path: Path, *, prefix: str | Sequence[str]) -> tuple[Any, Any]:
+        options = {"prefix": prefix} if prefix else {}
+        return getattr(_interop(), library).load(path, **options)
+
+    return load
+
+
+SOURCES = {
+    "torch": Source((".pt", ".pth", ".bin"), _loader("torch")),
+    "keras": Source((".h5",), _loader("keras")),
+    "onnx": Source((".onnx",), _loader("onnx")),
+    "rtneural": Source((".json",), _loader("rtneural")),
+    "flax": Source((), _loader("flax")),
+    "haiku": Source((), _loader("haiku")),
+}
