@@ -50,6 +50,14 @@ def resolve_engine(config: Config) -> Config:
     return config.model_copy(update={"model": model})
 
 
+def without_kernel(config: Config) -> Config:
+    """Return the config with the engine that runs on every platform."""
+    if getattr(config.model, "engine", None) != "native":
+        return config
+    model = config.model.model_copy(update={"engine": "adjoint"})
+    return config.model_copy(update={"model": model})
+
+
 def load() -> None:
     """Load the kernel; deprecated, use `jl.engines.native.load`.
 
