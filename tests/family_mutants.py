@@ -202,8 +202,9 @@ ZONEOUT = [
            '(("h", h_rate), ("c", c_rate)) if r > 0',
            '(("h", h_rate), ("c", h_rate)) if r > 0'),
     Mutant("zoneout: one mask for all steps", ZONES,
-           "keep_mask(keys[name], rate, xs, (len(xs), *shape))",
-           "jnp.broadcast_to(keep_mask(keys[name], rate, xs, (len(xs), *shape))[:1],"
+           "keep_mask(keys[name], rate, xs, (xs.shape[0], *shape))",
+           "jnp.broadcast_to("
+           "keep_mask(keys[name], rate, xs, (xs.shape[0], *shape))[:1],"
            " (len(xs), *shape)) if key is not None else None"),
     Mutant("zoneout: an edit is lost", ZONES,
            "after, gates = edited_step(cell, params, state, z.inner, edit)",
@@ -236,7 +237,7 @@ DROPOUTS = [
     Mutant("recurrent: the memory is dropped", DROPPING,
            "edit._replace(candidate=drop)", "edit._replace(cell=drop)"),
     Mutant("recurrent: one mask for all steps", DROPPING,
-           "return keep_mask(own, rate, xs, (len(xs), *shape)), key",
+           "return keep_mask(own, rate, xs, (xs.shape[0], *shape)), key",
            "mask = keep_mask(own, rate, xs, shape)\n"
            "        return (None if mask is None else"
            " jnp.broadcast_to(mask, (len(xs), *shape))), key"),

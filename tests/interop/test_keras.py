@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 import pytest
-from random_models import MODELS, Options, assert_same_bits, draw
 
 import jaxlstm as jl
 from jaxlstm.interop import keras as interop
+from random_models import MODELS, Options, assert_same_bits, draw
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 

@@ -64,7 +64,9 @@ def test_a_model_file_has_the_model_and_the_vocabulary(run, tmp_path):
 def test_weights_come_back_as_a_model_file(run, tmp_path, capsys):
     """By the command line, under the names of torch."""
     weights = tmp_path / "net.torch.safetensors"
-    assert cli.main(["export", str(run.run), "--to", "torch", "--out", str(weights)]) == 0
+    assert (
+        cli.main(["export", str(run.run), "--to", "torch", "--out", str(weights)]) == 0
+    )
     words = ["import", str(weights), "--from", "torch", "--prefix", ORDER]
     assert cli.main(words) == 0
     assert "rnn/w_h" in capsys.readouterr().out
@@ -82,9 +84,7 @@ def test_onnx_files_are_compared(stream, run, tmp_path):
     if not stream:
         conversion.import_model(path, out=tmp_path / "b.safetensors")
         params, model = jl.interop.model_file.load(tmp_path / "b.safetensors")
-        assert_same(
-            outputs(params, model)[1], outputs(run.params, run.model)[1], 1e-6
-        )
+        assert_same(outputs(params, model)[1], outputs(run.params, run.model)[1], 1e-6)
 
 
 @needs("flatbuffers")

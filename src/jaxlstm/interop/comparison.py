@@ -480,9 +480,11 @@ def _scan_cell(cell: Any, xs: Any, active: Any) -> tuple[Any, Any]:
 def _run_function(function: Callable[..., Any], question: Question) -> Results:
     """Run a function of arrays; its gradient is known if it returns one of JAX."""
     ys: Any = function(question.xs, question.lengths)
+    if "torch" in _packages(ys):
+        return Results(ys.detach().cpu().numpy())
     if isinstance(ys, jax.Array) and not question.has_tokens:
         return _run_jax(lambda xs: (function(xs, question.lengths), None), question)
-    return Results(ys.detach().cpu().numpy() if hasattr(ys, "detach") else ys)
+    return Results(ys)
 
 
 def _run_jax(

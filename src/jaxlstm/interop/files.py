@@ -183,7 +183,7 @@ def _npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
 
 def _read_h5(path: Path) -> Arrays:
     try:
-        import h5py  # pyright: ignore[reportMissingImports]
+        import h5py
     except ImportError as error:
         raise ImportError(NEEDS_H5PY) from error
 
@@ -208,12 +208,13 @@ def _datasets(path: Path, file: Any) -> Iterator[tuple[str, Any]]:
 
     A group that is a member of itself is found by the addresses of its objects.
     """
-    import h5py  # pyright: ignore[reportMissingImports]
+    import h5py
+    from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
     pending, seen = [("", file)], set()
     while pending:
         name, group = pending.pop()
-        address = h5py.h5o.get_info(group.id).addr
+        address = h5o.get_info(group.id).addr
         if address in seen:
             raise ValueError(f"{path}: {name} is linked twice, expected a tree.")
         seen.add(address)
