@@ -150,7 +150,10 @@ def test_both_loops_of_a_gradient_run_in_the_kernel(name, kernel):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["lstm", "gru, reset before", "layer norm"])
+@pytest.mark.parametrize(
+    "name",
+    ["lstm", *(pytest.param(n, marks=pytest.mark.thorough) for n in CELLS)],
+)
 def test_one_input_feature(name, kernel, x64):
     """Products of inputs with one feature are computed with a second one, zero."""
     cell = CELLS[name]

@@ -140,7 +140,7 @@ def test_random_models_come_back_bit_for_bit(start):
             )
 
 
-DEFAULT = ("lstm", "peephole clip", "coupled peephole", "classic", "gru before")
+DEFAULT = ("peephole clip", "gru before")
 
 
 def by_default(name):

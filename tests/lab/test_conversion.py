@@ -29,6 +29,10 @@ def run(tmp_path_factory):
     return jl.lab.train(config, run=folder / "run", sink=tiny.RecordingSink())
 
 
+def thorough(value):
+    return pytest.param(value, marks=pytest.mark.thorough)
+
+
 def needs(*modules):
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
@@ -39,7 +43,9 @@ def outputs(params, model):
     return model.apply(params, tokens)
 
 
-@pytest.mark.parametrize("library", ["torch", "flax", "haiku", "equinox", "keras"])
+@pytest.mark.parametrize(
+    "library", ["torch", *map(thorough, ("flax", "haiku", "equinox", "keras"))]
+)
 def test_weights_are_those_of_dump(library, run, tmp_path):
     path = tmp_path / f"weights.{library}.safetensors"
     found = conversion.export(run.run, library, out=path)
@@ -88,7 +94,7 @@ def test_onnx_files_are_compared(stream, run, tmp_path):
 
 
 @needs("flatbuffers")
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [True, thorough(False)])
 def test_programs_are_compared(stream, run, tmp_path):
     path = tmp_path / "model.stablehlo"
     found = conversion.export(run.run, "stablehlo", out=path, stream=stream)
