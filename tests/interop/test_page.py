@@ -1,4 +1,4 @@
-"""Blocks of docs/interop.md that need other libraries run; `test_docs` runs the rest."""
+"""Blocks of docs/interop.md that need other libraries; `test_docs` runs the rest."""
 
 import re
 from pathlib import Path
