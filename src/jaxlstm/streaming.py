@@ -21,7 +21,7 @@ from jaxlstm.engines.native.session import Session
 from jaxlstm.engines.native.values import Unsupported
 from jaxlstm.typing import show
 
-LARGEST_STEP = 1 << 21  # multiplications; XLA runs larger steps on all cores
+LARGEST_STEP = 1 << 24  # multiplications; XLA runs larger steps on all cores
 
 Step = Callable[[State, ArrayLike], tuple[State, Any]]
 
