@@ -70,7 +70,7 @@ def no_compiler(monkeypatch, tmp_path):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """Paths of the libraries that are loaded, none of which is really loaded."""
+    """Record the paths of libraries in place of loading them."""
     paths = []
 
     class Library:

@@ -110,7 +110,7 @@ def construction_of(record: tuple) -> Construction | None:
 
     Returns:
         The call; None for a cell or layer that was not made by a constructor of this
-        package, or of which a function was replaced. Cells and layers among the
+        package, or that has a replaced function. Cells and layers among the
         arguments have a construction in turn.
 
     Example:

@@ -54,8 +54,8 @@ def train_in_torch(net, steps: int) -> list[float]:
 def train_here(model, params, steps: int):
     """Train with Adam.
 
-    torch trains two biases, each of which gets the gradient of the sum, so that their
-    sum moves twice as far as our b does with the same rate.
+    torch trains two biases, and each gets the gradient of their sum. The sum therefore
+    moves twice as far as our b does with the same rate.
     """
     optimizer = optax.adam(RATE)
 

@@ -63,8 +63,17 @@ def test_a_model_file_has_the_model_and_the_vocabulary(run, tmp_path):
     conversion.export(run.run, "safetensors", out=path)
     params, model = jl.interop.model_file.load(path)
     assert_same(outputs(params, model), outputs(run.params, run.model), 1e-6)
-    spec = json.loads((tmp_path / "spec.json").read_text())
+    spec = json.loads((tmp_path / "a.jaxlstm.safetensors.spec.json").read_text())
     assert spec["symbols"] == list(run.vocabulary.symbols)
+
+
+def test_no_file_beside_an_export_is_replaced(run, tmp_path):
+    spec = tmp_path / "a.torch.safetensors.spec.json"
+    spec.write_text("mine")
+    with pytest.raises(BadInput, match="already exists"):
+        conversion.export(run.run, "torch", out=tmp_path / "a.torch.safetensors")
+    assert spec.read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == [spec]
 
 
 def test_weights_come_back_as_a_model_file(run, tmp_path, capsys):

@@ -442,7 +442,7 @@ def _write(part: Part, biases: bool) -> Iterator[np.ndarray]:
 
 
 def _check_activations(part: Recurrent) -> None:
-    """Raise a `ValueError` for an LSTM with two activations, of which Keras has one."""
+    """Raise a `ValueError` for an LSTM with two activations, as Keras has only one."""
     candidate, output = (
         part.options.get(f"{name}_activation", "tanh")
         for name in ("candidate", "output")

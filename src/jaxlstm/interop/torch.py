@@ -13,7 +13,7 @@
 The kind of a layer and its sizes are read from names and shapes: the weights of an LSTM
 have 4 rows for each hidden unit, those of a GRU 3, those of a simple RNN 1.
 
-torch has two biases of which only the sum matters, except in the candidate of the GRU.
+torch has two biases; only their sum matters, except in the candidate of the GRU.
 They are added on the way in; on the way out, `bias_hh` is zero.
 
 Torch's models read `[T, b, D]` as ours do, or `[b, T, D]` with `batch_first=True`.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab._util.files import reason, remedy, write_atomic
+from jaxlstm.lab._util.files import reason, write_atomic
 from jaxlstm.lab.native import without_kernel
 from jaxlstm.lab.runs import trained
 
@@ -60,11 +60,14 @@ class Converted(NamedTuple):
         path: the file.
         shapes: the shape of each parameter of the model, by name.
         check: a sentence on how the file was checked.
+        spec: a file beside it on what the model's numbers mean, such as the vocabulary
+            of its tokens; None if that is not known.
     """
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     check: str
+    spec: Path | None = None
 
     def __str__(self) -> str:
         """Return a table of the parameters, and the path of the file."""
@@ -73,7 +76,10 @@ class Converted(NamedTuple):
             f"{name:{width}}  {' x '.join(map(str, shape)) or 'scalar'}"
             for name, shape in self.shapes.items()
         ]
-        return "\n".join([*lines, f"wrote {self.path}: {self.check}"])
+        lines.append(f"wrote {self.path}: {self.check}")
+        if self.spec is not None:
+            lines.append(f"wrote {self.spec}: the meaning of inputs and outputs")
+        return "\n".join(lines)
 
 
 def export(
@@ -118,11 +124,14 @@ def export(
     name = ("stream" if stream else "model") + target.suffix
     path = folder / name if out is None else Path(out)
     _prepare(path, target.suffix)
+    spec_path = None if spec is None else path.with_name(f"{path.name}.spec.json")
+    if spec_path is not None:
+        _prepare(spec_path, ".json")
     with _as_bad_input():
         check = target.write(path, model, params, stream)
-    if spec is not None:
-        _write_spec(path.with_name("spec.json"), spec)
-    return Converted(path, _shapes(params), check)
+        if spec_path is not None:
+            write_atomic(spec_path, json.dumps(spec, indent=1).encode())
+    return Converted(path, _shapes(params), check, spec_path)
 
 
 def import_model(
@@ -185,7 +194,7 @@ def _prepare(path: Path, suffix: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(
-            f"{path}: cannot be written ({reason(error)}){remedy(error)}"
+            f"{path}: cannot be written ({reason(error)}); choose another --out"
         ) from error
 
 
@@ -197,7 +206,8 @@ def _as_bad_input() -> "Iterator[None]":
     except (ValueError, NotImplementedError, ImportError) as error:
         raise BadInput(str(error)) from error
     except OSError as error:
-        raise BadInput(f"{error.filename}: {reason(error)}{remedy(error)}") from error
+        place = f"{error.filename}: " if error.filename else ""
+        raise BadInput(f"{place}{reason(error)}") from error
 
 
 def _interop() -> Any:
@@ -210,11 +220,6 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     from jaxlstm.interop.trees import named_leaves
 
     return {name: leaf.shape for name, leaf in named_leaves(params).items()}
-
-
-def _write_spec(path: Path, spec: Any) -> None:
-    """Write what the model's numbers mean, such as the vocabulary of its tokens."""
-    write_atomic(path, json.dumps(spec, indent=1).encode())
 
 
 # -- targets ---------------------------------------------------------------------------

@@ -44,17 +44,17 @@ def resolve_engine(config: Config) -> Config:
     if getattr(config.model, "engine", "none") is not None:
         return config
     serves = jax.default_backend() == "cpu" and is_chosen(config)
-    model = config.model.model_copy(
-        update={"engine": "native" if serves else "adjoint"}
-    )
-    return config.model_copy(update={"model": model})
+    return _with_engine(config, "native" if serves else "adjoint")
 
 
 def without_kernel(config: Config) -> Config:
     """Return the config with the engine that runs on every platform."""
-    if getattr(config.model, "engine", None) != "native":
-        return config
-    model = config.model.model_copy(update={"engine": "adjoint"})
+    is_native = getattr(config.model, "engine", None) == "native"
+    return _with_engine(config, "adjoint") if is_native else config
+
+
+def _with_engine(config: Config, engine: str) -> Config:
+    model = config.model.model_copy(update={"engine": engine})
     return config.model_copy(update={"model": model})
 
 

@@ -98,7 +98,7 @@ class Value(NamedTuple):
     Attributes:
         shape: the shape of the variable.
         rows: its axes of rows, which come first.
-        nodes: an array in the shape of the inner axes, the last of which is cut into
+        nodes: an array in the shape of the inner axes, with the last axis cut into
             vectors; uniform nodes stand for all of the last axis.
         argument: the number of the argument that it is, or -1.
     """

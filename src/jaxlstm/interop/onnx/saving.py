@@ -12,6 +12,7 @@ import numpy as np
 from jaxlstm.interop.onnx import writer
 from jaxlstm.interop.onnx.graph import import_onnx
 from jaxlstm.interop.onnx.writer import OLDEST_OPSET, Ports
+from jaxlstm.interop.writing import write_atomic
 from jaxlstm.layers.base import Layer
 
 SHAPES = ((17, 5), (1, 1), (4, 3))  # T and B of the comparison, the largest first
@@ -105,38 +106,30 @@ def save(
     )
     onnx.checker.check_model(proto, full_check=True)
     content = proto.SerializeToString()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        report = _compared(path, temporary, len(content), model, params, ports)
-        for what in "outputs", "states":
-            found = getattr(report, what)
-            if found is not None and not found <= tolerance:
-                raise ValueError(
-                    f"onnx.save: {path}: got {what} that differ by {found:.1e} in "
-                    f"{report.runtime}, expected at most {tolerance:.1e}; the file was "
-                    "not written."
-                )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    report = _compared(path, content, model, params, ports)
+    for what in "outputs", "states":
+        found = getattr(report, what)
+        if found is not None and not found <= tolerance:
+            raise ValueError(
+                f"onnx.save: {path}: got {what} that differ by {found:.1e} in "
+                f"{report.runtime}, expected at most {tolerance:.1e}; the file was not "
+                "written."
+            )
+    write_atomic(path, content)
     return report
 
 
 def _compared(
-    path: Path, file: Path, size: int, model: Layer, params: Any, ports: Ports
+    path: Path, content: bytes, model: Layer, params: Any, ports: Ports
 ) -> Report:
     try:
         import onnxruntime
     except ImportError:
-        return Report(str(path), size, None, None, "")
+        return Report(str(path), len(content), None, None, "")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        str(file), options, providers=["CPUExecutionProvider"]
+        content, options, providers=["CPUExecutionProvider"]
     )
     outputs, states = [0.0], [0.0]
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
@@ -156,7 +149,7 @@ def _compared(
             pairs = zip(after, jax.tree.leaves(state), strict=True)
             states += [_difference(got, leaf[:rows]) for got, leaf in pairs]
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    return Report(str(path), size, max(outputs), max(states), runtime)
+    return Report(str(path), len(content), max(outputs), max(states), runtime)
 
 
 class _Case(NamedTuple):
