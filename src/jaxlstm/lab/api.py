@@ -13,7 +13,7 @@ Example:
 
 import functools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,14 @@ from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.schema import Config
-from jaxlstm.lab.config.sections import with_absolute_paths
+from jaxlstm.lab.config.sections import (
+    Changeable,
+    Fixed,
+    OnResume,
+    Section,
+    on_resume,
+    with_absolute_paths,
+)
 from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run
@@ -36,17 +43,6 @@ from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training_run import TrainingRun
 
 ConfigSource = str | Path | Mapping[str, Any] | Config | None
-
-# Sections that a resumed run may change, and the keys in them that must not change,
-# because they determine the data of each step and the shapes of a checkpoint's arrays.
-MAY_CHANGE = ("optimizer", "sample", "device", "training")
-MUST_STAY = (
-    "training.batch_size",
-    "training.shards",
-    "training.window",
-    "training.validation_streams",
-    "training.validation_tokens",
-)
 
 
 def train(
@@ -261,7 +257,7 @@ def _require_same_config(run: Run, config: Config) -> None:
     changed = [key for key in changed if key not in resolved]
     if not changed:
         return
-    if _fixed(changed):
+    if _fixed(config, changed):
         remedy = f"as only {_may_change(config)} may change"
     else:
         again = shlex.join(["jaxlstm", "resume", str(run.path)])
@@ -274,7 +270,7 @@ def _require_same_config(run: Run, config: Config) -> None:
 
 def _require_same_stream(before: Config, after: Config) -> None:
     """Raise `BadInput` for changes after which the checkpoints would not fit."""
-    fixed = _fixed(_differences(before, after))
+    fixed = _fixed(after, _differences(before, after))
     if fixed:
         raise BadInput(
             f"resume: got a change of {', '.join(fixed)}, expected only changes of "
@@ -282,19 +278,42 @@ def _require_same_stream(before: Config, after: Config) -> None:
         )
 
 
-def _fixed(keys: Sequence[str]) -> list[str]:
+def _fixed(config: Config, keys: Sequence[str]) -> list[str]:
     """Return those of the keys that cannot change within a run."""
-    return [
-        key for key in keys if key.split(".")[0] not in MAY_CHANGE or key in MUST_STAY
-    ]
+    exceptions = _changeable(config)
+
+    def is_fixed(key: str) -> bool:
+        section, _, inner = key.partition(".")
+        return section not in exceptions or inner in exceptions[section]
+
+    return [key for key in keys if is_fixed(key)]
+
+
+def _changeable(config: Config) -> dict[str, list[str]]:
+    """Return the sections that may change within a run, and their fixed keys."""
+    sections = [name for name, mark in _marks(config) if mark is Changeable]
+    return {
+        name: [key for key, mark in _marks(getattr(config, name)) if mark is Fixed]
+        for name in sections
+    }
+
+
+def _marks(section: Any) -> list[tuple[str, OnResume]]:
+    kind = type(section)
+    return list(on_resume(kind).items()) if issubclass(kind, Section) else []
 
 
 def _may_change(config: Config) -> str:
     """Return the keys that may change within a run, as a part of a message."""
-    sections = [name for name in MAY_CHANGE if hasattr(config, name)]
-    stay = [key.removeprefix("training.") for key in MUST_STAY]
-    listed = f"{', '.join(sections[:-1])} and {sections[-1]}"
-    return f"{listed} (except its {', '.join(stay[:-1])} and {stay[-1]})"
+    return _listed(
+        f"{name} (except its {_listed(keys)})" if keys else name
+        for name, keys in _changeable(config).items()
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _differences(one: Config, other: Config) -> list[str]:

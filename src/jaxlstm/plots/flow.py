@@ -262,7 +262,7 @@ def _unit_rows(name: str, values: ArrayLike, unit: int | None) -> Floats:
 
 
 def _time(values: Floats, against: str) -> Floats:
-    time = np.arange(float(values.shape[1]))
+    time = np.arange(values.shape[1], dtype=np.float64)
     return time[::-1] if against == "lag" else time
 
 

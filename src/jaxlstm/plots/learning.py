@@ -225,7 +225,7 @@ def loss_bands(
 
 def _loss_steps(steps: ArrayLike | None, count: int, name: str) -> NDArray[np.float64]:
     if steps is None:
-        return np.arange(1.0, count + 1)
+        return np.arange(1, count + 1, dtype=np.float64)
     array = np.asarray(steps, float)
     if array.shape != (count,):
         raise ValueError(

@@ -105,6 +105,6 @@ def _opened(begins: Flags, symbols: Sequence[str], gate: Floats) -> str:
 
 def _usual(events: Flags, symbols: Sequence[str]) -> str | None:
     """Return the symbol at 80 % or more of the events, or None."""
-    counts = Counter(symbols[at] for at in np.flatnonzero(events).tolist())
+    counts = Counter(symbols[int(at)] for at in np.flatnonzero(events))
     symbol, number = counts.most_common(1)[0]
     return symbol if number >= 0.8 * events.sum() else None

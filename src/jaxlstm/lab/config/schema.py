@@ -1,213 +1,26 @@
-"""The config of a run: frozen, strict pydantic models that refuse unknown keys.
+"""The config models of all tasks, by the name of the task.
 
-`Config()` is the quickstart. The sections here are the same for every task; those of
-language modelling are in `language_modelling` and importable from here too.
+`Config()` is the quickstart, a language model. The keys of every run are in `base`, and
+those of each task in a module of its own. The names of language modelling can be
+imported from here too.
 """
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
-
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
-
-from jaxlstm.lab._util.wording import describe
-from jaxlstm.lab.config import optimizer as optimizers
-from jaxlstm.lab.config.language_modelling import WRAPPERS as WRAPPERS
+from jaxlstm.lab.config.base import NAME_LENGTH as NAME_LENGTH
+from jaxlstm.lab.config.base import EarlyStopping as EarlyStopping
+from jaxlstm.lab.config.base import RunConfig as RunConfig
+from jaxlstm.lab.config.base import Training as Training
+from jaxlstm.lab.config.language_modelling import Config as Config
 from jaxlstm.lab.config.language_modelling import Data as Data
+from jaxlstm.lab.config.language_modelling import (
+    LanguageModelTraining as LanguageModelTraining,
+)
 from jaxlstm.lab.config.language_modelling import Model as Model
 from jaxlstm.lab.config.language_modelling import PythonData as PythonData
 from jaxlstm.lab.config.language_modelling import Sample as Sample
 from jaxlstm.lab.config.language_modelling import TextData as TextData
 from jaxlstm.lab.config.language_modelling import TokenData as TokenData
-from jaxlstm.lab.config.sections import Section, Size, Step, Whole
-
-# A name of this length and a date fit in a directory name of 255 bytes, even if every
-# character takes four.
-NAME_LENGTH = 50
-
-# -- optimizer ----------------------------------------------------------------
-
-Transformation = dict[str, dict[str, Any]]
-
-QUICKSTART_OPTIMIZER: tuple[Transformation, ...] = (
-    {"clip_by_global_norm": {"max_norm": 1.0}},
-    {
-        "adamw": {
-            "learning_rate": {
-                "warmup_cosine_decay_schedule": {
-                    "init_value": 0.0,
-                    "peak_value": 8e-3,
-                    "warmup_steps": 100,
-                    "decay_steps": 2800,
-                    "end_value": 8e-5,
-                }
-            },
-            "b2": 0.99,
-            "weight_decay": 0.0,
-        }
-    },
-)
-
-
-def _chain(value: Any) -> Any:
-    """Check a chain; `- zero_nans:` is short for `- zero_nans: {}`."""
-    problems = optimizers.check(value)
-    if problems:
-        raise optimizers.OptimizerError(problems)
-    return tuple({name: args or {} for name, args in link.items()} for link in value)
-
-
-Optimizer = Annotated[
-    tuple[Annotated[Transformation, Field(min_length=1, max_length=1)], ...],
-    Field(min_length=1, strict=False),
-    BeforeValidator(_chain),
-]
-
-# -- training -----------------------------------------------------------------
-
-
-class EarlyStopping(Section):
-    """Stop when the task's primary validation metric no longer improves."""
-
-    patience: Step = Field(description="Validations without improvement before a stop.")
-    min_delta: Annotated[float, Field(ge=0, le=1e6)] = Field(
-        default=0.0,
-        description="Smallest improvement that counts, in the unit of the metric.",
-    )
-
-
-class Training(Section):
-    """Length of the run, batches, and intervals of logging and validation."""
-
-    steps: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] = Field(
-        default=2800, description="Number of parameter updates."
-    )
-    batch_size: Size = Field(default=16, description="Number of parallel streams.")
-    shards: Annotated[int, Field(ge=1, le=1024), Whole] | Literal["auto"] = Field(
-        default="auto",
-        description=(
-            "Parts of a batch whose gradients are computed in parallel, one per device "
-            "or core. The number affects rounding; auto is fixed when the run begins."
-        ),
-    )
-    window: Size = Field(default=64, description="Tokens of each stream per update.")
-    steps_per_dispatch: Annotated[int, Field(ge=1, le=10_000), Whole] = Field(
-        default=20, description="Updates per call of the compiled training step."
-    )
-    log_every: Step = Field(default=100, description="Steps between two log lines.")
-    validate_every: Step = Field(
-        default=1400, description="Steps between two validations."
-    )
-    checkpoint_every: Step = Field(
-        default=1400, description="Steps between two checkpoints."
-    )
-    keep_checkpoints: Annotated[int, Field(ge=1, le=10_000), Whole] = Field(
-        default=3,
-        description="Number of newest checkpoints kept, in addition to the best.",
-    )
-    early_stopping: EarlyStopping | None = Field(
-        default=None,
-        description="Stop early if the task's primary validation metric stops "
-        "improving.",
-    )
-    validation_streams: Size = Field(
-        default=128, description="Number of parallel streams in validation."
-    )
-    validation_tokens: Step | None = Field(
-        default=None, description="Number of tokens validated on; null uses all."
-    )
-
-    @field_validator("shards")
-    @classmethod
-    def _divides_the_batch(cls, shards: Any, info: ValidationInfo) -> Any:
-        size = info.data.get("batch_size")
-        if shards != "auto" and size is not None and size % shards:
-            raise ValueError(
-                f'got {shards}, expected a divisor of batch_size ({size}) or "auto"'
-            )
-        return shards
-
-    @field_validator("log_every", "validate_every", "checkpoint_every")
-    @classmethod
-    def _is_a_multiple(cls, every: int, info: ValidationInfo) -> int:
-        k = info.data.get("steps_per_dispatch", 1)
-        if every % k:
-            raise ValueError(
-                f"got {every}, expected a multiple of steps_per_dispatch ({k}) such as "
-                f"{max(k, every // k * k)}"
-            )
-        return every
-
-
-# -- the config ---------------------------------------------------------------
-
-
-RunName = Annotated[str, Field(max_length=NAME_LENGTH)]
-_NAME = "Prefix of the run directory's name; default: the config's file name"
-
-
-class RunConfig(Section):
-    """The keys that the configs of all tasks have.
-
-    A task's own config derives from it, narrows `task`, `data` and `model`, adds the
-    sections of its results, and is registered with `register`.
-    """
-
-    # Keys whose value is one of several kinds of section, and the key that says which.
-    tags: ClassVar[Mapping[tuple[str | int, ...], str]] = {}
-
-    config_version: Literal[2] = Field(default=2, description="Version of the format.")
-    task: Any = Field(description="Task to train.")
-    name: RunName = Field(
-        default_factory=lambda fields: str(fields["task"]),
-        validate_default=True,
-        description=_NAME + ", or the task's name.",
-    )
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1), Whole] = Field(
-        default=0, description="Seed of every random number of the run."
-    )
-    device: Literal["auto", "cpu", "gpu", "tpu"] = Field(
-        default="auto", description="Device; auto selects the fastest available."
-    )
-    data: Any = Field(description="Training data.")
-    model: Any = Field(description="Model to train.")
-    optimizer: Optimizer = Field(
-        default=QUICKSTART_OPTIMIZER,
-        description="Optax transformations by name, applied in this order.",
-    )
-    training: Training = Field(default=Training(), description="Training loop.")
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_directory_name(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(
-                f"got {describe(name)}, expected letters, digits, _, - and ., "
-                "beginning with a letter or a digit"
-            )
-        return name
-
-
-class Config(RunConfig):
-    """The config of a language model.
-
-    Example:
-        >>> Config().model.cell.name
-        'lstm'
-    """
-
-    tags: ClassVar = {("data",): "source", ("model", "cell"): "name"}
-
-    task: Literal["language_modelling"] = Field(
-        default="language_modelling", description="Task to train."
-    )
-    name: RunName = Field(default="quickstart", description=_NAME + ".")
-    data: Data = Field(default=PythonData(), description="Training data.")
-    model: Model = Field(default=Model(), description="Model to train.")
-    sample: Sample = Field(
-        default=Sample(), description="Text generated at the end of the run."
-    )
-
+from jaxlstm.lab.config.recurrent import WRAPPERS as WRAPPERS
+from jaxlstm.lab.config.recurrent import Recurrent as Recurrent
 
 CONFIGS: dict[str, type[RunConfig]] = {"language_modelling": Config}
 """The config model of each task; a config without `task` is a language model's."""

@@ -1,5 +1,6 @@
 """Base model of all config sections, and the types of their values."""
 
+import enum
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,12 +55,48 @@ Engine = Literal[
 ]
 
 
+class OnResume(enum.Enum):
+    """Metadata of a field: may a resumed run change its value?
+
+    A field of a config without it is fixed. Inside a section that may change, a field
+    without it may change too. A field that a subclass defines anew keeps it.
+    """
+
+    CHANGEABLE = "changeable"
+    FIXED = "fixed"
+
+
+Changeable = OnResume.CHANGEABLE
+Fixed = OnResume.FIXED
+"""Metadata of keys that determine the data of a step or the shapes of a checkpoint."""
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, strict about types, no unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False
     )
+
+
+def on_resume(section: type[BaseModel]) -> dict[str, OnResume]:
+    """Return the fields of a section that say whether a resumed run may change them.
+
+    Example:
+        >>> class Training(Section):
+        ...     steps: int = 1
+        ...     batch_size: Annotated[int, Fixed] = 16
+        >>> on_resume(Training)
+        {'batch_size': <OnResume.FIXED: 'fixed'>}
+    """
+    classes = [kind for kind in section.__mro__ if issubclass(kind, Section)]
+    return {
+        name: mark
+        for kind in reversed(classes)
+        for name, field in kind.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, OnResume)
+    }
 
 
 SectionT = TypeVar("SectionT", bound=BaseModel)

@@ -30,7 +30,7 @@ from jaxlstm.lab.tasks.language_modelling.data import TextDataset
 from jaxlstm.lab.tasks.language_modelling.generation import generate as generate
 from jaxlstm.lab.tasks.language_modelling.generation import prompt as prompt
 from jaxlstm.lab.tasks.language_modelling.model import build as build
-from jaxlstm.lab.tasks.language_modelling.model import cell as cell
+from jaxlstm.lab.tasks.recurrent import cell as cell
 from jaxlstm.layers.base import Layer
 
 
@@ -53,7 +53,7 @@ class LanguageModelling:
     primary = Metric("loss")
     scores: Sequence[str] = ("bits_per_character", "perplexity")
     positions: Sequence[str] = model.LAYERS
-    cell = staticmethod(model.cell)
+    cell = staticmethod(cell)
     cross_entropy = staticmethod(cross_entropy)
 
     def data(self, config: Config) -> TextDataset:

@@ -14,7 +14,7 @@ from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.data.corpus import Corpus
 from jaxlstm.lab.data.vocabulary import Vocabulary
 from jaxlstm.lab.tasks.base import Picture
-from jaxlstm.lab.tasks.language_modelling.model import cell
+from jaxlstm.lab.tasks.recurrent import cell
 
 SHOWN, WARM_UP = 96, 200  # symbols
 
