@@ -22,7 +22,7 @@ from jaxlstm.lab import checkpoints, native, runs, tasks
 from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import loading as configs
-from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.config.sections import (
     Changeable,
     Fixed,
@@ -42,7 +42,7 @@ from jaxlstm.lab.tasks.base import Metric
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training_run import TrainingRun
 
-ConfigSource = str | Path | Mapping[str, Any] | Config | None
+ConfigSource = str | Path | Mapping[str, Any] | RunConfig | None
 
 
 def train(
@@ -127,7 +127,7 @@ def resume(
     return _complete(existing, sink, tensorboard)
 
 
-def _changed_config(run: Run, overrides: Sequence[str]) -> Config:
+def _changed_config(run: Run, overrides: Sequence[str]) -> RunConfig:
     """Return a run's config with changes; raise `BadInput` if it cannot follow them."""
     before = _config(run)
     after = with_absolute_paths(configs.load(before, overrides=overrides))
@@ -186,7 +186,7 @@ def _complete(
     run: Run,
     sink: Sink | None,
     tensorboard: bool,
-    changed: Config | None = None,
+    changed: RunConfig | None = None,
     overrides: Sequence[str] = (),
     *,
     experiment: Experiment | None = None,
@@ -235,18 +235,18 @@ def _complete(
             sinks_.finish()
 
 
-def _config(run: Run) -> Config:
+def _config(run: Run) -> RunConfig:
     return configs.load(run.config)
 
 
-def _default_device(config: Config) -> AbstractContextManager[devices.Device]:
+def _default_device(config: RunConfig) -> AbstractContextManager[devices.Device]:
     """Select the device of a config, and on a CPU one virtual device for each shard."""
     return devices.default_device(
         config.device, cpu_devices=splits.shard_count(config.training)
     )
 
 
-def _require_same_config(run: Run, config: Config) -> None:
+def _require_same_config(run: Run, config: RunConfig) -> None:
     """Raise `BadInput` if a run was created with another config."""
     changed = _differences(_config(run), config)
     resolved = []  # keys that the run has a value for, where the config leaves it open
@@ -268,7 +268,7 @@ def _require_same_config(run: Run, config: Config) -> None:
     )
 
 
-def _require_same_stream(before: Config, after: Config) -> None:
+def _require_same_stream(before: RunConfig, after: RunConfig) -> None:
     """Raise `BadInput` for changes after which the checkpoints would not fit."""
     fixed = _fixed(after, _differences(before, after))
     if fixed:
@@ -278,7 +278,7 @@ def _require_same_stream(before: Config, after: Config) -> None:
         )
 
 
-def _fixed(config: Config, keys: Sequence[str]) -> list[str]:
+def _fixed(config: RunConfig, keys: Sequence[str]) -> list[str]:
     """Return those of the keys that cannot change within a run."""
     exceptions = _changeable(config)
 
@@ -289,7 +289,7 @@ def _fixed(config: Config, keys: Sequence[str]) -> list[str]:
     return [key for key in keys if is_fixed(key)]
 
 
-def _changeable(config: Config) -> dict[str, list[str]]:
+def _changeable(config: RunConfig) -> dict[str, list[str]]:
     """Return the sections that may change within a run, and their fixed keys."""
     sections = [name for name, mark in _marks(config) if mark is Changeable]
     return {
@@ -303,7 +303,7 @@ def _marks(section: Any) -> list[tuple[str, OnResume]]:
     return list(on_resume(kind).items()) if issubclass(kind, Section) else []
 
 
-def _may_change(config: Config) -> str:
+def _may_change(config: RunConfig) -> str:
     """Return the keys that may change within a run, as a part of a message."""
     return _listed(
         f"{name} (except its {_listed(keys)})" if keys else name
@@ -316,7 +316,7 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _differences(one: Config, other: Config) -> list[str]:
+def _differences(one: RunConfig, other: RunConfig) -> list[str]:
     """Return the keys `section.key` in which two configs differ, except the name."""
     ours, theirs = _flat(one.model_dump()), _flat(other.model_dump())
     keys = [*ours, *(key for key in theirs if key not in ours)]

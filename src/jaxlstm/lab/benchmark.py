@@ -28,8 +28,8 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.timing import Run, Spread, measure_alternately
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config import schema
+from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.config.cells import LSTM
-from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.data.streams import Batch
 from jaxlstm.lab.parallel import devices, shards, splits
 from jaxlstm.lab.training import programs
@@ -63,7 +63,7 @@ class Row(NamedTuple):
 
 
 def bench(
-    config: str | Path | Mapping[str, Any] | Config | None = None,
+    config: str | Path | Mapping[str, Any] | RunConfig | None = None,
     *,
     overrides: Sequence[str] = (),
     seconds: float = 5.0,
@@ -93,7 +93,7 @@ def bench(
         raise BadInput(
             f"bench: seconds: got {seconds:g}, expected a finite number of at least 0"
         )
-    loaded: Config = configs.load(config, overrides=overrides)
+    loaded: RunConfig = configs.load(config, overrides=overrides)
     if not isinstance(loaded.model, schema.Model):
         raise BadInput(
             f"bench: got the task {loaded.task}, whose model section has no engine, "
@@ -126,7 +126,7 @@ def engines() -> tuple[str, ...]:
     return tuple(name for name in get_args(kinds[0]) if not name.endswith("_first"))
 
 
-def _with_engine(config: Config, engine: str | None) -> Config:
+def _with_engine(config: RunConfig, engine: str | None) -> RunConfig:
     model = config.model.model_copy(update={"engine": engine})
     return config.model_copy(update={"model": model})
 
@@ -262,7 +262,7 @@ def torch_unsupported(model: schema.Model, device: Any) -> str:
     return ""
 
 
-def _torch_step(config: Config, vocabulary: int, batch: Batch) -> Run:
+def _torch_step(config: RunConfig, vocabulary: int, batch: Batch) -> Run:
     """Return a step of embedding, LSTM, output layer, loss, gradient and Adam."""
     import torch  # pyright: ignore[reportMissingImports]
 

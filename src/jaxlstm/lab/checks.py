@@ -1,17 +1,19 @@
 """Check a config without training a model."""
 
+from typing import Any
+
 import jax
 
 from jaxlstm.engines import memory
 from jaxlstm.lab import native, tasks
-from jaxlstm.lab.config import schema
-from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.config.base import RunConfig
+from jaxlstm.lab.config.recurrent import WRAPPERS
 from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.state import train_step
 
 
-def check(config: Config) -> dict[str, str]:
+def check(config: RunConfig) -> dict[str, str]:
     """Return the device, data sizes, parameters and memory that a config leads to.
 
     Raises:
@@ -34,9 +36,9 @@ def check(config: Config) -> dict[str, str]:
         }
 
 
-def _cell(model: schema.Model) -> str:
+def _cell(model: Any) -> str:
     """Return the cell's name and its wrappers."""
-    wrappers = [key for key in schema.WRAPPERS if getattr(model, key, None)]
+    wrappers = [key for key in WRAPPERS if getattr(model, key, None)]
     name = model.cell.name if hasattr(model, "cell") else "chosen by the task"
     return ", ".join([name, *(f"{key} {getattr(model, key)}" for key in wrappers)])
 

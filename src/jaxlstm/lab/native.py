@@ -7,7 +7,7 @@ import jax
 import jaxlstm as jl
 from jaxlstm.engines.native import build
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.config.base import RunConfig
 
 
 def load_kernel() -> None:
@@ -22,7 +22,7 @@ def load_kernel() -> None:
         raise BadInput(str(error)) from error
 
 
-def is_chosen(config: Config) -> bool:
+def is_chosen(config: RunConfig) -> bool:
     """Return whether a config leads to the native engine, on a CPU."""
     engine = getattr(config.model, "engine", "none")
     if engine is not None or config.device not in ("auto", "cpu"):
@@ -31,13 +31,14 @@ def is_chosen(config: Config) -> bool:
     return in_float and build.load_built() is None
 
 
-def resolve_engine(config: Config) -> Config:
+def resolve_engine(config: RunConfig) -> RunConfig:
     """Return the config with `model.engine: null` replaced by the fastest engine.
 
     It is written into the run, because the engine decides the bits of a run, as the
     number of shards does. Runs of versions that did not write it used `adjoint`.
 
     Example:
+        >>> from jaxlstm.lab.config import Config
         >>> resolve_engine(Config()).model.engine in ("native", "adjoint")
         True
     """
@@ -47,13 +48,13 @@ def resolve_engine(config: Config) -> Config:
     return _with_engine(config, "native" if serves else "adjoint")
 
 
-def without_kernel(config: Config) -> Config:
+def without_kernel(config: RunConfig) -> RunConfig:
     """Return the config with the engine that runs on every platform."""
     is_native = getattr(config.model, "engine", None) == "native"
     return _with_engine(config, "adjoint") if is_native else config
 
 
-def _with_engine(config: Config, engine: str) -> Config:
+def _with_engine(config: RunConfig, engine: str) -> RunConfig:
     model = config.model.model_copy(update={"engine": engine})
     return config.model_copy(update={"model": model})
 

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import jax
 
 from jaxlstm.lab import native
-from jaxlstm.lab.config import schema
-from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.config.base import RunConfig, Training
 from jaxlstm.lab.parallel import devices
 from jaxlstm.lab.parallel.costs import StepCost
 from jaxlstm.lab.parallel.devices import Device
@@ -28,7 +27,7 @@ class Split(NamedTuple):
 
 
 def choose(
-    config: Config,
+    config: RunConfig,
     cost: StepCost | None,
     devices_available: int,
     *,
@@ -46,6 +45,7 @@ def choose(
         platform: the platform of these devices.
 
     Example:
+        >>> from jaxlstm.lab.config import Config
         >>> config = Config(model={"engine": "adjoint"})
         >>> cost = StepCost(operations=1e9, units=128)
         >>> choose(config, cost, 4)
@@ -74,12 +74,12 @@ def choose(
     return Split(divisors[-1], f"{devices_available} devices compute in parallel")
 
 
-def shard_count(training: schema.Training) -> int:
+def shard_count(training: Training) -> int:
     """Return the number of shards, or 1 for `auto`; see `resolve_shards`."""
     return 1 if training.shards == "auto" else training.shards
 
 
-def split(config: Config, cost: StepCost | None) -> Split:
+def split(config: RunConfig, cost: StepCost | None) -> Split:
     """Return the number of shards of a run; `auto` depends on the available devices.
 
     Args:
@@ -100,7 +100,7 @@ def split(config: Config, cost: StepCost | None) -> Split:
     return choose(config, cost, available, platform=device.platform)
 
 
-def resolve_shards(config: Config, cost: StepCost | None) -> Config:
+def resolve_shards(config: RunConfig, cost: StepCost | None) -> RunConfig:
     """Return the config with `training.shards: auto` replaced by a number.
 
     Args:
@@ -115,7 +115,7 @@ def resolve_shards(config: Config, cost: StepCost | None) -> Config:
     return config.model_copy(update={"training": training})
 
 
-def describe(config: Config, device: Device) -> str:
+def describe(config: RunConfig, device: Device) -> str:
     """Describe the number of shards, their size, and the devices that compute them."""
     shards, size = shard_count(config.training), config.training.batch_size
     if shards == 1:

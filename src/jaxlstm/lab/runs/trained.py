@@ -11,7 +11,7 @@ import jax
 from jaxlstm.lab import checkpoints, runs, tasks
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import loading as configs
-from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.config.sections import file_paths
 from jaxlstm.lab.data.files import quoted
 from jaxlstm.lab.parallel import devices
@@ -39,7 +39,7 @@ class Trained:
     """
 
     run: Path
-    config: Config
+    config: Any
     task: Task
     spec: Any
     model: Layer
@@ -159,7 +159,7 @@ def read_spec(task: Task, meta: Mapping[str, Any]) -> Any:
 
 
 def require_same_data(
-    config: Config, stored: Mapping[str, Any], found: Mapping[str, Any]
+    config: RunConfig, stored: Mapping[str, Any], found: Mapping[str, Any]
 ) -> None:
     """Compare the data of a checkpoint with the data found now.
 
@@ -192,7 +192,7 @@ def _digits(hashes: Sequence[str]) -> str:
     return ", ".join(text[:12] if len(text) == 64 else text for text in hashes)
 
 
-def _state_like(config: Config, task: Task, spec: Any, model: Layer) -> TrainState:
+def _state_like(config: RunConfig, task: Task, spec: Any, model: Layer) -> TrainState:
     optimizer = optimizers.build(config.optimizer)
     batch = task.batch_like(config, spec)
     return jax.eval_shape(

@@ -10,7 +10,7 @@ import optax
 
 from jaxlstm.lab import native, tasks
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.config.schema import Config
+from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.parallel import splits
 from jaxlstm.lab.tasks import contract
 from jaxlstm.lab.tasks.base import Dataset, Losses, Task
@@ -23,14 +23,14 @@ from jaxlstm.layers.base import Layer
 class Experiment:
     """The parts of a run. Building them detects every error of a config."""
 
-    config: Config
+    config: Any
     task: Task
     dataset: Dataset
     model: Layer
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def build(cls, config: Config) -> "Experiment":
+    def build(cls, config: RunConfig) -> "Experiment":
         """Read the data and build the model.
 
         Raises:

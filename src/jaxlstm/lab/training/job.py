@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from jaxlstm.lab.config import schema
+from jaxlstm.lab.config import base
 from jaxlstm.lab.tasks.base import Dataset, Losses, Task
 from jaxlstm.lab.training.policies import LoopState
 from jaxlstm.lab.training.state import TrainState
@@ -57,7 +57,7 @@ class Job(NamedTuple):
     model: Layer
     optimizer: optax.GradientTransformation
     dataset: Dataset
-    training: schema.Training
+    training: base.Training
     learning_rate: Callable[[int], float] | None
     listener: Listener
     callbacks: Sequence[Callback]

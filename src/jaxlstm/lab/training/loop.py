@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxlstm.lab._util.errors import Diverged
-from jaxlstm.lab.config import schema
+from jaxlstm.lab.config import base
 from jaxlstm.lab.training import diagnosis, policies
 from jaxlstm.lab.training.clock import Clock
 from jaxlstm.lab.training.evaluation import evaluate as evaluate
@@ -80,7 +80,7 @@ def _stops_early(job: Job, loop: LoopState) -> bool:
     return policies.out_of_patience(loop, job.training.early_stopping)
 
 
-def _until_boundary(training: schema.Training, step: int) -> int:
+def _until_boundary(training: base.Training, step: int) -> int:
     size = training.steps_per_dispatch
     return min(size - step % size, training.steps - step)
 

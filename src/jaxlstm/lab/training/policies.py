@@ -9,7 +9,7 @@ Each function takes the numbers of one member; a population calls it per member.
 import math
 from typing import Any, NamedTuple
 
-from jaxlstm.lab.config import schema
+from jaxlstm.lab.config import base
 from jaxlstm.lab.tasks.base import Metric
 
 
@@ -50,7 +50,7 @@ class LoopState(NamedTuple):
 def validated(
     state: LoopState,
     metric: Metric,
-    stopping: schema.EarlyStopping | None,
+    stopping: base.EarlyStopping | None,
     *,
     step: int,
     value: float,
@@ -70,6 +70,6 @@ def validated(
     return state._replace(waited=state.waited + 1)
 
 
-def out_of_patience(state: LoopState, stopping: schema.EarlyStopping | None) -> bool:
+def out_of_patience(state: LoopState, stopping: base.EarlyStopping | None) -> bool:
     """Return whether the last `patience` validations brought no improvement."""
     return stopping is not None and state.waited >= stopping.patience
