@@ -1,0 +1,212 @@
+"""Labelled sequences that need no file: digits, states of an HMM, and transcripts."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.data.sequences import Labels, LabelledSequences, Parts
+
+KIND = {"digits": "sequence", "generated_tags": "step", "generated_transcripts": "transcript"}  # fmt: skip
+
+
+def read(data: Any, labels: Labels, *, key: str) -> Parts:
+    """Return the sequences of a built-in source.
+
+    Raises:
+        BadInput: the source has labels of another kind.
+    """
+    if KIND[data.source] != labels:
+        fitting = [name for name, kind in KIND.items() if kind == labels]
+        raise BadInput(
+            f"{key}.source: got {data.source}, which has a label for each "
+            f"{KIND[data.source]}, expected {fitting[0]} or files for this task."
+        )
+    if data.source == "digits":
+        return digits(data)
+    return tags(data) if data.source == "generated_tags" else transcripts(data)
+
+
+def digits(data: Any) -> Parts:
+    """Return scikit-learn's 1,797 images of digits, a row of 8 pixels a step, 0 to 1.
+
+    Raises:
+        BadInput: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise BadInput(
+            "data.source: digits needs scikit-learn; install it with: pip install "
+            '"jaxlstm[data]".'
+        ) from None
+    loaded = load_digits()
+    images = (loaded.images / 16).astype(np.float32)
+    targets = loaded.target.astype(np.int32)
+    rng = np.random.default_rng(data.seed)
+    held_out = np.zeros(len(targets), bool)
+    for digit in range(10):
+        found = rng.permutation(np.flatnonzero(targets == digit))
+        held_out[found[: round(len(found) * data.test_fraction)]] = True
+    columns = tuple(f"pixel_{k + 1}" for k in range(8))
+
+    def part(which: NDArray[np.bool_]) -> LabelledSequences:
+        rows = np.flatnonzero(which)
+        return _sequences(
+            data, list(images[rows]), targets[rows], None,
+            [str(digit) for digit in range(10)], columns, [str(row) for row in rows],
+        )  # fmt: skip
+
+    return Parts(part(~held_out), part(held_out))
+
+
+class HMM(NamedTuple):
+    """A hidden Markov model: probabilities of the first state, the next, and symbols."""
+
+    start: NDArray[np.float64]  # [S]
+    move: NDArray[np.float64]  # [S, S]
+    emit: NDArray[np.float64]  # [S, K]
+
+
+def viterbi(model: HMM, symbols: Sequence[int]) -> NDArray[np.int64]:
+    """Return the most likely states of symbols; the lower state wins a tie.
+
+    Reference:
+        Viterbi, "Error bounds for convolutional codes and an asymptotically optimum
+        decoding algorithm", IEEE Transactions on Information Theory, 1967.
+    """
+    with np.errstate(divide="ignore"):
+        start, move, emit = (np.log(p) for p in model)
+    score = start + emit[:, symbols[0]]
+    back = []
+    for symbol in symbols[1:]:
+        total = score[:, None] + move
+        back.append(total.argmax(0))
+        score = total.max(0) + emit[:, symbol]
+    states = [int(score.argmax())]
+    for best in reversed(back):
+        states.append(int(best[states[-1]]))
+    return np.array(states[::-1])
+
+
+def tags(data: Any) -> Parts:
+    """Return symbols of a hidden Markov model, labelled by Viterbi's algorithm.
+
+    Each state has one symbol of its own and one that it shares with the next state, so
+    a shared symbol is resolved by its neighbours on both sides.
+    """
+    rng = np.random.default_rng(data.seed)
+    count = data.states
+    emit = np.zeros((count, 2 * count))
+    for state in range(count):
+        emit[state, [state, count + state, count + (state + 1) % count]] = 0.4, 0.3, 0.3
+    move = np.full((count, count), 0.1 / max(count - 1, 1)) + rng.uniform(
+        0, 0.02, (count, count)
+    )
+    move[np.diag_indices(count)] = 0.8
+    move /= move.sum(1, keepdims=True)
+    start = rng.dirichlet(np.full(count, 5.0))
+    model = HMM(start, move, emit)
+
+    def part(sequences: int) -> LabelledSequences:
+        values, states = [], []
+        for _ in range(sequences):
+            symbols = _sampled(
+                model, int(rng.integers(max(data.length // 2, 1), data.length + 1)), rng
+            )
+            values.append(np.eye(2 * count, dtype=np.float32)[symbols])
+            states.append(viterbi(model, symbols))
+        return _sequences(
+            data, values, np.concatenate(states), None,
+            [f"state_{k + 1}" for k in range(count)],
+            tuple(f"symbol_{k + 1}" for k in range(2 * count)),
+        )  # fmt: skip
+
+    return Parts(part(data.sequences), part(data.test_sequences))
+
+
+def _sampled(model: HMM, length: int, rng: np.random.Generator) -> list[int]:
+    state = rng.choice(len(model.start), p=model.start)
+    symbols = []
+    for _ in range(length):
+        symbols.append(int(rng.choice(model.emit.shape[1], p=model.emit[state])))
+        state = rng.choice(len(model.start), p=model.move[state])
+    return symbols
+
+
+def transcripts(data: Any) -> Parts:
+    """Return frames of symbols that last 1 to 4 frames, with silence between some.
+
+    A frame is the symbol's pattern of `symbols` random numbers plus noise. Equal
+    symbols that follow each other have silence between them, as CTC needs.
+    """
+    rng = np.random.default_rng(data.seed)
+    count = data.symbols
+    width = min(count, 12)
+    patterns = rng.normal(size=(count, width)).astype(np.float32)
+
+    def one() -> tuple[NDArray[np.float32], list[int]]:
+        symbols = rng.integers(0, count, rng.integers(1, data.length + 1)).tolist()
+        frames: list[NDArray[np.float32]] = []
+        for before, symbol in zip([None, *symbols], symbols, strict=False):
+            silence = int(rng.integers(0, 3))
+            silence = max(silence, 1) if symbol == before else silence
+            frames += [np.zeros(width, np.float32)] * silence
+            frames += [patterns[symbol]] * int(rng.integers(1, 5))
+        values = np.stack(frames)
+        noise = rng.normal(scale=data.noise, size=values.shape)
+        return (values + noise).astype(np.float32), symbols
+
+    def part(sequences: int) -> LabelledSequences:
+        made = [one() for _ in range(sequences)]
+        labels = [symbols for _, symbols in made]
+        offsets = np.concatenate([[0], np.cumsum([len(text) for text in labels])])
+        return _sequences(
+            data, [values for values, _ in made],
+            np.array([s for text in labels for s in text]), offsets,
+            [_symbol(k) for k in range(count)],
+            tuple(f"value_{k + 1}" for k in range(width)),
+        )  # fmt: skip
+
+    return Parts(part(data.sequences), part(data.test_sequences))
+
+
+def _symbol(number: int) -> str:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return letters[number] if number < 26 else f"s{number}"
+
+
+def _sequences(
+    data: Any,
+    values: Sequence[NDArray[np.float32]],
+    labels: NDArray[Any],
+    label_offsets: NDArray[np.int64] | None,
+    classes: Sequence[str],
+    columns: tuple[str, ...],
+    ids: Sequence[str] | None = None,
+) -> LabelledSequences:
+    lengths = [len(one) for one in values]
+    stacked = np.concatenate(values)
+    written = json.dumps(data.model_dump(mode="json")).encode()
+    return LabelledSequences(
+        tuple(ids or [str(k + 1) for k in range(len(lengths))]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        stacked,
+        labels.astype(np.int32),
+        label_offsets,
+        tuple(classes),
+        columns,
+        (),
+        {
+            "source": data.source,
+            "paths": [],
+            "sha256": [hashlib.sha256(stacked.tobytes() + written).hexdigest()],
+            "sequences": len(lengths),
+            "rows": len(stacked),
+            "classes": len(classes),
+        },
+    )
