@@ -354,7 +354,7 @@ class Delimited:
         reader = csv.reader(text, delimiter=self.header.separator, strict=True)
         number = -1
         try:
-            for number, fields in enumerate(reader):  # noqa: B007
+            for number, fields in enumerate(reader):
                 if len(fields) != len(self.header.names):
                     self._ragged(int(rows[min(number, len(rows) - 1)]), len(fields))
         except csv.Error as error:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe
 
-Times = NDArray[np.datetime64] | NDArray[np.int64]
+Times = NDArray[Any]
 
 _MICROSECONDS = {
     "us": 1,
@@ -22,7 +22,7 @@ _MICROSECONDS = {
     "W": 7 * 86_400 * 10**6,
 }
 _MONTHS = {"MS": 1, "ME": 1, "QS": 3, "QE": 3, "YS": 12, "YE": 12}
-_ALIASES = {"H": "h", "T": "min", "S": "s", "d": "D", "M": "ME", "Q": "QE", "Y": "YE", "A": "YE"}  # fmt: skip
+_ALIASES = {"H": "h", "T": "min", "S": "s", "d": "D", "M": "ME", "Q": "QE", "Y": "YE"}
 DAY = np.timedelta64(1, "D")
 
 
@@ -49,7 +49,7 @@ class Frequency(NamedTuple):
     month_end: bool = False
     zone: str | None = None
 
-    def after(self, last: np.datetime64 | int, count: int) -> Times:
+    def after(self, last: Any, count: int) -> Times:
         """Return the `count` times after `last`."""
         return self.shift(np.asarray([last]), np.arange(1, count + 1))
 

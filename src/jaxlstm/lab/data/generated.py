@@ -10,7 +10,7 @@ import numpy as np
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.data.calendar import calendar_features
 from jaxlstm.lab.data.frequency import Frequency, Times, frequency
-from jaxlstm.lab.data.series import Array, SeriesNames, SeriesSet, fill
+from jaxlstm.lab.data.series_set import Array, SeriesNames, SeriesSet, fill
 
 if TYPE_CHECKING:
     from jaxlstm.lab.config.tables import GeneratedSeries, PackagedSeries

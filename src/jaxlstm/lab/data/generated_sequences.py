@@ -9,9 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.data.sequences import Labels, LabelledSequences, Parts
+from jaxlstm.lab.data.labelled import LabelledSequences, Labels, Parts
 
-KIND = {"digits": "sequence", "generated_tags": "step", "generated_transcripts": "transcript"}  # fmt: skip
+KIND = {
+    "digits": "sequence",
+    "generated_tags": "step",
+    "generated_transcripts": "transcript",
+}
 
 
 def read(data: Any, labels: Labels, *, key: str) -> Parts:
@@ -44,7 +48,7 @@ def digits(data: Any) -> Parts:
             "data.source: digits needs scikit-learn; install it with: pip install "
             '"jaxlstm[data]".'
         ) from None
-    loaded = load_digits()
+    loaded: Any = load_digits()
     images = (loaded.images / 16).astype(np.float32)
     targets = loaded.target.astype(np.int32)
     rng = np.random.default_rng(data.seed)
@@ -65,7 +69,7 @@ def digits(data: Any) -> Parts:
 
 
 class HMM(NamedTuple):
-    """A hidden Markov model: probabilities of the first state, the next, and symbols."""
+    """Probabilities of a hidden Markov model: first state, next state, symbol."""
 
     start: NDArray[np.float64]  # [S]
     move: NDArray[np.float64]  # [S, S]

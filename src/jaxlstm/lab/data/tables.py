@@ -9,11 +9,12 @@ names file, row and column. The rows of a CSV file are its lines, so the header 
 import bisect
 import glob
 import hashlib
+import importlib.util
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +159,7 @@ def expand(paths: Any, *, key: str) -> list[str]:
     for path in [paths] if isinstance(paths, str | Path) else paths:
         text = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
         if re.search(r"[*?[]", text) and not _exists(text):
-            matches = sorted(glob.glob(text, recursive=True))
+            matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
             if not matches:
                 raise BadInput(
                     f"{key}: {quoted(path)} matches no file; patterns are relative to "
@@ -259,8 +260,8 @@ class Numbers:
             at = int(np.flatnonzero(infinite)[0])
             raise fail(
                 at,
-                f"got {shown(str(series[at]))}, expected a finite number; correct it, or leave "
-                "it empty and choose a policy for missing values.",
+                f"got {shown(str(series[at]))}, expected a finite number; correct it, "
+                "or leave it empty and choose a policy for missing values.",
             )
         known = values[~np.isnan(values)]
         if known.size:
@@ -270,8 +271,8 @@ class Numbers:
                 at = int(np.nanargmax(np.abs(values)))
                 raise fail(
                     at,
-                    f"got {shown(str(series[at]))}, expected at most {LARGEST_FLOAT:.3g} "
-                    "(float32); scale the column.",
+                    f"got {shown(str(series[at]))}, expected at most "
+                    f"{LARGEST_FLOAT:.3g} (float32); scale the column.",
                 )
         return values.astype(np.float32)
 
@@ -293,16 +294,18 @@ class Numbers:
         distinct = texts.unique(maintain_order=True)
         numbers: dict[Any, float] = {}
         for text in distinct.to_list():
-            numbers[text] = self._number(text, lambda: fail(
-                int(left[(texts == text).arg_true()[0]]), self._expected(text)
-            ))  # fmt: skip
+            number = self._number(text)
+            if number is None:
+                at = int(left[(texts == text).arg_true()[0]])
+                raise fail(at, self._expected(text))
+            numbers[text] = number
         values[left] = texts.replace_strict(
             list(numbers), list(numbers.values()), return_dtype=pl.Float64
         ).to_numpy()
         return values
 
-    def _number(self, text: str | None, error: Callable[[], BadInput]) -> float:
-        """Return the number of a text that polars did not read, or raise."""
+    def _number(self, text: str | None) -> float | None:
+        """Return the number of a text that polars did not read, None if it is none."""
         stripped = (text or "").strip()
         folded = stripped.casefold()
         if folded in self._missing:
@@ -313,9 +316,7 @@ class Numbers:
         if folded.lstrip("+-") in ("inf", "infinity"):
             return float("inf")
         plain = self._plain(stripped)
-        if plain is None:
-            raise error()
-        return float(plain)
+        return None if plain is None else float(plain)
 
     def _plain(self, text: str) -> str | None:
         """Return a number in the notation of Python, None if it is not a number."""
@@ -398,8 +399,8 @@ def read_texts(
     if series.dtype.is_float():
         raise fail(
             0,
-            f"got {shown(str(series[0]))}, a number with a fraction, expected text or a "
-            "whole number; convert the column, which may have missing values.",
+            f"got {shown(str(series[0]))}, a number with a fraction, expected text or "
+            "a whole number; convert the column, which may have missing values.",
         )
     if series.dtype.is_integer() or series.dtype in (
         pl.Categorical,
@@ -447,8 +448,8 @@ def check_names(table: Table, column: str) -> None:
             raise BadInput(
                 f"{place(here, part)}, expected "
                 f"{'a number' if kinds[0].all() else 'text'} like "
-                f"{describe(texts[there])} in {table.sources[0].name}; write the ids of "
-                "all files in the same way."
+                f"{describe(texts[there])} in {table.sources[0].name}; write the ids "
+                "of all files in the same way."
             )
     seen: dict[float, int] = {}
     for code in np.flatnonzero(number):
@@ -520,7 +521,7 @@ class _Parquet:
 
     def sha256(self) -> str:
         with open_data(self.path, key=self._key) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return digest(file)
 
     def _errors(self) -> Any:
         return _PolarsErrors(self.name)
@@ -552,8 +553,8 @@ class _Frame:
 
         self.name, self.path = f"{key}: data frame", ""
         try:
-            frame = nw.from_native(frame)
-            eager = frame.collect() if isinstance(frame, nw.LazyFrame) else frame
+            native: Any = nw.from_native(frame)
+            eager = native.collect() if isinstance(native, nw.LazyFrame) else native
             self._frame = eager.to_polars()
         except Exception as error:
             raise BadInput(
@@ -568,8 +569,17 @@ class _Frame:
     def sha256(self) -> str:
         digest = hashlib.sha256()
         digest.update(repr(self._frame.schema).encode())
-        digest.update(self._frame.hash_rows(0, 1, 2, 3).to_numpy().tobytes())
+        rows = self._frame.hash_rows()
+        digest.update(rows.to_numpy().tobytes())
         return digest.hexdigest()
+
+
+def digest(file: BinaryIO) -> str:
+    """Return the SHA-256 of an open file."""
+    found = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        found.update(chunk)
+    return found.hexdigest()
 
 
 def _is_frame(value: Any) -> bool:
@@ -596,14 +606,12 @@ def _open(path: Any, form: Any, *, key: str, report: Report | None) -> Any:
 
 
 def _require() -> None:
-    try:
-        import narwhals
-        import polars
-    except ImportError as error:
-        raise BadInput(
-            f"reading tables needs {error.name}; install it with: pip install "
-            '"jaxlstm[data]".'
-        ) from None
+    for package in ("polars", "narwhals"):
+        if importlib.util.find_spec(package) is None:
+            raise BadInput(
+                f"reading tables needs {package}; install it with: pip install "
+                '"jaxlstm[data]".'
+            )
 
 
 def _check_columns(

@@ -13,18 +13,20 @@ if TYPE_CHECKING:
     import polars as pl
 
 _OFFSET = r"(Z|[+-]\d\d:?\d\d)$"
-_ISO = (
-    # the form of a value, its format, and its name in messages
-    (r"\d{4}-\d\d-\d\d", "%Y-%m-%d", "2024-01-31"),
-    (r"\d{4}/\d\d/\d\d", "%Y/%m/%d", "2024/01/31"),
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d", "%Y-%m-%d %H:%M", "2024-01-31 09:30"),
-    (r"\d{4}-\d\d-\d\dT\d\d:\d\d", "%Y-%m-%dT%H:%M", "2024-01-31T09:30"),
-    (r"\d{4}/\d\d/\d\d \d\d:\d\d", "%Y/%m/%d %H:%M", "2024/01/31 09:30"),
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?", "%Y-%m-%d %H:%M:%S%.f", "2024-01-31 09:30:00"),
-    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?", "%Y-%m-%dT%H:%M:%S%.f", "2024-01-31T09:30:00"),
-    (r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d(\.\d+)?", "%Y/%m/%d %H:%M:%S%.f", "2024/01/31 09:30:00"),
+_DAY, _MINUTE, _SECOND = r"\d{4}-\d\d-\d\d", r"\d\d:\d\d", r":\d\d(\.\d+)?"
+_ISO = (  # the form of a value, its format, and an example
+    (_DAY, "%Y-%m-%d", "2024-01-31"),
+    (f"{_DAY} {_MINUTE}", "%Y-%m-%d %H:%M", "2024-01-31 09:30"),
+    (f"{_DAY}T{_MINUTE}", "%Y-%m-%dT%H:%M", "2024-01-31T09:30"),
+    (f"{_DAY} {_MINUTE}{_SECOND}", "%Y-%m-%d %H:%M:%S%.f", "2024-01-31 09:30:00"),
+    (f"{_DAY}T{_MINUTE}{_SECOND}", "%Y-%m-%dT%H:%M:%S%.f", "2024-01-31T09:30:00"),
     (r"\d{4}-\d\d", "%Y-%m", "2024-01"),
-)  # fmt: skip
+)
+_ISO += tuple(  # the year first is unambiguous with slashes too
+    (form.replace("-", "/"), format.replace("-", "/"), example.replace("-", "/"))
+    for form, format, example in _ISO
+    if " " in form or form == _DAY
+)
 _WHOLE = "whole numbers"
 
 
@@ -100,7 +102,7 @@ class TimeColumn:
                 "%Y-%m-%d" if form == "%Y-%m" else form,
                 strict=False,
                 time_unit="us",
-                **({"time_zone": "UTC"} if "%z" in form else {}),
+                time_zone="UTC" if "%z" in form else None,
             )
         except pl.exceptions.PolarsError as error:
             message = shown(str(error).partition("\n")[0])
@@ -128,8 +130,11 @@ class TimeColumn:
         for form, format_, example in _ISO:
             if re.fullmatch(form, bare):
                 return format_, example
-        raise fail(0, f"got {describe(text)}, expected a time such as 2024-01-31 or "
-                      f"2024-01-31 09:30:00; set {self._section}.time_format{_guess(text)}.")  # fmt: skip
+        raise fail(
+            0,
+            f"got {describe(text)}, expected a time such as 2024-01-31 or 2024-01-31 "
+            f"09:30:00; set {self._section}.time_format{_guess(text)}.",
+        )
 
     def _without_offset(self, series: "pl.Series", fail: Any) -> Any:
         """Split the offsets from UTC from times with a time of day."""
@@ -171,9 +176,9 @@ class TimeColumn:
                 f"{first} as in the first row; write all times with an offset, or none."
             )
         return (
-            f"got {describe(text)} with the offset {offset}, expected {self._offset} as "
-            f"in the first row; set {self._section}.time_zone, such as Europe/Berlin or "
-            "UTC."
+            f"got {describe(text)} with the offset {offset}, expected {self._offset} "
+            f"as in the first row; set {self._section}.time_zone, such as "
+            "Europe/Berlin or UTC."
         )
 
     def _localized(self, times: "pl.Series", fail: Any) -> NDArray[Any]:
