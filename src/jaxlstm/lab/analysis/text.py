@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.analysis.features import symbol_name
+from jaxlstm.lab.data import documents
 from jaxlstm.lab.data.files import open_data, quoted
-from jaxlstm.lab.data.vocabulary import UNKNOWN
 
 if TYPE_CHECKING:
     from jaxlstm.lab.runs.trained import Trained
@@ -70,10 +70,11 @@ def from_string(trained: "Trained", text: str, source: str) -> Text:
         BadInput: The text is too short, or contains a symbol that is not in the model's
             vocabulary.
     """
-    text = io.StringIO(text, newline=None).read()  # "\r\n" becomes "\n", as in files
-    tokens = trained.vocabulary.encode(text)
-    if trained.vocabulary.kind == "character" and (tokens == UNKNOWN).any():
-        at = int(np.argmax(tokens == UNKNOWN))
+    vocabulary, data = trained.vocabulary, trained.config.data
+    tokens = documents.encode(text, data, vocabulary)
+    if unknown := vocabulary.unknown("".join(documents.split(text, data))):
+        text = documents.newlines(text)
+        at = min(text.index(symbol) for symbol in unknown)
         line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         raise BadInput(
             f"{source}: the symbol {symbol_name(text[at])} at line {line}, column "

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jaxlstm.diagnostics.gates import CANDIDATES
 from jaxlstm.lab.analysis.text import Text
-from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN
+from jaxlstm.lab.data.documents import document_token
 
 if TYPE_CHECKING:
     from jaxlstm.lab.runs.trained import Trained
@@ -73,10 +73,7 @@ def record(trained: "Trained", text: Text, *, params: Any = None) -> Traces:
 
 def resets(trained: "Trained", tokens: jax.Array) -> jax.Array:
     """Return where documents begin."""
-    data = trained.config.data
-    separated = data.source == "python" or getattr(data, "document_separator", None)
-    token = DOCUMENT_TOKEN.get(trained.vocabulary.kind) if separated else None
-    token = getattr(data, "document_token", token)
+    token = document_token(trained.config.data, trained.vocabulary)
     return tokens == (-1 if token is None else token)
 
 

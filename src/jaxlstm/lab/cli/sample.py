@@ -22,10 +22,17 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="sample from the most likely tokens with total probability P",
     )
+    parser.add_argument(
+        "--documents",
+        type=int,
+        metavar="N",
+        help="end after N documents; 0 shows their ends and goes on",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 
 def _run(arguments: Arguments) -> None:
+    from jaxlstm.lab.data import documents as texts
     from jaxlstm.lab.runs import trained
     from jaxlstm.lab.sinks import formatting
 
@@ -37,10 +44,12 @@ def _run(arguments: Arguments) -> None:
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
+        documents=arguments.documents,
         seed=arguments.seed,
     )
     prompt = model.config.sample.prompt if prompt is None else prompt
-    if unknown := model.vocabulary.unknown(prompt):
+    documents = "".join(texts.split(prompt, model.config.data))
+    if unknown := model.vocabulary.unknown(documents):
         common.warn(
             f"--prompt: {unknown!r:.60} is not in the model's vocabulary and was read "
             "as the unknown token"

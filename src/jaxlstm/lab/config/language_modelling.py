@@ -165,6 +165,11 @@ class Sample(Section):
         description="Sample from the most likely tokens that have this total "
         "probability.",
     )
+    documents: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] = Field(
+        default=1,
+        description="Number of documents after which the sample ends; 0 goes on to "
+        "`length`, and the separator is shown.",
+    )
 
 
 # -- the config ---------------------------------------------------------------

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.data.corpus import Corpus
-from jaxlstm.lab.data.documents import Split, assemble, split_documents, split_text
+from jaxlstm.lab.data.documents import (
+    Split,
+    assemble,
+    newlines,
+    separator_of,
+    split_documents,
+    split_text,
+)
 from jaxlstm.lab.data.files import open_data, quoted, size_of
 
 if TYPE_CHECKING:
@@ -84,7 +91,7 @@ def read_text(data: "TextData") -> Corpus:
 
 
 def _split_files(texts: list[Text], data: "TextData") -> Split:
-    separator = data.document_separator
+    separator = separator_of(data)
     if separator is not None and separator not in texts[0].text:
         raise BadInput(
             f"data.document_separator: got {quoted(separator)}, expected text that "
@@ -115,7 +122,7 @@ def _read(path: str | Path, encoding: str, *, key: str) -> Text:
                 "source: tokens."
             )
         content = file.read()
-    text = _newlines(_decode(content, encoding, path, key).removeprefix("\ufeff"))
+    text = newlines(_decode(content, encoding, path, key).removeprefix("\ufeff"))
     return Text(str(path), hashlib.sha256(content).hexdigest(), text)
 
 
@@ -140,13 +147,9 @@ def _decode_python(content: bytes, path: Path) -> str:
     """Decode a source file as Python does (PEP 263)."""
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
-        return _newlines(content.decode(encoding))
+        return newlines(content.decode(encoding))
     except (SyntaxError, LookupError, ValueError) as error:
         raise BadInput(
             f"data.source: {quoted(path)}: cannot be decoded ({error}); the Python "
             "installation is damaged, use source: text."
         ) from None
-
-
-def _newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -60,20 +60,30 @@ class Trained:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        documents: int | None = None,
         seed: int = 0,
     ) -> str:
         """Return text that continues the prompt; None takes the config's value.
+
+        The prompt followed by the result is the whole text. The model begins a new
+        document where the training text did: at the beginning of the prompt, and where
+        the prompt has a separator.
+
+        Args:
+            prompt: beginning of the text; numbers such as "7 42" for token ids.
+            length: the most tokens to draw.
+            temperature: 0 takes the most likely token.
+            top_k: draw from the k most likely tokens.
+            top_p: draw from the most likely tokens with this total probability.
+            documents: end after this many documents; 0 goes on to `length`, and shows
+                where documents end.
+            seed: seed of the draws.
 
         Raises:
             BadInput: the task generates no text, a number is out of range, or the
                 prompt is empty and the training text had no documents.
         """
-        generate = getattr(self.task, "sample", None)
-        if generate is None:
-            raise BadInput(
-                f"sample: got a run of the task {self.task.name}, which generates no "
-                f"text, expected one of a task that does; evaluate {self.run} instead"
-            )
+        generate = self._of_language_model("sample")
         return generate(
             self,
             prompt=prompt,
@@ -81,8 +91,30 @@ class Trained:
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            documents=documents,
             seed=seed,
         )
+
+    def score(self, text: str) -> Any:
+        """Return log p of each token of a text given those before it, in nats.
+
+        The first token has no number, unless the training text had documents: each
+        text then begins with the document token, which is not in the result.
+
+        Raises:
+            BadInput: the task has no texts, or the text cannot be encoded.
+        """
+        return self._of_language_model("score")(self, text)
+
+    def _of_language_model(self, member: str) -> Callable[..., Any]:
+        """Return an optional member of the task, which language models have."""
+        found = getattr(self.task, member, None)
+        if found is None:
+            raise BadInput(
+                f"{member}: got a run of the task {self.task.name}, which generates no "
+                f"text, expected one of a task that does; evaluate {self.run} instead"
+            )
+        return found
 
     def dataset(self) -> Dataset:
         """Read the data that the model was trained on.

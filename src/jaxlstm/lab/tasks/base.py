@@ -181,9 +181,10 @@ class Artifact(NamedTuple):
 class Task(Protocol):
     """Definition of what is trained: data, model, loss and the final artifacts.
 
-    Two more members are optional. `sample(trained, ...)`, with the arguments of
-    `Trained.sample`, generates text for `jaxlstm sample`. `positions`, the names of
-    the layers of `model` in order, makes checkpoints readable that were written before
+    More members are optional. `sample(trained, ...)`, with the arguments of
+    `Trained.sample`, generates text for `jaxlstm sample`, and `score(trained, text)`
+    returns the log-probability of each token of a text. `positions`, the names of the
+    layers of `model` in order, makes checkpoints readable that were written before
     layers had names.
     """
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -30,6 +31,7 @@ from jaxlstm.lab.tasks.language_modelling.data import TextDataset
 from jaxlstm.lab.tasks.language_modelling.generation import generate as generate
 from jaxlstm.lab.tasks.language_modelling.generation import prompt as prompt
 from jaxlstm.lab.tasks.language_modelling.model import build as build
+from jaxlstm.lab.tasks.language_modelling.model import documents as documents
 from jaxlstm.lab.tasks.recurrent import cell as cell
 from jaxlstm.layers.base import Layer
 
@@ -120,6 +122,12 @@ class LanguageModelling:
         """Return text that continues a prompt; see `generation.sample`."""
         return generation.sample(
             trained.model, trained.params, trained.spec, trained.config, **options
+        )
+
+    def score(self, trained: Any, text: str) -> np.ndarray:
+        """Return log p of each token of a text; see `generation.score`."""
+        return generation.score(
+            trained.model, trained.params, trained.spec, trained.config, text
         )
 
     def facts(self, config: Config, dataset: Any) -> dict[str, str]:

@@ -29,12 +29,18 @@ def of_validation(config: Config, params: Any, corpus: Corpus) -> list[Picture]:
         params,
         jnp.asarray(tokens, jnp.int32),
         warm_up=len(tokens) - shown,
+        document_token=corpus.document_token,
     )
     return pictures(_symbols(corpus.vocabulary, tokens[-shown:]), trace)
 
 
 def first_layer(
-    model: schema.Model, params: Any, tokens: Any, *, warm_up: int = 0
+    model: schema.Model,
+    params: Any,
+    tokens: Any,
+    *,
+    warm_up: int = 0,
+    document_token: int | None = None,
 ) -> Trace:
     """Return gates and states `[T, H]` of the first recurrent layer over tokens.
 
@@ -43,10 +49,14 @@ def first_layer(
         params: the parameters of the model.
         tokens: `[warm_up + T]`.
         warm_up: number of tokens that are read first and not returned.
+        document_token: the token at which the state is reset.
     """
     table = params["embed"].table
     _, xs = jl.embed(*table.shape).apply(params["embed"], tokens)
-    _, trace = jl.unroll(cell(model), params["rnn"][0], xs, emit=jl.emit.trace)
+    resets = None if document_token is None else tokens == document_token
+    _, trace = jl.unroll(
+        cell(model), params["rnn"][0], xs, resets=resets, emit=jl.emit.trace
+    )
     return jax.tree.map(lambda leaf: leaf[warm_up:], trace)
 
 
