@@ -47,7 +47,7 @@ class Text(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """How the tokens of each row are drawn; arrays `[B]`.
+    """Options of the draws of each row; arrays `[B]`.
 
     Attributes:
         temperature: divides the logits; 0 takes the most likely token.
@@ -368,7 +368,7 @@ def write(
         first: `[B]`, the number n of the first token.
         lengths: `[B]`, the number of tokens to draw for each row, 0 for none.
         documents: `[B]`, the number of documents after which the row ends.
-        settings: how tokens are drawn.
+        settings: options of the draws.
         allowed: `[V]`, False for tokens that are never drawn.
         document_token: the token that ends a document, `NO_TOKEN` for none.
     """
