@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.analysis.features import symbol_name
-from jaxlstm.lab.data import documents
+from jaxlstm.lab.data import encoding
 from jaxlstm.lab.data.files import open_data, quoted
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def from_string(trained: "Trained", text: str, source: str) -> Text:
             vocabulary.
     """
     vocabulary, data = trained.vocabulary, trained.config.data
-    tokens = documents.encode(text, data, vocabulary)
-    if unknown := vocabulary.unknown("".join(documents.split(text, data))):
-        text = documents.newlines(text)
+    tokens = encoding.encode(text, data, vocabulary)
+    if unknown := vocabulary.unknown("".join(encoding.split(text, data))):
+        text = encoding.newlines(text)
         at = min(text.index(symbol) for symbol in unknown)
         line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         raise BadInput(

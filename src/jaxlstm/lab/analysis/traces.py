@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jaxlstm.diagnostics.gates import CANDIDATES
 from jaxlstm.lab.analysis.text import Text
-from jaxlstm.lab.data.documents import document_token
+from jaxlstm.lab.data.encoding import document_token
 
 if TYPE_CHECKING:
     from jaxlstm.lab.runs.trained import Trained

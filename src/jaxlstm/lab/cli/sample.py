@@ -32,7 +32,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: Arguments) -> None:
-    from jaxlstm.lab.data import documents as texts
+    from jaxlstm.lab.data import encoding
     from jaxlstm.lab.runs import trained
     from jaxlstm.lab.sinks import formatting
 
@@ -48,7 +48,7 @@ def _run(arguments: Arguments) -> None:
         seed=arguments.seed,
     )
     prompt = model.config.sample.prompt if prompt is None else prompt
-    documents = "".join(texts.split(prompt, model.config.data))
+    documents = "".join(encoding.split(prompt, model.config.data))
     if unknown := model.vocabulary.unknown(documents):
         common.warn(
             f"--prompt: {unknown!r:.60} is not in the model's vocabulary and was read "

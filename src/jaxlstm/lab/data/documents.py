@@ -1,8 +1,8 @@
-"""Documents of a text: split, vocabulary, and document tokens where they begin."""
+"""Build a corpus from documents: split, vocabulary and document tokens."""
 
 from collections.abc import Sequence
 from math import floor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,6 @@ from jaxlstm.lab.data.vocabulary import (
     encode_long,
     utf8,
 )
-
-if TYPE_CHECKING:
-    from jaxlstm.lab.config.schema import Data
-
-END = "\n[end of document]\n"  # shown between documents that have no separator
 
 
 class Split(NamedTuple):
@@ -102,67 +97,3 @@ def _sizes(documents: Sequence[str], ids: NDArray[np.integer]) -> dict[str, int]
         "characters": sum(map(len, documents)),
         "documents": len(documents),
     }
-
-
-def newlines(text: str) -> str:
-    """Return the text with `\\n` as its only line end."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def separator_of(data: "Data") -> str | None:
-    """Return the text between two documents, with line ends as in `newlines`."""
-    separator = getattr(data, "document_separator", None)
-    return None if separator is None else newlines(separator)
-
-
-def document_token(data: "Data", vocabulary: Vocabulary) -> int | None:
-    """Return the token that begins every document, None if there are no documents."""
-    if data.source == "python" or separator_of(data) is not None:
-        return DOCUMENT_TOKEN[vocabulary.kind]
-    return getattr(data, "document_token", None)
-
-
-def split(text: str, data: "Data") -> list[str]:
-    """Return the documents of a text; the last one is empty if it has only begun.
-
-    Example:
-        >>> from jaxlstm.lab.config.schema import TextData
-        >>> data = TextData(path="names.txt", document_separator=";")
-        >>> split("Ann;Bo;;Cy", data), split("Ann;", data), split("", data)
-        (['Ann', 'Bo', 'Cy'], ['Ann', ''], [''])
-    """
-    separator = separator_of(data)
-    found = [text] if separator is None else newlines(text).split(separator)
-    return [*filter(None, found[:-1]), found[-1]]
-
-
-def encode(text: str, data: "Data", vocabulary: Vocabulary) -> NDArray[np.int32]:
-    """Return the ids `[N]` of a text as a reader of `data` encodes its files.
-
-    The document token is before each document, so that it is the only one of an empty
-    text. Token ids are taken as they are; without any, they are those of the beginning
-    of a document.
-
-    Raises:
-        BadInput: the text is not a sequence of token ids.
-    """
-    token = document_token(data, vocabulary)
-    if vocabulary.kind == "tokens":
-        ids = vocabulary.encode(text)
-        is_empty = not ids.size and token is not None
-        return np.array([token], np.int32) if is_empty else ids
-    if token is None:
-        return vocabulary.encode(newlines(text))
-    parts = [vocabulary.encode(newlines(part)) for part in split(text, data)]
-    first = np.array([token], np.int32)
-    return np.concatenate([part for ids in parts for part in (first, ids)])
-
-
-def decode(ids: NDArray[np.integer], data: "Data", vocabulary: Vocabulary) -> str:
-    """Return the text of ids `[N]` that continue a document, separators included."""
-    token = document_token(data, vocabulary)
-    if vocabulary.kind == "tokens" or token is None:
-        return vocabulary.decode(ids)
-    ends = np.flatnonzero(ids == token)
-    parts = np.split(ids, ends)  # each but the first begins with the document token
-    return (separator_of(data) or END).join(map(vocabulary.decode, parts))

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.data.corpus import Corpus
-from jaxlstm.lab.data.documents import (
-    Split,
-    assemble,
-    newlines,
-    separator_of,
-    split_documents,
-    split_text,
-)
+from jaxlstm.lab.data.documents import Split, assemble, split_documents, split_text
+from jaxlstm.lab.data.encoding import newlines, separator_of
 from jaxlstm.lab.data.files import open_data, quoted, size_of
 
 if TYPE_CHECKING:

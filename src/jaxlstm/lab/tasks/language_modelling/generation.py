@@ -21,7 +21,7 @@ from jax import Array
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.loading import load
-from jaxlstm.lab.data import documents as texts
+from jaxlstm.lab.data import encoding
 from jaxlstm.lab.data.vocabulary import Vocabulary
 from jaxlstm.lab.tasks.language_modelling import model as models
 from jaxlstm.layers.base import Layer
@@ -117,7 +117,7 @@ def sample(
     """
     key = key_of(seed)
     chosen = choose(config, options)
-    token = texts.document_token(config.data, vocabulary)
+    token = encoding.document_token(config.data, vocabulary)
     tokens = generate(
         model,
         params,
@@ -131,9 +131,7 @@ def sample(
         document_token=token,
         documents=chosen.documents,
     )
-    text = texts.decode(tokens, config.data, vocabulary)
-    separate = vocabulary.kind == "tokens" and text and chosen.prompt.rstrip()
-    return f" {text}" if separate and chosen.prompt[-1:].strip() else text
+    return encoding.decode(tokens, config.data, vocabulary, chosen.prompt)
 
 
 def score(
@@ -153,8 +151,8 @@ def score(
     Raises:
         BadInput: the text cannot be encoded.
     """
-    tokens = texts.encode(text, config.data, vocabulary)
-    token = texts.document_token(config.data, vocabulary)
+    tokens = encoding.encode(text, config.data, vocabulary)
+    token = encoding.document_token(config.data, vocabulary)
     model = models.documents(model, token)
     scores = read_all(model, params, begin(model, params), tokens)[1]
     return scores[1:]
@@ -202,7 +200,7 @@ def prompt(sample: schema.Sample, data: schema.Data, vocabulary: Vocabulary) -> 
             no documents.
     """
     try:
-        tokens = texts.encode(sample.prompt, data, vocabulary)
+        tokens = encoding.encode(sample.prompt, data, vocabulary)
     except BadInput as error:
         raise BadInput(f"sample.prompt: {error}") from None
     if len(tokens):
