@@ -39,9 +39,10 @@ class TableFormat(Section):
         default=None, description="Character between groups of three digits."
     )
     encoding: str = Field(default="utf-8", description="Name of a Python text codec.")
-    missing_values: Names | Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    missing_values: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=MISSING_VALUES,
-        description="Fields that mean that a value is missing, in any case.",
+        description="Fields, in upper or lower case, that mean that a value is "
+        "missing.",
     )
 
     @field_validator("encoding")

@@ -119,7 +119,8 @@ class Delimited:
                 if b"\n" in start or len(start) > 1 << 20:
                     break
         end = _end_of_header(start)
-        record = start[:end].decode("utf-8", "replace").rstrip("\r\n")
+        self._check_bytes(start[:end], 1)
+        record = start[:end].decode().rstrip("\r\n")
         if "\r" in record.strip() and '"' not in record:
             raise BadInput(
                 f"{self.name}: got line ends of old Mac systems (carriage returns), "
@@ -133,9 +134,11 @@ class Delimited:
                 f"this line, and set {self.section}.separator."
             )  # fmt: skip
         separator = self._separator(record, start[end:])
-        fields = [
-            field.strip() for field in next(csv.reader([record], delimiter=separator))
-        ]
+        try:
+            reader = csv.reader([record], delimiter=separator, strict=True)
+            fields = [field.strip() for field in next(reader)]
+        except csv.Error as error:
+            raise self.fail(1, f"got invalid quotes ({shown(str(error))}).") from None
         self._check_names(fields)
         return Header(tuple(fields), separator, start[:end].count(b"\n"))
 

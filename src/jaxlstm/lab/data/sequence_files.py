@@ -19,6 +19,7 @@ from jaxlstm.lab.data.tables import (
     digest,
     expand,
     header,
+    is_frame,
     read_table,
 )
 from jaxlstm.lab.data.ts_format import read_ts
@@ -113,7 +114,7 @@ def classes_of(raw: Raw, labels: Labels) -> tuple[str, ...]:
 
 def read_files(data: "SequenceFiles", paths: Any, labels: Labels, key: str) -> Raw:
     """Read the files of a path, a pattern or a list; the suffix decides how."""
-    if hasattr(paths, "columns"):
+    if is_frame(paths):
         return _from_table(data, paths, labels, key)
     files = expand(paths, key=key)
     suffixes = {file.rpartition(".")[2].lower() for file in files}
@@ -161,7 +162,7 @@ def _from_ts(data: "SequenceFiles", path: str, labels: Labels, key: str) -> Raw:
 def _from_table(data: "SequenceFiles", paths: Any, labels: Labels, key: str) -> Raw:
     section = key.rpartition(".")[0]
     if data.features is None:
-        first = paths if hasattr(paths, "columns") else expand(paths, key=key)[0]
+        first = paths if is_frame(paths) else expand(paths, key=key)[0]
         named = {data.id, data.step, data.label}
         features = tuple(
             n for n in header(first, data, key=key) if n and n not in named

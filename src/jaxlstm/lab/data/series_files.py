@@ -15,11 +15,18 @@ from numpy.typing import NDArray
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe, join_names
-from jaxlstm.lab.data.calendar import calendar_features
+from jaxlstm.lab.data.calendar import calendar_features, local_times
 from jaxlstm.lab.data.files import quoted
 from jaxlstm.lab.data.frequency import Frequency, Times, duration_text, frequency, infer
 from jaxlstm.lab.data.series_set import Array, SeriesNames, SeriesSet, fill, time_text
-from jaxlstm.lab.data.tables import Table, check_names, expand, header, read_table
+from jaxlstm.lab.data.tables import (
+    Table,
+    check_names,
+    expand,
+    header,
+    is_frame,
+    read_table,
+)
 from jaxlstm.lab.data.times import TimeColumn
 
 if TYPE_CHECKING:
@@ -81,11 +88,7 @@ class SeriesReader:
             return data.target
         if data.id is not None:
             return ("y",)
-        first = (
-            path
-            if hasattr(path, "columns")
-            else expand(path, key=f"{self.key}.path")[0]
-        )
+        first = path if is_frame(path) else expand(path, key=f"{self.key}.path")[0]
         named = {
             data.time,
             *data.past,
@@ -193,6 +196,8 @@ class SeriesReader:
             ]
             values[name] = np.concatenate(parts) if parts[1:] else parts[0]
         times = np.concatenate([table.columns[data.time] for table in tables])
+        if self.zone is not None and times.dtype.kind == "M":
+            times = self._dates(times)
         if data.id is None:
             ids, codes = ("",), np.zeros(len(times), np.int32)
         else:
@@ -204,6 +209,20 @@ class SeriesReader:
         if (np.diff(codes) < 0).any():
             order = np.argsort(codes, kind="stable")
         return _Rows(ids, offsets, times, order, values)
+
+    def _dates(self, times: Times) -> Times:
+        """Return local dates, if all times are midnight in their zone.
+
+        Days are not regular in UTC if clocks change.
+        """
+        local = times if self.zone == "UTC" else local_times(times, self.zone)
+        if (local.astype("M8[D]") == local).all():
+            if self.zone != "UTC":
+                self.notes.append(f"times are dates of {self.zone}")
+            self.zone = None
+            return local
+        self.notes.append(f"times are in UTC (time zone {self.zone})")
+        return times
 
     def _ids(self, column: str) -> tuple[tuple[str, ...], NDArray[np.int32]]:
         first = self.tables[0]
@@ -329,7 +348,8 @@ class SeriesReader:
         at = int(before[np.flatnonzero(steps > 1)[0]])
         count = int((steps > 1).sum())
         self.notes.append(
-            f"filled in {missing:,} missing rows in {count:,} gap{'s' * (count > 1)}, "
+            f"filled in {missing:,} missing row{'s' * (missing > 1)} in {count:,} "
+            f"gap{'s' * (count > 1)}, "
             f"the first {self._of(rows, at).replace(': ', ' ')}between "
             f"{time_text(rows.times[at])} and {time_text(rows.times[at + 1])} (row "
             f"{self._number(int(rows.source[at + 1]))})"

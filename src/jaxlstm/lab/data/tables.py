@@ -23,6 +23,7 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe, did_you_mean, join_names, shown
 from jaxlstm.lab.data.delimited import Delimited, Report
 from jaxlstm.lab.data.files import open_data, quoted, size_of
+from jaxlstm.lab.data.progress import Progress
 from jaxlstm.lab.data.times import TimeColumn
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def read_table(
         key: key of the path in the config, for error messages.
         times: reader of the columns of kind "time".
         keys: key in the config that names each column, for error messages.
-        report: function that receives the bytes read so far and the bytes of the file.
+        report: function that receives the bytes read so far and the bytes of the file;
+            None shows the progress on stderr, once it takes 2 seconds.
 
     Raises:
         BadInput: a file cannot be read, lacks a column, or has a value that is not of
@@ -130,8 +132,9 @@ def read_table(
     reading = _Reading(kinds, form, times)
     notes: list[str] = []
     names: tuple[str, ...] = ()
-    for path in [paths] if _is_frame(paths) else expand(paths, key=key):
-        opened = _open(path, form, key=key, report=report)
+    for path in [paths] if is_frame(paths) else expand(paths, key=key):
+        shown_progress = report or Progress("table" if is_frame(path) else str(path))
+        opened = _open(path, form, key=key, report=shown_progress)
         names = names or opened.names
         _check_columns(opened, kinds, keys or {})
         blank: list[int] = []
@@ -140,9 +143,14 @@ def read_table(
             blank += block.blank
             source.rows.append((reading.rows, block.rows))
             reading.add(block.frame, block.rows, opened.name)
+        if isinstance(shown_progress, Progress):
+            shown_progress.close()
         if reading.rows == source.first:
             raise BadInput(f"{opened.name}: got no rows, expected rows of values.")
         reading.sources.append(source._replace(sha256=opened.sha256()))
+        if "" in opened.names:
+            at = opened.names.index("") + 1
+            notes.append(f"{opened.name}: column {at} has no name and is not used")
         if blank:
             some = f"{len(blank)} blank lines" if len(blank) > 1 else "a blank line"
             notes.append(f"{opened.name}: skipped {some} (row {blank[0]:,})")
@@ -244,6 +252,11 @@ class Numbers:
         self.low, self.high = np.inf, -np.inf
         self.booleans = 0
         self._missing = {text.strip().casefold() for text in form.missing_values}
+        self._sentinels = [
+            float(text)
+            for text in self._missing
+            if re.fullmatch(r"-?\d+(\.\d+)?", text)
+        ]
 
     def read(self, series: "pl.Series", fail: Fail) -> NDArray[np.float32]:
         """Return the values of a block, NaN where they are missing."""
@@ -255,6 +268,8 @@ class Numbers:
             values = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
         else:
             raise fail(0, f"got values of type {series.dtype}, expected numbers.")
+        for number in self._sentinels:
+            values = np.where(values == number, np.nan, values)
         infinite = np.isinf(values)
         if infinite.any():
             at = int(np.flatnonzero(infinite)[0])
@@ -279,15 +294,14 @@ class Numbers:
     def _parse(self, series: "pl.Series", fail: Fail) -> NDArray[np.float64]:
         import polars as pl
 
-        parsed = None
-        if self.form.decimal == "." and self.form.thousands is None:
-            parsed = series.cast(pl.Float64, strict=False)
-            values = parsed.to_numpy(writable=True)
-            # A text such as "nan" or "inf" is parsed as a number.
-            left = np.flatnonzero(~np.isfinite(values))
-        else:
-            values = np.full(len(series), np.nan)
-            left = np.arange(len(series))
+        texts = series
+        if self.form.decimal == ",":
+            clean = ~series.str.contains(".", literal=True)
+            texts = series.str.replace(",", ".", literal=True)
+            texts = pl.select(pl.when(clean).then(texts)).to_series()
+        values = texts.cast(pl.Float64, strict=False).to_numpy(writable=True)
+        # A text such as "nan" or "inf" is parsed as a number too.
+        left = np.flatnonzero(~np.isfinite(values))
         if not left.size:
             return values
         texts = series.gather(left)
@@ -582,8 +596,9 @@ def digest(file: BinaryIO) -> str:
     return found.hexdigest()
 
 
-def _is_frame(value: Any) -> bool:
-    return hasattr(value, "columns")
+def is_frame(value: Any) -> bool:
+    """Return whether `data.path` is replaced by a data frame."""
+    return not isinstance(value, str | Path | tuple | list)
 
 
 def _exists(text: str) -> bool:
@@ -595,7 +610,7 @@ def _exists(text: str) -> bool:
 
 def _open(path: Any, form: Any, *, key: str, report: Report | None) -> Any:
     _require()
-    if _is_frame(path):
+    if is_frame(path):
         return _Frame(path, key=key)
     if str(path).endswith((".parquet", ".pq")):
         return _Parquet(str(path), key=key, report=report)
@@ -632,7 +647,7 @@ def _check_columns(
             else did_you_mean(column, known)
         )
         if not hint and all(re.fullmatch(r"[\d.,:T +-]*", n) for n in known):
-            hint = "; the file seems to have no header, add one"
+            hint = "; the file seems to have no header, add one."
         raise BadInput(
             f"{opened.name}: {key}got no column {describe(column)} among {listed}"
             f"{more}{hint or '; correct the config or the header.'}"

@@ -67,7 +67,8 @@ class TimeColumn:
             self._check_form((_WHOLE, "1"), fail, series)
             return series.cast(pl.Int64).to_numpy()
         if series.dtype in (pl.Date, pl.Datetime):
-            self._check_form(("date", "2024-01-31"), fail, series)
+            clock = " %H" * (series.dtype == pl.Datetime)
+            self._check_form((f"date{clock}", "2024-01-31"), fail, series)
             zone = getattr(series.dtype, "time_zone", None)
             naive = series.cast(pl.Datetime("us", zone))
             if zone is not None:
@@ -189,7 +190,8 @@ class TimeColumn:
         """
         import polars as pl
 
-        if self.zone is None or self.zone == "UTC":
+        dated = self._form is not None and "%H" not in self._form[0]
+        if self.zone is None or self.zone == "UTC" or dated:
             return times.to_numpy()
         frame = pl.DataFrame({"t": times})
         choices = []
