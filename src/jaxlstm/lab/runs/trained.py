@@ -14,7 +14,9 @@ from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.config.sections import file_paths
 from jaxlstm.lab.data.files import quoted
+from jaxlstm.lab.native import without_kernel
 from jaxlstm.lab.parallel import devices
+from jaxlstm.lab.serving import Stream
 from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training.evaluation import evaluate, metrics
@@ -105,6 +107,26 @@ class Trained:
             BadInput: the task has no texts, or the text cannot be encoded.
         """
         return self._of_language_model("score")(self, text)
+
+    def stream(self, *, slots: int = 1) -> Any:
+        """Return slots that read sequences as they arrive.
+
+        A language model gives a stream that also generates text; see
+        `jaxlstm.lab.serving.Stream` and
+        `jaxlstm.lab.tasks.language_modelling.streaming.TextStream`.
+
+        Args:
+            slots: the number of sequences at a time.
+
+        Raises:
+            BadInput: the model reads later steps, such as a bidirectional one.
+        """
+        # Its engine is for whole sequences, and a call of it takes longer for one step.
+        model = self.task.model(without_kernel(self.config), self.spec)
+        of_task = getattr(self.task, "stream", None)
+        if of_task is not None:
+            return of_task(self, model, slots=slots)
+        return Stream(model, self.params, slots=slots)
 
     def _of_language_model(self, member: str) -> Callable[..., Any]:
         """Return an optional member of the task, which language models have."""

@@ -183,7 +183,9 @@ class Task(Protocol):
 
     More members are optional. `sample(trained, ...)`, with the arguments of
     `Trained.sample`, generates text for `jaxlstm sample`, and `score(trained, text)`
-    returns the log-probability of each token of a text. `positions`, the names of the
+    returns the log-probability of each token of a text.
+    `stream(trained, model, slots=...)` returns the `Stream` of `Trained.stream`, if it
+    does more than to apply the model. `positions`, the names of the
     layers of `model` in order, makes checkpoints readable that were written before
     layers had names.
     """

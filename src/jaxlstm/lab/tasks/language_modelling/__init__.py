@@ -32,6 +32,7 @@ from jaxlstm.lab.tasks.language_modelling.generation import generate as generate
 from jaxlstm.lab.tasks.language_modelling.generation import prompt as prompt
 from jaxlstm.lab.tasks.language_modelling.model import build as build
 from jaxlstm.lab.tasks.language_modelling.model import documents as documents
+from jaxlstm.lab.tasks.language_modelling.streaming import TextStream
 from jaxlstm.lab.tasks.recurrent import cell as cell
 from jaxlstm.layers.base import Layer
 
@@ -122,6 +123,12 @@ class LanguageModelling:
         """Return text that continues a prompt; see `generation.sample`."""
         return generation.sample(
             trained.model, trained.params, trained.spec, trained.config, **options
+        )
+
+    def stream(self, trained: Any, model: Layer, *, slots: int) -> TextStream:
+        """Return slots that read and write text."""
+        return TextStream(
+            model, trained.params, trained.spec, trained.config, slots=slots
         )
 
     def score(self, trained: Any, text: str) -> np.ndarray:

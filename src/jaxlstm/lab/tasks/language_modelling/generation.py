@@ -1,7 +1,7 @@
 """Text generation: draw tokens one at a time, each from the model's distribution.
 
-    read     tokens -> state, logits of the next token, log p of each token
-    write    logits -> token, which is read in turn, and so on
+    serving.read    tokens -> state, logits of the next token
+    write           logits -> token, which is read in turn, and so on
 
 Both work on rows, each with its own state, and know where documents begin through the
 model (`jaxlstm.lab.tasks.language_modelling.model.documents`). Each is one compiled
@@ -18,32 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxlstm.interop.inputs import Inputs
+from jaxlstm.lab import serving
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab.config import schema
 from jaxlstm.lab.config.loading import load
 from jaxlstm.lab.data import encoding
 from jaxlstm.lab.data.vocabulary import Vocabulary
+from jaxlstm.lab.serving import Rows
 from jaxlstm.lab.tasks.language_modelling import model as models
 from jaxlstm.layers.base import Layer
 
 Params = Any
-State = Any
 
 READ, WRITE = 64, 256  # most tokens of a row in one call of a program
+TOKENS = Inputs((), np.dtype(np.int32))
 NO_TOKEN = -1
 ALL = 2**31 - 1
-
-
-class Text(NamedTuple):
-    """Rows of text that have been read.
-
-    Attributes:
-        state: state of the model, `[B, ...]` in each leaf.
-        logits: `[B, V]`, of the next token of each row.
-    """
-
-    state: State
-    logits: Array
 
 
 class Draw(NamedTuple):
@@ -154,8 +145,11 @@ def score(
     tokens = encoding.encode(text, config.data, vocabulary)
     token = encoding.document_token(config.data, vocabulary)
     model = models.documents(model, token)
-    scores = read_all(model, params, begin(model, params), tokens)[1]
-    return scores[1:]
+    _, logits = read_all(model, params, tokens)
+    logits = logits[:-1].astype(np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return log_p[np.arange(len(log_p)), tokens[1:]]
 
 
 def choose(config: schema.Config, options: dict[str, Any]) -> schema.Sample:
@@ -181,6 +175,11 @@ def key_of(seed: int) -> Array:
     if not 0 <= number < 2**32:
         raise BadInput(f"seed: got {seed!r:.40}, expected an integer 0 to {2**32 - 1}")
     return jax.random.key(number)
+
+
+def key_data(key: Array) -> np.ndarray:
+    """Return the data of a random key."""
+    return np.asarray(jax.random.key_data(key))
 
 
 def never_drawn(vocabulary: Vocabulary, document_token: int | None) -> tuple[int, ...]:
@@ -251,17 +250,17 @@ def generate(
         https://arxiv.org/abs/1904.09751
     """
     model = models.documents(model, document_token)
-    text, _ = read_all(model, params, begin(model, params), np.asarray(prompt))
+    rows, _ = read_all(model, params, np.asarray(prompt))
     settings = Draw.of(temperature, top_k, top_p)
     left, found, drawn = np.array([documents or ALL]), [], 0
-    allowed = np.ones(text.logits.shape[-1], bool)
+    allowed = np.ones(rows.output.shape[-1], bool)
     allowed[list(forbidden)] = False
     while drawn < length and left.any():
-        text, written = write(
+        rows, written = write(
             model,
             params,
-            text,
-            key[None],
+            rows,
+            key_data(key)[None],
             np.array([drawn]),
             np.array([min(WRITE, length - drawn)]),
             left,
@@ -269,7 +268,8 @@ def generate(
             allowed,
             NO_TOKEN if document_token is None else document_token,
         )
-        require_finite(written.finite)
+        if not np.all(written.finite):
+            raise not_finite()
         left, count = np.asarray(written.documents), int(written.counts[0])
         found.append(np.asarray(written.tokens[:count, 0]))
         drawn += count
@@ -277,77 +277,37 @@ def generate(
     return tokens if left.all() else tokens[:-1]
 
 
-def require_finite(finite: Array) -> None:
-    """Raise `LabError` for a row whose logits are not finite."""
-    if not bool(np.all(finite)):
-        raise LabError(
-            "sample: the model returned a number that is not finite; its parameters "
-            "are damaged or have diverged, load another checkpoint"
-        )
-
-
-def begin(model: Layer, params: Params, rows: int = 1) -> Text:
-    """Return rows that have read nothing; `read` resets them first."""
-    tokens = jax.ShapeDtypeStruct((1, rows), jnp.int32)
-    state, logits = jax.eval_shape(model.apply, params, tokens)
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
-    return Text(state, jnp.zeros(logits.shape[1:], logits.dtype))
+def not_finite() -> LabError:
+    """Return the error for logits that are not finite."""
+    return LabError(
+        "sample: the model returned a number that is not finite; its parameters are "
+        "damaged or have diverged, load another checkpoint"
+    )
 
 
 def read_all(
-    model: Layer, params: Params, text: Text, tokens: np.ndarray
-) -> tuple[Text, np.ndarray]:
-    """Read the tokens `[T]` of one row from its beginning on; see `read`."""
-    scores = [np.empty(0, np.float32)]
+    model: Layer, params: Params, tokens: np.ndarray
+) -> tuple[Rows, np.ndarray]:
+    """Read the tokens `[T]` of one row; return it and the logits `[T, V]`."""
+    rows = serving.begin(model, params, TOKENS, 1)
+    found = [np.empty((0, rows.output.shape[-1]), rows.output.dtype)]
     for first in range(0, len(tokens), READ):
         chunk = tokens[first : first + READ]
         padded = np.zeros((READ, 1), np.int32)
         padded[: len(chunk), 0] = chunk
-        fresh, lengths = np.array([first == 0]), np.array([len(chunk)])
-        text, found = read(model, params, text, padded, lengths, fresh)
-        scores.append(np.asarray(found)[: len(chunk), 0])
-    return text, np.concatenate(scores)
+        fresh, lengths = np.array([first == 0]), np.array([len(chunk)], np.int32)
+        rows, logits = serving.read(model, params, rows, padded, lengths, fresh)
+        found.append(np.asarray(logits)[: len(chunk), 0])
+    return rows, np.concatenate(found)
 
 
 @functools.partial(
-    jax.jit, static_argnames="model", donate_argnames="text", keep_unused=True
-)
-def read(
-    model: Layer, params: Params, text: Text, tokens: Array, lengths: Array, fresh: Any
-) -> tuple[Text, Array]:
-    """Read tokens `[T, B]`.
-
-    Args:
-        model: the model.
-        params: its parameters.
-        text: the rows before.
-        tokens: the tokens, padded.
-        lengths: `[B]`, the number of tokens of each row.
-        fresh: `[B]`, True for a row that is reset before its first token.
-
-    Returns:
-        The rows after, and log p of each token given those before it, `[T, B]`; those
-        of the first token of a fresh row and of padding have no meaning.
-    """
-    resets = jnp.zeros(tokens.shape, bool).at[0].set(fresh)
-    state, logits = model.apply(
-        params, tokens, text.state, lengths=lengths, resets=resets
-    )
-    before = jnp.concatenate([text.logits[None], logits[:-1]]).astype(jnp.float32)
-    scores = jax.nn.log_softmax(before)
-    scores = jnp.take_along_axis(scores, tokens[..., None], -1)[..., 0]
-    last = jnp.maximum(lengths - 1, 0)[None, :, None]
-    found = jnp.take_along_axis(logits, last, 0)[0]
-    return Text(state, jnp.where(lengths[:, None] > 0, found, text.logits)), scores
-
-
-@functools.partial(
-    jax.jit, static_argnames="model", donate_argnames="text", keep_unused=True
+    jax.jit, static_argnames="model", donate_argnames="rows", keep_unused=True
 )
 def write(
     model: Layer,
     params: Params,
-    text: Text,
+    rows: Rows,
     keys: Array,
     first: Array,
     lengths: Array,
@@ -355,14 +315,14 @@ def write(
     settings: Draw,
     allowed: Array,
     document_token: Array,
-) -> tuple[Text, Written]:
+) -> tuple[Rows, Written]:
     """Draw up to `WRITE` tokens for each row, and read them.
 
     Args:
         model: the model.
         params: its parameters.
-        text: the rows before.
-        keys: `[B]`; token n of a row is drawn with `fold_in(key, n)`.
+        rows: rows that have been read; the outputs are the logits of the next token.
+        keys: data of a key for each row; token n is drawn with `fold_in(key, n)`.
         first: `[B]`, the number n of the first token.
         lengths: `[B]`, the number of tokens to draw for each row, 0 for none.
         documents: `[B]`, the number of documents after which the row ends.
@@ -372,32 +332,32 @@ def write(
     """
     lengths = jnp.minimum(lengths, WRITE).astype(jnp.int32)
     first = first.astype(jnp.int32)
-    rows = lengths.shape[0]
+    row_keys = jax.random.wrap_key_data(keys)
 
     def is_active(count: Array, written: Written) -> Array:
         left = (count < lengths) & (written.documents > 0)
         return left & written.finite
 
-    def more(carry: tuple[Array, Text, Written]) -> Array:
+    def more(carry: tuple[Array, Rows, Written]) -> Array:
         count, _, written = carry
         return is_active(count, written).any()
 
-    def step(carry: tuple[Array, Text, Written]) -> tuple[Array, Text, Written]:
-        count, text, written = carry
-        finite = jnp.isfinite(text.logits).all(-1)
+    def step(carry: tuple[Array, Rows, Written]) -> tuple[Array, Rows, Written]:
+        count, rows, written = carry
+        finite = jnp.isfinite(rows.output).all(-1)
         active = is_active(count, written)
         drawn = active & finite
-        logits = jnp.where(allowed, text.logits, -jnp.inf)
+        logits = jnp.where(allowed, rows.output, -jnp.inf)
         token = draw(
-            jax.vmap(jax.random.fold_in)(keys, first + count), logits, settings
+            jax.vmap(jax.random.fold_in)(row_keys, first + count), logits, settings
         )
         ended = drawn & (token == document_token)
         left = written.documents - ended.astype(jnp.int32)
         goes_on = drawn & (left > 0)
-        state, found = model.apply(params, token[None], text.state, mask=goes_on[None])
+        state, found = model.apply(params, token[None], rows.state, mask=goes_on[None])
         return (
             count + 1,
-            Text(state, jnp.where(goes_on[:, None], found[0], text.logits)),
+            Rows(state, jnp.where(goes_on[:, None], found[0], rows.output)),
             Written(
                 written.tokens.at[count].set(token),
                 written.counts + drawn.astype(jnp.int32),
@@ -407,15 +367,15 @@ def write(
         )
 
     nothing = Written(
-        jnp.zeros((WRITE, rows), jnp.int32),
-        jnp.zeros(rows, jnp.int32),
+        jnp.zeros((WRITE, len(lengths)), jnp.int32),
+        jnp.zeros(len(lengths), jnp.int32),
         jnp.asarray(documents, jnp.int32),
-        jnp.ones(rows, bool),
+        jnp.ones(len(lengths), bool),
     )
-    _, text, written = jax.lax.while_loop(
-        more, step, (jnp.zeros((), jnp.int32), text, nothing)
+    _, rows, written = jax.lax.while_loop(
+        more, step, (jnp.zeros((), jnp.int32), rows, nothing)
     )
-    return text, written
+    return rows, written
 
 
 def draw(keys: Array, logits: Array, settings: Draw) -> Array:
