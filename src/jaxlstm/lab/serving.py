@@ -3,10 +3,11 @@
     trained.stream(slots=64)  ->  Stream: a state for each slot
     stream.push({3: xs})      ->  outputs of the new steps of slot 3
 
-Any split of a sequence into chunks gives the outputs of the whole. All slots advance in
-one call of one compiled program; chunks are padded to a few lengths, so that a new
-length compiles nothing. Calls from several threads are collected: the thread that gets
-the lock runs what the others have asked for in the same call.
+Any split of a sequence into chunks gives the outputs of the whole, up to rounding.
+Slots that read at the same time advance in one call of a compiled program; chunks are
+padded to a few lengths and a few numbers of rows, so that new ones compile nothing.
+Calls from several threads are collected: the thread that gets the lock runs what the
+others have asked for in the same call.
 """
 
 import functools
@@ -29,7 +30,7 @@ from jaxlstm.typing import show
 Params = Any
 State = Any
 
-LENGTHS = (1, 4, 16, 64)  # of chunks, after padding
+SIZES = (1, 4, 16, 64)  # lengths of chunks after padding, and numbers of rows
 LARGEST = 1 << 24  # numbers in the outputs of one call
 OUTPUT = "output"  # name of the last output among the arrays of a slot
 
@@ -63,28 +64,65 @@ def begin(model: Layer, params: Params, inputs: Inputs, rows: int) -> Rows:
     return Rows(state, jnp.zeros(output.shape[1:], output.dtype))
 
 
+def take(rows: Rows, places: Array) -> Rows:
+    """Return some of the rows; any row for a place that is out of range."""
+    return jax.tree.map(lambda leaf: leaf.at[places].get(mode="clip"), rows)
+
+
+def put(rows: Rows, changed: Rows, places: Array) -> Rows:
+    """Return the rows with some of them changed; places out of range are ignored."""
+
+    def changed_leaf(leaf: Array, new: Array) -> Array:
+        return leaf.at[places].set(new, mode="drop")
+
+    return jax.tree.map(changed_leaf, rows, changed)
+
+
 @functools.partial(
     jax.jit, static_argnames="model", donate_argnames="rows", keep_unused=True
 )
 def read(
-    model: Layer, params: Params, rows: Rows, xs: Array, lengths: Array, fresh: Array
+    model: Layer,
+    params: Params,
+    rows: Rows,
+    places: Array,
+    xs: Array,
+    lengths: Array,
+    fresh: Array,
 ) -> tuple[Rows, Array]:
-    """Read xs `[T, B, ...]`; return the rows after it, and the output of each step.
+    """Read xs `[T, K, ...]`; return the rows after it, and the output of each step.
 
     Args:
         model: the model.
         params: its parameters.
-        rows: the rows before.
+        rows: all rows before.
+        places: `[K]`, the rows that read; out of range for padding.
         xs: inputs, padded.
-        lengths: `[B]`, the number of steps of each row; a row without steps stays.
-        fresh: `[B]`, True for a row that is reset before its first step.
+        lengths: `[K]`, the number of steps of each row.
+        fresh: `[K]`, True for a row that is reset before its first step.
     """
+    before = take(rows, places)
     resets = jnp.zeros(xs.shape[:2], bool).at[0].set(fresh)
-    state, outputs = model.apply(params, xs, rows.state, lengths=lengths, resets=resets)
+    state, outputs = model.apply(
+        params, xs, before.state, lengths=lengths, resets=resets
+    )
     last = jnp.maximum(lengths - 1, 0)
     output = outputs[last, jnp.arange(len(lengths))]
-    is_read = (lengths > 0).reshape(-1, *[1] * (output.ndim - 1))
-    return Rows(state, jnp.where(is_read, output, rows.output)), outputs
+    return put(rows, Rows(state, output), places), outputs
+
+
+def padded_size(count: int, sizes: Sequence[int]) -> int:
+    """Return the number of steps of the next call, for `count` that are left.
+
+    The next larger size, unless more than half of it would be padding; then the next
+    smaller one.
+
+    Example:
+        >>> [padded_size(count, SIZES) for count in (1, 3, 18, 40, 500)]
+        [1, 4, 16, 64, 64]
+    """
+    larger = [size for size in sizes if count <= size <= 2 * count]
+    return min(larger) if larger else max(size for size in sizes if size <= count)
 
 
 class Chunk(NamedTuple):
@@ -153,14 +191,15 @@ class Stream:
             raise BadInput(f"stream: {error}") from None
         if None in self.inputs.shape:
             raise BadInput(
-                f"stream: got a model of images {show(self.inputs.shape)} of any size, "
-                "expected inputs=Inputs(shape, dtype) with the size of an image"
+                "stream: got a model of images of any size, expected "
+                "inputs=Inputs(shape, dtype) with the size of an image"
             )
         self.model, self.params, self.slots = model, params, slots
         self._rows = begin(model, params, self.inputs, slots)
         self._fresh = np.ones(slots, bool)
         size = self._rows.output.size
-        self._lengths = [n for n in LENGTHS if n == 1 or n * size <= LARGEST]
+        self._lengths = [n for n in SIZES if n == 1 or n * size <= LARGEST]
+        self._counts = sorted({*(n for n in SIZES if n < slots), slots})
         self._lock, self._queue_lock = threading.Lock(), threading.Lock()
         self._queue: list[Request] = []
 
@@ -239,6 +278,13 @@ class Stream:
                 self._rows = Rows(jax.tree.unflatten(tree, state_leaves), output)
             self._fresh[slot] = not state
 
+    def warm_up(self) -> None:
+        """Compile all programs, which otherwise the first calls wait for."""
+        with self._lock:
+            for count in self._counts:
+                for time in self._lengths:
+                    self._read_rows({}, np.full(count, self.slots, np.int32), time)
+
     def _leaves(self) -> dict[str, Array]:
         return {**named_leaves(self._rows.state), OUTPUT: self._rows.output}
 
@@ -306,29 +352,44 @@ class Stream:
 
     def _execute(self, requests: list[Request]) -> None:
         """Run one request of each of several slots."""
-        chunks = {request.work.slot: request.work.xs for request in requests}
+        left = {request.work.slot: request.work.xs for request in requests}
         with_outputs = any(request.work.with_outputs for request in requests)
-        found: dict[int, list[np.ndarray]] = {slot: [] for slot in chunks}
-        shape = next(iter(chunks.values())).shape[1:]
-        dtype, width = self.inputs.dtype, self._lengths[-1]
-        for first in range(0, max(map(len, chunks.values())), width):
-            parts = {slot: xs[first : first + width] for slot, xs in chunks.items()}
-            longest = max(map(len, parts.values()))
-            time = next(n for n in self._lengths if n >= longest)
-            padded = np.zeros((time, self.slots, *shape), dtype)
-            lengths = np.zeros(self.slots, np.int32)
-            for slot, part in parts.items():
-                padded[: len(part), slot], lengths[slot] = part, len(part)
-            fresh = self._fresh & (lengths > 0)
-            self._rows, outputs = read(
-                self.model, self.params, self._rows, padded, lengths, fresh
-            )
-            self._fresh &= ~fresh
+        found: dict[int, list[np.ndarray]] = {slot: [] for slot in left}
+        while left := {slot: xs for slot, xs in left.items() if len(xs)}:
+            time = padded_size(max(map(len, left.values())), self._lengths)
+            parts = {slot: xs[:time] for slot, xs in left.items()}
+            outputs = self._read(parts, time)
+            left = {slot: xs[time:] for slot, xs in left.items()}
             if not with_outputs:
                 continue
             outputs = np.asarray(outputs)
-            for slot, part in parts.items():
-                found[slot].append(outputs[: len(part), slot])
+            for n, (slot, part) in enumerate(parts.items()):
+                found[slot].append(outputs[: len(part), n])
         empty = np.zeros((0, *self._rows.output.shape[1:]), self._rows.output.dtype)
         for request in requests:
             request.result = np.concatenate([empty, *found[request.work.slot]])
+
+    def _read(self, parts: Mapping[int, np.ndarray], time: int) -> Array:
+        """Read at most `time` steps in some slots; return their padded outputs."""
+        return self._read_rows(parts, self._places(parts), time)
+
+    def _read_rows(
+        self, parts: Mapping[int, np.ndarray], places: np.ndarray, time: int
+    ) -> Array:
+        shape: Any = (time, len(places), *self.inputs.shape)
+        xs = np.zeros(shape, self.inputs.dtype)
+        lengths, fresh = np.zeros(len(places), np.int32), np.zeros(len(places), bool)
+        for n, (slot, part) in enumerate(parts.items()):
+            xs[: len(part), n] = part
+            lengths[n], fresh[n] = len(part), self._fresh[slot]
+        self._rows, outputs = read(
+            self.model, self.params, self._rows, places, xs, lengths, fresh
+        )
+        self._fresh[list(parts)] = False
+        return outputs
+
+    def _places(self, slots: Iterable[int]) -> np.ndarray:
+        """Return the slots as places of rows, padded to one of a few sizes."""
+        named = [*slots]
+        size = next(n for n in self._counts if n >= len(named))
+        return np.array(named + [self.slots] * (size - len(named)), np.int32)

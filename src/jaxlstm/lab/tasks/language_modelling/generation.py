@@ -260,6 +260,7 @@ def generate(
             model,
             params,
             rows,
+            np.zeros(1, np.int32),
             key_data(key)[None],
             np.array([drawn]),
             np.array([min(WRITE, length - drawn)]),
@@ -291,12 +292,13 @@ def read_all(
     """Read the tokens `[T]` of one row; return it and the logits `[T, V]`."""
     rows = serving.begin(model, params, TOKENS, 1)
     found = [np.empty((0, rows.output.shape[-1]), rows.output.dtype)]
+    places = np.zeros(1, np.int32)
     for first in range(0, len(tokens), READ):
         chunk = tokens[first : first + READ]
         padded = np.zeros((READ, 1), np.int32)
         padded[: len(chunk), 0] = chunk
         fresh, lengths = np.array([first == 0]), np.array([len(chunk)], np.int32)
-        rows, logits = serving.read(model, params, rows, padded, lengths, fresh)
+        rows, logits = serving.read(model, params, rows, places, padded, lengths, fresh)
         found.append(np.asarray(logits)[: len(chunk), 0])
     return rows, np.concatenate(found)
 
@@ -308,6 +310,7 @@ def write(
     model: Layer,
     params: Params,
     rows: Rows,
+    places: Array,
     keys: Array,
     first: Array,
     lengths: Array,
@@ -321,7 +324,8 @@ def write(
     Args:
         model: the model.
         params: its parameters.
-        rows: rows that have been read; the outputs are the logits of the next token.
+        rows: all rows; their outputs are the logits of the next token.
+        places: `[B]`, the rows that draw; out of range for padding.
         keys: data of a key for each row; token n is drawn with `fold_in(key, n)`.
         first: `[B]`, the number n of the first token.
         lengths: `[B]`, the number of tokens to draw for each row, 0 for none.
@@ -332,7 +336,7 @@ def write(
     """
     lengths = jnp.minimum(lengths, WRITE).astype(jnp.int32)
     first = first.astype(jnp.int32)
-    row_keys = jax.random.wrap_key_data(keys)
+    row_keys, before = jax.random.wrap_key_data(keys), serving.take(rows, places)
 
     def is_active(count: Array, written: Written) -> Array:
         left = (count < lengths) & (written.documents > 0)
@@ -372,10 +376,10 @@ def write(
         jnp.asarray(documents, jnp.int32),
         jnp.ones(len(lengths), bool),
     )
-    _, rows, written = jax.lax.while_loop(
-        more, step, (jnp.zeros((), jnp.int32), rows, nothing)
+    _, after, written = jax.lax.while_loop(
+        more, step, (jnp.zeros((), jnp.int32), before, nothing)
     )
-    return rows, written
+    return serving.put(rows, after, places), written
 
 
 def draw(keys: Array, logits: Array, settings: Draw) -> Array:

@@ -72,6 +72,7 @@ class TextStream(Stream):
         )
         self.vocabulary, self.config = vocabulary, config
         self._document_token = generation.NO_TOKEN if token is None else token
+        self._key_shape = generation.key_data(generation.key_of(0)).shape
         self._allowed = np.ones(vocabulary.size, bool)
         self._allowed[list(generation.never_drawn(vocabulary, token))] = False
 
@@ -144,25 +145,42 @@ class TextStream(Stream):
         if draws:
             self._draw(draws)
 
+    def warm_up(self) -> None:
+        """Compile all programs, which otherwise the first calls wait for."""
+        super().warm_up()
+        with self._lock:
+            for count in self._counts:
+                self._write([], np.full(count, self.slots, np.int32))
+
     def _draw(self, requests: list[Request]) -> None:
         """Draw tokens in several slots; the result is the tokens, and `documents`."""
-        keys = np.zeros((self.slots, *requests[0].work.key.shape), np.uint32)
-        first, lengths, documents = np.zeros((3, self.slots), np.int32)
+        places = self._places(one.work.slot for one in requests)
+        written = self._write([one.work for one in requests], places)
+        tokens, counts, left, finite = map(np.asarray, written)
+        for n, one in enumerate(requests):
+            if not finite[n]:
+                one.error = generation.not_finite()
+            one.result = tokens[: counts[n], n], int(left[n])
+
+    def _write(self, draws: list[Draws], places: np.ndarray) -> generation.Written:
+        size = len(places)
+        keys = np.zeros((size, *self._key_shape), np.uint32)
+        first, lengths, documents = np.zeros((3, size), np.int32)
         settings = generation.Draw(
-            np.ones(self.slots, np.float32),
-            np.full(self.slots, generation.ALL, np.int32),
-            np.full(self.slots, np.inf, np.float32),
+            np.ones(size, np.float32),
+            np.full(size, generation.ALL, np.int32),
+            np.full(size, np.inf, np.float32),
         )
-        for one in requests:
-            slot, keys[one.work.slot] = one.work.slot, one.work.key
-            first[slot], lengths[slot] = one.work.first, one.work.length
-            documents[slot] = one.work.documents
-            for array, value in zip(settings, one.work.settings, strict=True):
-                array[slot] = value[0]
+        for n, draw in enumerate(draws):
+            keys[n], first[n] = draw.key, draw.first
+            lengths[n], documents[n] = draw.length, draw.documents
+            for array, value in zip(settings, draw.settings, strict=True):
+                array[n] = value[0]
         self._rows, written = generation.write(
             self.model,
             self.params,
             self._rows,
+            places,
             keys,
             first,
             lengths,
@@ -171,9 +189,4 @@ class TextStream(Stream):
             self._allowed,
             self._document_token,
         )
-        tokens, counts, left, finite = map(np.asarray, written)
-        for one in requests:
-            slot = one.work.slot
-            if not finite[slot]:
-                one.error = generation.not_finite()
-            one.result = tokens[: counts[slot], slot], int(left[slot])
+        return written
