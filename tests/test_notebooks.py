@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 def test_all_notebooks_are_found():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04"]
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "08"]
 
 
 def outputs(notebook) -> list:

@@ -6,6 +6,7 @@
     cells      a diagram of the unrolled cell with its values
     flow       gradients through time, the carousel, spectra of Jacobians
     scores     a confusion matrix, quantile forecasts
+    classification   the probability of the right class while a sequence is read
 
 Each function draws into `ax`, or into a new figure if it is None, and returns the axes.
 A plot of several panels splits `ax` and returns the top panel. Curves remain
@@ -27,6 +28,7 @@ except ImportError as error:
     ) from error
 
 from jaxlstm.plots.cells import unrolled_cell as unrolled_cell
+from jaxlstm.plots.classification import decision_curves as decision_curves
 from jaxlstm.plots.flow import carousel as carousel
 from jaxlstm.plots.flow import gradient_flow as gradient_flow
 from jaxlstm.plots.flow import lyapunov_exponents as lyapunov_exponents

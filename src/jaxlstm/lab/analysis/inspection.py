@@ -41,7 +41,8 @@ def inspect(
 
     Units are compared with features of a text: inside brackets, strings or comments,
     the position in the line, after one symbol and before another. They are chosen on
-    one half of the text and tested on the other. Writes a page with pictures.
+    one half of the text and tested on the other. Writes a page with pictures. A task
+    with the member `inspect` describes its models itself.
 
     Args:
         run: A run directory.
@@ -55,7 +56,7 @@ def inspect(
         The findings; `page` is the path of `findings.md`.
 
     Raises:
-        BadInput: There is no run, its task is not language modelling, `input` and
+        BadInput: There is no run, its task does not describe its models, `input` and
             `text` are both given, the text is too short or has symbols that are not in
             the vocabulary, the validation text is needed and missing, or `out` cannot
             be written.
@@ -66,10 +67,12 @@ def inspect(
         raise BadInput("inspect: got both --input and --text, expected one of them")
     trained = load(run, report=report)
     if not hasattr(trained.task, "cell"):
-        raise BadInput(
-            f"inspect: got a run of the task {trained.task.name}, expected a language "
-            "model: units are compared with the text they read"
-        )
+        if input is not None or text is not None:
+            raise BadInput(
+                f"inspect: got a text for a run of the task {trained.task.name}, "
+                "expected none: only language models read text"
+            )
+        return _inspect_task(trained, out)
     searched, drawn = texts.choose(trained, input, text, report)
     target = trained.run / "inspect" if out is None else Path(out)
     with _replacing(target) as new:
@@ -79,6 +82,29 @@ def inspect(
         found = Inspection(target / PAGE, *_search(trained, seen), layers)
         _write(new, trained, found, seen, shown)
     return found
+
+
+def _inspect_task(trained: Trained, out: str | Path | None) -> Inspection:
+    """Write the page of a task that describes its models itself."""
+    describe = getattr(trained.task, "inspect", None)
+    if describe is None:
+        raise BadInput(
+            f"inspect: got a run of the task {trained.task.name}, which does not "
+            f"describe its units; its results are in {trained.run / 'report.md'}"
+        )
+    target = trained.run / "inspect" if out is None else Path(out)
+    page = [f"# Units of {printable(trained.run.resolve().name)}"]
+    with _replacing(target) as new:
+        for artifact in describe(trained):
+            page += [f"## {artifact.title}", artifact.text]
+            for picture in artifact.pictures:
+                reports.save(picture, new / picture.name)
+                shown = f"![{picture.caption}]({picture.name})"
+                page += [shown, f"*{picture.caption}*"]
+        data = {"run": str(trained.run), "step": trained.step}
+        write_atomic(new / PAGE, ("\n\n".join(page) + "\n").encode())
+        write_atomic(new / DATA, f"{json.dumps(data, indent=2)}\n".encode())
+    return Inspection(target / PAGE, None, [], [])
 
 
 def show(found: Inspection) -> None:
@@ -148,7 +174,7 @@ def _replacing(target: Path) -> Iterator[Path]:
         # The page is removed first and moved last: while it exists, all is complete.
         (target / PAGE).unlink(missing_ok=True)
         for old in target.glob("*.png"):
-            if re.fullmatch(r"(finding-\d+|layer-\d+-[a-z-]+)\.png", old.name):
+            if re.fullmatch(r"(finding-\d+|layer-\d+-[a-z-]+|decision)\.png", old.name):
                 old.unlink()
         for name in (*sorted(path.name for path in new.glob("*.png")), DATA, PAGE):
             (new / name).replace(target / name)

@@ -9,6 +9,7 @@ from jaxlstm.lab.config.base import NAME_LENGTH as NAME_LENGTH
 from jaxlstm.lab.config.base import EarlyStopping as EarlyStopping
 from jaxlstm.lab.config.base import RunConfig as RunConfig
 from jaxlstm.lab.config.base import Training as Training
+from jaxlstm.lab.config.classification import ClassifyConfig, CTCConfig, TagConfig
 from jaxlstm.lab.config.language_modelling import Config as Config
 from jaxlstm.lab.config.language_modelling import Data as Data
 from jaxlstm.lab.config.language_modelling import (
@@ -22,7 +23,12 @@ from jaxlstm.lab.config.language_modelling import TokenData as TokenData
 from jaxlstm.lab.config.recurrent import WRAPPERS as WRAPPERS
 from jaxlstm.lab.config.recurrent import Recurrent as Recurrent
 
-CONFIGS: dict[str, type[RunConfig]] = {"language_modelling": Config}
+CONFIGS: dict[str, type[RunConfig]] = {
+    "language_modelling": Config,
+    "classify": ClassifyConfig,
+    "tag": TagConfig,
+    "ctc": CTCConfig,
+}
 """The config model of each task; a config without `task` is a language model's."""
 
 

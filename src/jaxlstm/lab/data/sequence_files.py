@@ -112,10 +112,25 @@ def classes_of(raw: Raw, labels: Labels) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def read_files(data: "SequenceFiles", paths: Any, labels: Labels, key: str) -> Raw:
-    """Read the files of a path, a pattern or a list; the suffix decides how."""
+def read_files(
+    data: "SequenceFiles",
+    paths: Any,
+    labels: Labels,
+    key: str,
+    *,
+    needs_labels: bool = True,
+) -> Raw:
+    """Read the files of a path, a pattern or a list; the suffix decides how.
+
+    Args:
+        data: the section.
+        paths: the path, pattern or list, or a frame.
+        labels: what is labelled.
+        key: name of the paths, for error messages.
+        needs_labels: whether a table without the column of labels is an error.
+    """
     if is_frame(paths):
-        return _from_table(data, paths, labels, key)
+        return _from_table(data, paths, labels, key, needs_labels)
     files = expand(paths, key=key)
     suffixes = {file.rpartition(".")[2].lower() for file in files}
     if len(suffixes & {"ts", "npz"}) and len(suffixes) > 1:
@@ -127,7 +142,7 @@ def read_files(data: "SequenceFiles", paths: Any, labels: Labels, key: str) -> R
         return _joined([_from_ts(data, file, labels, key) for file in files], key)
     if suffixes == {"npz"}:
         return _joined([_from_npz(data, file, labels, key) for file in files], key)
-    return _from_table(data, files, labels, key)
+    return _from_table(data, files, labels, key, needs_labels)
 
 
 def _from_ts(data: "SequenceFiles", path: str, labels: Labels, key: str) -> Raw:
@@ -159,17 +174,22 @@ def _from_ts(data: "SequenceFiles", path: str, labels: Labels, key: str) -> Raw:
     return complete(raw, data, lambda k, row: f"{place(k)}, step {row + 1}", key)
 
 
-def _from_table(data: "SequenceFiles", paths: Any, labels: Labels, key: str) -> Raw:
+def _from_table(
+    data: "SequenceFiles", paths: Any, labels: Labels, key: str, needs_labels: bool
+) -> Raw:
     section = key.rpartition(".")[0]
+    first = paths if is_frame(paths) else expand(paths, key=key)[0]
+    is_labelled = needs_labels or data.label in header(first, data, key=key)
     if data.features is None:
-        first = paths if is_frame(paths) else expand(paths, key=key)[0]
         named = {data.id, data.step, data.label}
         features = tuple(
             n for n in header(first, data, key=key) if n and n not in named
         )
     else:
         features = data.features
-    kinds: dict[str, Any] = {data.id: "text", data.label: "label"}
+    kinds: dict[str, Any] = {data.id: "text"}
+    if is_labelled:
+        kinds[data.label] = "label"
     if data.step is not None:
         kinds[data.step] = "number"
     kinds |= dict.fromkeys(features, "number")
@@ -187,14 +207,17 @@ def _from_table(data: "SequenceFiles", paths: Any, labels: Labels, key: str) -> 
         order = _ordered(table, data, order)
     ids = table.texts[data.id]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(ids)))])
-    texts = [*table.texts[data.label], None]
-    numbers = table.columns[data.label][order]
 
     def place(row: int) -> str:
         return table.place(int(order[row]), data.label)
 
-    if labels == "step":
-        found, label_place = [texts[k] for k in numbers], place
+    label_place = place
+    if not is_labelled:
+        nothing: Any = [] if labels == "transcript" else None
+        found = [nothing] * len(order if labels == "step" else ids)
+    elif labels == "step":
+        texts = [*table.texts[data.label], None]
+        found = [texts[k] for k in table.columns[data.label][order]]
     else:
         found = _one_each(table, data, order, offsets)
         label_place = lambda k: place(int(offsets[k]))  # noqa: E731

@@ -28,7 +28,8 @@ def read_sequences(
             `GeneratedTranscripts`.
         labels: what is labelled.
         key: name of the section, for error messages.
-        classes: classes of the training data, for new data; others are an error.
+        classes: classes of the training data, for new data; others are an error, and a
+            table without the column of labels is not.
 
     Raises:
         BadInput: a file cannot be read, or its sequences cannot be used; the message
@@ -36,7 +37,8 @@ def read_sequences(
     """
     if data.source != "files":
         return generated_sequences.read(data, labels, key=key)
-    train = read_files(data, data.path, labels, f"{key}.path")
+    new = classes is not None
+    train = read_files(data, data.path, labels, f"{key}.path", needs_labels=not new)
     test = None
     if data.test_path is not None:
         test = read_files(data, data.test_path, labels, f"{key}.test_path")

@@ -18,7 +18,10 @@ from jaxlstm.lab.tasks.base import Task as Task
 # Each task, or the module whose `TASK` it is. The module is imported when the task is
 # first used, as it imports what only this task needs.
 TASKS: dict[str, Task | str] = {
-    "language_modelling": "jaxlstm.lab.tasks.language_modelling"
+    "classify": "jaxlstm.lab.tasks.classification.classify",
+    "ctc": "jaxlstm.lab.tasks.classification.transcribe",
+    "language_modelling": "jaxlstm.lab.tasks.language_modelling",
+    "tag": "jaxlstm.lab.tasks.classification.tag",
 }
 
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Programs:
-    """Compiled training steps: one program for each number of steps in a dispatch."""
+    """Compiled training steps: one program for each shape of the batches."""
 
     def __init__(self, job: "Job") -> None:
         self._job = job
-        self._compiled: dict[int, Any] = {}
+        self._compiled: dict[tuple[Any, ...], Any] = {}
         parts = (job.task, job.model, job.optimizer)
         self._jitted = jax.jit(
             functools.partial(steps.train_steps, *parts), donate_argnums=0
@@ -29,13 +29,14 @@ class Programs:
 
     def get(self, state: TrainState, batches: Batch) -> Any:
         """Return the program for these batches; report the time of a compilation."""
-        count = len(jax.tree.leaves(batches)[0])
-        count = count if self._job.shards == 1 else 0  # 0: any number of steps
-        if count not in self._compiled:
+        # With shards, a program is one step, for any number of steps in a dispatch.
+        first = 0 if self._job.shards == 1 else 1
+        shapes = tuple(leaf.shape[first:] for leaf in jax.tree.leaves(batches))
+        if shapes not in self._compiled:
             start = time.perf_counter()
-            self._compiled[count] = self._compile(state, batches)
+            self._compiled[shapes] = self._compile(state, batches)
             self._job.listener.compiled(time.perf_counter() - start)
-        return self._compiled[count]
+        return self._compiled[shapes]
 
     def _compile(self, state: TrainState, batches: Batch) -> Any:
         job = self._job
