@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import tiny
 import jaxlstm as jl
 from jaxlstm.lab import config, tasks
 from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.analysis import inspection
 from jaxlstm.lab.tasks.classification import data, results
 from jaxlstm.lab.training import evaluation
 
@@ -345,6 +347,13 @@ def test_a_run_writes_results_and_predicts(tmp_path, name):
     report = (tmp_path / "run" / "report.md").read_text()
     assert "## Results of the test part" in report
     assert (tmp_path / "run" / "plots" / "confusion.png").exists() == (name != "ctc")
+    if name == "classify":
+        page = inspection.inspect(tmp_path / "run").page
+        assert "Half of the answers are decided after" in page.read_text()
+        assert (page.parent / "decision.png").exists()
+    else:
+        with pytest.raises(BadInput, match="does not describe its units"):
+            inspection.inspect(tmp_path / "run")
     dataset = trained.dataset()
     table = trained.task.predict(trained, None)
     steps = np.diff(dataset.test.offsets)
@@ -361,6 +370,46 @@ def test_a_run_writes_results_and_predicts(tmp_path, name):
     if name == "classify":
         for k, chance in zip(table["id"], table["p(low)"], strict=True):
             assert both[k] == pytest.approx(chance, abs=1e-5)
+
+
+def test_new_sequences_need_no_labels(tmp_path):
+    """The predictions are those of the same sequences with labels."""
+    draw = np.random.default_rng(0)
+    rows = [
+        (f"s{k}", t, *draw.normal(size=2).round(3), "ab"[k % 2])
+        for k in range(30)
+        for t in range(draw.integers(1, 5))
+    ]
+    for name, columns in (("old", 5), ("new", 4)):
+        header = ["sequence_id", "step", "x", "y", "label"][:columns]
+        lines = [header, *(row[:columns] for row in rows)]
+        text = "\n".join(",".join(map(str, line)) for line in lines)
+        (tmp_path / f"{name}.csv").write_text(text + "\n")
+    given = {"task": "classify", "data": {"path": str(tmp_path / "old.csv")}}
+    task, dataset, model, params = built(given)
+    trained = SimpleNamespace(
+        config=config.load(given),
+        spec=dataset.spec,
+        model=model,
+        params=params,
+        dataset=lambda: dataset,
+    )
+    old, new = (task.predict(trained, tmp_path / f"{k}.csv") for k in ("old", "new"))
+    assert old["id"] == new["id"]
+    assert len(new["id"]) == 30
+    np.testing.assert_array_equal(old["p(a)"], new["p(a)"])
+
+
+def test_one_class_is_an_error(tmp_path):
+    given = tiny_config(tmp_path)
+    given["data"]["path"] = write(tmp_path / "one.npz", counts=(20, 0, 0))
+    with np.load(given["data"]["path"]) as file:
+        arrays = dict(file) | {"classes": ["low"]}
+    np.savez(given["data"]["path"], **arrays)
+    with pytest.raises(
+        BadInput, match='got the class "low" alone, expected at least 2'
+    ):
+        built(given)
 
 
 class _Killed(BaseException):

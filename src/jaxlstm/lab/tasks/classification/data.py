@@ -82,6 +82,11 @@ class SequenceDataset:
         self.labels: Labels = labels
         self._training = config.training
         read = read_sequences(config.data, labels)
+        if labels == "sequence" and len(read.train.classes) < 2:
+            raise BadInput(
+                f"data: got the class {join_names(read.train.classes)} alone, expected "
+                "at least 2 classes"
+            )
         self.notes: list[str] = list(read.train.notes)
         self.train, self.validation, self.test = self._split(config, read)
         files = [part.description for part in read if part is not None]
