@@ -10,9 +10,11 @@ neither pickle nor compare such functions, but it can pickle and compare the cal
 
 import functools
 import inspect
+import itertools
+import math
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from jax.typing import DTypeLike
 
 P = ParamSpec("P")
 Record = TypeVar("Record", bound=tuple)
+Result = TypeVar("Result")
 
 Arguments = dict[str, Any]
 
@@ -54,12 +57,85 @@ class Construction(NamedTuple):
         return self.function(*positional, **keywords)
 
 
-# Constructors of cells return the same object for equal options and keep it for as long
-# as the process runs. Layers are kept for as long as they are used: for each
-# construction its `apply`, which holds the `_Layer`.
-_cells: dict[tuple, Construction] = {}
+# The construction of a cell is in the `memo` of one of its functions. Layers are kept
+# for as long as they are used: for each construction `apply`, which holds the `_Layer`.
 _layers: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
+
+
+class _Memo:
+    """Results that are kept in an attribute of the function that owns them."""
+
+    def __init__(self, owner: Callable[..., Any]) -> None:
+        self.owner, self.results = weakref.ref(owner), {}
+
+
+_permanent: dict[Hashable, Any] = {}  # results that no function owns
+_NUMBER, _numbers = "number", itertools.count()  # of functions that are made here
+
+
+def memo(function: Callable[..., Any] | None) -> dict[Hashable, Any]:
+    """Return a dict that lives as long as a function.
+
+    A cache in a module would keep the functions that a user defines in a loop, and the
+    arrays that they close over. The dict is an attribute of the function, and a cycle
+    of both is collected.
+
+    Args:
+        function: the function; for None, or for one without attributes, the dict is
+            that of the process.
+
+    Example:
+        >>> def step(state): ...
+        >>> memo(step)["traced"] = True
+        >>> memo(step), memo(lambda state: state)
+        ({'traced': True}, {})
+    """
+    attributes = getattr(function, "__dict__", None)
+    if attributes is None or inspect.ismethod(function):
+        return _permanent
+    found = attributes.get("_jaxlstm_memo")
+    # `functools.wraps` copies the attributes of another function.
+    if found is None or found.owner() is not function:
+        found = attributes["_jaxlstm_memo"] = _Memo(function)
+    return found.results
+
+
+def cached(function: Callable[P, Result]) -> Callable[P, Result]:
+    """Decorate a function of hashable arguments: equal calls return the same object.
+
+    A result is kept in the `memo` of the function among the arguments that a user is
+    most likely to define anew for each call, if there is one.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+        results = memo(shortest_lived(args))
+        key = (function, *args)
+        if key not in results:
+            results.setdefault(key, function(*args, **kwargs))
+        return results[key]
+
+    return call
+
+
+def _local_functions(values: Any) -> Iterator[Callable[..., Any]]:
+    """Yield the functions in nested tuples that were defined inside a function."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _local_functions(value)
+        elif callable(value) and "<" in getattr(value, "__qualname__", ""):
+            yield value
+
+
+def shortest_lived(values: Iterable[Any]) -> Callable[..., Any] | None:
+    """Return the function in nested tuples that is likely to be freed first, if any.
+
+    A function that a constructor of this package did not make comes first, then the
+    one that was made last.
+    """
+    functions = _local_functions(values)
+    return max(functions, key=lambda f: memo(f).get(_NUMBER, math.inf), default=None)
 
 
 class _Layer(NamedTuple):
@@ -123,7 +199,7 @@ def construction_of(record: tuple) -> Construction | None:
     """
     apply, construction = getattr(record, "apply", None), None
     if apply is None:
-        construction = _cells.get(record) if _can_be_hashed(record) else None
+        construction = _construction_of_cell(record)
     else:
         layer: _Layer | None = getattr(apply, "constructed", None)
         if layer is not None and layer.record == record:
@@ -162,7 +238,12 @@ def _remember(record: Any, construction: Construction) -> Any:
     """
     apply = getattr(record, "apply", None)
     if apply is None:
-        _cells.setdefault(record, construction)
+        results = memo(shortest_lived(record))
+        results.setdefault((Construction, record), construction)
+        given = list(_local_functions(construction.arguments.values()))
+        for function in _local_functions(record):
+            if function not in given:
+                memo(function).setdefault(_NUMBER, next(_numbers))
         return record
     apply.constructed = _Layer(record, construction)
     key = construction.function, _hashable(construction.arguments)
@@ -174,7 +255,15 @@ def _remember(record: Any, construction: Construction) -> Any:
 
 def _is_known_cell(record: Any) -> bool:
     is_cell = not hasattr(record, "apply")
-    return is_cell and _can_be_hashed(record) and record in _cells
+    return is_cell and _construction_of_cell(record) is not None
+
+
+def _construction_of_cell(record: Any) -> Construction | None:
+    if not _can_be_hashed(record):
+        return None
+    owners = [*_local_functions(record), None]
+    found = (memo(owner).get((Construction, record)) for owner in owners)
+    return next(filter(None, found), None)
 
 
 def _can_be_hashed(value: Any) -> bool:

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from jaxlstm import masking
 from jaxlstm.cells.base import Cell, Params, State, project
+from jaxlstm.construction import cached
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, show
 
@@ -159,7 +160,7 @@ def arrays(
             _as_leaf("params", path, leaf)
     xs = masking.features("xs", xs, spatial_axes=cell.spatial_axes)
     frame = xs.shape[: xs.ndim - 1 - cell.spatial_axes]
-    initial_state = _initial_state(cell, xs.shape[1:-1], xs.dtype)
+    initial_state = _initial_state(cell.initial_state, xs.shape[1:-1], xs.dtype)
     jax.eval_shape(cell.project, params, xs)
     like = jax.eval_shape(initial_state, params)
     state = initial_state(params) if state is None else _cast_state(state, like)
@@ -167,12 +168,12 @@ def arrays(
     return params, xs, state, steps
 
 
-@functools.lru_cache
+@cached
 def _initial_state(
-    cell: Cell, batch_shape: tuple[int, ...], dtype: np.dtype
+    function: Callable[..., State], batch_shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[Params], State]:
     """Return one function object per kind of batch, so that JAX caches its trace."""
-    return functools.partial(cell.initial_state, batch_shape=batch_shape, dtype=dtype)
+    return functools.partial(function, batch_shape=batch_shape, dtype=dtype)
 
 
 def _as_leaf(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> Array:

@@ -12,7 +12,6 @@ Reference:
     https://doi.org/10.1162/neco.1997.9.8.1735
 """
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.lstm import activate, transition, zero_state
 from jaxlstm.cells.products import recurrent
+from jaxlstm.construction import cached
 from jaxlstm.initializers import (
     CANDIDATE,
     INPUT,
@@ -86,7 +86,7 @@ def classic_lstm(
     )
 
 
-@functools.cache
+@cached
 def _classic_lstm(
     gate: Activation, candidate: Activation, output: Activation, init: Preset
 ) -> Cell:

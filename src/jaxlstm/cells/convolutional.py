@@ -46,7 +46,7 @@ from jaxlstm.cells.products import (
     merge_axes,
     split_axis,
 )
-from jaxlstm.construction import constructor
+from jaxlstm.construction import cached, constructor
 from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import (
     Input,
@@ -155,7 +155,7 @@ def _convolve(x: Array, w: Array, dtype: DTypeLike) -> Array:
     )
 
 
-@functools.cache
+@cached
 def _conv_lstm(
     kernel: tuple[int, ...],
     gate: Activation,

@@ -11,7 +11,6 @@ Reference:
     https://arxiv.org/abs/1503.04069
 """
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.lstm import zero_state
 from jaxlstm.cells.peephole import add_peephole
 from jaxlstm.cells.products import recurrent
+from jaxlstm.construction import cached
 from jaxlstm.initializers import CANDIDATE, FORGET, OUTPUT, Preset, resolve_preset
 from jaxlstm.typing import Key, Projected, exportable
 
@@ -90,7 +90,7 @@ def coupled_lstm(
     )
 
 
-@functools.cache
+@cached
 def _coupled_lstm(
     gate: Activation,
     candidate: Activation,

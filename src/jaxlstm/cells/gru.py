@@ -13,7 +13,6 @@ Reference:
     statistical machine translation", 2014, https://arxiv.org/abs/1406.1078
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -34,6 +33,7 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.products import broadcast_like, by_gate, check_projected, product
 from jaxlstm.cells.simple import zero_hidden_state
+from jaxlstm.construction import cached
 from jaxlstm.initializers import (
     CANDIDATE,
     FORGET,
@@ -116,7 +116,7 @@ def gru(
     )
 
 
-@functools.cache
+@cached
 def _gru(
     reset_after: bool, gate: Activation, candidate: Activation, init: Preset
 ) -> Cell:

@@ -15,8 +15,6 @@ Reference:
     https://doi.org/10.1162/089976600300015015
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -38,6 +36,7 @@ from jaxlstm.cells.base import (
     cast_like,
 )
 from jaxlstm.cells.products import affine, check_projected, product
+from jaxlstm.construction import cached
 from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Hidden, Input, Key, Projected, accumulator_dtype
 
@@ -223,7 +222,7 @@ def lstm(
     )
 
 
-@functools.cache
+@cached
 def _lstm(
     gate: Activation, candidate: Activation, output: Activation, init: Preset
 ) -> Cell:

@@ -15,7 +15,6 @@ Reference:
     https://arxiv.org/abs/1607.06450
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -37,6 +36,7 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.lstm import activate, transition, zero_state
 from jaxlstm.cells.products import broadcast_like, by_gate, linear, product
+from jaxlstm.construction import cached
 from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Hidden, Input, Key, Projected, exportable
 
@@ -113,7 +113,7 @@ def layer_norm(a: Array, s: Array) -> Array:
     return broadcast_like(a, s) * centred * jax.lax.rsqrt(variance + EPSILON)
 
 
-@functools.cache
+@cached
 def _layer_norm_lstm(
     gate: Activation, candidate: Activation, output: Activation, init: Preset
 ) -> Cell:

@@ -13,7 +13,6 @@ Reference:
     networks", 2002, https://www.jmlr.org/papers/v3/gers02a.html
 """
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -34,6 +33,7 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.lstm import zero_state
 from jaxlstm.cells.products import broadcast_like, recurrent
+from jaxlstm.construction import cached
 from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Hidden, Key, Projected, exportable
 
@@ -91,7 +91,7 @@ def add_peephole(z: Hidden, p: Hidden | None, c: Hidden) -> Hidden:
     return z if p is None else z + broadcast_like(c, p) * c
 
 
-@functools.cache
+@cached
 def _peephole_lstm(
     gate: Activation, candidate: Activation, output: Activation, init: Preset
 ) -> Cell:

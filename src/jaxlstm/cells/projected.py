@@ -13,7 +13,6 @@ Reference:
     https://arxiv.org/abs/1402.1128
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -36,6 +35,7 @@ from jaxlstm.cells.base import (
 )
 from jaxlstm.cells.lstm import activate, preactivations, transition, zero_state
 from jaxlstm.cells.products import product
+from jaxlstm.construction import cached
 from jaxlstm.initializers import Preset, resolve_preset
 from jaxlstm.typing import Key, Projected, as_key, exportable
 
@@ -90,7 +90,7 @@ def projected_lstm(
     )
 
 
-@functools.cache
+@cached
 def _projected_lstm(
     size: int,
     gate: Activation,

@@ -10,7 +10,6 @@ Reference:
     https://doi.org/10.1207/s15516709cog1402_1
 """
 
-import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ from jaxlstm.cells.base import (
 from jaxlstm.cells.base import activation as chosen_activation
 from jaxlstm.cells.lstm import zero_state
 from jaxlstm.cells.products import check_projected, product
+from jaxlstm.construction import cached
 from jaxlstm.initializers import CANDIDATE, NO_FORGET_BIAS, Preset, resolve_preset
 from jaxlstm.typing import Hidden, Key, exportable
 
@@ -80,7 +80,7 @@ def simple_rnn(
     )
 
 
-@functools.cache
+@cached
 def _simple_rnn(activation: Activation, init: Preset) -> Cell:
     def draw(
         key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32

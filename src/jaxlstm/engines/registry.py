@@ -3,16 +3,18 @@
 import functools
 import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxlstm import masking
-from jaxlstm.cells.base import Cell, Params, PerStep, State
+from jaxlstm.cells import emit as emits
+from jaxlstm.cells.base import Cell, Params, PerStep, State, project
 from jaxlstm.cells.emit import Emit
-from jaxlstm.engines import loops, memory, scan
+from jaxlstm.construction import memo, shortest_lived
+from jaxlstm.engines import functions, loops, memory, scan
 from jaxlstm.engines.adjoint import engine as adjoint
 from jaxlstm.engines.memory import Memory
 from jaxlstm.engines.native import build
@@ -140,18 +142,21 @@ class Options(NamedTuple):
 
     Attributes:
         reverse: whether to run from the last step to the first.
-        emit: what to stack over time.
+        emit: what to stack over time; in the program, the operations of a function of
+            a user.
         checkpoint_every: steps to recompute at a time in the backward pass.
         budget: bytes that the gradient may use; None once the other options fit it.
     """
 
     reverse: bool
-    emit: Emit
+    emit: Emit | functions.Operations
     checkpoint_every: int | Literal["sqrt"] | None
     budget: float | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("engine", "cell", "options"))
+BUILT_IN = (emits.hidden, emits.states, emits.trace, emits.nothing)
+
+
 def run(
     engine: Engine,
     cell: Cell,
@@ -163,6 +168,68 @@ def run(
     key: Key | None,
 ) -> tuple[State, Any]:
     """Run an engine with padding replaced by zeros in its inputs and its outputs."""
+    arrays: functions.Arrays = []
+    if options.emit not in BUILT_IN:
+        first = jax.eval_shape(
+            functools.partial(_first_step, cell), params, xs, state, key
+        )
+        emit, arrays = functions.operations_of(options.emit, *first)
+        options = options._replace(emit=emit)
+    program = _program(cell, engine, options)
+    return program(params, xs, state, steps, key, arrays)
+
+
+def _first_step(
+    cell: Cell, params: Params, xs: Features, state: State, key: Key | None
+) -> tuple[State, Any]:
+    """Return the state and the gates of one step, for their types."""
+    per_step = None
+    xs = jnp.zeros((1, *xs.shape[1:]), xs.dtype) if xs.shape[0] == 0 else xs
+    if cell.prepare is not None:
+        params, per_step = cell.prepare(params, xs, key=key)
+    x, per_step = jax.tree.map(lambda leaf: leaf[0], (xs, per_step))
+    return cell.step(params, state, project(cell, params, x, per_step))
+
+
+def _program(
+    cell: Cell, engine: Engine, options: Options
+) -> Callable[..., tuple[State, Any]]:
+    """Return the compiled program, which is kept for as long as the cell."""
+    programs, key = memo(shortest_lived(cell)), (_run, engine, cell, options)
+    if key not in programs:
+        programs.setdefault(
+            key, jax.jit(functools.partial(_run, engine, cell, options))
+        )
+    return programs[key]
+
+
+def _run(
+    engine: Engine,
+    cell: Cell,
+    options: Options,
+    params: Params,
+    xs: Features,
+    state: State,
+    steps: StepMask,
+    key: Key | None,
+    arrays: functions.Arrays,
+) -> tuple[State, Any]:
+    """Run an engine.
+
+    Args:
+        engine: the engine.
+        cell: the cell.
+        options: its options.
+        params: as for `Engine`, before `cell.prepare`.
+        xs: as for `Engine`, with any numbers in the padding.
+        state: as for `Engine`.
+        steps: as for `Engine`.
+        key: random key for `cell.prepare`.
+        arrays: the arrays that `options.emit` closes over.
+    """
+    emit = options.emit
+    if isinstance(emit, functions.Operations):
+        emit = emit.with_arrays(arrays)
     params, xs, per_step = _prepared(cell, params, xs, steps, key)
     state, emitted = engine(
         cell,
@@ -172,7 +239,7 @@ def run(
         state,
         steps,
         reverse=options.reverse,
-        emit=options.emit,
+        emit=emit,
         checkpoint_every=options.checkpoint_every,
     )
     emitted = masking.mask_outputs(emitted, steps)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxlstm.cells.base import UNEDITED, Cell, Edit, Params, Reported, State
 from jaxlstm.cells.wrappers.base import check_cell, compose_edits, edited_step
-from jaxlstm.construction import constructor
+from jaxlstm.construction import cached, constructor
 
 
 @constructor
@@ -50,7 +50,7 @@ def clip_cell(cell: Cell, limit: float) -> Cell:
     return _clip_cell(cell, float(limit))
 
 
-@functools.cache
+@cached
 def _clip_cell(cell: Cell, limit: float) -> Cell:
     @functools.wraps(cell.step)
     def clipped_step(

@@ -22,7 +22,7 @@ from jaxlstm.cells.wrappers.base import (
     with_outer_params,
     with_per_step,
 )
-from jaxlstm.construction import constructor
+from jaxlstm.construction import cached, constructor
 from jaxlstm.typing import Features, Key
 
 
@@ -75,7 +75,7 @@ class _Masked(NamedTuple):
     h: Array | None = None
 
 
-@functools.cache
+@cached
 def _variational_dropout(cell: Cell, x_rate: float, h_rate: float) -> Cell:
     def prepare(
         params: Params, xs: Features, *, key: Key | None = None
@@ -151,7 +151,7 @@ def recurrent_dropout(cell: Cell, rate: float) -> Cell:
     return _recurrent_dropout(cell, check_rate("recurrent_dropout", "rate", rate))
 
 
-@functools.cache
+@cached
 def _recurrent_dropout(cell: Cell, rate: float) -> Cell:
     def per_step_mask(
         params: Params, xs: Features, key: Key | None

@@ -18,7 +18,7 @@ from jaxlstm.cells.wrappers.base import (
     with_outer_params,
     with_per_step,
 )
-from jaxlstm.construction import constructor
+from jaxlstm.construction import cached, constructor
 from jaxlstm.typing import Features, Key, exportable
 
 
@@ -64,7 +64,7 @@ def taps(cell: Cell) -> Cell:
     return _taps(cell)
 
 
-@functools.cache
+@cached
 def _taps(cell: Cell) -> Cell:
     def init(
         key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32

@@ -15,7 +15,7 @@ from jaxlstm.cells.wrappers.base import (
     inner_params,
     with_outer_params,
 )
-from jaxlstm.construction import constructor
+from jaxlstm.construction import cached, constructor
 from jaxlstm.typing import Key, exportable
 
 
@@ -56,7 +56,7 @@ def learned_initial_state(cell: Cell) -> Cell:
     return _learned_initial_state(cell)
 
 
-@functools.cache
+@cached
 def _learned_initial_state(cell: Cell) -> Cell:
     def init(
         key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32

@@ -1,7 +1,5 @@
 """DropConnect on the recurrent weights."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -15,7 +13,7 @@ from jaxlstm.cells.wrappers.base import (
     prepare_inner,
     split_key,
 )
-from jaxlstm.construction import constructor
+from jaxlstm.construction import cached, constructor
 from jaxlstm.typing import Features, Key
 
 
@@ -54,7 +52,7 @@ def weight_drop(cell: Cell, rate: float) -> Cell:
     return _weight_drop(cell, check_rate("weight_drop", "rate", rate))
 
 
-@functools.cache
+@cached
 def _weight_drop(cell: Cell, rate: float) -> Cell:
     def init(
         key: Key, input_size: int, hidden_size: int, *, dtype: DTypeLike = jnp.float32

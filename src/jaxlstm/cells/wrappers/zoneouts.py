@@ -18,7 +18,7 @@ from jaxlstm.cells.wrappers.base import (
     state_struct,
     with_per_step,
 )
-from jaxlstm.construction import constructor
+from jaxlstm.construction import cached, constructor
 from jaxlstm.typing import Features, Hidden, Key, reshard_like
 
 
@@ -67,7 +67,7 @@ class _UpdateMasks(NamedTuple):
     c: Array | None = None
 
 
-@functools.cache
+@cached
 def _zoneout(cell: Cell, h_rate: float, c_rate: float) -> Cell:
     rates = {name: r for name, r in (("h", h_rate), ("c", c_rate)) if r > 0}
 

@@ -155,6 +155,8 @@ def run(
     parts, tree, initial, state = _partition(cell, params, inputs, state, emit)
     mode = _select_mode(parts, residuals, first)
     params_only = partition.evaluate_params_only(parts, params)
+    # The rule of the derivative keeps the partition for as long as the program.
+    parts = parts._replace(constants={})
 
     def block(state: State, inputs: ScanInputs) -> tuple[State, Any]:
         *x, active, resets = inputs
