@@ -240,3 +240,24 @@ def test_unknown_names_suggest_close_ones():
         jl.LSTM  # noqa: B018
     with pytest.raises(AttributeError, match=r"has no conv2d_transposed$"):
         jl.conv2d_transposed  # noqa: B018
+
+
+@pytest.mark.parametrize("size", [(), (2, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda f: jl.lstm(gate_activation=f),
+        lambda f: jl.lstm(candidate_activation=f),
+        lambda f: jl.lstm(output_activation=f),
+        lambda f: jl.gru(gate_activation=f),
+        lambda f: jl.simple_rnn(activation=f),
+        lambda f: jl.coupled_lstm(gate_activation=f),
+    ],
+)
+def test_an_activation_that_changes_the_shape_is_refused(build, size):
+    cell = build(lambda x: jnp.zeros(size, x.dtype))
+    params = cell.init(jax.random.key(0), input_size=3, hidden_size=4)
+    with pytest.raises(
+        ValueError, match=r"activation: got a function from \[2, 4\] to"
+    ):
+        jl.unroll(cell, params, jnp.ones((5, 2, 3)))

@@ -699,3 +699,55 @@ def test_a_layer_of_a_user_may_change_the_number_of_steps():
     assert same_bits(ys, expected)
     with pytest.raises(ValueError, match=r"^recurrent: lengths\[0\]: got 4, expected"):
         layer.apply(params, XS, lengths=np.full(B, 4))
+
+
+@pytest.mark.parametrize(
+    ("layer", "other", "sentence"),
+    [
+        (
+            jl.linear(2),
+            jl.linear(3),
+            r"params\.w: got shape \[3, 3\], expected \[3, 2\]",
+        ),
+        (jl.embed(7, 2), jl.embed(9, 2), r"params\.table: got shape \[9, 2\]"),
+        (jl.recurrent(CELL, 4), jl.recurrent(CELL, 5), "got parameters of 5 units"),
+        (jl.stack(CELL, (4, 6)), jl.stack(CELL, (4, 5)), "of 5 units, expected 6"),
+        (
+            jl.recurrent(jl.projected_lstm(2), 4),
+            jl.recurrent(jl.projected_lstm(3), 4),
+            "got parameters of 3 units, expected 2",
+        ),
+    ],
+    ids=["linear", "embed", "recurrent", "stack", "projected"],
+)
+def test_parameters_of_a_layer_of_another_size_are_refused(layer, other, sentence):
+    params, _ = other.init(jax.random.key(0), 3)
+    xs = jnp.zeros((5, 2), int) if "table" in sentence else jnp.ones((5, 2, 3))
+    for apply in layer.apply, jax.jit(layer.apply):
+        with pytest.raises(ValueError, match=sentence):
+            apply(params, xs)
+
+
+def test_a_bias_is_not_broadcast():
+    params, _ = jl.linear(2).init(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match=r"params\.b: got shape \[1\], expected \[2\]"):
+        jl.linear(2).apply(params._replace(b=jnp.ones(1)), jnp.ones((5, 3)))
+
+
+def test_x64_mode_does_not_change_the_noise():
+    layers = {
+        "dropout": jl.dropout(0.5),
+        "zoneout": jl.recurrent(jl.zoneout(CELL, h_rate=0.5), 4),
+        "variational": jl.recurrent(jl.variational_dropout(CELL, x_rate=0.5), 4),
+        "weight_drop": jl.recurrent(jl.weight_drop(CELL, 0.5), 4),
+        "recurrent_dropout": jl.recurrent(jl.recurrent_dropout(CELL, 0.5), 4),
+    }
+    xs = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    for name, layer in layers.items():
+        params, _ = layer.init(jax.random.key(0), 3)
+        _, ys = layer.apply(params, xs, key=jax.random.key(1))
+        with jax.enable_x64(True):
+            drawn, _ = layer.init(jax.random.key(0), 3)
+            _, zs = layer.apply(params, xs.astype(float), key=jax.random.key(1))
+        np.testing.assert_allclose(ys, zs, atol=1e-6, err_msg=name)
+        jax.tree.map(np.testing.assert_array_equal, drawn, params)

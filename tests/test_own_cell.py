@@ -277,7 +277,7 @@ def test_a_state_without_h_is_refused_unless_emit_is_given():
     [
         (lambda h: State(h.astype(jnp.bfloat16)), r"state\.h, bfloat16 .*float32"),
         (lambda h: State(h[..., :2]), r"state\.h, float32 \[4, 2\], .*\[4, 5\]"),
-        (lambda h: (h,), "tuple without a field h"),
+        (lambda h: (h,), r"cell\.step: got \(.*without state\.h, expected State\(h\)"),
     ],
 )
 def test_a_step_that_returns_another_state_is_refused(after, sentence):
@@ -287,6 +287,59 @@ def test_a_step_that_returns_another_state_is_refused(after, sentence):
     params, xs, _ = problem()
     with pytest.raises(ValueError, match=f"^unroll: .*{sentence}"):
         jl.unroll(MGU._replace(step=go), params, xs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"step": lambda *a: step(*a)[0]}, r"cell\.step: got State\(h\).*pair"),
+        ({"step": lambda *a: None}, r"cell\.step: got None.*return state, gates"),
+        ({"step": lambda state: state}, r"called as cell\.step\(params, state, z\)"),
+        ({"project": lambda x: x}, r"called as cell\.project\(params, x\)"),
+        ({"initial_state": lambda params: 0}, r"cell\.initial_state\(params, batch"),
+    ],
+)
+def test_functions_of_another_form_are_refused(changes, sentence):
+    params, xs, _ = problem()
+    with pytest.raises(ValueError, match=f"^unroll: .*{sentence}"):
+        jl.unroll(MGU._replace(**changes), params, xs)
+
+
+def test_arguments_may_have_other_names():
+    def begin(weights, rows=(), *, dtype=None):
+        return initial_state(weights, rows, dtype=dtype)
+
+    params, xs, _ = problem()
+    expected = jl.unroll(MGU, params, xs)
+    assert_same(jl.unroll(MGU._replace(initial_state=begin), params, xs), expected, 0)
+
+
+def test_a_key_in_the_state_is_carried():
+    class Noisy(NamedTuple):
+        h: jax.Array
+        key: jax.Array
+
+    def begin(params, batch_shape=(), *, dtype=None):
+        h = initial_state(params, batch_shape, dtype=dtype).h
+        return Noisy(h, jnp.broadcast_to(jax.random.key(1), batch_shape))
+
+    def go(params, state, z):
+        keys = jax.vmap(jax.random.fold_in, (0, None))(state.key, 1)
+        noise = jax.vmap(lambda key: jax.random.normal(key, z[0].shape[-1:]))(keys)
+        h = step(params, State(state.h), z)[0].h + noise
+        return Noisy(h, keys), None
+
+    cell = jl.Cell(init, begin, project, go)
+    params, xs, _ = problem()
+    whole, hs = jl.unroll(cell, params, xs)
+    first, _ = jl.unroll(cell, params, xs[:2])
+    last, rest = jl.unroll(cell, params, xs[2:], first)
+    assert_same((last.h, rest), (whole.h, hs[2:]), 1e-6)
+    assert bool((last.key == whole.key).all())
+    with pytest.raises(
+        ValueError, match=r"state\.key: got dtype float32, expected key"
+    ):
+        jl.unroll(cell, params, xs, first._replace(key=jnp.zeros(B)))
 
 
 def test_16_bit_features_with_32_bit_params_are_explained():

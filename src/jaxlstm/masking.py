@@ -31,6 +31,7 @@ from jaxlstm.typing import (
     Rows,
     State,
     exportable,
+    is_deleted,
     is_symbolic,
     show,
 )
@@ -157,13 +158,23 @@ def as_array(name: str, value: ArrayLike | None) -> Array:
         host = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: got no array of numbers: {error}") from None
-    if not (jnp.issubdtype(host.dtype, jnp.number) or host.dtype == bool):
+    check_dtype(name, host.dtype)
+    return jnp.asarray(host.astype(host.dtype.newbyteorder("=")))
+
+
+def check_dtype(name: str, dtype: np.dtype) -> None:
+    """Raise a `ValueError` if JAX has no numbers of this dtype."""
+    if dtype.itemsize > {"f": 8, "c": 16}.get(dtype.kind, dtype.itemsize):
+        raise ValueError(
+            f"{name}: got dtype {dtype}, which JAX does not have; convert it to "
+            f"{'float64' if dtype.kind == 'f' else 'complex128'} or less."
+        )
+    if not (jnp.issubdtype(dtype, jnp.number) or dtype.kind == "b"):
         hint = "; pad rows of unequal length and pass lengths="
         raise ValueError(
-            f"{name}: got dtype {host.dtype}, expected numbers"
-            f"{hint if host.dtype == object else ''}."
+            f"{name}: got dtype {dtype}, expected numbers"
+            f"{hint if dtype.kind == 'O' else ''}."
         )
-    return jnp.asarray(host.astype(host.dtype.newbyteorder("=")))
 
 
 def described(value: Any) -> str:
@@ -177,7 +188,7 @@ def described(value: Any) -> str:
 
 def check_alive(name: str, array: Array) -> None:
     """Raise a `ValueError` if the array was deleted, for example by donation."""
-    if not isinstance(array, Tracer) and array.is_deleted():
+    if is_deleted(array):
         raise ValueError(
             f"{name}: got a deleted array; if it was donated to a jitted function, use "
             "the arrays that the function returned."

@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jax.core import Tracer
 from jax.sharding import AxisType
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
@@ -121,6 +122,11 @@ def as_key(caller: str, key: Any) -> Key:
     Raises:
         TypeError: key is anything else, such as a seed or an array of keys.
     """
+    if is_deleted(key):
+        raise TypeError(
+            f"{caller}: key: got a deleted array; if it was donated to a jitted "
+            "function, use a key that the function returned."
+        )
     dtype = getattr(key, "dtype", None)
     if dtype == np.uint32:  # a legacy key is an array of uint32
         with contextlib.suppress(TypeError, ValueError):
@@ -132,6 +138,13 @@ def as_key(caller: str, key: Any) -> Key:
         f"{caller}: key: got {got}, expected one key; pass for example "
         "jax.random.key(0)."
     )
+
+
+def is_deleted(value: Any) -> bool:
+    """Return whether the value is an array whose memory was freed or donated."""
+    if isinstance(value, Tracer) or not isinstance(value, jax.Array):
+        return False
+    return value.is_deleted()
 
 
 def is_key(value: Any) -> bool:

@@ -5,7 +5,6 @@ traced are translated to the caller's names.
 """
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,18 +20,21 @@ from jaxlstm import masking
 from jaxlstm.cells.base import Cell, Params, State, project
 from jaxlstm.construction import cached
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, show
+from jaxlstm.typing import Features, is_key, show
 
 Arrays = tuple[Params, Features, State, StepMask]
 
 
 @contextlib.contextmanager
 def translate_jax_errors(cell: Cell, arrays: Arrays) -> Iterator[None]:
-    """Translate errors of JAX about carry types, and add a hint if memory ran out."""
+    """Translate errors that a wrong step causes, and add a hint if memory ran out."""
     try:
         yield
-    except TypeError as error:
-        message = _carry_mismatch(cell, *arrays)
+    except (TypeError, ValueError, AttributeError) as error:
+        try:
+            message = _wrong_step(cell, *arrays)
+        except Exception:  # the step raises an error of its own, which is `error`
+            message = None
         if message is None:
             raise
         raise ValueError(message) from error
@@ -49,23 +51,36 @@ OUT_OF_MEMORY = (
 )
 
 
-def _carry_mismatch(
+def _wrong_step(
     cell: Cell, params: Params, xs: Features, state: State, steps: StepMask
 ) -> str | None:
-    """Describe how a step changes the types of the state; None if it does not."""
+    """Describe how the results of a step differ from `(state, gates)`, or None."""
+    returned: list[Any] = []
 
     def step(params: Params, xs: Features, state: State) -> State:
         per_step = None
         if cell.prepare is not None:
             params, per_step = cell.prepare(params, xs)
         first = jax.tree.map(lambda leaf: leaf[0], (xs, per_step))
-        return cell.step(params, state, project(cell, params, *first))[0]
+        returned.append(cell.step(params, state, project(cell, params, *first)))
+        return returned[0][0] if _is_pair(returned[0], state) else None
 
     if xs.shape[0] == 0:
         return None
     after = _leaves(jax.eval_shape(step, params, xs, state))
+    if not _is_pair(returned[0], state):
+        return (
+            f"cell.step: got {masking.described(returned[0])}, expected a pair "
+            "(state, gates); write `return state, gates`, or `return state, None` for "
+            "a cell without gates."
+        )
     for name, before in _leaves(state).items():
-        expected, got = _typed(before), _typed(after.pop(name, None))
+        if name not in after:
+            return (
+                f"cell.step: got {masking.described(returned[0][0])} without "
+                f"state{name}, expected {masking.described(state)} as before the step."
+            )
+        expected, got = _typed(before), _typed(after.pop(name))
         if expected != got:
             return (
                 f"cell.step: got state{name}, {got}, expected {expected} "
@@ -75,6 +90,11 @@ def _carry_mismatch(
         name = next(iter(after))
         return f"cell.step: got state{name}, expected the fields before the step."
     return None
+
+
+def _is_pair(result: Any, state: State) -> bool:
+    is_state = isinstance(result, type(state)) and type(state) is not tuple
+    return isinstance(result, tuple) and len(result) == 2 and not is_state
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -106,6 +126,8 @@ def check_flag(name: str, value: Any) -> None:
 def check_function(name: str, function: Any, *takes: str, such_as: str) -> None:
     """Check that a function can be called with arguments named `takes`.
 
+    Names that end in "=" are those of keywords.
+
     Raises:
         ValueError: it is not callable, or not with that many arguments.
 
@@ -125,7 +147,9 @@ def check_function(name: str, function: Any, *takes: str, such_as: str) -> None:
     except (TypeError, ValueError):  # some built-in functions have no signature
         return
     try:
-        signature.bind(*takes)
+        positional = [name for name in takes if not name.endswith("=")]
+        keywords = {name[:-1]: name for name in takes if name.endswith("=")}
+        signature.bind(*positional, **keywords)
     except TypeError as error:
         raise ValueError(f"{name}: called as {name}{call}: {error}.") from None
 
@@ -155,8 +179,11 @@ def arrays(
             "Cell(init, initial_state, project, step)."
         )
     check_hashable("cell", cell)
+    _check_functions(cell)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not isinstance(leaf, np.ndarray):
+        if isinstance(leaf, np.ndarray):  # converted by the compiled program
+            masking.check_dtype("params" + jax.tree_util.keystr(path), leaf.dtype)
+        else:
             _as_leaf("params", path, leaf)
     xs = masking.features("xs", xs, spatial_axes=cell.spatial_axes)
     frame = xs.shape[: xs.ndim - 1 - cell.spatial_axes]
@@ -169,11 +196,24 @@ def arrays(
 
 
 @cached
+def _check_functions(cell: Cell) -> None:
+    """Raise a `ValueError` if a function of the cell takes other arguments."""
+    takes = {
+        "initial_state": ("params", "batch_shape", "dtype="),
+        "project": ("params", "x"),
+        "step": ("params", "state", "z"),
+    }
+    for name, arguments in takes.items():
+        example = f"that of jl.lstm(), {name}({', '.join(arguments)})"
+        check_function(f"cell.{name}", getattr(cell, name), *arguments, such_as=example)
+
+
+@cached
 def _initial_state(
     function: Callable[..., State], batch_shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[Params], State]:
     """Return one function object per kind of batch, so that JAX caches its trace."""
-    return functools.partial(function, batch_shape=batch_shape, dtype=dtype)
+    return lambda params: function(params, batch_shape, dtype=dtype)
 
 
 def _as_leaf(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> Array:
@@ -202,6 +242,8 @@ def _cast_state(state: State, like: State) -> State:
             return jnp.full(like.shape, leaf, like.dtype)
         name = f"state{jax.tree_util.keystr(path)}"
         array = _as_leaf("state", path, leaf)
+        if (is_key(like) or is_key(array)) and array.dtype != like.dtype:
+            raise ValueError(f"{name}: got dtype {array.dtype}, expected {like.dtype}.")
         if array.shape != like.shape:
             raise ValueError(
                 f"{name}: got shape {show(array.shape)}, expected {show(like.shape)} "
@@ -209,7 +251,7 @@ def _cast_state(state: State, like: State) -> State:
             )
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
             raise ValueError(f"{name}: got dtype {array.dtype}, expected real numbers.")
-        return array.astype(like.dtype)
+        return array if is_key(like) else array.astype(like.dtype)
 
     pairs = zip(paths, leaves, strict=True)
     return tree.unflatten([cast(path, like, leaf) for (path, like), leaf in pairs])

@@ -1,5 +1,6 @@
 """The `Cell` record, its protocols, and the records that its functions exchange."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +24,7 @@ from jaxlstm.typing import (
     Reported,
     State,
     exportable,
+    show,
 )
 
 Activation = Callable[[Array], Array]
@@ -228,7 +230,20 @@ def cast_like(state: State, after: State) -> State:
 
 def apply_edit(edit: Activation | None, value: Array) -> Array:
     """Return `edit(value)`, or the value if there is no edit."""
-    return value if edit is None else edit(value)
+    return value if edit is None else same_shape("edit", edit(value), value)
+
+
+def same_shape(name: str, result: Array, x: Array) -> Array:
+    """Return the result of a function of x, which must have the shape of x.
+
+    Another shape would be broadcast to that of the gates without an error.
+    """
+    if jnp.shape(result) != x.shape:
+        raise ValueError(
+            f"{name}: got a function from {show(x.shape)} to "
+            f"{show(jnp.shape(result))}, expected one that keeps the shape."
+        )
+    return result
 
 
 def _identity(x: Array) -> Array:
@@ -249,7 +264,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(option: str, name: str | Activation) -> Activation:
-    """Return the function of that name; a function is returned unchanged.
+    """Return the function of that name; a function of a user with a check of its shape.
 
     Raises:
         ValueError: the name is unknown, or the value cannot be hashed.
@@ -262,10 +277,20 @@ def activation(option: str, name: str | Activation) -> Activation:
             "hashable function."
         ) from None
     if callable(name):
-        return name
+        known = name in ACTIVATIONS.values()
+        return name if known else _with_shape_check(option, name)
     if name not in ACTIVATIONS:
         names = ", ".join(ACTIVATIONS)
         raise ValueError(
             f"{option}: got {name!r}, expected a function or one of {names}."
         )
     return ACTIVATIONS[name]
+
+
+@construction.cached
+def _with_shape_check(option: str, function: Activation) -> Activation:
+    @functools.wraps(function, updated=())
+    def checked(x: Array) -> Array:
+        return same_shape(option, function(x), x)
+
+    return checked

@@ -57,11 +57,11 @@ def operations_of(
         >>> import jax.numpy as jnp
         >>> def scaled_by(w):
         ...     return operations_of(lambda x: x * w, jnp.ones(3))
-        >>> one, arrays = scaled_by(jnp.full(3, 2.0))
-        >>> one == scaled_by(jnp.ones(3))[0], one == scaled_by(2.0)[0]
+        >>> one, arrays = scaled_by(jnp.array([1.0, 2.0, 3.0]))
+        >>> one == scaled_by(jnp.arange(3.0))[0], one == scaled_by(2.0)[0]
         (True, False)
         >>> one.with_arrays(arrays)(jnp.arange(3.0)).tolist()
-        [0.0, 2.0, 4.0]
+        [0.0, 2.0, 6.0]
     """
     closed, outputs = jax.make_jaxpr(function, return_shape=True)(*args)
     trees = jax.tree.structure(args), jax.tree.structure(outputs)

@@ -9,13 +9,14 @@ checks that were already made.
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxlstm import construction, masking
 from jaxlstm.cells.base import Params, State, check_size
 from jaxlstm.cells.emit import Trace
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, Key, as_key, as_key_or_none
+from jaxlstm.typing import Features, Key, as_key, as_key_or_none, show
 
 Traces = dict[str, Trace]
 """The `Trace` of each recurrent layer, by the name of the layer."""
@@ -284,6 +285,15 @@ def check_layers(combinator: str, *layers: Layer) -> None:
                 f"{combinator}: got {layer!r:.60}, expected a Layer; "
                 "jl.recurrent(cell, size) makes one from a cell."
             )
+
+
+def check_shape(name: str, array: ArrayLike, expected: tuple[int, ...]) -> None:
+    """Raise a `ValueError` if an array of parameters has another shape."""
+    if (shape := jnp.shape(array)) != expected:
+        raise ValueError(
+            f"{name}: got shape {show(shape)}, expected {show(expected)}; these are "
+            "the parameters of a layer of another size."
+        )
 
 
 def check_params(params: Params, record: type) -> None:

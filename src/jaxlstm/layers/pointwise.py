@@ -23,6 +23,7 @@ from jaxlstm.layers.base import (
     Result,
     check_layer_size,
     check_params,
+    check_shape,
     feature_inputs,
     make_layer,
     require_input_size,
@@ -83,7 +84,9 @@ def dropout(rate: float) -> Layer:
     def transform(params: Params, xs: Features, key: Key | None) -> Features:
         if key is None or rate == 0:
             return xs
-        kept = reshard_like(xs, jax.random.bernoulli(key, 1 - rate, xs.shape))
+        # In float32, so that x64 mode does not change the mask.
+        drawn = jax.random.uniform(key, xs.shape, jnp.float32)
+        kept = reshard_like(xs, drawn < 1 - rate)
         return jnp.where(kept, xs / (1 - rate), 0.0)
 
     return _pointwise("dropout", init, transform)
@@ -124,6 +127,8 @@ def linear(size: int) -> Layer:
                 f"xs: got {xs.shape[-1]} features, expected {params.w.shape[0]} "
                 f"(w is {show(params.w.shape)})."
             )
+        check_shape("params.w", params.w, (xs.shape[-1], size))
+        check_shape("params.b", params.b, (size,))
         return affine(xs, params.w, params.b).astype(xs.dtype)
 
     return _pointwise("linear", init, transform)
@@ -176,6 +181,7 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
     def run(params: EmbedParams, xs: ArrayLike, state: State, call: Call) -> Result:
         with masking.error_prefix("embed"):
             check_params(params, EmbedParams)
+            check_shape("params.table", params.table, (vocabulary, size))
             tokens, steps = _checked_tokens(xs, len(params.table), call)
         rows = _lookup(params.table, tokens).astype(dtype)
         return (), masking.mask_outputs(rows, steps), {}

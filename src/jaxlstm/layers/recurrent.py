@@ -4,12 +4,13 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxlstm import masking
 from jaxlstm.cells import emit
 from jaxlstm.cells.base import Cell, Params, State
-from jaxlstm.construction import constructor
+from jaxlstm.construction import constructor, memo, shortest_lived
 from jaxlstm.layers.base import (
     Call,
     Layer,
@@ -69,6 +70,8 @@ def recurrent(
             return params, emit.hidden(state, None).shape[-1]
 
     def run(params: Params, xs: ArrayLike, state: State, call: Call) -> Result:
+        with masking.error_prefix("recurrent"):
+            _check_sizes(cell, params, hidden_size)
         state, emitted = unroll(
             cell,
             params,
@@ -87,3 +90,24 @@ def recurrent(
 
     check_inputs = functools.partial(feature_inputs, spatial_axes=cell.spatial_axes)
     return make_layer("recurrent", init, run, check_inputs)
+
+
+def _check_sizes(cell: Cell, params: Params, hidden_size: int) -> None:
+    """Raise a `ValueError` if the parameters are those of another number of units."""
+    shapes = tuple(jnp.shape(leaf) for leaf in jax.tree.leaves(params))
+    checked, key = memo(shortest_lived(cell)), (_check_sizes, cell, hidden_size, shapes)
+    if key in checked:
+        return
+    try:
+        drawn = jax.eval_shape(lambda: cell.init(jax.random.key(0), 1, hidden_size))
+        like = jax.eval_shape(cell.initial_state, drawn)
+        state = jax.eval_shape(cell.initial_state, params)
+    except Exception:  # `unroll` reports what is wrong with the cell or the parameters
+        return
+    for expected, got in zip(*map(jax.tree.leaves, (like, state)), strict=False):
+        if got.shape != expected.shape:
+            raise ValueError(
+                f"params: got parameters of {got.shape[-1]} units, expected "
+                f"{expected.shape[-1]}, as of the cell for hidden_size {hidden_size}."
+            )
+    checked[key] = True
