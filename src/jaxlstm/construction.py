@@ -92,7 +92,7 @@ def memo(function: Callable[..., Any] | None) -> dict[Hashable, Any]:
         ({'traced': True}, {})
     """
     attributes = getattr(function, "__dict__", None)
-    if attributes is None or inspect.ismethod(function):
+    if function is None or attributes is None or inspect.ismethod(function):
         return _permanent
     found = attributes.get("_jaxlstm_memo")
     # `functools.wraps` copies the attributes of another function.

@@ -138,20 +138,37 @@ def _first_of(names: tuple[str, ...], loaded: bool) -> Engine:
 
 
 class Options(NamedTuple):
-    """Static arguments of the compiled program, besides the cell.
+    """Options of a call of `unroll`, besides the engine.
 
     Attributes:
         reverse: whether to run from the last step to the first.
-        emit: what to stack over time; in the program, the operations of a function of
-            a user.
+        emit: what to stack over time.
         checkpoint_every: steps to recompute at a time in the backward pass.
         budget: bytes that the gradient may use; None once the other options fit it.
     """
 
     reverse: bool
-    emit: Emit | functions.Operations
+    emit: Emit
     checkpoint_every: int | Literal["sqrt"] | None
     budget: float | None = None
+
+
+class Program(NamedTuple):
+    """Static arguments of a compiled program.
+
+    Attributes:
+        engine: the engine.
+        cell: the cell.
+        emit: a function of `jl.emit`, or the operations of a function of a user.
+        reverse: as in `Options`.
+        checkpoint_every: as in `Options`.
+    """
+
+    engine: Engine
+    cell: Cell
+    emit: Emit | functions.Operations
+    reverse: bool
+    checkpoint_every: int | Literal["sqrt"] | None
 
 
 BUILT_IN = (emits.hidden, emits.states, emits.trace, emits.nothing)
@@ -168,15 +185,13 @@ def run(
     key: Key | None,
 ) -> tuple[State, Any]:
     """Run an engine with padding replaced by zeros in its inputs and its outputs."""
-    arrays: functions.Arrays = []
-    if options.emit not in BUILT_IN:
-        first = jax.eval_shape(
-            functools.partial(_first_step, cell), params, xs, state, key
-        )
-        emit, arrays = functions.operations_of(options.emit, *first)
-        options = options._replace(emit=emit)
-    program = _program(cell, engine, options)
-    return program(params, xs, state, steps, key, arrays)
+    emit, closed_over = options.emit, []
+    if emit not in BUILT_IN:
+        step = functools.partial(_first_step, cell)
+        types = jax.eval_shape(step, params, xs, state, key)
+        emit, closed_over = functions.operations_of(emit, *types)
+    program = Program(engine, cell, emit, options.reverse, options.checkpoint_every)
+    return _compiled(program)(params, xs, state, steps, key, closed_over)
 
 
 def _first_step(
@@ -191,56 +206,48 @@ def _first_step(
     return cell.step(params, state, project(cell, params, x, per_step))
 
 
-def _program(
-    cell: Cell, engine: Engine, options: Options
-) -> Callable[..., tuple[State, Any]]:
-    """Return the compiled program, which is kept for as long as the cell."""
-    programs, key = memo(shortest_lived(cell)), (_run, engine, cell, options)
-    if key not in programs:
-        programs.setdefault(
-            key, jax.jit(functools.partial(_run, engine, cell, options))
-        )
-    return programs[key]
+def _compiled(program: Program) -> Callable[..., tuple[State, Any]]:
+    """Return the jitted `_run`, which is kept for as long as the cell."""
+    programs = memo(shortest_lived(program.cell))
+    if program not in programs:
+        programs.setdefault(program, jax.jit(functools.partial(_run, program)))
+    return programs[program]
 
 
 def _run(
-    engine: Engine,
-    cell: Cell,
-    options: Options,
+    program: Program,
     params: Params,
     xs: Features,
     state: State,
     steps: StepMask,
     key: Key | None,
-    arrays: functions.Arrays,
+    closed_over: functions.Arrays,
 ) -> tuple[State, Any]:
-    """Run an engine.
+    """Run a program.
 
     Args:
-        engine: the engine.
-        cell: the cell.
-        options: its options.
+        program: the program.
         params: as for `Engine`, before `cell.prepare`.
         xs: as for `Engine`, with any numbers in the padding.
         state: as for `Engine`.
         steps: as for `Engine`.
         key: random key for `cell.prepare`.
-        arrays: the arrays that `options.emit` closes over.
+        closed_over: the arrays that `program.emit` closes over.
     """
-    emit = options.emit
+    emit = program.emit
     if isinstance(emit, functions.Operations):
-        emit = emit.with_arrays(arrays)
-    params, xs, per_step = _prepared(cell, params, xs, steps, key)
-    state, emitted = engine(
-        cell,
+        emit = emit.with_arrays(closed_over)
+    params, xs, per_step = _prepared(program.cell, params, xs, steps, key)
+    state, emitted = program.engine(
+        program.cell,
         params,
         xs,
         per_step,
         state,
         steps,
-        reverse=options.reverse,
+        reverse=program.reverse,
         emit=emit,
-        checkpoint_every=options.checkpoint_every,
+        checkpoint_every=program.checkpoint_every,
     )
     emitted = masking.mask_outputs(emitted, steps)
     if steps.invalid_length is not None:
@@ -304,7 +311,7 @@ def gradient_memory(
         key: one random key, or None.
     """
 
-    program = functools.partial(run, engine, cell, options)
+    program: Callable[..., Any] = functools.partial(run, engine, cell, options)
 
     def forward(inputs: Any, steps: StepMask, key: Key | None) -> tuple[Any, Any]:
         results = program(*inputs, steps, key)
