@@ -76,25 +76,39 @@ class HMM(NamedTuple):
     emit: NDArray[np.float64]  # [S, K]
 
 
-def viterbi(model: HMM, symbols: Sequence[int]) -> NDArray[np.int64]:
+def viterbi(model: HMM, symbols: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the most likely states of symbols; the lower state wins a tie.
 
+    Args:
+        model: the probabilities.
+        symbols: `[N, T]`, N sequences of equal length.
+
+    Returns:
+        States `[N, T]`.
+
     Reference:
-        Viterbi, "Error bounds for convolutional codes and an asymptotically optimum
-        decoding algorithm", IEEE Transactions on Information Theory, 1967.
+        Viterbi, "Error bounds for convolutional codes and an asymptotically
+        optimum decoding algorithm", IEEE Transactions on Information Theory, 1967.
+
+    Example:
+        >>> sticky = np.array([[0.9, 0.1], [0.1, 0.9]])
+        >>> noisy = np.array([[0.8, 0.2], [0.2, 0.8]])
+        >>> model = HMM(np.array([0.5, 0.5]), sticky, noisy)
+        >>> viterbi(model, np.array([[0, 1, 0, 0, 1, 1, 1]])).tolist()
+        [[0, 0, 0, 0, 1, 1, 1]]
     """
     with np.errstate(divide="ignore"):
         start, move, emit = (np.log(p) for p in model)
-    score = start + emit[:, symbols[0]]
+    score = start + emit[:, symbols[:, 0]].T
     back = []
-    for symbol in symbols[1:]:
-        total = score[:, None] + move
-        back.append(total.argmax(0))
-        score = total.max(0) + emit[:, symbol]
-    states = [int(score.argmax())]
+    for column in symbols.T[1:]:
+        total = score[:, :, None] + move
+        back.append(total.argmax(1))
+        score = total.max(1) + emit[:, column].T
+    states = [score.argmax(1)]
     for best in reversed(back):
-        states.append(int(best[states[-1]]))
-    return np.array(states[::-1])
+        states.append(best[np.arange(len(best)), states[-1]])
+    return np.stack(states[::-1], 1)
 
 
 def tags(data: Any) -> Parts:
@@ -116,16 +130,22 @@ def tags(data: Any) -> Parts:
     start = rng.dirichlet(np.full(count, 5.0))
     model = HMM(start, move, emit)
 
+    shortest = max(data.length // 2, 1)
+
     def part(sequences: int) -> LabelledSequences:
-        values, states = [], []
-        for _ in range(sequences):
-            symbols = _sampled(
-                model, int(rng.integers(max(data.length // 2, 1), data.length + 1)), rng
-            )
-            values.append(np.eye(2 * count, dtype=np.float32)[symbols])
-            states.append(viterbi(model, symbols))
+        lengths = rng.integers(shortest, data.length + 1, sequences)
+        symbols = _sampled(model, (sequences, data.length), rng)
+        states = np.empty_like(symbols)
+        for length in np.unique(lengths):
+            which = lengths == length
+            states[which, :length] = viterbi(model, symbols[which, :length])
+        values = [
+            np.eye(2 * count, dtype=np.float32)[row[:length]]
+            for row, length in zip(symbols, lengths, strict=True)
+        ]
+        keep = np.arange(data.length) < lengths[:, None]
         return _sequences(
-            data, values, np.concatenate(states), None,
+            data, values, states[keep], None,
             [f"state_{k + 1}" for k in range(count)],
             tuple(f"symbol_{k + 1}" for k in range(2 * count)),
         )  # fmt: skip
@@ -133,13 +153,21 @@ def tags(data: Any) -> Parts:
     return Parts(part(data.sequences), part(data.test_sequences))
 
 
-def _sampled(model: HMM, length: int, rng: np.random.Generator) -> list[int]:
-    state = rng.choice(len(model.start), p=model.start)
+def _sampled(
+    model: HMM, shape: tuple[int, int], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return symbols `[N, T]` of a model."""
+
+    def draw(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+        ends = probabilities.cumsum(-1)[..., :-1]
+        return (rng.random((shape[0], 1)) >= ends).sum(-1)
+
+    state = draw(np.broadcast_to(model.start, (shape[0], len(model.start))))
     symbols = []
-    for _ in range(length):
-        symbols.append(int(rng.choice(model.emit.shape[1], p=model.emit[state])))
-        state = rng.choice(len(model.start), p=model.move[state])
-    return symbols
+    for _ in range(shape[1]):
+        symbols.append(draw(model.emit[state]))
+        state = draw(model.move[state])
+    return np.stack(symbols, 1)
 
 
 def transcripts(data: Any) -> Parts:

@@ -150,7 +150,9 @@ def _sequence(
 def _values(text: str, place: str) -> NDArray[np.float32]:
     words = text.split(",")
     try:
-        values = np.array(words, np.float64)
+        values = np.array(list(map(float, words)))
+        if "_" in text:  # Python reads 1_000, and no other reader of the format does
+            raise ValueError
     except ValueError:
         values = np.array([_value(word, n, place) for n, word in enumerate(words, 1)])
     if np.isinf(values.astype(np.float32)).any():
@@ -167,7 +169,7 @@ def _value(word: str, number: int, place: str) -> float:
     if word in ("?", "NaN", "nan"):
         return float("nan")
     try:
-        return float(word)
+        return float(word if "_" not in word else "")
     except ValueError:
         raise BadInput(
             f"{place}: got {describe(word)} as value {number}, expected a number, or ? "
