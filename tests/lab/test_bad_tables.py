@@ -70,6 +70,11 @@ UNREADABLE = {
         "uniqe_id,ds,y\na,2024-01-01,1\n",
         'data.id: got no column "unique_id" among "uniqe_id", "ds" and "y"; did you',
     ),
+    "names of another convention": (
+        "shop,date,sales\na,2024-01-01,1\n",
+        'got no column "ds", "unique_id" or "y" among "shop", "date" and "sales"; set '
+        "data.time, data.id, data.target to names of columns",
+    ),
     "no header": (
         "1,2024-01-01,5\n1,2024-01-02,2\n",
         "the file seems to have no header",
@@ -114,8 +119,8 @@ UNREADABLE = {
     ),
     "text in a number": (
         HEAD + days([1, 2, "closed", "closed"]),
-        'row 4, column "y": got "closed", expected a number; correct it, or add it to '
-        "data.missing_values",
+        'row 4, column "y": got "closed", expected a number; correct it, write '
+        "categories as numbers such as 0 and 1, or add it to data.missing_values",
     ),
     "a unit in a number": (HEAD + days([1, "2 EUR"]), 'row 3, column "y": got "2 EUR"'),
     "a date in a number": (
@@ -344,7 +349,8 @@ FILES = {
     ),
     "times that overlap in two files": (
         {"a.csv": GOOD, "b.csv": HEAD + days([3, 4, 5], first=3)},
-        '"b.csv": row 2, column "ds": series "a": got 2024-01-03 ',
+        '"b.csv": row 2, column "ds": series "a": got 2024-01-03 after 2024-01-04 (row 5 of '
+        'data.path: "a.csv"), expected ascending times',
     ),
     "another header in the second file": (
         {"a.csv": GOOD, "b.csv": "id,ds,y\na,2024-01-05,1\n"},
@@ -536,11 +542,11 @@ SEQUENCES = {
     ),
     "a step twice": (
         SEQUENCE_HEAD + "a,1,1,u\na,1,2,u\n",
-        'row 3, column "step": sequence "a": got 1 again, as in row 2',
+        'row 3, column "step": sequence "a": got the step of row 2 again',
     ),
     "steps not in order": (
         SEQUENCE_HEAD + "a,2,1,u\na,1,2,u\n",
-        'row 3, column "step": sequence "a": got 1 after 2 in row 2',
+        'row 3, column "step": sequence "a": got a step before that of row 2',
     ),
     "a missing value": (
         SEQUENCE_HEAD + "a,1,1,u\na,2,,u\n",
@@ -549,6 +555,10 @@ SEQUENCES = {
     "text in a number": (
         SEQUENCE_HEAD + "a,1,high,u\n",
         'row 2, column "x": got "high", expected a number',
+    ),
+    "a step that is no number": (
+        SEQUENCE_HEAD + "a,1,1,u\na,x,2,u\n",
+        'row 3, column "step": got "x", expected a number that orders the rows',
     ),
     "only labels": ("sequence_id,step,label\na,1,u\n", "data.features: got no column"),
 }
@@ -588,6 +598,7 @@ TS = {
         TS_HEAD + "1,2:?,1:a\n",
         'row 5, step 1, column "dimension_2": got a',
     ),
+    "an @ alone": ("@\n@data\n", "row 2: got no @classLabel true"),
     "no data": (TS_HEAD, "got no sequences after @data"),
     "no header": ("1,2:3,4:a\n", 'row 1: got "1,2:3,4:a", expected a line that begins'),
     "no classes": ("@classLabel false\n@data\n1:2\n", "row 2: got no @classLabel true"),

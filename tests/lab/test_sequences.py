@@ -150,6 +150,39 @@ def test_several_files_are_one_data_set(tmp_path):
     assert len(set(found.ids)) == 6
 
 
+def test_each_file_is_a_sequence_and_its_folder_the_label(tmp_path):
+    for name, values in {
+        "run/2.csv": "3\n4",
+        "run/1.csv": "1",
+        "walk/1.csv": "2",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"x\n{values}\n")
+    data = SequenceFiles(path=str(tmp_path / "*/*.csv"), id=None, label=None, step=None)
+    found = read_sequences(data).train
+    assert found.classes == ("run", "walk")
+    assert found.labels.tolist() == [0, 0, 1]
+    assert found.values[:, 0].tolist() == [1, 3, 4, 2]
+    assert found.ids[1].endswith("run/2.csv")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("0.25", "0.5"),
+        ("2024-01-01T00:00:00.1", "2024-01-01T00:00:00.2"),
+        ("1700000000001", "1700000000002"),
+    ],
+)
+def test_steps_are_numbers_or_times(steps, tmp_path):
+    path = tmp_path / "a.csv"
+    lines = "".join(f"a,{step},{k},u\n" for k, step in enumerate(steps))
+    path.write_text("sequence_id,step,x,label\n" + lines)
+    found = read_sequences(SequenceFiles(path=str(path))).train
+    assert found.values[:, 0].tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [

@@ -118,6 +118,7 @@ GAPS = "unique_id,ds,y,x\na,1,1,1\na,2,,2\na,3,3,\na,6,6,6\na,7,7,7\n"
 @pytest.mark.parametrize(
     ("policy", "y", "x"),
     [
+        ("zero", [1, 0, 3, 0, 0, 6, 7], [1, 2, 0, 0, 0, 6, 7]),
         ("forward_fill", [1, 1, 3, 3, 3, 6, 7], [1, 2, 2, 2, 2, 6, 7]),
         ("interpolate", [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]),
     ],

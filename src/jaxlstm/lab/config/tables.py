@@ -69,7 +69,7 @@ class TableFormat(Section):
 
 # -- time series --------------------------------------------------------------
 
-MissingPolicy = Literal["error", "forward_fill", "interpolate", "flag"]
+MissingPolicy = Literal["error", "zero", "forward_fill", "interpolate", "flag"]
 CALENDAR = (
     "minute",
     "hour",
@@ -232,14 +232,19 @@ class SequenceFiles(TableFormat):
     test_path: Paths | None = Field(
         default=None, description="Separate files for testing."
     )
-    id: Name = Field(
-        default="sequence_id", description="Column that names the sequence of a row."
+    id: Name | None = Field(
+        default="sequence_id",
+        description="Column that names the sequence of a row; null if each file is a "
+        "sequence.",
     )
     step: Name | None = Field(
         default="step",
         description="Column that orders the rows; null takes the order in the file.",
     )
-    label: Name = Field(default="label", description="Column of the labels.")
+    label: Name | None = Field(
+        default="label",
+        description="Column of the labels; null if the folder of a file is its label.",
+    )
     features: Names | None = Field(
         default=None, description="Columns of numbers; null is all others."
     )

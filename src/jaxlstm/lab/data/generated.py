@@ -139,7 +139,7 @@ def _series(
     elif missing and policy == "error":
         raise BadInput(
             f"data.missing: got error, but {ids[0]} has {missing} missing values; use "
-            "interpolate, forward_fill or flag."
+            "zero, interpolate, forward_fill or flag."
         )
     elif missing:
         flat = fill(flat, offsets, inside, policy)

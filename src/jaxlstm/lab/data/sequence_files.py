@@ -2,7 +2,9 @@
 
 import itertools
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from jaxlstm.lab.data.tables import (
     is_frame,
     read_table,
 )
+from jaxlstm.lab.data.times import TimeColumn
 from jaxlstm.lab.data.ts_format import read_ts
 
 if TYPE_CHECKING:
@@ -187,26 +190,31 @@ def _from_table(
         )
     else:
         features = data.features
-    kinds: dict[str, Any] = {data.id: "text"}
-    if is_labelled:
-        kinds[data.label] = "label"
-    if data.step is not None:
-        kinds[data.step] = "number"
-    kinds |= dict.fromkeys(features, "number")
-    keys = {data.id: f"{section}.id", data.label: f"{section}.label"}
-    keys |= dict.fromkeys(features, f"{section}.features")
-    if data.step is not None:
-        keys[data.step] = f"{section}.step"
     if not features:
         raise BadInput(f"{section}.features: got no column of numbers.")
-    table = read_table(paths, kinds, data, key=key, keys=keys)
-    check_names(table, data.id)
-    codes = table.columns[data.id]
-    order = np.argsort(codes, kind="stable")
-    if data.step is not None:
-        order = _ordered(table, data, order)
-    ids = table.texts[data.id]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(ids)))])
+    if is_frame(paths) and None in (data.id, data.label):
+        raise BadInput(f"{section}.id: a data frame needs columns of ids and labels.")
+    if data.label is None and data.id is not None:
+        raise BadInput(
+            f"{section}.label: got null, the folder of a file, expected {section}.id: "
+            "null too, because a file is a sequence then."
+        )
+    if data.label is None and labels != "sequence":
+        raise BadInput(
+            f"{section}.label: got null, the folder of a file, expected a column of "
+            f"labels, because there is one for each {labels}."
+        )
+    kinds: dict[str, Any] = {}
+    keys: dict[str, str] = dict.fromkeys(features, f"{section}.features")
+    for name, kind in (("id", "text"), ("label", "label"), ("step", "order")):
+        column = getattr(data, name)
+        if column is not None and (name != "label" or is_labelled):
+            kinds[column], keys[column] = kind, f"{section}.{name}"
+    kinds |= dict.fromkeys(features, "number")
+    times = TimeColumn(section=section)
+    table = read_table(paths, kinds, data, key=key, keys=keys, times=times)
+    rows = _grouped(table, data)
+    order, offsets = rows.order, rows.offsets
 
     def place(row: int) -> str:
         return table.place(int(order[row]), data.label)
@@ -214,17 +222,18 @@ def _from_table(
     label_place = place
     if not is_labelled:
         nothing: Any = [] if labels == "transcript" else None
-        found = [nothing] * len(order if labels == "step" else ids)
+        found = [nothing] * len(order if labels == "step" else rows.ids)
     elif labels == "step":
+        assert data.label is not None
         texts = [*table.texts[data.label], None]
         found = [texts[k] for k in table.columns[data.label][order]]
     else:
-        found = _one_each(table, data, order, offsets)
+        found = _one_each(table, data, rows)
         label_place = lambda k: place(int(offsets[k]))  # noqa: E731
         if labels == "transcript":
             found = [text.split() for text in found]
     raw = Raw(
-        ids,
+        rows.ids,
         offsets,
         np.stack([table.columns[name][order] for name in features], 1),
         found,
@@ -242,49 +251,58 @@ def _from_table(
     return complete(raw, data, value_place, section)
 
 
-def _ordered(
-    table: Table, data: "SequenceFiles", order: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return the order of the rows, and check that the steps ascend."""
-    assert data.step is not None
-    steps, codes = table.columns[data.step], table.columns[data.id]
-    if np.isnan(steps).any():
-        at = int(np.flatnonzero(np.isnan(steps))[0])
-        raise BadInput(
-            f"{table.place(at, data.step)}: got no value, expected a number."
-        )
-    if data.sort:
-        order = np.lexsort((steps, codes))
-    difference = np.diff(steps[order])
-    same = np.diff(codes[order]) == 0
-    for at in np.flatnonzero(same & (difference <= 0))[:1]:
-        before, row = int(order[at]), int(order[at + 1])
-        what = "again, as in" if difference[at] == 0 else f"after {steps[before]:g} in"
-        remedy = "remove the duplicate" if difference[at] == 0 else (
-            "sort the file, or set data.sort: true"
-        )  # fmt: skip
-        raise BadInput(
-            f"{table.place(row, data.step)}: sequence "
-            f"{quoted(table.texts[data.id][codes[row]])}: got {steps[row]:g} {what} "
-            f"row {table.row(before):,}, expected ascending steps; {remedy}."
-        )
-    return order
+class _Grouped(NamedTuple):
+    """Rows of a table in order of sequences and steps."""
+
+    ids: Sequence[str]
+    order: NDArray[np.int64]
+    offsets: NDArray[np.int64]
 
 
-def _one_each(
-    table: Table,
-    data: "SequenceFiles",
-    order: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-) -> list[str]:
+def _grouped(table: Table, data: "SequenceFiles") -> _Grouped:
+    """Return the rows of each sequence, and check that its steps ascend."""
+    ids: Sequence[str]
+    if data.id is None:
+        ids = [source.path for source in table.sources]
+        firsts = [source.first for source in table.sources]
+        codes = np.repeat(np.arange(len(ids)), np.diff([*firsts, len(table)]))
+    else:
+        check_names(table, data.id)
+        ids, codes = table.texts[data.id], table.columns[data.id]
+    order = np.argsort(codes, kind="stable")
+    if data.step is not None:
+        steps = table.columns[data.step]
+        if data.sort:
+            order = np.lexsort((steps, codes))
+        difference = np.diff(steps[order])
+        same = np.diff(codes[order]) == 0
+        for at in np.flatnonzero(same & (difference <= 0))[:1]:
+            before, row = int(order[at]), int(order[at + 1])
+            what = f"a step before that of row {table.row(before):,}"
+            remedy = "sort the file, or set data.sort: true"
+            if difference[at] == 0:
+                what = f"the step of row {table.row(before):,} again"
+                remedy = "remove the duplicate"
+            raise BadInput(
+                f"{table.place(row, data.step)}: sequence {quoted(ids[codes[row]])}: "
+                f"got {what}, expected ascending steps; {remedy}."
+            )
+    counts = np.bincount(codes, minlength=len(ids))
+    return _Grouped(ids, order, np.concatenate([[0], np.cumsum(counts)]))
+
+
+def _one_each(table: Table, data: "SequenceFiles", rows: _Grouped) -> list[str]:
     """Return the label of each sequence, which is the same in all its rows."""
+    if data.label is None:
+        return [Path(source.path).absolute().parent.name for source in table.sources]
+    order, offsets = rows.order, rows.offsets
     numbers, texts = table.columns[data.label][order], table.texts[data.label]
     first = np.repeat(numbers[offsets[:-1]], np.diff(offsets))
     for at in np.flatnonzero((numbers != first) | (numbers < 0))[:1]:
         k = int(np.searchsorted(offsets, at, side="right")) - 1
         start = int(order[offsets[k]])
         place = table.place(int(order[at]), data.label)
-        of = f"sequence {quoted(table.texts[data.id][k])}"
+        of = f"sequence {quoted(rows.ids[k])}"
         if numbers[at] < 0:
             raise BadInput(
                 f"{place}: {of}: got no label, expected one; complete the row."
@@ -394,7 +412,16 @@ def _arrays(file: Any, name: str) -> dict[str, NDArray[Any]]:
                 "labels; write it with numpy.savez."
             )
         return {key: loaded[key] for key in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         if isinstance(error, BadInput):
             raise
         if "allow_pickle" in str(error):
@@ -553,7 +580,7 @@ def complete(
             )  # fmt: skip
             others = "flag"
             if data.missing == "error":
-                others = "forward_fill, interpolate or flag"
+                others = "zero, forward_fill, interpolate or flag"
             raise BadInput(
                 f"{place(k, int(row - raw.offsets[k]))}, column "
                 f"{quoted(raw.columns[column])}: got a missing value{why}"

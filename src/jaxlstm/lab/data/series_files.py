@@ -253,6 +253,13 @@ class SeriesReader:
         """Return the row number of a row of the tables."""
         return self._place(row).rpartition("row ")[2]
 
+    def _before(self, order: NDArray[np.int64], at: int) -> str:
+        """Return the row number at `at`, and its file if the next row has another."""
+        name, _, number = self._place(int(order[at])).rpartition(": row ")
+        if self._place(int(order[at + 1])).startswith(f"{name}: row "):
+            return number
+        return f"{number} of {name}"
+
     # -- order and regularity -----------------------------------------------------
 
     def _in_order(self, rows: _Rows) -> _Rows:
@@ -267,9 +274,9 @@ class SeriesReader:
                 raise BadInput(
                     f"{self._place(int(order[at + 1]), self.data.time)}: "
                     f"{self._of(rows, at)}got {time_text(times[at + 1])} after "
-                    f"{time_text(times[at])} (row {self._number(int(order[at]))}), "
-                    f"expected ascending times; sort the file, or set {self.key}.sort: "
-                    "true."
+                    f"{time_text(times[at])} (row {self._before(order, at)}), "
+                    "expected ascending times; sort the file, or set "
+                    f"{self.key}.sort: true."
                 )
             series = np.repeat(np.arange(len(rows.ids)), np.diff(rows.offsets))
             moved = np.lexsort((times, series))
@@ -288,8 +295,8 @@ class SeriesReader:
             raise BadInput(
                 f"{self._place(int(order[at + 1]), self.data.time)}: "
                 f"{self._of(rows, at)}got {time_text(times[at])} again, as in row "
-                f"{self._number(int(order[at]))}{more}, expected each time once; "
-                f"remove or add up the duplicates{hint}."
+                f"{self._before(order, at)}{more}, expected each time once; remove or "
+                f"add up the duplicates{hint}."
             )
         values = {name: _take(column, order) for name, column in rows.values.items()}
         return rows._replace(times=times, source=order, values=values)
@@ -611,7 +618,7 @@ class SeriesReader:
 
     def _refuse(self, rows: _Rows, column: str, at: int, count: int) -> None:
         more = f" ({count:,} missing values)" if count > 1 else ""
-        policies = "forward_fill, interpolate or flag"
+        policies = "zero, forward_fill, interpolate or flag"
         setting = f"set {self.key}.missing for {describe(column)} to {policies}"
         if rows.source[at] >= 0:
             raise BadInput(

@@ -209,8 +209,8 @@ def fill(
         values: float32 `[rows]`, NaN is missing.
         offsets: int64 `[N + 1]`.
         inside: rows to fill.
-        policy: "forward_fill" takes the value before; "interpolate" the line between
-            the values before and after. A value without those stays NaN.
+        policy: "zero" is 0, "forward_fill" the value before, "interpolate" the line
+            between the values before and after. A value without those stays NaN.
 
     Example:
         >>> gap = np.array([1, np.nan, 3, np.nan], np.float32)
@@ -218,6 +218,8 @@ def fill(
         [1.0, 2.0, 3.0, nan]
     """
     known = ~np.isnan(values)
+    if policy == "zero":
+        return np.where(known | ~inside, values, np.float32(0))
     rows = np.arange(len(values))
     starts = np.repeat(offsets[:-1], np.diff(offsets))
     before = np.maximum.accumulate(np.where(known, rows, -1))

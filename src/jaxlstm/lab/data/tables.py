@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
     from jaxlstm.lab.config.tables import TableFormat
 
-Kind = Literal["number", "text", "label", "time"]
-"""A label is a text that may be missing, with the code -1."""
+Kind = Literal["number", "text", "label", "time", "order"]
+"""A label is a text that may be missing, with the code -1. An order is a number or a
+time, read as float64."""
 Fail = Callable[[int, str], BadInput]
 """Makes an error from the position of a value in its block, and a message."""
 
@@ -174,6 +175,11 @@ def expand(paths: Any, *, key: str) -> list[str]:
                     f"the current directory, {quoted(Path.cwd())}."
                 )
             found += matches
+        elif _is_directory(text):
+            raise BadInput(
+                f"{key}: {quoted(path)}: got a directory, expected a file; use a "
+                f"pattern such as {quoted(Path(text) / '*.csv')}."
+            )
         else:
             found.append(text)
     for number, path in enumerate(found):
@@ -218,11 +224,32 @@ class _Reading:
                 values = read_texts(
                     series, self.codes[column], self.form, fail, missing=missing
                 )
+            elif kind == "order":
+                values = self._order(series, fail)
             else:
                 assert self.times is not None
                 values = self.times.read(series, fail)
             self.parts[column].append(values)
         self.rows += frame.height
+
+    def _order(self, series: "pl.Series", fail: Fail) -> NDArray[np.float64]:
+        """Return numbers, or the microseconds of times."""
+        import polars as pl
+
+        if series.dtype == pl.String:
+            numbers = series.str.strip_chars().cast(pl.Float64, strict=False)
+        elif series.dtype.is_numeric():
+            numbers = series.cast(pl.Float64)
+        else:
+            numbers = None
+        if numbers is None or (len(numbers) and numbers[0] is None):
+            assert self.times is not None
+            return self.times.read(series, fail).astype(np.int64).astype(np.float64)
+        values = numbers.fill_null(np.nan).to_numpy()
+        for at in np.flatnonzero(~np.isfinite(values))[:1]:
+            got = describe(series[int(at)]) if series[int(at)] else "an empty field"
+            raise fail(int(at), f"got {got}, expected a number that orders the rows.")
+        return values
 
     def table(self, names: tuple[str, ...], notes: list[str]) -> Table:
         """Return the table."""
@@ -319,7 +346,7 @@ class Numbers:
         return values
 
     def _number(self, text: str | None) -> float | None:
-        """Return the number of a text that polars did not read, None if it is none."""
+        """Return the number of a text that polars did not read, or None."""
         stripped = (text or "").strip()
         folded = stripped.casefold()
         if folded in self._missing:
@@ -372,8 +399,8 @@ class Numbers:
         if re.fullmatch(r"[+-]?\d*\.\d+", text) and self.form.decimal == ",":
             return f'{got} with a decimal comma; set {section}.decimal: ".".'
         return (
-            f"{got}; correct it, or add it to {section}.missing_values if it means "
-            "that the value is missing."
+            f"{got}; correct it, write categories as numbers such as 0 and 1, or add "
+            f"it to {section}.missing_values if it means that the value is missing."
         )
 
     def check_range(self, name: str, column: str) -> None:
@@ -601,6 +628,13 @@ def is_frame(value: Any) -> bool:
     return not isinstance(value, str | Path | tuple | list)
 
 
+def _is_directory(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _exists(text: str) -> bool:
     try:
         return Path(text).exists()
@@ -632,23 +666,26 @@ def _require() -> None:
 def _check_columns(
     opened: Any, kinds: Mapping[str, Kind], keys: Mapping[str, str]
 ) -> None:
-    names = opened.names
-    for column in kinds:
-        if column in names:
-            continue
-        key = f"{keys[column]}: " if column in keys else ""
-        known = [name for name in names if name]
-        listed = join_names(known[:20], last="and") if known else "no names"
-        more = f" and {len(known) - 20} more" if len(known) > 20 else ""
-        same = [n for n in known if n.casefold() == column.casefold()]
-        hint = (
-            f"; did you mean {describe(same[0])}?"
-            if same
-            else did_you_mean(column, known)
-        )
-        if not hint and all(re.fullmatch(r"[\d.,:T +-]*", n) for n in known):
-            hint = "; the file seems to have no header, add one."
-        raise BadInput(
-            f"{opened.name}: {key}got no column {describe(column)} among {listed}"
-            f"{more}{hint or '; correct the config or the header.'}"
-        )
+    missing = [column for column in kinds if column not in opened.names]
+    if not missing:
+        return
+    known = [name for name in opened.names if name]
+    listed = join_names(known[:20], last="and") if known else "no names"
+    if len(known) > 20:
+        listed += f" and {len(known) - 20} more"
+    if all(re.fullmatch(r"[\d.,:T +-]*", name) for name in known):
+        hint = "; the file seems to have no header, add one."
+    elif len(missing) == 1:
+        folded = {name.casefold(): name for name in known}
+        same = folded.get(missing[0].casefold())
+        similar = did_you_mean(missing[0], known)
+        hint = f"; did you mean {describe(same)}?" if same else similar
+    else:
+        hint = ""
+    roles = [keys[column] for column in missing if column in keys]
+    place = f"{roles[0]}: " if len(missing) == 1 and roles else ""
+    setting = f"set {', '.join(roles)} to names of columns" if roles else "correct it"
+    raise BadInput(
+        f"{opened.name}: {place}got no column {join_names(missing)} among {listed}"
+        f"{hint or f'; {setting}, or rename the columns of the file.'}"
+    )

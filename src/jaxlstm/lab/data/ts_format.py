@@ -78,7 +78,7 @@ def read_ts(path: str | Path, *, key: str) -> TSFile:
             labels.append(label)
             rows.append(row)
         elif line.startswith("@"):
-            tag, *words = line[1:].split()
+            tag, *words = line[1:].split() or [""]
             in_data = tag.lower() == "data"
             header[tag.lower()] = words
             if in_data:
@@ -117,7 +117,7 @@ def _sequence(
 ) -> tuple[list[NDArray[np.float32]], str]:
     *dimensions, label = line.split(":")
     label = label.strip()
-    classes = header["classlabel"][1:]
+    classes = header.get("classlabel", [])[1:]
     if not dimensions:
         raise BadInput(
             f"{place}: got no colon, expected values, a colon and the class."
@@ -129,7 +129,7 @@ def _sequence(
         )
     if not label or label == "?":
         raise BadInput(f"{place}: got no class, expected one after the last colon.")
-    expected = header.get("dimensions", [""])[0]
+    expected = (header.get("dimensions") or [""])[0]
     if expected.isdigit() and len(dimensions) != int(expected):
         raise BadInput(
             f"{place}: got {len(dimensions)} dimensions, expected {expected} as in "
