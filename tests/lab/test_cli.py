@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 import jaxlstm as jl
 from jaxlstm.lab import cli, runs
 from jaxlstm.lab import config as configs
+from jaxlstm.lab._util.wording import join_names
 from jaxlstm.lab.config import starters
 from jaxlstm.lab.reports import report
 
@@ -238,7 +239,7 @@ def test_new_writes_a_valid_config_and_never_overwrites(tmp_path, monkeypatch, c
     assert code == 2
     assert 'did you mean "language_modelling"?' in message
     _, message = failure(capsys, "new", "vision")
-    assert 'task: got "vision", expected "language_modelling"' in message
+    assert f'task: got "vision", expected {join_names(starters.TASKS)}' in message
 
 
 def test_schema_prints_the_committed_file(capsys):

@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 import fast_compilation
 import jaxlstm as jl
 from jaxlstm.lab import checkpoints, cli, config, runs, tasks
+from jaxlstm.lab._util.wording import join_names
 from jaxlstm.lab.config import loading, schema
 from jaxlstm.lab.parallel import devices, shards
 from jaxlstm.lab.reports import report
@@ -396,7 +397,7 @@ def test_the_config_of_a_task_has_its_own_sections(tmp_path):
         config.load({"task": "sum", "sample": {"length": 3}})
     with pytest.raises(config.ConfigError, match=r'data\.lenght: .*"length"'):
         config.load({"task": "sum", "data": {"lenght": 3}})
-    with pytest.raises(config.ConfigError, match='"language_modelling" or "sum"'):
+    with pytest.raises(config.ConfigError, match='did you mean "sum"'):
         config.load({"task": "summ"})
 
 
@@ -429,8 +430,8 @@ def test_an_unknown_task_is_the_only_error(tmp_path):
     with pytest.raises(config.ConfigError) as caught:
         config.load(path)
     assert str(caught.value) == (
-        f'{path}:2: task: got "sum", expected "language_modelling"; a task of your own '
-        "must be registered first (docs/own-task.md)"
+        f'{path}:2: task: got "sum", expected {join_names(schema.CONFIGS)}; a task of '
+        "your own must be registered first (docs/own-task.md)"
     )
     with pytest.raises(config.ConfigError) as caught:
         config.load(overrides=["task=[]", "model.units=3"])

@@ -17,5 +17,7 @@ from .checks import check as check
 from .config import json_schema as json_schema
 from .config.starters import starter as starter
 from .doctor import examine as examine
+from .predictions import backtest as backtest
+from .predictions import predict as predict
 from .runs.trained import Trained as Trained
 from .runs.trained import load as load

@@ -7,6 +7,7 @@
     flow       gradients through time, the carousel, spectra of Jacobians
     scores     a confusion matrix, quantile forecasts
     classification   the probability of the right class while a sequence is read
+    forecasts  errors by horizon, residuals
 
 Each function draws into `ax`, or into a new figure if it is None, and returns the axes.
 A plot of several panels splits `ax` and returns the top panel. Curves remain
@@ -33,6 +34,8 @@ from jaxlstm.plots.flow import carousel as carousel
 from jaxlstm.plots.flow import gradient_flow as gradient_flow
 from jaxlstm.plots.flow import lyapunov_exponents as lyapunov_exponents
 from jaxlstm.plots.flow import spectrum as spectrum
+from jaxlstm.plots.forecasts import error_by_horizon as error_by_horizon
+from jaxlstm.plots.forecasts import residuals as residuals
 from jaxlstm.plots.gates import gate_heatmap as gate_heatmap
 from jaxlstm.plots.gates import saturation as saturation
 from jaxlstm.plots.gates import signal_heatmap as signal_heatmap

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import LabError
 from jaxlstm.lab.cli import (
+    backtest,
     bench,
     check,
     doctor,
@@ -23,6 +24,7 @@ from jaxlstm.lab.cli import (
     inspect,
     new,
     plot,
+    predict,
     resume,
     sample,
     schema,
@@ -34,6 +36,8 @@ VERBS: dict[str, Verb] = {
     "train": train.VERB,
     "resume": resume.VERB,
     "evaluate": evaluate.VERB,
+    "predict": predict.VERB,
+    "backtest": backtest.VERB,
     "sample": sample.VERB,
     "inspect": inspect.VERB,
     "plot": plot.VERB,

@@ -10,6 +10,7 @@ from jaxlstm.lab.config.base import EarlyStopping as EarlyStopping
 from jaxlstm.lab.config.base import RunConfig as RunConfig
 from jaxlstm.lab.config.base import Training as Training
 from jaxlstm.lab.config.classification import ClassifyConfig, CTCConfig, TagConfig
+from jaxlstm.lab.config.forecasting import ForecastConfig as ForecastConfig
 from jaxlstm.lab.config.language_modelling import Config as Config
 from jaxlstm.lab.config.language_modelling import Data as Data
 from jaxlstm.lab.config.language_modelling import (
@@ -28,6 +29,7 @@ CONFIGS: dict[str, type[RunConfig]] = {
     "classify": ClassifyConfig,
     "tag": TagConfig,
     "ctc": CTCConfig,
+    "forecast": ForecastConfig,
 }
 """The config model of each task; a config without `task` is a language model's."""
 

@@ -20,6 +20,7 @@ from jaxlstm.lab.tasks.base import Task as Task
 TASKS: dict[str, Task | str] = {
     "classify": "jaxlstm.lab.tasks.classification.classify",
     "ctc": "jaxlstm.lab.tasks.classification.transcribe",
+    "forecast": "jaxlstm.lab.tasks.forecasting",
     "language_modelling": "jaxlstm.lab.tasks.language_modelling",
     "tag": "jaxlstm.lab.tasks.classification.tag",
 }

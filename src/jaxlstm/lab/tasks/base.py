@@ -181,13 +181,19 @@ class Artifact(NamedTuple):
 class Task(Protocol):
     """Definition of what is trained: data, model, loss and the final artifacts.
 
-    More members are optional. `sample(trained, ...)`, with the arguments of
-    `Trained.sample`, generates text for `jaxlstm sample`, and `score(trained, text)`
-    returns the log-probability of each token of a text.
-    `stream(trained, model, slots=...)` returns the `Stream` of `Trained.stream`, if it
-    does more than to apply the model. `positions`, the names of the
-    layers of `model` in order, makes checkpoints readable that were written before
-    layers had names.
+    More members are optional:
+
+    - `sample(trained, ...)`, with the arguments of `Trained.sample`, generates text for
+      `jaxlstm sample`.
+    - `score(trained, text)` returns the log-probability of each token of a text.
+    - `stream(trained, model, slots=...)` returns the `Stream` of `Trained.stream`, if it
+      does more than to apply the model.
+    - `predict(trained, data)` returns the columns of a table, all of one length, for
+      `jaxlstm predict`. `data` is a path, a frame, or None for the run's own data.
+    - `backtest(trained, windows=...)` returns artifacts with the scores of forecasts
+      from several origins, for `jaxlstm backtest`.
+    - `positions`, the names of the layers of `model` in order, makes checkpoints
+      readable that were written before layers had names.
     """
 
     name: str
