@@ -15,8 +15,8 @@
 # # Forecasting with covariates, and a backtest
 #
 # Daily sales of shops, four weeks ahead. Promotions are known ahead, and the day of the
-# week is a feature of the calendar. The data is generated, so that what a model can know
-# is known.
+# week is a feature of the calendar. The data is generated, so what a model can learn is
+# known.
 
 # %%
 import os
@@ -86,8 +86,8 @@ task.facts(loaded, dataset)
 # %% [markdown]
 # ## Training
 #
-# The table at the end stands beside seasonal naive (last week again) and drift, on the same
-# windows. CRPS is a score of the whole distribution.
+# The table at the end has the scores of the model, of seasonal naive (last week again)
+# and of drift on the same windows. CRPS is a score of the whole distribution.
 
 # %%
 trained = jl.lab.train(SALES, run=PLACE / "sales")
@@ -95,8 +95,8 @@ trained = jl.lab.train(SALES, run=PLACE / "sales")
 # %% [markdown]
 # ## What the promotions are worth
 #
-# The generator multiplies sales by exp(0.5) = 1.65 in a promotion, more or less by shop.
-# The model has learned it if its forecasts with a promotion on every day and on none
+# The generator multiplies sales by exp(0.5) = 1.65 in a promotion, more or less by
+# shop. The model has learned it if its forecasts with a promotion on every day and on none
 # differ by this factor.
 
 # %%

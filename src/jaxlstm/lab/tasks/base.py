@@ -186,8 +186,8 @@ class Task(Protocol):
     - `sample(trained, ...)`, with the arguments of `Trained.sample`, generates text for
       `jaxlstm sample`.
     - `score(trained, text)` returns the log-probability of each token of a text.
-    - `stream(trained, model, slots=...)` returns the `Stream` of `Trained.stream`, if it
-      does more than to apply the model.
+    - `stream(trained, model, slots=...)` returns the `Stream` of `Trained.stream`, if
+      it does more than to apply the model.
     - `predict(trained, data)` returns the columns of a table, all of one length, for
       `jaxlstm predict`. `data` is a path, a frame, or None for the run's own data.
     - `backtest(trained, windows=...)` returns artifacts with the scores of forecasts

@@ -92,4 +92,4 @@ def _residuals(dataset: ForecastDataset, model: Forecaster, most: int = 512) -> 
 
 def _label(dataset: ForecastDataset, text: str) -> str:
     name = dataset.spec.names["target"]
-    return f"{text} of {name}" if name else text
+    return text if name in ("", "value") else f"{text} of {name}"
