@@ -96,8 +96,8 @@ trained = jl.lab.train(SALES, run=PLACE / "sales")
 # ## What the promotions are worth
 #
 # The generator multiplies sales by exp(0.5) = 1.65 in a promotion, more or less by
-# shop. The model has learned it if its forecasts with a promotion on every day and on none
-# differ by this factor.
+# shop. The model has learned it if its forecasts with a promotion on every day and on
+# none differ by this factor.
 
 # %%
 tests = dataset.parts["test"]

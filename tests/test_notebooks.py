@@ -16,7 +16,15 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 def test_all_notebooks_are_found():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "08"]
+    assert [path.stem[:2] for path in NOTEBOOKS] == [
+        "00",
+        "01",
+        "02",
+        "03",
+        "04",
+        "07",
+        "08",
+    ]
 
 
 def outputs(notebook) -> list:
