@@ -82,10 +82,10 @@ def test_each_kind_learns_and_does_not_read_the_horizon(kind):
     tests = dataset.parts["test"]
     windows = dataset.source.cut(Origins(tests.series[:5], tests.row[:5]))
     levels = (0.1, 0.9) if forecaster.has_quantiles else ()
-    found = forecaster(windows, levels)
+    found = forecaster(windows, levels=levels)
     other = windows.target.copy()
     other[8:] = 1e3
-    again = forecaster(windows._replace(target=other), levels)
+    again = forecaster(windows._replace(target=other), levels=levels)
     np.testing.assert_array_equal(found.point, again.point)
     assert found.point.shape == (4, 5)
     if levels:

@@ -122,7 +122,7 @@ def to_csv(columns: Columns) -> str:
     return text.getvalue()
 
 
-def head(columns: Columns, rows: int = 10) -> str:
+def head(columns: Columns, *, rows: int = 10) -> str:
     """Return the first rows of a table, aligned, and the number of rows.
 
     Example:
@@ -147,7 +147,7 @@ def head(columns: Columns, rows: int = 10) -> str:
     return "\n".join([*lines, *more])
 
 
-def _texts(values: Any, digits: int | None = None) -> Sequence[str]:
+def _texts(values: Any, *, digits: int | None = None) -> Sequence[str]:
     array = np.asarray(values)
     if array.dtype.kind == "M":
         days = array.astype("M8[D]")

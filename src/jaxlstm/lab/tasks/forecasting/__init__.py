@@ -107,7 +107,7 @@ class Forecasting:
         found = prediction.evaluate(trained, dataset, "test")
         return [Artifact(pictures=pictures.of_test(trained, dataset, found))]
 
-    def predict(self, trained: Any, source: Any = None) -> Mapping[str, Any]:
+    def predict(self, trained: Any, source: Any) -> Mapping[str, Any]:
         """Return the forecast after the last value of each series, as a table."""
         return prediction.predict(trained, source)
 

@@ -184,7 +184,8 @@ def evaluate(
     for chosen, batch in source.batches(origins, size):
         count, at = len(chosen), chosen.series
         y = series.target[chosen.row + np.arange(horizon)[:, None]].astype(np.float64)
-        forecast = forecaster(batch.windows, levels if forecaster.has_quantiles else ())
+        asked = levels if forecaster.has_quantiles else ()
+        forecast = forecaster(batch.windows, levels=asked)
         kept = Forecast(
             forecast.point[:, :count],
             None if forecast.quantiles is None else forecast.quantiles[:, :count],

@@ -64,7 +64,7 @@ class Forecaster:
         """True if the model forecasts more than a point."""
         return self._head.quantiles is not None
 
-    def __call__(self, windows: Windows, levels: Sequence[float] = ()) -> Forecast:
+    def __call__(self, windows: Windows, *, levels: Sequence[float] = ()) -> Forecast:
         """Return the forecasts of windows, whose horizons are not read.
 
         Args:
@@ -90,7 +90,7 @@ class Forecaster:
         )[0]
 
     def go_on(
-        self, state: State, windows: Windows, levels: Sequence[float] = ()
+        self, state: State, windows: Windows, *, levels: Sequence[float] = ()
     ) -> tuple[State, Forecast]:
         """Return the state after more rows, and the forecast from there.
 

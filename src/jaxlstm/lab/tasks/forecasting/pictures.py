@@ -58,7 +58,7 @@ def _fan(dataset: ForecastDataset, model: Forecaster, number: int) -> Picture:
     origin = Origins(tests.series[at], tests.row[at])
     number, row = int(origin.series[0]), int(origin.row[0])
     levels = levels_of(windows.intervals) if model.has_quantiles else ()
-    forecast = model(dataset.source.cut(origin), levels)
+    forecast = model(dataset.source.cut(origin), levels=levels)
     fan = {0.5: forecast.point[:, 0]}
     if forecast.quantiles is not None:
         fan |= {level: forecast.quantiles[:, 0, k] for k, level in enumerate(levels)}

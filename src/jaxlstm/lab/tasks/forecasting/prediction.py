@@ -67,7 +67,7 @@ def evaluate(trained: Any, dataset: ForecastDataset, part: Part) -> Evaluation:
 # -- predict ------------------------------------------------------------------
 
 
-def predict(trained: Any, source: Any = None) -> dict[str, Any]:
+def predict(trained: Any, source: Any) -> dict[str, Any]:
     """Return the forecast of the `horizon` times after the last value of each series.
 
     Args:
@@ -111,7 +111,7 @@ def predict(trained: Any, source: Any = None) -> dict[str, Any]:
     levels = levels_of(windows.intervals) if model.has_quantiles else ()
     points, quantiles = [], []
     for chosen, batch in cut.batches(origins, min(EVALUATION_ROWS, len(origins))):
-        found = model(batch.windows, levels)
+        found = model(batch.windows, levels=levels)
         points.append(found.point[:, : len(chosen)].T)
         if found.quantiles is not None:
             quantiles.append(found.quantiles[:, : len(chosen)].swapaxes(0, 1))
