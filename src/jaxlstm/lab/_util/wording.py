@@ -1,7 +1,7 @@
 """Format values, names and suggestions in error messages."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -42,6 +42,19 @@ def join_names(names: Iterable[Any], *, last: str = "or") -> str:
     """Join names as in `"a", "b" or "c"`."""
     words = [describe(name) for name in names]
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+def shortened(names: Sequence[str], *, most: int = 6) -> str:
+    """Join names, and count those after the first ones if there are many.
+
+    Example:
+        >>> shortened(["a", "b"]), shortened(["a", "b", "c"], most=2)
+        ('a, b', 'a and 2 more')
+    """
+    if len(names) <= most:
+        return ", ".join(names)
+    shown_first = ", ".join(names[: most - 1])
+    return f"{shown_first} and {len(names) - most + 1:,} more"
 
 
 def dotted(path: Iterable[str | int]) -> str:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab._util.wording import describe, did_you_mean, join_names
+from jaxlstm.lab._util.wording import describe, did_you_mean, join_names, shortened
 from jaxlstm.lab.data import buckets
 from jaxlstm.lab.data.labelled import UNLABELLED, LabelledSequences, Labels
 from jaxlstm.lab.data.sequences import read_sequences
@@ -406,7 +406,7 @@ def facts(dataset: SequenceDataset) -> dict[str, str]:
     wasted = buckets.padding(lengths, dataset.buckets)
     edges = ", ".join(f"{bucket.length:,}" for bucket in dataset.buckets)
     rows = {
-        "data": ", ".join([described["source"], *described["paths"]]),
+        "data": shortened([described["source"], *described["paths"]]),
         "sequences": ", ".join(sizes),
         "features": f"{len(dataset.spec.columns):,}",
         what[dataset.labels]: _classes(dataset),
