@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxlstm.lab import checkpoints, native, runs, tasks
 from jaxlstm.lab._util import interrupts
@@ -41,6 +41,9 @@ from jaxlstm.lab.sinks.text import TextSink
 from jaxlstm.lab.tasks.base import Metric
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training_run import TrainingRun
+
+if TYPE_CHECKING:
+    from jaxlstm.lab.training.population import PopulationExperiment
 
 ConfigSource = str | Path | Mapping[str, Any] | RunConfig | None
 
@@ -67,7 +70,8 @@ def train(
         tensorboard: whether to write event files into the run directory.
 
     Returns:
-        The trained model, with the parameters of the best validation.
+        The trained model, with the parameters of the best validation; of a population,
+        its best member.
 
     Raises:
         BadInput: the config, the data or the directory cannot be used.
@@ -88,7 +92,7 @@ def train(
     loaded = native.resolve_engine(splits.resolve_shards(loaded, cost))
     with _default_device(loaded):
         # Built before the directory exists, so that an invalid config leaves none.
-        experiment = Experiment.build(loaded)
+        experiment = _build(loaded)
     new_run = runs.create(
         path,
         name=loaded.name,
@@ -189,7 +193,7 @@ def _complete(
     changed: RunConfig | None = None,
     overrides: Sequence[str] = (),
     *,
-    experiment: Experiment | None = None,
+    experiment: "Experiment | PopulationExperiment | None" = None,
 ) -> Trained:
     """Train a run from its newest checkpoint to the end, or load a finished one.
 
@@ -217,8 +221,12 @@ def _complete(
     ):
         environment = runs.describe_environment([str(device.device_kind)])
         try:
-            experiment = experiment or Experiment.build(config)
-            training_run = TrainingRun(run, experiment, sinks_, stop_requested)
+            experiment = experiment or _build(config)
+            training_run: Any = (
+                TrainingRun(run, experiment, sinks_, stop_requested)
+                if isinstance(experiment, Experiment)
+                else _population_run(run, experiment, sinks_, stop_requested)
+            )
             # Everything that can refuse the run comes before the first change to it.
             checkpoint = training_run.newest_checkpoint()
             if changed is not None:
@@ -233,6 +241,20 @@ def _complete(
             return training_run.complete(checkpoint)
         finally:
             sinks_.finish()
+
+
+def _build(config: RunConfig) -> "Experiment | PopulationExperiment":
+    if config.population is None:
+        return Experiment.build(config)
+    from jaxlstm.lab.training.population import PopulationExperiment
+
+    return PopulationExperiment.build(config, Experiment.build)
+
+
+def _population_run(*parts: Any) -> Any:
+    from jaxlstm.lab.population_run import PopulationRun
+
+    return PopulationRun(*parts)
 
 
 def _config(run: Run) -> RunConfig:

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config import optimizer as optimizers
+from jaxlstm.lab.config.population import Population
 from jaxlstm.lab.config.sections import (
     Changeable,
     Fixed,
@@ -170,6 +171,10 @@ class RunConfig(Section):
     )
     training: Annotated[Training, Changeable] = Field(
         default=Training(), description="Training loop."
+    )
+    population: Population | None = Field(
+        default=None,
+        description="Seeds and optimizers that are trained together, in one program.",
     )
 
     @field_validator("name")

@@ -54,6 +54,8 @@ def choose(
         2
     """
     size = config.training.batch_size
+    if config.population is not None:
+        return Split(1, "the members of a population are not split")
     if devices_available < 2:
         return Split(1, "there is one device")
     if cost is None:

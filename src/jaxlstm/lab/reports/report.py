@@ -40,6 +40,27 @@ def write_report(
     records = read_metrics(Run(run))
     pictures = write_plots(run, artifacts, primary=primary) if records else []
     rows = {**summary(records, primary=primary, scores=scores), **(facts or {})}
+    return _write_report(run, rows, pictures, artifacts)
+
+
+def write_members_report(run: Path, rows: Mapping[str, str], members: Artifact) -> Path:
+    """Write the pictures and the `report.md` of a population; return its path.
+
+    Args:
+        run: the run directory of the population.
+        rows: the table at the top.
+        members: the ranking of the members, and the pictures.
+    """
+    pictures = [_save_plot(run, picture) for picture in members.pictures]
+    return _write_report(run, rows, pictures, [members])
+
+
+def _write_report(
+    run: Path,
+    rows: Mapping[str, str],
+    pictures: Sequence[str],
+    artifacts: Sequence[Artifact],
+) -> Path:
     place = Run(run)
     parts = [
         f"# {printable(run.resolve().name)}",
@@ -72,12 +93,13 @@ def write_plots(
     records = _metrics(run)
     pictures = _training_pictures(records, primary)
     pictures += [picture for one in artifacts for picture in one.pictures]
-    for picture in pictures:
-        save(picture, Run(run).plots / picture.name)
-    return [
-        f"![{picture.caption}](plots/{picture.name})\n\n{picture.caption}"
-        for picture in pictures
-    ]
+    return [_save_plot(run, picture) for picture in pictures]
+
+
+def _save_plot(run: Path, picture: Picture) -> str:
+    """Write a picture into `plots/`; return Markdown that shows it."""
+    save(picture, Run(run).plots / picture.name)
+    return f"![{picture.caption}](plots/{picture.name})\n\n{picture.caption}"
 
 
 def write_comparison(

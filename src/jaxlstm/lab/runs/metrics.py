@@ -2,6 +2,8 @@
 
     {"step": 50, "split": "train", "loss": 2.91, "bits_per_character": 4.2}
 
+A population writes one record for each member, with its number under `member`.
+
 When a run is resumed, `truncate_metrics` removes the records written after the
 checkpoint, so that the resumed run leaves no gap and repeats no record.
 """
@@ -15,17 +17,18 @@ from jaxlstm.lab._util.errors import LabError
 from jaxlstm.lab.runs.paths import Run, append_text, write_text
 
 
-def append(run: Run, record: Mapping[str, Any]) -> None:
-    """Append one record to the metrics and flush it to the disk.
+def append(run: Run, *records: Mapping[str, Any]) -> None:
+    """Append records to the metrics and flush them to the disk.
 
-    The record is written as one line of JSON with its keys in the given order.
-    Non-finite values become null; NumPy and JAX scalars become plain numbers.
+    Each is written as one line of JSON with its keys in the given order. Non-finite
+    values become null; NumPy and JAX scalars become plain numbers.
 
     Raises:
         LabError: the file cannot be written.
     """
-    plain = {key: _plain(value) for key, value in record.items()}
-    append_text(run.metrics, json.dumps(plain, allow_nan=False) + "\n")
+    plain = [{key: _plain(value) for key, value in each.items()} for each in records]
+    lines = (json.dumps(each, allow_nan=False) + "\n" for each in plain)
+    append_text(run.metrics, "".join(lines))
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from jaxlstm.lab.config.sections import file_paths
 from jaxlstm.lab.data.files import quoted
 from jaxlstm.lab.native import without_kernel
 from jaxlstm.lab.parallel import devices
+from jaxlstm.lab.runs import members
 from jaxlstm.lab.serving import Stream
 from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers
@@ -173,9 +174,9 @@ def load(
     """Load the model of a run: its best checkpoint, or its newest without validation.
 
     Args:
-        run: a run directory.
-        report: receives a message if the best checkpoint is damaged and the newest
-            intact one is loaded instead.
+        run: a run directory; that of a population gives its best member.
+        report: receives a message about a population, or if the best checkpoint is
+            damaged and the newest intact one is loaded instead.
 
     Raises:
         BadInput: there is no run, or no checkpoint yet.
@@ -184,6 +185,10 @@ def load(
     opened = runs.open(Path(run))
     devices.find("auto")
     config = configs.load(opened.config)
+    if config.population is not None:
+        best = members.best(opened)
+        report(f"{opened.path} is a population; this is its best member, {best}")
+        return load(best, report=report)
     task = tasks.get(config.task)
     root = opened.checkpoints
     step, meta = _best_or_newest(opened, report)

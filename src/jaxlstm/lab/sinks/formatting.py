@@ -6,6 +6,9 @@ A record is one line of `metrics.jsonl`, with values that depend on the clock ad
 `tokens_per_second` or `sequences_per_second`, `milliseconds_per_step`,
 `data_wait_share` (0 to 1) and `eta_seconds`. The metrics are shown in the order of the
 record. Fields that are missing or None are not shown.
+
+A record of a population has means over its `members`, a number, and in `spread` the
+standard deviation of each.
 """
 
 import math
@@ -101,15 +104,24 @@ PACE = (
     Field("data_wait_share", "data wait", _percent),
 )
 ETA = Field("eta_seconds", "eta", clock)
-_NO_METRICS = {"step", "split", "total", ETA.key, *(field.key for field in PACE)}
+_NO_METRICS = {
+    "step",
+    "split",
+    "total",
+    "members",
+    "spread",
+    ETA.key,
+    *(field.key for field in PACE),
+}
 
 
 def format_fields(
     record: Record, fields: tuple[Field, ...] = PACE
 ) -> list[tuple[str, str]]:
     """Return (label, text) of each field that the record has."""
+    spread = record.get("spread", {})
     return [
-        (field.name, _number(record[field.key], field.write))
+        (field.name, _number(record[field.key], field.write, spread.get(field.key)))
         for field in fields
         if record.get(field.key) is not None
     ]
@@ -150,8 +162,11 @@ def format_score(record: Record, metric: str) -> str:
     return f"{text} {name}"
 
 
-def _number(value: float, write: Callable[[float], str]) -> str:
-    return write(value) if math.isfinite(value) else str(value)
+def _number(
+    value: float, write: Callable[[float], str], spread: float | None = None
+) -> str:
+    text = write(value) if math.isfinite(value) else str(value)
+    return f"{text} ± {spread:.2g}" if spread else text
 
 
 def line(record: Record, total: int) -> str:
@@ -168,6 +183,7 @@ def line(record: Record, total: int) -> str:
     split = record.get("split", "train")
     words = [f"step {record['step']:>{len(str(total))}}/{total}"]
     words += [] if split == "train" else [split]
+    words += [f"{record['members']} members"] if "members" in record else []
     numbers = format_metrics(record) + format_fields(record, (*PACE, ETA))
     return "  ".join(words + [f"{name} {value}" for name, value in numbers])
 

@@ -43,7 +43,7 @@ class TensorBoardSink:
             self._writer = SummaryWriter(str(self._directory))
         split = record.get("split", "train")
         for key, value in record.items():
-            if key not in ("step", "split", "total") and value is not None:
+            if key not in ("step", "split", "total", "spread") and value is not None:
                 self._writer.add_scalar(f"{split}/{key}", value, record["step"])
 
     def message(self, text: str) -> None:

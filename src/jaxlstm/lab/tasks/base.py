@@ -115,7 +115,13 @@ class Losses(NamedTuple):
 
 
 class Dataset(Protocol):
-    """Batches as pure functions of the step, so that the step is the data position."""
+    """Batches as pure functions of the step, so that the step is the data position.
+
+    One member is optional: `with_seed(seed) -> Dataset` returns the same data in the
+    order of another seed. It serves populations, which then read the data once and
+    validate all members on the same batches, those of any seed. Without it, `Task.data`
+    is called for each seed.
+    """
 
     @property
     def spec(self) -> Spec:

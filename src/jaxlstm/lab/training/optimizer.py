@@ -25,13 +25,20 @@ from jaxlstm.lab.config.optimizer import KeyPath, check, is_call
 Chain = Sequence[Mapping[str, Any]]
 
 
-def build(chain: Chain) -> optax.GradientTransformation:
+def build(
+    chain: Chain, *, traced: Mapping[KeyPath, Any] | None = None
+) -> optax.GradientTransformation:
     """Return the chain of transformations.
 
     Each is checked with the shapes of a small matrix before it is used.
 
     Args:
         chain: `config.optimizer`, or a list of the same form.
+        traced: traced scalars that replace numbers of the chain, by their paths, such
+            as `{(0, "sgd", "learning_rate"): rate}`. `optax.inject_hyperparams` is
+            not used, because it does not reach into schedules and changes the
+            structure of the state, so that a member's checkpoint would not be one of
+            the same run alone.
 
     Raises:
         ConfigError: an entry has arguments that Optax rejects, or its update needs more
@@ -45,7 +52,9 @@ def build(chain: Chain) -> optax.GradientTransformation:
     transformations, problems = [], []
     for i, entry in enumerate(chain):
         try:
-            transformation = _with_standard_promotion(_call(entry, (i,)))
+            with _standard_promotion():
+                called = _call(entry, (i,), traced or {})
+            transformation = _with_standard_promotion(called)
             _check_by_eval_shape(transformation, (i, *entry))
             transformations.append(transformation)
         except _OptaxError as error:
@@ -116,22 +125,30 @@ def _check_names(chain: Chain) -> None:
         raise ConfigError(lines)
 
 
-def _call(call: Mapping[str, Any], path: KeyPath) -> Any:
+def _call(call: Mapping[str, Any], path: KeyPath, traced: Mapping[KeyPath, Any]) -> Any:
     """Return the result of the call `{name: {arguments}}`."""
     [(name, arguments)] = call.items()
     path = (*path, name)
-    values = {key: _evaluate(v, (*path, key)) for key, v in (arguments or {}).items()}
+    values = {
+        key: _evaluate(value, (*path, key), traced)
+        for key, value in (arguments or {}).items()
+    }
     factory = getattr(optax, name, None) or getattr(optax.schedules, name)
     with _located_errors(path, "got arguments that Optax rejects, expected valid ones"):
         return factory(**values)
 
 
-def _evaluate(value: Any, path: KeyPath) -> Any:
+def _evaluate(
+    value: Any, path: KeyPath, traced: Mapping[KeyPath, Any] | None = None
+) -> Any:
     """Return the value of an argument, with its nested calls replaced by results."""
+    traced = traced or {}
+    if path in traced:
+        return traced[path]
     if isinstance(value, list | tuple):
-        return [_evaluate(item, (*path, i)) for i, item in enumerate(value)]
+        return [_evaluate(item, (*path, i), traced) for i, item in enumerate(value)]
     if is_call(value):
-        return _call(value, path)
+        return _call(value, path, traced)
     return value
 
 

@@ -20,8 +20,9 @@ class TextDataset:
         BadInput: the text cannot be read, or is too short for one batch.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.corpus: Corpus = read(config.data)
+    def __init__(self, config: Config, corpus: Corpus | None = None) -> None:
+        self.corpus: Corpus = corpus or read(config.data)
+        self._config = config
         self.streams = Streams(
             self.corpus.train,
             batch_size=config.training.batch_size,
@@ -31,6 +32,11 @@ class TextDataset:
         )
         self.batch, self.batches = self.streams.batch, self.streams.batches
         self._training = config.training
+
+    def with_seed(self, seed: int) -> "TextDataset":
+        """Return the batches of the same text that another seed draws."""
+        config = self._config.model_copy(update={"seed": seed})
+        return TextDataset(config, self.corpus)
 
     @property
     def spec(self) -> Vocabulary:
