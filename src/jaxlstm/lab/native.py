@@ -54,6 +54,15 @@ def without_kernel(config: RunConfig) -> RunConfig:
     return _with_engine(config, "adjoint") if is_native else config
 
 
+def that_runs(config: RunConfig) -> RunConfig:
+    """Return the config of a trained model with an engine that runs on this machine.
+
+    A run that was trained with the kernel can be used where it cannot be compiled; its
+    results then differ by rounding.
+    """
+    return config if build.load_built() is None else without_kernel(config)
+
+
 def _with_engine(config: RunConfig, engine: str) -> RunConfig:
     model = config.model.model_copy(update={"engine": engine})
     return config.model_copy(update={"model": model})

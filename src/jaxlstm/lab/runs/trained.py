@@ -14,7 +14,7 @@ from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.config.sections import file_paths
 from jaxlstm.lab.data.files import quoted
-from jaxlstm.lab.native import without_kernel
+from jaxlstm.lab.native import that_runs, without_kernel
 from jaxlstm.lab.parallel import devices
 from jaxlstm.lab.runs import members
 from jaxlstm.lab.serving import Stream
@@ -193,7 +193,7 @@ def load(
     root = opened.checkpoints
     step, meta = _best_or_newest(opened, report)
     spec = read_spec(task, meta)
-    model = task.model(config, spec)
+    model = task.model(that_runs(config), spec)
     like = _state_like(config, task, spec, model)
     rename = current_names(task, like)
     try:
