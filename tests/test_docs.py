@@ -18,7 +18,7 @@ PAGES = {
     if (blocks := BLOCK.findall(path.read_text(encoding="utf-8")))
 }
 
-SLOW = {"inside", "layers"}  # several seconds each; the README has similar blocks
+SLOW = {"inside", "layers", "serving"}  # several seconds each
 
 
 def run(name: str, blocks: list[str]) -> str:

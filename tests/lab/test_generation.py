@@ -223,6 +223,7 @@ def test_rows_have_options_of_their_own():
     assert int(drawn[2]) == int(expected[0])
 
 
+@pytest.mark.thorough
 def test_learned_initial_states_begin_documents():
     trained = of_text("\n")
     section = trained.config.model.model_copy(update={"learned_initial_state": True})

@@ -69,6 +69,7 @@ def test_a_reset_slot_begins_anew_and_leaves_the_others(wholes):
     close(found[2], wholes[2][10:20])
 
 
+@pytest.mark.thorough
 def test_learned_initial_states_begin_sequences():
     model = jl.recurrent(jl.learned_initial_state(jl.gru()), 4)
     params, _ = model.init(jax.random.key(0), 3)
@@ -94,6 +95,7 @@ def test_saved_states_go_on_in_another_stream(wholes, tmp_path):
     close(other.push({2: XS[3, :5]})[2], wholes[3][:5])
 
 
+@pytest.mark.thorough
 def test_a_warm_stream_compiles_nothing(wholes):
     stream = Stream(MODEL, PARAMS, slots=3)
     stream.warm_up()
@@ -216,7 +218,9 @@ def names(**model):
     return Trained("run", config, task.TASK, vocabulary, layer, params, 0, {})
 
 
-@pytest.mark.parametrize("byte", [False, True])
+@pytest.mark.parametrize(
+    "byte", [False, pytest.param(True, marks=pytest.mark.thorough)]
+)
 def test_generated_pieces_are_the_sample(byte):
     trained = names(byte=byte)
     stream = trained.stream(slots=3)
@@ -285,6 +289,7 @@ def test_numbers_that_are_not_finite_end_the_text_of_their_slot():
     assert len("".join(stream.generate(1, length=4, documents=0))) == 4
 
 
+@pytest.mark.thorough
 def test_a_warm_stream_of_text_compiles_nothing():
     stream = names().stream(slots=2)
     stream.warm_up()

@@ -16,6 +16,8 @@ from .benchmark import bench as bench
 from .checks import check as check
 from .config import json_schema as json_schema
 from .config.starters import starter as starter
+from .conversion import export as export
+from .conversion import import_model as import_model
 from .doctor import examine as examine
 from .predictions import backtest as backtest
 from .predictions import predict as predict

@@ -29,7 +29,7 @@ from jaxlstm.cells.simple import simple_rnn
 from jaxlstm.construction import Construction, construction_of
 from jaxlstm.interop import layout
 from jaxlstm.interop.onnx.activations import NodeActivation, node_activation
-from jaxlstm.interop.onnx.nodes import DEFAULTS, Weights, is_symmetric, open_bias
+from jaxlstm.interop.onnx.nodes import DEFAULTS, NodeWeights, is_symmetric, open_bias
 
 # Wrappers that change nothing without a key.
 SILENT = (
@@ -59,7 +59,7 @@ class CellNode(NamedTuple):
     """
 
     op: str
-    weights: Weights
+    weights: NodeWeights
     activations: tuple[NodeActivation, ...]
     options: dict[str, Any]
     projection: np.ndarray | None = None
@@ -170,7 +170,7 @@ def cell_node(place: str, cell: Cell, params: Any) -> CellNode:
     b = np.concatenate([weights.b_x, weights.b_h])
     begin = [] if state is None else [np.asarray(leaf, np.float32) for leaf in state]
     return CellNode(
-        op, Weights(weights.w_x, weights.w_h, b, weights.p, *begin), plain, options,
+        op, NodeWeights(weights.w_x, weights.w_h, b, weights.p, *begin), plain, options,
         projection,
     )  # fmt: skip
 

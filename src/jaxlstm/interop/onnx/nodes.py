@@ -67,7 +67,7 @@ DEFAULTS = {
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
-class Weights(NamedTuple):
+class NodeWeights(NamedTuple):
     """The weights of a node; B, P and the initial states may be None.
 
     The initial states are `[d, H]`, the same for every row of the batch.
@@ -91,7 +91,7 @@ class Direction(NamedTuple):
 
 
 def directions_of(
-    place: str, op: str, attributes: Mapping[str, Any], weights: Weights
+    place: str, op: str, attributes: Mapping[str, Any], weights: NodeWeights
 ) -> list[Direction]:
     """Return cell and parameters of each direction of a node.
 
@@ -125,7 +125,7 @@ def directions_of(
     read = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}[op]
     found = []
     for n, reverse in enumerate(reversals):
-        own = Weights(*(None if w is None else w[n] for w in weights))  # pyright: ignore
+        own = NodeWeights(*(None if w is None else w[n] for w in weights))  # pyright: ignore
         cell, params = read(place, attributes, own, chosen[n], clip)
         cell, params = _with_initial_state(op, cell, params, own)
         found.append(Direction(cell, params, size, reverse))
@@ -133,7 +133,7 @@ def directions_of(
 
 
 def _check_shapes(
-    place: str, op: str, attributes: Mapping, weights: Weights, directions: int
+    place: str, op: str, attributes: Mapping, weights: NodeWeights, directions: int
 ) -> int:
     """Return the number of hidden units that all shapes agree on."""
     n, d = GATES[op], directions
@@ -175,7 +175,7 @@ def _check_shapes(
     return size
 
 
-def _with_initial_state(op: str, cell: Cell, params: Any, own: Weights) -> Any:
+def _with_initial_state(op: str, cell: Cell, params: Any, own: NodeWeights) -> Any:
     """Return cell and params with a learned initial state if there is one."""
     if own.initial_h is None and own.initial_c is None:
         return cell, params
@@ -191,7 +191,7 @@ def _with_initial_state(op: str, cell: Cell, params: Any, own: Weights) -> Any:
     return learned_initial_state(cell), Learned(params, state)
 
 
-def _params(kind: str, own: Weights) -> Any:
+def _params(kind: str, own: NodeWeights) -> Any:
     """Return the parameters of a cell of this kind, by the table of layouts."""
     b_x, b_h = (None, None) if own.B is None else np.split(own.B, 2)
     weights = layout.Weights(own.W, own.R, b_x, b_h, p=own.P)
@@ -201,7 +201,7 @@ def _params(kind: str, own: Weights) -> Any:
 def _lstm(
     place: str,
     attributes: Mapping,
-    own: Weights,
+    own: NodeWeights,
     functions: list[NodeActivation],
     clip: float | None,
 ) -> tuple[Cell, Any]:
@@ -260,7 +260,7 @@ def open_bias(gate: NodeActivation) -> float | None:
 def _gru(
     place: str,
     attributes: Mapping,
-    own: Weights,
+    own: NodeWeights,
     functions: list[NodeActivation],
     clip: float | None,
 ) -> tuple[Cell, Any]:
@@ -276,7 +276,7 @@ def _gru(
 def _rnn(
     place: str,
     attributes: Mapping,
-    own: Weights,
+    own: NodeWeights,
     functions: list[NodeActivation],
     clip: float | None,
 ) -> tuple[Cell, Any]:

@@ -24,7 +24,7 @@ import numpy as np
 from jaxlstm.interop.onnx import assemble, constants, nodes
 from jaxlstm.interop.onnx.assemble import Entry
 from jaxlstm.interop.onnx.graph import Graph, Input, Node, read_graph
-from jaxlstm.interop.onnx.nodes import Weights
+from jaxlstm.interop.onnx.nodes import NodeWeights
 from jaxlstm.layers.base import Layer
 from jaxlstm.layers.pointwise import EmbedParams, LinearParams, dropout, embed, linear
 from jaxlstm.layers.recurrent import recurrent
@@ -396,7 +396,7 @@ class _Walk:
             self._initial(node, name, values.get(name), layout)
             for name in ("initial_h", "initial_c")
         )
-        weights = Weights(w, r, b, p, h, c)
+        weights = NodeWeights(w, r, b, p, h, c)
         directions = nodes.directions_of(place, node.op, node.attributes, weights)
         x = self.data(values.get("X"))
         if not isinstance(x, Stream):

@@ -11,8 +11,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="TARGET",
-        help="onnx, stablehlo, safetensors, torch, keras, flax, haiku, equinox, "
-        "rtneural",
+        help="onnx, stablehlo, torch, ...; another name lists all of them",
     )
     parser.add_argument(
         "--stream",

@@ -11,7 +11,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="library",
         metavar="LIBRARY",
-        help="torch, keras, onnx, rtneural, flax, haiku; default: by the suffix",
+        help="torch, keras, onnx, ...; another name lists all; default: by the suffix",
     )
     parser.add_argument(
         "--prefix",
