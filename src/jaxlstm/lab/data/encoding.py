@@ -44,8 +44,8 @@ def split(text: str, data: "Data") -> list[str]:
         >>> split("Ann;Bo;;Cy", data), split("Ann;", data), split("", data)
         (['Ann', 'Bo', 'Cy'], ['Ann', ''], [''])
     """
-    separator = separator_of(data)
-    found = [text] if separator is None else newlines(text).split(separator)
+    separator, text = separator_of(data), newlines(text)
+    found = [text] if separator is None else text.split(separator)
     return [*filter(None, found[:-1]), found[-1]]
 
 
@@ -66,7 +66,7 @@ def encode(text: str, data: "Data", vocabulary: Vocabulary) -> NDArray[np.int32]
         return np.array([token], np.int32) if is_empty else ids
     if token is None:
         return vocabulary.encode(newlines(text))
-    parts = [vocabulary.encode(newlines(part)) for part in split(text, data)]
+    parts = [vocabulary.encode(part) for part in split(text, data)]
     first = np.array([token], np.int32)
     return np.concatenate([part for ids in parts for part in (first, ids)])
 
