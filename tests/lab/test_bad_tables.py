@@ -493,6 +493,16 @@ def test_what_is_not_a_file_is_refused(tmp_path):
             read_series(SeriesFiles(path=str(path)))
 
 
+@pytest.mark.parametrize(
+    "name", ["two words.csv", "naïve.csv", "two\nlines.csv", "[x].csv"]
+)
+def test_names_of_files_are_taken_as_they_are(name, tmp_path):
+    (tmp_path / name).write_text(GOOD)
+    data = SeriesFiles(path=str(tmp_path / name))
+    assert read_series(data).target.tolist() == [1, 2, 3, 4]
+    assert message(tmp_path, {name: HEAD}).isprintable()
+
+
 def test_a_file_that_is_named_twice_is_refused(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(GOOD)

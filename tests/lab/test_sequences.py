@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pl = pytest.importorskip("polars")
 
@@ -70,6 +72,11 @@ WRITERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("damaged")
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_of_file_gives_the_same_sequences(name, tmp_path):
     path = tmp_path / name
@@ -125,6 +132,49 @@ def test_transcripts_are_lists_of_symbols(tmp_path):
     found = read_sequences(SequenceFiles(path=str(path)), "transcript").train
     assert found.label_offsets is not None
     assert found.label_offsets.tolist() == [0, 2, 2, 3]
+
+
+def damaged(content: bytes, changes) -> bytes:
+    found = bytearray(content)
+    for at, byte in changes:
+        found[at % len(found)] = byte
+    return bytes(found)
+
+
+CHANGES = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4)
+SYMBOLS = st.lists(
+    st.tuples(st.integers(0, 10**6), st.sampled_from(b'\n:,?@#a1.- \0\xff"e_')),
+    max_size=5,
+)
+
+
+def check_damaged(folder, name, changes):
+    """Read a damaged file: a `BadInput`, or finite values."""
+    path = folder / name
+    if not path.exists():
+        WRITERS[name](path)
+    bad = folder / f"bad_{name}"
+    bad.write_bytes(damaged(path.read_bytes(), changes))
+    try:
+        found = read_sequences(SequenceFiles(path=str(bad), missing="flag")).train
+    except BadInput:
+        return
+    assert np.isfinite(found.values).all()
+    assert found.offsets[-1] == len(found.values)
+    assert len(found.labels) == len(found.ids)
+
+
+@given(SYMBOLS)
+def test_a_damaged_ts_file_is_refused_or_read(folder, changes):
+    check_damaged(folder, "a.ts", changes)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=1000)
+@given(CHANGES)
+def test_many_damaged_files_are_refused_or_read(folder, name, changes):
+    check_damaged(folder, name, changes)
 
 
 def test_test_files_and_new_files_share_the_classes_of_training(tmp_path):

@@ -1,4 +1,4 @@
-"""Read text into NumPy batches of token ids. This package does not import JAX."""
+"""Read text, time series and labelled sequences into NumPy arrays, without JAX."""
 
 import lazy_loader
 

@@ -1,4 +1,8 @@
 from .corpus import Corpus as Corpus
+from .sequences import LabelledSequences as LabelledSequences
+from .sequences import read_sequences as read_sequences
+from .series import SeriesSet as SeriesSet
+from .series import read_series as read_series
 from .sources import read as read
 from .streams import Batch as Batch
 from .streams import Streams as Streams

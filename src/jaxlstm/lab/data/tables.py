@@ -580,7 +580,9 @@ class _PolarsErrors:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         import polars as pl
 
-        if isinstance(error, pl.exceptions.PolarsError | OSError):
+        # polars panics on some damaged files; a panic is no subclass of Exception.
+        is_panic = type(error).__name__ == "PanicException"
+        if is_panic or isinstance(error, pl.exceptions.PolarsError | OSError):
             message = shown(str(error).partition("\n")[0])
             raise BadInput(
                 f"{self._name}: cannot be read as Parquet ({message}); the file is "
