@@ -1,8 +1,9 @@
 """Fault injection: file operations that fail, and processes that are killed.
 
-Python reports every open, rename, mkdir and remove to an audit hook before the
-operation; fsync is wrapped. The operations of a block can therefore be counted, and
-any one of them can be made to fail or to kill the process.
+Python reports every open, rename, mkdir, remove and link to an audit hook before the
+operation; write and fsync are wrapped. The operations of a block can therefore be
+counted, and any one of them can be made to fail or to kill the process. The trainer
+uses no other way to write a file: checkpoints, too, are written by `os.write`.
 """
 
 import os
@@ -53,17 +54,22 @@ sys.addaudithook(_hook)
 @contextmanager
 def _installed(operations: Operations) -> Iterator[Operations]:
     global _active
-    fsync = os.fsync
+    fsync, write = os.fsync, os.write
 
     def recorded_fsync(descriptor: int) -> None:
         operations.record("")
         fsync(descriptor)
 
-    _active, os.fsync = operations, recorded_fsync
+    def recorded_write(descriptor: int, data: object) -> int:
+        if descriptor > 2:
+            operations.record("")
+        return write(descriptor, data)  # pyright: ignore[reportArgumentType]
+
+    _active, os.fsync, os.write = operations, recorded_fsync, recorded_write
     try:
         yield operations
     finally:
-        _active, os.fsync = None, fsync
+        _active, os.fsync, os.write = None, fsync, write
 
 
 def counted(root: Path):

@@ -1,15 +1,18 @@
 """Helpers that several test modules of `jaxlstm.lab` share."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlstm.lab import checkpoints
+from jaxlstm.lab.checkpoints import manifest as manifests
 from jaxlstm.lab.training import loop, policies
 from jaxlstm.lab.training import state as state_
 from jaxlstm.lab.training.experiment import Experiment
@@ -21,6 +24,26 @@ def results(run: Path) -> dict[str, bytes]:
     files = [path for path in (latest / "arrays").rglob("*") if path.is_file()]
     found = {str(path.relative_to(latest)): path.read_bytes() for path in files}
     return found | {"metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
+
+
+def as_earlier_version(run: Path) -> None:
+    """Remove what binds the files of a run, as versions up to 0.1 left it out."""
+    state = json.loads((run / "state.json").read_text())
+    old = {name: state[name] for name in ("total_steps", "finished")}
+    (run / "state.json").write_text(json.dumps(old))
+    for step in checkpoints.steps(run / "checkpoints"):
+        change_meta(run, step, run=None, config=None, log=None, best=None)
+
+
+def change_meta(run: Path, step: int, /, **changes: Any) -> None:
+    """Change the meta of a checkpoint, and its hash; None removes a key."""
+    path = run / f"checkpoints/{step:06d}/manifest.json"
+    body = json.loads(path.read_text())
+    del body["sha256"]
+    meta = body["meta"] | changes
+    body["meta"] = {key: value for key, value in meta.items() if value is not None}
+    digest = manifests.digest(body)
+    path.write_text(manifests.render(body | {"sha256": digest}))
 
 
 def newest_step(run: Path) -> int:

@@ -20,14 +20,8 @@ from jaxlstm.lab import checkpoints
 from jaxlstm.lab.checkpoints import CheckpointError, DamagedCheckpoint
 from jaxlstm.lab.checkpoints import manifest as manifests
 
-pytestmark = pytest.mark.filterwarnings(
-    # TensorStore has other writes in progress when one fails and the loop is closed
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
 SETUP = """
 from pathlib import Path
-import orbax.checkpoint, orbax.checkpoint.args
 from faults import dying, numbered
 from jaxlstm.lab import checkpoints
 from jaxlstm.lab.checkpoints import store  # checkpoints loads it on first use
@@ -78,7 +72,7 @@ def save(root: Path, step: int) -> None:
 def work(root: Path) -> None:
     """Run the operations of a training loop at one checkpoint."""
     save(root, 3)
-    checkpoints.mark_best(root, 3)
+    checkpoints.link_best(root, 3)
     checkpoints.prune(root, 1)
 
 
@@ -94,7 +88,7 @@ def call(task):
     root, at = task
     with dying(Path(root), at):
         checkpoints.save(Path(root), 3, numbered(3), {"step": 3})
-        checkpoints.mark_best(Path(root), 3)
+        checkpoints.link_best(Path(root), 3)
         checkpoints.prune(Path(root), 1)
 """
 
@@ -137,7 +131,7 @@ def call(task):
     root, first = task
     for step in range(first, first + 1000):
         checkpoints.save(Path(root), step, numbered(step), {"step": step})
-        checkpoints.mark_best(Path(root), step)
+        checkpoints.link_best(Path(root), step)
         checkpoints.prune(Path(root), 2)
 """
 

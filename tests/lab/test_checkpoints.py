@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as npst
 from jaxlstm.lab import checkpoints
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.checkpoints import CheckpointError, DamagedCheckpoint
+from jaxlstm.lab.checkpoints import arrays as arrays_
 from jaxlstm.lab.checkpoints import manifest as manifests
 
 DTYPES = [
@@ -356,6 +357,72 @@ def test_a_huge_manifest_is_not_read(tmp_path):
         checkpoints.restore(tmp_path, 1, small_tree())
 
 
+def test_what_is_read_back_differently_is_a_failed_save(tmp_path, monkeypatch):
+    """A disk that flips a bit is found before the checkpoint gets its name."""
+    checkpoints.save(tmp_path, 1, small_tree(1), {})
+    write = arrays_.write
+
+    def flipping(directory, values):
+        write(directory, values)
+        chunk = max(directory.iterdir())
+        chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+
+    monkeypatch.setattr(arrays_, "write", flipping)
+    for step in (1, 2):
+        with pytest.raises(CheckpointError, match=r"read back and differs .* damaged"):
+            checkpoints.save(tmp_path, step, small_tree(2), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"]
+    assert same_bits(checkpoints.restore(tmp_path, 1, small_tree())[0], small_tree(1))
+
+
+def test_meta_may_hold_paths_that_are_not_utf_8(tmp_path):
+    meta = {"paths": [os.fsdecode(b"/data/\xff\xfe.txt")]}
+    checkpoints.save(tmp_path, 1, small_tree(), meta)
+    assert checkpoints.restore(tmp_path, 1, small_tree())[1] == meta
+    assert checkpoints.read_meta(tmp_path, 1) == meta
+
+
+def test_tensorstore_reads_the_arrays(tmp_path):
+    """TensorStore is an independent reader of the format, and Orbax uses it."""
+    import tensorstore
+
+    tree = {
+        "matrix": np.arange(6, dtype="f").reshape(2, 3),
+        "scalar": np.asarray(7, np.int32),
+        "half": np.arange(3).astype(ml_dtypes.bfloat16),
+        "flags": np.asarray([True, False]),
+    }
+    directory = checkpoints.save(tmp_path, 1, tree, {})
+    for name, values in tree.items():
+        (path,) = directory.glob(f"arrays/*.{name}")
+        store = {"driver": "file", "path": str(path)}
+        found = tensorstore.open({"driver": "zarr", "kvstore": store}).result()
+        assert found.dtype.name == values.dtype.name
+        np.testing.assert_array_equal(found.read().result(), values)
+
+
+def test_arrays_written_by_orbax_are_read(tmp_path):
+    """Earlier versions wrote the arrays with Orbax; such checkpoints still load."""
+    from orbax.checkpoint import PyTreeCheckpointHandler
+    from orbax.checkpoint.args import PyTreeSave
+
+    tree = {"matrix": np.arange(6, dtype="f").reshape(2, 3), "scalar": np.asarray(7)}
+    directory = checkpoints.save(tmp_path, 1, tree, {})
+    shutil.rmtree(directory / "arrays")
+    names = {"0000.matrix": tree["matrix"], "0001.scalar": tree["scalar"]}
+    handler = PyTreeCheckpointHandler(
+        use_ocdbt=False, use_zarr3=False, use_compression=False
+    )
+    handler.save((directory / "arrays").resolve(), args=PyTreeSave(names))
+    handler.close()
+    files = {
+        name: {"size": size, "sha256": manifests.hash_file(directory / name)}
+        for name, size in manifests.list_files(directory).items()
+    }
+    forge(directory, lambda body: body.update(files=files))
+    assert same_bits(checkpoints.restore(tmp_path, 1, tree)[0], tree)
+
+
 def test_links_are_not_followed(tmp_path):
     root = tmp_path / "checkpoints"
     directory = checkpoints.save(root, 1, small_tree(), {})
@@ -410,11 +477,8 @@ def test_a_missing_step_lists_the_existing_ones(tmp_path):
 
 def test_pruning_keeps_the_newest_the_best_and_the_protected(tmp_path):
     for step in range(1, 8):
-        checkpoints.save(tmp_path, step, small_tree(), {})
-    assert checkpoints.best(tmp_path) is None
-    checkpoints.mark_best(tmp_path, 4)
-    checkpoints.mark_best(tmp_path, 2)
-    assert (tmp_path / "best").readlink() == Path("000002")
+        best = None if step < 5 else 2
+        checkpoints.save(tmp_path, step, small_tree(), {"best": best})
     assert checkpoints.prune(tmp_path, 2, protect={3}) == [1, 4, 5]
     assert checkpoints.steps(tmp_path) == [2, 3, 6, 7]
     assert checkpoints.best(tmp_path) == 2
@@ -435,19 +499,57 @@ def test_pruning_keeps_the_last_intact_checkpoint(tmp_path):
     assert "000003: got no manifest.json, expected a complete" in reports[1]
 
 
-def test_best_must_point_to_a_checkpoint(tmp_path):
-    checkpoints.save(tmp_path, 1, small_tree(), {})
-    with pytest.raises(CheckpointError, match="has no checkpoint 000002"):
-        checkpoints.mark_best(tmp_path, 2)
-    for target in ("../outside", "/etc", "000001/arrays"):
-        (tmp_path / "best").unlink(missing_ok=True)
-        (tmp_path / "best").symlink_to(target)
-        with pytest.raises(CheckpointError, match="expected a checkpoint in the same"):
-            checkpoints.best(tmp_path)
-    checkpoints.mark_best(tmp_path, 1)
+def test_the_best_step_is_recorded_in_the_newest_checkpoint(tmp_path):
+    assert checkpoints.best(tmp_path) is None
+    checkpoints.save(tmp_path, 1, small_tree(), {"best": None})
+    assert checkpoints.best(tmp_path) is None
+    checkpoints.save(tmp_path, 2, small_tree(), {"ledger": {"best_step": 1}})
+    assert checkpoints.best(tmp_path) == 1
+    newest = checkpoints.save(tmp_path, 3, small_tree(), {"best": 2})
+    assert checkpoints.best(tmp_path) == 2
+    (newest / manifests.NAME).unlink()
     assert checkpoints.best(tmp_path) == 1
     shutil.rmtree(tmp_path / "000001")
     assert checkpoints.best(tmp_path) is None
+
+
+def test_the_link_best_is_never_read_as_a_fact(tmp_path):
+    checkpoints.save(tmp_path, 1, small_tree(), {"best": 1})
+    for target in ("../outside", "/etc", "000002"):
+        (tmp_path / "best").unlink(missing_ok=True)
+        (tmp_path / "best").symlink_to(target)
+        assert checkpoints.best(tmp_path) == 1
+        assert checkpoints.linked_best(tmp_path) == target
+    checkpoints.link_best(tmp_path, 1)
+    assert checkpoints.linked_best(tmp_path) == "000001"
+    checkpoints.link_best(tmp_path, None)
+    assert checkpoints.linked_best(tmp_path) is None
+
+
+def test_a_copy_of_the_best_checkpoint_gives_way_to_the_link(tmp_path):
+    """`cp -rL`, `shutil.copytree` and zip copy the directory in place of the link."""
+    checkpoints.save(tmp_path / "a", 1, small_tree(), {"best": 1})
+    checkpoints.link_best(tmp_path / "a", 1)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b/best").is_symlink()
+    assert checkpoints.best(tmp_path / "b") == 1
+    assert checkpoints.steps(tmp_path / "b") == [1]
+    checkpoints.link_best(tmp_path / "b", 1)
+    assert checkpoints.linked_best(tmp_path / "b") == "000001"
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [
+        "000001",
+        "best",
+    ]
+
+
+def test_a_directory_named_best_that_is_no_checkpoint_is_kept(tmp_path):
+    checkpoints.save(tmp_path, 1, small_tree(), {"best": 1})
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best/notes.txt").touch()
+    with pytest.raises(CheckpointError, match="best: cannot be written"):
+        checkpoints.link_best(tmp_path, 1)
+    assert (tmp_path / "best/notes.txt").exists()
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_a_checkpoint_can_be_replaced(tmp_path):

@@ -16,6 +16,7 @@ from jaxlstm.lab import cli, runs
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.wording import join_names
 from jaxlstm.lab.config import starters
+from jaxlstm.lab.config.sections import with_absolute_paths
 from jaxlstm.lab.reports import report
 
 
@@ -182,6 +183,17 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys, monkey
     assert cli.main(["sample", str(run), "--prompt", "gatesßß", "--length", "9"]) == 0
     assert "--prompt: 'ß' is not in the model's vocabulary" in capsys.readouterr().err
 
+    moved = tmp_path / "moved.txt"
+    (tmp_path / "book.txt").rename(moved)
+    assert cli.main(["evaluate", str(run)]) == 2
+    assert "book.txt" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(run), f"data.path={moved}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == scores
+    words = [f"data.path={moved}", "--prompt", "gates", "--length", "9"]
+    assert cli.main(["sample", str(run), *words]) == 0
+    assert capsys.readouterr() == captured
+    moved.rename(tmp_path / "book.txt")
+
     assert cli.main(["plot", str(run)]) == 0
     assert "loss.png" in capsys.readouterr().out
     assert cli.main(["plot", str(run), str(run), "--out", "both.png"]) == 0
@@ -192,6 +204,36 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys, monkey
     assert "is finished" in capsys.readouterr().out
     assert cli.main(["resume", str(run), "training.steps=25"]) == 0
     assert "step 25/25" in capsys.readouterr().out
+
+
+def test_scores_that_are_not_finite_are_null_and_exit_with_3(capsys, monkeypatch):
+    class Broken:
+        step = 9
+        evaluate = staticmethod(lambda: {"loss": float("nan"), "accuracy": 0.5})
+
+    monkeypatch.setattr(runs.trained, "load", lambda *args, **options: Broken())
+    assert cli.main(["evaluate", "a", "--json"]) == 3
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["loss"] is None
+    assert "got a loss that is not finite" in captured.err
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_the_version_and_the_exit_codes_are_printed(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([option])
+    assert caught.value.code == 0
+    expected = {"--version": f"jaxlstm {jl.__version__}\n", "--help": "  130  interr"}
+    assert expected[option] in capsys.readouterr().out
+
+
+def test_a_home_directory_is_expanded_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = configs.load(tiny.config(Path("~/book.txt")))
+    assert with_absolute_paths(config).data.path == str(tmp_path / "book.txt")
+    made = runs.create(tmp_path / "r", name="r", config="seed: 0", total_steps=1)
+    assert runs.open(Path("~/r")) == made
+    assert runs.is_run(Path("~/r"))
 
 
 def test_resume_auto_requires_a_run_directory(written, capsys):

@@ -252,6 +252,19 @@ def test_missing_separator_is_refused(book):
     assert r'got "\n\n", expected text that occurs in "' in message
 
 
+def test_a_typed_backslash_n_is_explained(book):
+    message = error_message(path=str(book), document_separator="\\n")
+    assert message.endswith("such as '\"\\n\"'.")
+
+
+def test_halves_of_surrogate_pairs_are_refused(tmp_path):
+    """They would train, but neither a file nor a terminal can hold the text."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"abc\\ud800def" * 20)
+    message = error_message(path=str(path), encoding="unicode_escape")
+    assert "got the surrogate U+D800 at position 3, expected characters" in message
+
+
 @pytest.mark.parametrize("content", ["ab", "abcdefghij", "a;b;c;d"])
 def test_part_without_a_target_is_refused(content, tmp_path):
     path = tmp_path / "a.txt"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config.schema import TokenData
-from jaxlstm.lab.data import read, tokens
+from jaxlstm.lab.data import Streams, read, tokens, validation_windows
 
 
 def write_tokens(path: Path, ids, dtype: str = "uint16") -> str:
@@ -47,6 +47,25 @@ def test_last_part_is_held_out(dtype, tmp_path):
         "train": {"tokens": 90},
         "validation": {"tokens": 10},
     }
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_a_sentence(tmp_path):
+    """Reading a page beyond the end of a file would end the process with SIGBUS."""
+    path = write_tokens(tmp_path / "a.bin", np.arange(50_000) % 100)
+    corpus = read(TokenData(path=path, vocabulary_size=100))
+    streams = Streams(corpus.train, batch_size=4, window=8)
+    assert type(streams.batch(0).inputs) is np.ndarray
+    os.truncate(path, 5000)
+    windows = validation_windows(corpus.validation, streams=2, window=8)
+    for act in (
+        lambda: streams.batch(1),
+        lambda: next(windows),
+        lambda: corpus.train[9],
+    ):
+        with pytest.raises(
+            BadInput, match="got 5,000 bytes, expected at least 100,000"
+        ):
+            act()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from helpers import newest_step, results, wait_until
+from helpers import as_earlier_version, newest_step, results, wait_until
 from ruamel.yaml import YAML
 
 import jaxlstm as jl
@@ -205,6 +205,7 @@ def test_a_run_of_config_version_1_resumes_in_one_shard(library, tmp_path):
     place, _, _ = library
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run, symlinks=True)
+    as_earlier_version(run)
     text = (run / "config.yaml").read_text().replace("  shards: 1\n", "")
     old = text.replace("config_version: 2", "config_version: 1")
     (run / "config.yaml").write_text(old)
@@ -219,7 +220,7 @@ def test_a_run_of_config_version_1_resumes_in_one_shard(library, tmp_path):
 
 MAY_CHANGE = (
     "device, optimizer, training (except its batch_size, shards, window, "
-    "validation_streams and validation_tokens) and sample"
+    "validation_streams and validation_tokens), sample and data.path"
 )
 
 
@@ -269,15 +270,41 @@ def test_a_damaged_best_checkpoint_falls_back_to_the_newest_intact_one(
     place, _, _ = library
     run = tmp_path / "run"
     shutil.copytree(place / "whole", run, symlinks=True)
-    checkpoints.mark_best(run / "checkpoints", 20)
-    damaged = next((run / "checkpoints/000020/arrays").rglob("0"))
+    best = checkpoints.best(run / "checkpoints")
+    others = [step for step in checkpoints.steps(run / "checkpoints") if step != best]
+    damaged = next((run / f"checkpoints/{best:06d}/arrays").rglob("0"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
     messages = []
-    assert jl.lab.load(run, report=messages.append).step == 40
+    assert jl.lab.load(run, report=messages.append).step == max(others)
     assert "damaged" in messages[0]
 
 
-def test_resuming_restores_a_missing_best_mark(library, tmp_path):
+def test_a_copy_without_links_keeps_its_best_and_can_be_resumed(library, tmp_path):
+    """The best is a fact of the checkpoints; `copytree` replaces links by copies."""
+    place, _, _ = library
+    run = tmp_path / "run"
+    shutil.copytree(place / "whole", run)
+    jl.lab.load(run, report=pytest.fail)
+    best = jl.lab.load(place / "whole").step
+    assert jl.lab.load(run).step == best
+    (run / "state.json").unlink()
+    jl.lab.resume(run, sink=tiny.RecordingSink())
+    assert checkpoints.linked_best(run / "checkpoints") == f"{best:06d}"
+
+
+def test_a_link_best_that_points_elsewhere_is_named_and_ignored(library, tmp_path):
+    place, _, _ = library
+    run = tmp_path / "run"
+    shutil.copytree(place / "whole", run, symlinks=True)
+    best = checkpoints.best(run / "checkpoints")
+    other = min(set(checkpoints.steps(run / "checkpoints")) - {best})
+    checkpoints.link_best(run / "checkpoints", other)
+    messages = []
+    assert jl.lab.load(run, report=messages.append).step == best
+    assert f"best: points to {other:06d}, but the checkpoints record" in messages[0]
+
+
+def test_resuming_restores_a_missing_link_to_the_best(library, tmp_path):
     """Its step is stored in the loop state of the checkpoint."""
     place, _, _ = library
     run = tmp_path / "run"
@@ -285,7 +312,8 @@ def test_resuming_restores_a_missing_best_mark(library, tmp_path):
     (run / "checkpoints/best").unlink()
     (run / "state.json").unlink()
     jl.lab.resume(run, sink=tiny.RecordingSink())
-    assert checkpoints.best(run / "checkpoints") == jl.lab.load(place / "whole").step
+    best = jl.lab.load(place / "whole").step
+    assert checkpoints.linked_best(run / "checkpoints") == f"{best:06d}"
 
 
 def test_evaluate_refuses_a_text_that_has_changed(tmp_path):
@@ -371,22 +399,24 @@ def test_a_refused_resume_changes_no_file(library, tmp_path, cause):
     run, book = tmp_path / "run", tmp_path / "book.txt"
     shutil.copytree(place / "whole", run, symlinks=True)
     book.write_text(tiny.text(seed=1 if cause == "data" else 0))
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace(str(place / "book.txt"), str(book)))
     if cause == "metrics":
         metrics = (run / "metrics.jsonl").read_text()
         (run / "metrics.jsonl").write_text("no record\n" + metrics)
-    expected = {"data": r"got sha256 \w+, expected \w+ as", "metrics": "jsonl:1: got"}
+    expected = {
+        "data": r"got sha256 \w+, expected \w+ as",
+        "metrics": r"metrics.jsonl: was edited: it differs from the log of checkpoint "
+        "000040 after step 0",
+    }
     (run / "env.json").write_text("{}")
-    before = files(run)
-    sink = tiny.RecordingSink()
-    with pytest.raises(LabError, match=expected[cause]):
-        jl.lab.resume(run, overrides=["training.steps=60"], sink=sink, tensorboard=True)
+    before, sink = files(run), tiny.RecordingSink()
+    moved = ["training.steps=60", f"data.path={book}"]
+    with pytest.raises(BadInput, match=expected[cause]):
+        jl.lab.resume(run, overrides=moved, sink=sink, tensorboard=True)
     assert files(run) == before
     (run / "state.json").unlink()
     del before["state.json"]
-    with pytest.raises(LabError, match=expected[cause]):
-        jl.lab.resume(run, sink=sink)
+    with pytest.raises(BadInput, match=expected[cause]):
+        jl.lab.resume(run, overrides=moved, sink=sink)
     assert files(run) == before
 
 

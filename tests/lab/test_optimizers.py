@@ -147,6 +147,35 @@ REFUSED = {
         "only gradients and parameters; choose another transformation or correct its "
         "arguments; Optax reports: ",
     ),
+    "no learning rate": (
+        [{"adam": {"learning_rate": None}}],
+        "optimizer[0].adam.learning_rate: got null, expected a finite number or a "
+        "schedule",
+    ),
+    "a learning rate that climbs": (
+        [{"sgd": {"learning_rate": -0.1}}],
+        "optimizer[0].sgd.learning_rate: got -0.1, expected 0 or more",
+    ),
+    "a schedule that climbs": (
+        [{"sgd": {"learning_rate": {"constant_schedule": {"value": -0.1}}}}],
+        "optimizer[0].sgd.learning_rate.constant_schedule.value: got -0.1, expected 0",
+    ),
+    "a decay above 1": (
+        [{"adam": {"learning_rate": 0.1, "b1": 2.0}}],
+        "optimizer[0].adam.b1: got 2.0, expected 0 or more and less than 1",
+    ),
+    "a decay of 1": (
+        [{"sgd": {"learning_rate": 0.1, "momentum": 1.0}}],
+        "optimizer[0].sgd.momentum: got 1.0, expected 0 or more and less than 1",
+    ),
+    "a negative epsilon": (
+        [{"adam": {"learning_rate": 0.1, "eps": -1}}],
+        "optimizer[0].adam.eps: got -1, expected 0 or more",
+    ),
+    "a norm of 0": (
+        [{"clip_by_global_norm": {"max_norm": 0}}],
+        "optimizer[0].clip_by_global_norm.max_norm: got 0, expected more than 0",
+    ),
     "a mapping": ({}, "optimizer: got an empty mapping, expected a list"),
 }
 

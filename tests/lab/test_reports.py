@@ -1,12 +1,16 @@
 """`report.md` and its pictures: contents, escaping, and errors."""
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 
+from jaxlstm import plots
 from jaxlstm.cells.base import Gates, HiddenState, LSTMState
 from jaxlstm.cells.emit import Trace
 from jaxlstm.cells.gru import GRUGates
@@ -19,6 +23,7 @@ from jaxlstm.lab.reports.report import (
     write_report,
 )
 from jaxlstm.lab.tasks import Artifact, Metric
+from jaxlstm.lab.tasks.base import Picture
 from jaxlstm.lab.tasks.language_modelling import TASK, pictures
 
 RECORDS = [
@@ -158,6 +163,64 @@ def test_a_run_without_metrics_has_a_report_without_pictures(run):
 def test_a_comparison_is_one_picture(run, tmp_path):
     target = write_comparison([run, run], tmp_path / "compared.png")
     assert image.imread(target).std() > 0.02
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")]
+)
+def test_the_suffix_of_a_picture_decides_its_type(run, tmp_path, suffix, start):
+    target = write_comparison([run], tmp_path / f"compared.{suffix}")
+    assert target.read_bytes().startswith(start)
+
+
+def test_pictures_do_not_depend_on_the_settings_of_the_user(run, tmp_path):
+    """A notebook's backend, LaTeX without LaTeX, and another format of files."""
+    write_plots(run)
+    expected = (run / "plots/loss.png").read_bytes()
+    (tmp_path / "matplotlibrc").write_text(
+        "text.usetex: True\nsavefig.format: pdf\nfigure.facecolor: red\n"
+    )
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from jaxlstm.lab.reports.report import write_plots\n"
+        "write_plots(Path(sys.argv[1]), report=sys.exit)"
+    )
+    settings = {"MPLBACKEND": "module://missing", "MATPLOTLIBRC": str(tmp_path)}
+    subprocess.run(
+        [sys.executable, "-c", code, run],
+        check=True,
+        env=os.environ | settings | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (run / "plots/loss.png").read_bytes() == expected
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(run):
+    def fail(ax):
+        raise RuntimeError("no font")
+
+    failing = Artifact(pictures=[Picture("bad.png", "Bad.", (4, 3), fail)])
+    messages = []
+    text = write_report(run, artifacts=[failing], report=messages.append).read_text()
+    assert messages == [
+        f"warning: {run}/plots/bad.png was not drawn (no font); draw it again with: "
+        f"jaxlstm plot {run}"
+    ]
+    assert "plots/loss.png" in text
+    assert "bad.png" not in text
+    with pytest.raises(RuntimeError, match="no font"):
+        write_plots(run, [failing])
+
+
+def test_names_of_runs_are_no_markup(run, tmp_path):
+    """`$a_1$` would be set as a formula, and a name with `_` be left out."""
+    names = ["_hidden", "$a_1$", "cost $5 or $6", "100 % \\frac"]
+    ax = Figure().add_subplot()
+    plots.compare_runs(dict.fromkeys(names, RECORDS), ax=ax)
+    texts = ax.get_legend().get_texts()
+    assert [text.get_text().split(":")[0] for text in texts] == names
+    assert not any(text.get_parse_math() for text in texts)
+    directory = run.rename(tmp_path / "_$a$")
+    assert write_comparison([directory], tmp_path / "c.png").exists()
 
 
 @pytest.mark.parametrize(

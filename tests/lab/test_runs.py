@@ -336,12 +336,12 @@ def test_a_read_only_run_that_is_continued_is_an_error_with_a_remedy(tmp_path):
     run = create(tmp_path / "x")
     root = run.checkpoints
     checkpoints.save(root, 1, {"w": np.zeros(2)}, {})
-    checkpoints.mark_best(root, 1)
+    checkpoints.link_best(root, 1)
     acts = [
         lambda: checkpoints.save(root, 2, {"w": np.zeros(2)}, {}),
         lambda: checkpoints.require_room(root, {"w": np.zeros(2)}, copies=1),
-        lambda: checkpoints.mark_best(root, 1),
-        lambda: checkpoints.forget_best(root),
+        lambda: checkpoints.link_best(root, 1),
+        lambda: checkpoints.link_best(root, None),
     ]
     run.metrics.touch(0o644)
     outside = [

@@ -14,7 +14,8 @@ from helpers import Recorder, assert_same_bits, key_from_data
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import Diverged
 from jaxlstm.lab.config.schema import EarlyStopping
-from jaxlstm.lab.training import loop
+from jaxlstm.lab.tasks.base import Metric
+from jaxlstm.lab.training import loop, policies
 from jaxlstm.lab.training import state as state_
 from jaxlstm.lab.training.experiment import Experiment
 
@@ -153,7 +154,7 @@ def test_zero_steps_log_and_save_nothing(experiment):
 
 def test_the_best_value_of_an_earlier_checkpoint_is_read():
     written = {"unlogged": [[1.0, 2.0]], "best_step": 20, "waited": 1}
-    expected = loop.LoopState(((1.0, 2.0),), 20, 1.5, 1)
+    expected = loop.LoopState(((1.0, 2.0),), 20, 1.5, 1, 1.5)
     for key in ("best_loss", "best_value"):
         assert loop.LoopState.from_json(written | {key: 1.5}) == expected
 
@@ -167,8 +168,25 @@ def test_early_stopping_waits_for_its_patience(experiment):
     assert loop.fit(recorder.job(), experiment.initial_state(), loop.LoopState())
     _, loop_state = recorder.saved[-1]
     best = (loop_state.best_step, loop_state.best_value)
-    assert (*best, loop_state.waited) == (20, 1.5, 2)
+    assert (*best, loop_state.waited) == (25, 1.45, 2)
+    assert loop_state.reference == 1.5
     assert recorder.at == 30
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", 1.0), ("max", -1.0)])
+def test_an_improvement_below_min_delta_is_the_best_but_not_waited_for(mode, sign):
+    """Both early stopping and "best" see 1.970, 1.5, 1.158, then NaN, with 0.9."""
+    stopping = EarlyStopping(patience=3, min_delta=0.9)
+    metric = Metric("loss", mode)
+    state = loop.LoopState(best_value=metric.worst)
+    for step, value in enumerate([1.970, 1.5, 1.158, math.nan], start=1):
+        state = policies.validated(
+            state, metric, stopping, step=step, value=sign * value
+        )
+    assert (state.best_step, state.best_value) == (3, sign * 1.158)
+    assert (state.reference, state.waited) == (sign * 1.970, 3)
+    assert policies.out_of_patience(state, stopping)
+    assert loop.LoopState.from_json(state.to_json()) == state
 
 
 @pytest.mark.usefixtures("compiled_once")

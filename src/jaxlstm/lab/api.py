@@ -13,7 +13,7 @@ Example:
 
 import functools
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,16 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxlstm.lab import checkpoints, native, runs, tasks
 from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.config import changes
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.base import RunConfig
-from jaxlstm.lab.config.sections import (
-    Changeable,
-    Fixed,
-    OnResume,
-    Section,
-    on_resume,
-    with_absolute_paths,
-)
+from jaxlstm.lab.config.sections import expanded, with_absolute_paths
 from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run
@@ -83,11 +77,12 @@ def train(
     loaded = with_absolute_paths(configs.load(config, overrides=overrides))
     if tensorboard:
         require_tensorboard()
-    path = None if run is None else Path(run)
+    path = None if run is None else expanded(run)
     if resume == "auto" and path is not None and runs.is_run(path):
         existing = runs.open(path)
-        _require_same_config(existing, loaded)
-        return _complete(existing, sink, tensorboard)
+        before = runs.bound_config(existing, (sink or progress()).message)
+        _require_same_config(existing, before, loaded)
+        return _complete(existing, before, sink, tensorboard)
     cost = tasks.get(loaded.task).step_cost(loaded)
     loaded = native.resolve_engine(splits.resolve_shards(loaded, cost))
     with _default_device(loaded):
@@ -100,7 +95,7 @@ def train(
         total_steps=loaded.training.steps,
         overrides=overrides,
     )
-    return _complete(new_run, sink, tensorboard, experiment=experiment)
+    return _complete(new_run, loaded, sink, tensorboard, experiment=experiment)
 
 
 def resume(
@@ -117,7 +112,8 @@ def resume(
     Args:
         run: a run directory.
         overrides: changes to the config for the remaining steps, such as
-            `"training.steps=2000"`. Data and model cannot change.
+            `"training.steps=2000"`. Data and model cannot change, but data that was
+            moved has another path: `"data.path=NEW"`.
         sink: as for `train`.
         tensorboard: as for `train`.
 
@@ -125,15 +121,15 @@ def resume(
         LabError: as for `train`.
     """
     existing = runs.open(Path(run))
+    before = runs.bound_config(existing, (sink or progress()).message)
     if overrides:
-        config = _changed_config(existing, overrides)
-        return _complete(existing, sink, tensorboard, config, overrides)
-    return _complete(existing, sink, tensorboard)
+        after = _changed_config(existing, before, overrides)
+        return _complete(existing, before, sink, tensorboard, after, overrides)
+    return _complete(existing, before, sink, tensorboard)
 
 
-def _changed_config(run: Run, overrides: Sequence[str]) -> RunConfig:
+def _changed_config(run: Run, before: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return a run's config with changes; raise `BadInput` if it cannot follow them."""
-    before = _config(run)
     after = with_absolute_paths(configs.load(before, overrides=overrides))
     _require_same_stream(before, after)
     newest = max(checkpoints.steps(run.checkpoints), default=0)
@@ -162,7 +158,11 @@ def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[
     paths = [runs.open(Path(run)).path for run in runs_]
     if len(paths) > 1:
         target = _picture(out)
-        metrics = {tasks.get(_config(Run(path)).task).primary for path in paths}
+        for path in paths:
+            runs.require_own_log(Run(path))
+        metrics = {
+            tasks.get(configs.load(Run(path).config).task).primary for path in paths
+        }
         primary = metrics.pop() if len(metrics) == 1 else Metric("loss")
         return [reports.write_comparison(paths, target, primary=primary)]
     if out is not None:
@@ -170,6 +170,7 @@ def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[
             f"plot: got --out {out} for a single run, expected several runs; omit "
             f"--out to write the plots to {paths[0] / 'plots'}"
         )
+    runs.require_own_log(Run(paths[0]))
     trained = load(paths[0])
     artifacts = trained.task.artifacts(trained, trained.dataset())
     reports.write_plots(paths[0], artifacts, primary=trained.task.primary)
@@ -188,6 +189,7 @@ def _picture(out: str | Path | None) -> Path:
 
 def _complete(
     run: Run,
+    config: RunConfig,
     sink: Sink | None,
     tensorboard: bool,
     changed: RunConfig | None = None,
@@ -199,16 +201,22 @@ def _complete(
 
     Args:
         run: the run.
+        config: its config.
         sink: as for `train`.
         tensorboard: as for `train`.
         changed: the config that the run follows from now on, if it is another one.
         overrides: the changes that led to it.
         experiment: the parts of the config, if they are built already.
     """
-    if changed is None and runs.finished(run) is not None:
-        (sink or progress()).message(f"{run.path} is finished ({runs.progress(run)})")
+    finished = runs.finished(run)
+    if changed is None and finished is not None:
+        runs.require_own_log(run)
+        early = ", stopped early" * (finished < config.training.steps)
+        (sink or progress()).message(
+            f"{run.path} is finished ({runs.progress(run)}{early})"
+        )
         return load(run.path)
-    config = changed or _config(run)
+    before, config = config, changed or config
     primary = tasks.get(config.task).primary
     sinks = [sink or progress(best=primary), TextSink(functools.partial(runs.log, run))]
     if tensorboard:
@@ -230,11 +238,13 @@ def _complete(
             # Everything that can refuse the run comes before the first change to it.
             checkpoint = training_run.newest_checkpoint()
             if changed is not None:
+                more = changed.training.steps > before.training.steps
                 runs.write_config(
                     run,
                     configs.dump(changed),
                     overrides=[*runs.read_overrides(run), *overrides],
                     total_steps=changed.training.steps,
+                    continued_from=checkpoint[0] if more and checkpoint else None,
                 )
             runs.write_environment(run, environment)
             sinks_.message(f"shards: {splits.describe(config, device)}")
@@ -257,10 +267,6 @@ def _population_run(*parts: Any) -> Any:
     return PopulationRun(*parts)
 
 
-def _config(run: Run) -> RunConfig:
-    return configs.load(run.config)
-
-
 def _default_device(config: RunConfig) -> AbstractContextManager[devices.Device]:
     """Select the device of a config, and on a CPU one virtual device for each shard."""
     return devices.default_device(
@@ -268,9 +274,9 @@ def _default_device(config: RunConfig) -> AbstractContextManager[devices.Device]
     )
 
 
-def _require_same_config(run: Run, config: RunConfig) -> None:
+def _require_same_config(run: Run, before: RunConfig, config: RunConfig) -> None:
     """Raise `BadInput` if a run was created with another config."""
-    changed = _differences(_config(run), config)
+    changed = changes.differences(before, config)
     resolved = []  # keys that the run has a value for, where the config leaves it open
     if config.training.shards == "auto":
         resolved.append("training.shards")
@@ -279,8 +285,8 @@ def _require_same_config(run: Run, config: RunConfig) -> None:
     changed = [key for key in changed if key not in resolved]
     if not changed:
         return
-    if _fixed(config, changed):
-        remedy = f"as only {_may_change(config)} may change"
+    if changes.fixed(config, changed):
+        remedy = f"as only {changes.may_change(config)} may change"
     else:
         again = shlex.join(["jaxlstm", "resume", str(run.path)])
         remedy = f"or change that run: {again} KEY=VALUE"
@@ -292,63 +298,9 @@ def _require_same_config(run: Run, config: RunConfig) -> None:
 
 def _require_same_stream(before: RunConfig, after: RunConfig) -> None:
     """Raise `BadInput` for changes after which the checkpoints would not fit."""
-    fixed = _fixed(after, _differences(before, after))
+    fixed = changes.fixed(after, changes.differences(before, after))
     if fixed:
         raise BadInput(
             f"resume: got a change of {', '.join(fixed)}, expected only changes of "
-            f"{_may_change(after)}; start a new run for others"
+            f"{changes.may_change(after)}; start a new run for others"
         )
-
-
-def _fixed(config: RunConfig, keys: Sequence[str]) -> list[str]:
-    """Return those of the keys that cannot change within a run."""
-    exceptions = _changeable(config)
-
-    def is_fixed(key: str) -> bool:
-        section, _, inner = key.partition(".")
-        return section not in exceptions or inner in exceptions[section]
-
-    return [key for key in keys if is_fixed(key)]
-
-
-def _changeable(config: RunConfig) -> dict[str, list[str]]:
-    """Return the sections that may change within a run, and their fixed keys."""
-    sections = [name for name, mark in _marks(config) if mark is Changeable]
-    return {
-        name: [key for key, mark in _marks(getattr(config, name)) if mark is Fixed]
-        for name in sections
-    }
-
-
-def _marks(section: Any) -> list[tuple[str, OnResume]]:
-    kind = type(section)
-    return list(on_resume(kind).items()) if issubclass(kind, Section) else []
-
-
-def _may_change(config: RunConfig) -> str:
-    """Return the keys that may change within a run, as a part of a message."""
-    return _listed(
-        f"{name} (except its {_listed(keys)})" if keys else name
-        for name, keys in _changeable(config).items()
-    )
-
-
-def _listed(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
-
-
-def _differences(one: RunConfig, other: RunConfig) -> list[str]:
-    """Return the keys `section.key` in which two configs differ, except the name."""
-    ours, theirs = _flat(one.model_dump()), _flat(other.model_dump())
-    keys = [*ours, *(key for key in theirs if key not in ours)]
-    return [key for key in keys if key != "name" and ours.get(key) != theirs.get(key)]
-
-
-def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields by `section.key`."""
-    flat: dict[str, Any] = {}
-    for section, value in fields.items():
-        inner = value if isinstance(value, Mapping) else {None: value}
-        flat |= {f"{section}.{key}" if key else section: v for key, v in inner.items()}
-    return flat

@@ -53,6 +53,7 @@ class PopulationRun:
         self._stop_requested = stop_requested
         self._start = time.perf_counter()
         self._compiling = 0.0
+        self._writer = runs.RunWriter(run, experiment.config, sink.message)
         self._rates = [
             optimizers.learning_rate(config.optimizer) for config in experiment.configs
         ]
@@ -63,10 +64,11 @@ class PopulationRun:
         Raises:
             LabError: the run cannot continue with this data and config.
         """
-        runs.read_metrics(self.run)
+        self._writer.check()
         found = checkpoints.latest(
             self.run.checkpoints, self.experiment.state_like, self.sink.message
         )
+        self._writer.check_log(*((None, {}) if found is None else found[::2]))
         if found is not None:
             pairs = zip(
                 self.experiment.configs,
@@ -88,6 +90,7 @@ class PopulationRun:
             Interrupted: the run was interrupted; a checkpoint was saved.
             Diverged: every member diverged.
         """
+        self._writer.begin()
         state, loop = self._restored(checkpoint)
         steps, count = self.experiment.config.training.steps, len(loop)
         title = f"{self.run.path.name}: {count} members"
@@ -138,12 +141,14 @@ class PopulationRun:
 
     def _save(self, state: PopulationState, loop: PopulationLoop) -> None:
         meta = {
+            **self._writer.meta,
+            "best": None,
             "members": populations.loop_to_json(loop),
             "data": self.experiment.descriptions(),
         }
         root = self.run.checkpoints
         checkpoints.save(root, int(state.step), state, meta)
-        checkpoints.prune(root, self.experiment.config.training.keep_checkpoints)
+        self._writer.prune([])
         self._final = state, loop
 
     def _log_training(
@@ -183,7 +188,7 @@ class PopulationRun:
             records.append(
                 {"step": step, "split": split, "member": k} | found[-1] | numbers
             )
-        runs.append(self.run, *records)
+        self._writer.append(*records)
         if records:
             self.sink.log(reports.mean_record(records) | pace)
         return found
@@ -205,17 +210,14 @@ class PopulationRun:
     ) -> tuple[PopulationState, PopulationLoop]:
         """Return the states of a checkpoint, or the initial ones without any."""
         root = self.run.checkpoints
-        checkpoints.clean(root)
         if checkpoint is None:
             state = self.experiment.initial_state()
             checkpoints.require_room(root, state, copies=2)
-            runs.truncate_metrics(self.run, 0)
             first = MemberLoop(LoopState(best_value=self.task.primary.worst))
             loop = (first,) * len(self.experiment.members)
             self._save(state, loop)
             return state, loop
-        step, state, meta = checkpoint
-        runs.truncate_metrics(self.run, step)
+        _, state, meta = checkpoint
         return state, populations.loop_from_json(meta["members"], self.task)
 
     def _conclude(self, state: PopulationState, loop: PopulationLoop) -> Trained:
@@ -253,7 +255,10 @@ class PopulationRun:
         directories.write_ranking(self.run, rows, primary)
         drawn = reports.pictures(rows, records, primary)
         report.write_members_report(
-            self.run.path, summary | facts, Artifact("Members", ranking, drawn)
+            self.run.path,
+            summary | facts,
+            Artifact("Members", ranking, drawn),
+            self.sink.message,
         )
         runs.finish(self.run, int(state.step))
         self.sink.finish()

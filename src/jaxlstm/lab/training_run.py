@@ -4,7 +4,6 @@ import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,23 +42,26 @@ class TrainingRun:
         self._stop_requested = stop_requested
         self._start = time.perf_counter()
         self._compiling = 0.0
+        self._writer = runs.RunWriter(run, self.config, sink.message)
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """Return the newest intact checkpoint, or None if there is none.
 
-        The run directory is only read, except that its log receives messages.
+        The run directory is only read, except that its log receives messages and that
+        unfinished files of a dead writer are removed.
 
         Raises:
             LabError: the run cannot continue with this data and config.
         """
         like, root = self.experiment.state_like, self.run.checkpoints
-        for meta in _readable_meta(root):
+        self._writer.check()
+        for _, meta in runs.readable_meta(self.run):
             found = self.experiment.dataset.description
             require_same_data(self.config, meta["data"], found)
-        runs.read_metrics(self.run)
         rename = _Renaming(current_names(self.task, like))
         found = checkpoints.latest(root, like, self.sink.message, rename=rename)
-        if found is not None and rename.example:
+        self._writer.check_log(*((None, {}) if found is None else found[::2]))
+        if rename.example:
             self.sink.message(
                 f"{self.run.path} was made before layers had names; from the next "
                 f"checkpoint on its arrays are called by name ({rename.example})"
@@ -75,6 +77,7 @@ class TrainingRun:
         Raises:
             Interrupted: the run was interrupted; a checkpoint was saved.
         """
+        self._writer.begin()
         state, loop = self._restored(checkpoint)
         training = self.config.training
         self.sink.start(training.steps, step=int(state.step), title=self.run.path.name)
@@ -131,8 +134,11 @@ class TrainingRun:
         return loop
 
     def _save(self, state: TrainState, loop: LoopState) -> None:
-        """Save a checkpoint, mark it if it is the best, and remove old ones."""
+        """Save a checkpoint, remove old ones, and export it if it is the best."""
+        best = loop.best_step
         meta = {
+            **self._writer.meta,
+            "best": best,
             # The key of the LoopState in the format of stored checkpoints.
             "ledger": loop.to_json(),
             "data": self.experiment.dataset.description,
@@ -140,10 +146,10 @@ class TrainingRun:
         }
         root = self.run.checkpoints
         checkpoints.save(root, int(state.step), state, meta)
-        if loop.best_step is not None and loop.best_step == int(state.step):
-            checkpoints.mark_best(root, loop.best_step)
+        self._writer.prune([] if best is None else [best])
+        if best is not None and best == int(state.step):
+            self._writer.link_best(best)
             runs.export_weights(self.run.weights, state.params)
-        checkpoints.prune(root, self.config.training.keep_checkpoints)
 
     def _log_training(
         self, step: int, loss: float, numbers: dict[str, Any], pace: dict[str, Any]
@@ -161,7 +167,7 @@ class TrainingRun:
         """Write a record to the metrics and the sink; return the task's metrics."""
         found = metrics(self.task, self.experiment.dataset.spec, means)
         record = {"step": step, "split": split} | found | numbers
-        runs.append(self.run, record)
+        self._writer.append(record)
         self.sink.log(record | pace)
         return found
 
@@ -180,18 +186,39 @@ class TrainingRun:
     def _restored(self, checkpoint: Checkpoint | None) -> tuple[TrainState, LoopState]:
         """Return the states of a checkpoint, or the initial ones without any."""
         root = self.run.checkpoints
-        checkpoints.clean(root)
         if checkpoint is None:
             state = self.experiment.initial_state()
             checkpoints.require_room(root, state, copies=2)
-            runs.truncate_metrics(self.run, 0)
             loop = LoopState(best_value=self.task.primary.worst)
             self._save(state, loop)
             return state, loop
         step, state, meta = checkpoint
-        runs.truncate_metrics(self.run, step)
         loop = LoopState.from_json(meta["ledger"], self.task.primary)
-        return state, self._reconciled(loop, state)
+        loop = self._patient(self._reconciled(loop, state), step)
+        best = loop.best_step
+        self._writer.prune([] if best is None else [best])
+        return state, loop
+
+    def _patient(self, loop: LoopState, step: int) -> LoopState:
+        """Count anew for early stopping if the steps were raised after a stop."""
+        stopping, total = (
+            self.config.training.early_stopping,
+            self.config.training.steps,
+        )
+        if step >= total or not policies.out_of_patience(loop, stopping):
+            return loop
+        if not self._writer.continued_from(step):
+            self.sink.message(
+                f"{self.run.path} stopped early at step {step}, after {loop.waited} "
+                "validations without improvement; to train on, raise training.steps or "
+                "training.early_stopping.patience"
+            )
+            return loop
+        self.sink.message(
+            f"{self.run.path} stopped early at step {step}; it trains on to step "
+            f"{total}, and its patience counts from here"
+        )
+        return loop._replace(waited=0)
 
     def _reconciled(self, loop: LoopState, state: TrainState) -> LoopState:
         """Make the link `best` and the weights match the loop state.
@@ -201,7 +228,7 @@ class TrainingRun:
         """
         root, best = self.run.checkpoints, loop.best_step
         if best is None:
-            checkpoints.forget_best(root)
+            self._writer.link_best(None)
             return loop
         rename = current_names(self.task, state)
         try:
@@ -210,10 +237,10 @@ class TrainingRun:
             self.sink.message(
                 f"{error}; the best checkpoint is selected anew from here"
             )
-            checkpoints.forget_best(root)
-            worst = self.task.primary.worst
-            return loop._replace(best_step=None, best_value=worst, waited=0)
-        checkpoints.mark_best(root, best)
+            self._writer.link_best(None)
+            fresh = LoopState(best_value=self.task.primary.worst)
+            return fresh._replace(unlogged=loop.unlogged)
+        self._writer.link_best(best)
         runs.export_weights(self.run.weights, kept.params)
         return loop
 
@@ -228,6 +255,7 @@ class TrainingRun:
             scores=self.task.scores,
             facts=facts,
             artifacts=artifacts,
+            report=self.sink.message,
         )
         runs.finish(self.run, max(checkpoints.steps(self.run.checkpoints)))
         self.sink.finish()
@@ -278,10 +306,3 @@ def _explained_memory() -> Iterator[None]:
             "model.checkpoint_every to sqrt, or lower training.window, "
             "training.batch_size or model.hidden_size"
         ) from error
-
-
-def _readable_meta(root: Path) -> Iterator[dict[str, Any]]:
-    """Yield the meta of each checkpoint that can be read."""
-    for step in checkpoints.steps(root):
-        with contextlib.suppress(checkpoints.DamagedCheckpoint):
-            yield checkpoints.read_meta(root, step)

@@ -104,20 +104,43 @@ def add_legend(
     loc: Literal["best", "upper right"] = "best",
     title: str | None = None,
 ) -> None:
-    """Add a legend within the axes, or beside them if it has more than 6 entries."""
+    """Add a legend within the axes, or beside them if it has more than 6 entries.
+
+    Labels are shown as they are: `$` is no markup, and a label that begins with `_` is
+    not left out.
+    """
+    handles = [line for line in ax.lines if line.get_label() not in _unnamed(ax)]
+    labels = [str(line.get_label()) for line in handles]
+    placeholders = [f"{number}" for number in range(len(labels))]
     if count <= 6:
-        ax.legend(frameon=False, loc=loc, title=title, title_fontsize="small")
-        return
-    ax.legend(
-        frameon=False,
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
-        borderaxespad=0.0,
-        fontsize="x-small",
-        ncols=ceil(count / 25),
-        title=title,
-        title_fontsize="x-small",
-    )
+        legend = ax.legend(
+            handles,
+            placeholders,
+            frameon=False,
+            loc=loc,
+            title=title,
+            title_fontsize="small",
+        )
+    else:
+        legend = ax.legend(
+            handles,
+            placeholders,
+            frameon=False,
+            loc="upper left",
+            bbox_to_anchor=(1.0, 1.0),
+            borderaxespad=0.0,
+            fontsize="x-small",
+            ncols=ceil(count / 25),
+            title=title,
+            title_fontsize="x-small",
+        )
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set(text=label, parse_math=False)
+
+
+def _unnamed(ax: Axes) -> set[str]:
+    """Return the labels that Matplotlib gives to lines without one."""
+    return {"", "_nolegend_", *(f"_child{k}" for k in range(len(ax.get_children())))}
 
 
 def style_axes(ax: Axes) -> Axes:

@@ -3,11 +3,13 @@
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
 from jaxlstm.interop.writing import sync as sync
 from jaxlstm.interop.writing import write_atomic as write_atomic
+from jaxlstm.interop.writing import write_file as write_file
 
 
 def reserve(directory: Path, size: int) -> None:
@@ -23,11 +25,22 @@ def reserve(directory: Path, size: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def sync_tree(top: Path) -> None:
-    """Sync `top` and every file and directory below it to the disk."""
-    for folder, _, names in os.walk(top):
-        for name in ["", *names]:
-            sync(Path(folder, name))
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, or is a directory, a pipe or a device, whose content
+            may not end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.read_bytes()
+
+
+def sync_directories(top: Path) -> None:
+    """Sync the entries of `top` and of every directory below it to the disk."""
+    for folder, _, _ in os.walk(top):
+        sync(Path(folder))
 
 
 def reason(error: BaseException) -> str:

@@ -1,4 +1,9 @@
-"""Handle SIGINT and SIGTERM: the first stops a run gracefully, the second exits."""
+"""Handle SIGINT, SIGTERM, SIGHUP and SIGUSR1: the first stops a run, the second exits.
+
+SIGHUP is sent when a terminal is closed, SIGUSR1 by SLURM before a job ends. A signal
+that the process inherited as ignored, as under `nohup` or in a background job of a
+script, stays ignored.
+"""
 
 import contextlib
 import os
@@ -9,7 +14,7 @@ from types import FrameType
 
 from jaxlstm.lab._util.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
@@ -30,20 +35,13 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         requested.set()
         _write_to_stderr("stopping and saving; interrupt again to exit immediately")
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(handle):
         yield requested.is_set
-        return
-    previous = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield requested.is_set
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def exit_on_interrupt() -> Iterator[None]:
-    """Exit the process on SIGINT with a message and an exit code.
+def exit_on_signal() -> Iterator[None]:
+    """Exit the process on a signal with a message and an exit code.
 
     A KeyboardInterrupt would be lost if it occurred in a garbage collection or in an
     import that catches all exceptions. Files are consistent, as they are written
@@ -51,19 +49,42 @@ def exit_on_interrupt() -> Iterator[None]:
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        _write_to_stderr("interrupted")
+        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+        _write_to_stderr(f"interrupted{by}")
         os._exit(Interrupted.exit_code)
 
-    other_thread = threading.current_thread() is not threading.main_thread()
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # background job
-    if other_thread or ignored:
+    with _handled(handle):
+        yield
+
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+@contextlib.contextmanager
+def _handled(handle: Handler) -> Iterator[None]:
+    """Install a handler for the signals that are not ignored, in the main thread.
+
+    Handlers that another program has for SIGHUP and SIGUSR1 stay.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGINT, handle)
+    heeded = filter(_is_heeded, SIGNALS)
+    previous = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _is_heeded(number: signal.Signals) -> bool:
+    current = signal.getsignal(number)
+    if current in (None, signal.SIG_IGN):
+        return False
+    own = getattr(current, "__module__", None) == __name__
+    always = number in (signal.SIGINT, signal.SIGTERM)
+    return always or own or current == signal.SIG_DFL
 
 
 def _write_to_stderr(text: str) -> None:

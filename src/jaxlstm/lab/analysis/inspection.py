@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -35,6 +35,7 @@ def inspect(
     input: str | Path | None = None,
     text: str | None = None,
     out: str | Path | None = None,
+    overrides: Sequence[str] = (),
     report: Callable[[str], object] = warnings.warn,
 ) -> Inspection:
     """Look for units of a trained language model that follow something in the text.
@@ -50,6 +51,7 @@ def inspect(
         text: A text to read instead. If it is too short to be searched, it is shown in
             the pictures, and the validation text is searched.
         out: The output directory; None for `inspect` in the run directory.
+        overrides: New paths of data that was moved, as for `load`.
         report: Receives warnings, such as a damaged checkpoint.
 
     Returns:
@@ -65,7 +67,7 @@ def inspect(
     """
     if input is not None and text is not None:
         raise BadInput("inspect: got both --input and --text, expected one of them")
-    trained = load(run, report=report)
+    trained = load(run, overrides=overrides, report=report)
     if not hasattr(trained.task, "cell"):
         if input is not None or text is not None:
             raise BadInput(

@@ -1,9 +1,10 @@
 from .manifest import CheckpointError as CheckpointError
 from .manifest import DamagedCheckpoint as DamagedCheckpoint
 from .retention import best as best
+from .retention import best_in as best_in
 from .retention import clean as clean
-from .retention import forget_best as forget_best
-from .retention import mark_best as mark_best
+from .retention import link_best as link_best
+from .retention import linked_best as linked_best
 from .retention import prune as prune
 from .retention import steps as steps
 from .store import latest as latest

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxlstm.lab._util.errors import LabError
+from jaxlstm.lab._util.files import write_file
 
 FORMAT_VERSION = 1
 NEEDS = "0.1.0"
@@ -75,17 +76,37 @@ def write(directory: Path, manifest: Manifest) -> None:
     """Write `manifest` into `directory` together with its hash."""
     body = manifest.model_dump(mode="json")
     text = render(body | {"sha256": digest(body)})
-    (directory / NAME).write_text(text, encoding="utf-8")
+    write_file(directory / NAME, text.encode())
 
 
 def read(directory: Path) -> Manifest:
     """Read the manifest of one checkpoint and verify its hash.
 
     Raises:
-        DamagedCheckpoint: it is missing, truncated or changed.
+        DamagedCheckpoint: it is missing, truncated or changed, or its step is not that
+            of the directory's name.
         CheckpointError: it is intact and was written by a newer jaxlstm.
     """
-    label = f"checkpoint {directory.name}"
+    manifest = load(directory, f"checkpoint {directory.name}")
+    if f"{manifest.step:06d}" != directory.name:
+        raise DamagedCheckpoint(
+            f"checkpoint {directory.name}: got the checkpoint of step {manifest.step}, "
+            "expected that of the directory's name; rename the directory to "
+            f"{manifest.step:06d}"
+        )
+    return manifest
+
+
+def load(directory: Path, label: str) -> Manifest:
+    """Read the manifest in a directory of any name, and verify its hash.
+
+    Args:
+        directory: the directory of the manifest.
+        label: the subject of error messages.
+
+    Raises:
+        CheckpointError: as for `read`.
+    """
     body = _read_body(directory / NAME, label)
     version = body.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -93,20 +114,20 @@ def read(directory: Path) -> Manifest:
             f"{label}: got format {version}, expected at most {FORMAT_VERSION}; it "
             f"needs jaxlstm >= {body.get('needs')}"
         )
+    # JSON escapes of unpaired surrogates, as in paths that are not UTF-8, are refused
+    # by pydantic's parser, so `meta` is not passed through it.
+    meta = body.pop("meta", None)
     try:
-        manifest = Manifest.model_validate_json(json.dumps(body))
+        manifest = Manifest.model_validate_json(json.dumps(body | {"meta": {}}))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise DamagedCheckpoint(
             f"{label}: {NAME} is invalid at {place}: {first['msg']}"
         ) from error
-    if f"{manifest.step:06d}" != directory.name:
-        raise DamagedCheckpoint(
-            f"{label}: got the checkpoint of step {manifest.step}, expected that of "
-            f"the directory's name; rename the directory to {manifest.step:06d}"
-        )
-    return manifest
+    if not isinstance(meta, dict):
+        raise DamagedCheckpoint(f"{label}: {NAME} is invalid at meta: not a mapping")
+    return manifest.model_copy(update={"meta": meta})
 
 
 def list_files(directory: Path) -> dict[str, int]:

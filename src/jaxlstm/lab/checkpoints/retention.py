@@ -1,10 +1,14 @@
-"""Listing checkpoints, marking the best one, and deleting old ones.
+"""Listing checkpoints, finding the best one, and deleting old ones.
 
     checkpoints/000400/  000500/  best -> 000400
 
 A checkpoint is a directory named by its step. It gets this name by one rename after
 all its files are on the disk, and loses it by one rename before any file is deleted.
 Names that start with a dot are unfinished or being deleted.
+
+The step of the best checkpoint is recorded in the meta of every checkpoint. The link
+`best` shows it to people and is never read as a fact: copies of a directory lose links,
+and some file systems have none.
 
 Orbax's `CheckpointManager` is not used because it deletes files below the visible name,
 counts a damaged checkpoint as one that is kept, can rank NaN above a finite metric,
@@ -16,12 +20,13 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from jaxlstm.lab._util.files import reason, remedy, sync, sync_tree
-from jaxlstm.lab.checkpoints.manifest import CheckpointError, check_sizes, read
+from jaxlstm.lab._util.files import reason, remedy, sync, sync_directories
+from jaxlstm.lab.checkpoints.manifest import NAME, CheckpointError, check_sizes, read
 
 _STEP = re.compile(r"\d{6,}", re.ASCII)
 _BEST = "best"
@@ -42,50 +47,71 @@ def steps(root: Path) -> list[int]:
     return sorted(int(path.name) for path in _entries(root) if _is_checkpoint(path))
 
 
-def best(root: Path) -> int | None:
-    """Return the step last passed to `mark_best`, or None if it has no checkpoint.
+def best(root: Path, report: Callable[[str], object] | None = None) -> int | None:
+    """Return the best step according to the newest readable checkpoint.
+
+    None if there is none, or if its checkpoint does not exist.
+
+    Args:
+        root: the directory of all checkpoints of a run.
+        report: receives a message about each checkpoint that cannot be read.
+    """
+    for step in reversed(steps(root)):
+        try:
+            meta = read(directory_of(root, step)).meta
+        except (CheckpointError, OSError) as error:
+            if report is not None:
+                report(str(error))
+            continue
+        found = best_in(meta)
+        known = found is not None and _is_checkpoint(directory_of(root, found))
+        return found if known else None
+    return None
+
+
+def best_in(meta: Mapping[str, Any]) -> int | None:
+    """Return the step of the best checkpoint that a checkpoint's meta records.
+
+    Checkpoints of earlier versions record it in `ledger` only.
+    """
+    ledger = meta.get("ledger")
+    written = meta.get("best", ledger.get("best_step") if ledger else None)
+    return written if isinstance(written, int) else None
+
+
+def linked_best(root: Path) -> str | None:
+    """Return the target of the link `best`, or None if there is no such link."""
+    try:
+        return str((root / _BEST).readlink())
+    except OSError:
+        return None
+
+
+def link_best(root: Path, step: int | None) -> None:
+    """Make the link `best` point to the checkpoint of `step`; None removes it.
+
+    A directory `best`, which a copy of the run has in place of the link, is removed if
+    it is a copy of a checkpoint.
 
     Raises:
-        CheckpointError: the link points to something other than a checkpoint.
+        CheckpointError: the link cannot be written, for example on a file system
+            without links. Nothing depends on it.
     """
     link = root / _BEST
-    if not link.is_symlink():
-        return None
-    target = str(link.readlink())
-    if not _STEP.fullmatch(target):
-        raise CheckpointError(
-            f"{link}: points to {target!r}, expected a checkpoint in the same "
-            "directory; delete it"
-        )
-    return int(target) if _is_checkpoint(root / target) else None
-
-
-def mark_best(root: Path, step: int) -> None:
-    """Make the link `best` point to the checkpoint of `step`, by one rename.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or the link cannot be written.
-    """
-    target = directory_of(root, step)
-    if not _is_checkpoint(target):
-        raise CheckpointError(
-            f"{root}: has no checkpoint {target.name} to mark as best"
-        )
-    temporary = _hidden(root, _BEST, "tmp")
-    with _translate_os_errors(f"{root / _BEST}: cannot be written"):
-        temporary.symlink_to(target.name)
-        temporary.replace(root / _BEST)
+    with _translate_os_errors(f"{link}: cannot be written"):
+        if link.is_dir() and not link.is_symlink() and (link / NAME).is_file():
+            _delete(link)
+        if step is None:
+            link.unlink(missing_ok=True)
+            return
+        temporary = _hidden(root, _BEST, "tmp")
+        temporary.symlink_to(directory_of(root, step).name)
+        try:
+            temporary.replace(link)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         sync(root)
-
-
-def forget_best(root: Path) -> None:
-    """Remove the link `best`; the checkpoints stay.
-
-    Raises:
-        CheckpointError: the link cannot be removed.
-    """
-    with _translate_os_errors(f"{root / _BEST}: cannot be deleted"):
-        (root / _BEST).unlink(missing_ok=True)
 
 
 def prune(root: Path, keep: int, *, protect: Collection[int] = ()) -> list[int]:
@@ -99,7 +125,8 @@ def prune(root: Path, keep: int, *, protect: Collection[int] = ()) -> list[int]:
         The steps whose checkpoints were deleted.
 
     Raises:
-        CheckpointError: a file cannot be deleted; the checkpoints to keep are intact.
+        CheckpointError: some cannot be deleted; the others are, and the checkpoints to
+            keep are intact.
     """
     if keep < 1:
         raise ValueError(f"keep: got {keep}, expected at least 1")
@@ -108,8 +135,7 @@ def prune(root: Path, keep: int, *, protect: Collection[int] = ()) -> list[int]:
         kept = {*protect, best(root)}
         oldest = min(intact[-keep:], default=0)
         deleted = [s for s in steps(root) if s < oldest and s not in kept]
-        for step in deleted:
-            _delete(directory_of(root, step))
+        _for_each(_delete, [directory_of(root, step) for step in deleted])
     return deleted
 
 
@@ -123,12 +149,7 @@ def clean(root: Path) -> None:
         CheckpointError: a file cannot be renamed or deleted.
     """
     with _translate_os_errors(f"{root}: unfinished files cannot be deleted"):
-        for path in _entries(root):
-            if path.name.startswith(".") and path.suffix == ".old":
-                original = root / path.name[1:].split(".")[0]
-                _delete(path) if original.exists() else path.rename(original)
-            elif path.name.startswith(".") and path.suffix == ".tmp":
-                _clear(path)
+        _for_each(_clean, [p for p in _entries(root) if p.name.startswith(".")])
 
 
 @contextmanager
@@ -140,17 +161,26 @@ def staged(root: Path, step: int) -> Iterator[Path]:
     """
     stage = _hidden(root, f"{step:06d}", "tmp")
     stage.mkdir()
+    try:
+        with _claimed(stage):
+            yield stage
+            sync_directories(stage)
+            _publish(stage, directory_of(root, step))
+            sync(root)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(stage: Path) -> Iterator[None]:
+    """Lock a directory, so that `clean` does not remove it; without locks, do not."""
     claim = os.open(stage, os.O_RDONLY)
     try:
         with suppress(OSError):
             fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield stage
-        sync_tree(stage)
-        _publish(stage, directory_of(root, step))
-        sync(root)
+        yield
     finally:
         os.close(claim)
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager
@@ -175,7 +205,8 @@ def _publish(stage: Path, target: Path) -> None:
     except OSError:
         aside.rename(target)
         raise
-    _delete(aside)
+    with suppress(OSError):  # `clean` tries again
+        _delete(aside)
 
 
 def _entries(root: Path) -> list[Path]:
@@ -196,6 +227,29 @@ def _looks_intact(directory: Path) -> bool:
 
 def _hidden(root: Path, name: str, suffix: str) -> Path:
     return root / f".{name}.{uuid.uuid4().hex[:12]}.{suffix}"
+
+
+def _for_each(act: Callable[[Path], None], paths: Iterable[Path]) -> None:
+    """Call `act` with every path; raise the first `OSError` after the last call."""
+    failed = []
+    for path in paths:
+        try:
+            act(path)
+        except OSError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def _clean(path: Path) -> None:
+    """Remove one unfinished entry, or give it back its name."""
+    original = path.with_name(path.name[1:].split(".")[0])
+    if path.suffix == ".old" and not original.exists():
+        path.rename(original)
+    elif path.suffix == ".old":
+        _delete(path)
+    elif path.suffix == ".tmp":
+        _clear(path)
 
 
 def _delete(path: Path) -> None:

@@ -1,12 +1,12 @@
 """Saving and restoring checkpoints.
 
     checkpoints/000500/manifest.json         content of the checkpoint and its hashes
-                       arrays/0003.params.w/ one directory per leaf, written by Orbax
+                       arrays/0003.params.w/ one directory per leaf
 
-A checkpoint is saved into a hidden directory, flushed to the disk, and renamed once.
-When it is restored, the following are checked in this order: the manifest's own hash;
-the tree, shapes and dtypes; the file sizes; the file hashes; and, after Orbax has read
-them, the array hashes. Nothing is unpickled, and no array is allocated before the sizes
+A checkpoint is saved into a hidden directory, read back and compared, flushed to the
+disk, and renamed once. When it is restored, the following are checked in this order:
+the manifest's own hash; the tree, shapes and dtypes; the file sizes; the file hashes;
+and the array hashes. Nothing is unpickled, and no array is allocated before the sizes
 are checked.
 
 Example:
@@ -21,8 +21,8 @@ Example:
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ import numpy as np
 
 from jaxlstm.interop.trees import named_leaves
 from jaxlstm.lab._util.files import reason, remedy, reserve
+from jaxlstm.lab.checkpoints import arrays
 from jaxlstm.lab.checkpoints import manifest as manifests
 from jaxlstm.lab.checkpoints.manifest import (
     CheckpointError,
@@ -81,11 +82,14 @@ def save(root: Path, step: int, tree: PyTree, meta: Mapping[str, Any]) -> Path:
     meta = _as_json(meta)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        clean(root)
+        with suppress(CheckpointError):  # what cannot be deleted does not fail a save
+            clean(root)
         with staged(root, step) as stage:
             reserve(stage, _disk_size(leaves))
             _write_arrays(stage / _ARRAYS, leaves)
-            manifests.write(stage, _manifest(stage, step, leaves, meta))
+            manifest = _manifest(stage, step, leaves, meta)
+            manifests.write(stage, manifest)
+            _read_back(stage, manifest, leaves)
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {step:06d}: could not be saved in {root} ({reason(error)})"
@@ -129,12 +133,14 @@ def restore(
         _require_equal_trees(manifest, paths, expected)
         manifests.check_sizes(directory, manifest)
         manifests.check_hashes(directory, manifest)
-        arrays = _read_arrays(directory, manifest, paths, expected)
+        specs = {old: stored_spec(expected[new]) for old, new in paths.items()}
+        found = _read_arrays(directory, manifest, specs)
     except OSError as error:
         raise DamagedCheckpoint(
             f"checkpoint {directory.name}: cannot be read ({reason(error)})"
         ) from error
-    placed = [place(path, arrays[path], leaf) for path, leaf in expected.items()]
+    values = {paths[path]: array for path, array in found.items()}
+    placed = [place(path, values[path], leaf) for path, leaf in expected.items()]
     return jax.tree.unflatten(jax.tree.structure(like), placed), dict(manifest.meta)
 
 
@@ -196,7 +202,6 @@ def require_room(root: Path, tree: PyTree, *, copies: int) -> None:
     needed = copies * _disk_size(leaves)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        clean(root)
         reserve(root, needed)
     except OSError as error:
         raise CheckpointError(
@@ -243,119 +248,67 @@ def _manifest(
     )
 
 
-@contextmanager
-def _orbax() -> Iterator[Any]:
-    """Yield an Orbax handler that writes one directory per leaf, uncompressed.
-
-    With a directory per leaf, a damaged file identifies its leaf. Without compression,
-    the size of a file is known before it is read. Orbax's own commit protocol is not
-    used, because the rename in `staged` commits the whole checkpoint. Its directories
-    must be resolved, as TensorStore refuses paths with `..`.
-    """
-    from orbax.checkpoint import PyTreeCheckpointHandler
-
-    with closing(
-        PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False, use_compression=False)
-    ) as handler:
-        yield handler
-
-
 def _write_arrays(directory: Path, leaves: list[tuple[Leaf, np.ndarray]]) -> None:
-    """Write all arrays that have elements; Orbax cannot store empty ones."""
-    from orbax.checkpoint.args import PyTreeSave
-
-    arrays = {
-        storage_name(index, leaf.path): values
-        for index, (leaf, values) in enumerate(leaves)
-        if values.size
-    }
+    """Write all arrays that have elements; the manifest describes empty ones fully."""
     directory.mkdir()
-    if not arrays:
-        return
-    with _orbax() as handler:
-        try:
-            handler.save(directory.resolve(), args=PyTreeSave(arrays))
-        except ValueError as error:
-            # TensorStore reports a failed write as a ValueError with a long message
-            # that ends with the reason of the operating system.
-            words = reason(error).split(" [")[0].rsplit(": ", maxsplit=1)[-1]
-            raise OSError(None, words) from error
+    for index, (leaf, values) in enumerate(leaves):
+        if values.size:
+            arrays.write(directory / storage_name(index, leaf.path), values)
+
+
+def _read_back(
+    stage: Path, written: Manifest, leaves: list[tuple[Leaf, np.ndarray]]
+) -> None:
+    """Read a checkpoint before it gets its name, and compare it with what was saved.
+
+    Raises:
+        CheckpointError: it differs, for example because a value of `meta` cannot be
+            represented or the disk returns other bytes.
+    """
+    specs = {
+        leaf.path: Spec(values.shape, values.dtype.name) for leaf, values in leaves
+    }
+    label = f"checkpoint {written.step:06d}"
+    try:
+        if manifests.load(stage, label) != written:
+            raise DamagedCheckpoint(f"{label}: {manifests.NAME} is damaged")
+        _read_arrays(stage, written, specs)
+    except DamagedCheckpoint as error:
+        raise CheckpointError(
+            f"{label}: could not be saved in {stage.parent}: it was read back and "
+            f"differs from what was written ({error}); earlier checkpoints are "
+            "unchanged"
+        ) from error
 
 
 def _read_arrays(
-    directory: Path,
-    manifest: Manifest,
-    paths: Mapping[str, str],
-    expected: Mapping[str, Any],
+    directory: Path, manifest: Manifest, specs: Mapping[str, Spec]
 ) -> dict[str, np.ndarray]:
     """Read all arrays and verify their hashes.
 
     Args:
         directory: the directory of the checkpoint.
         manifest: its manifest.
-        paths: the expected path of every stored path.
-        expected: the expected leaves by path.
+        specs: shape and dtype of each array, by its stored path.
 
     Returns:
-        The arrays by expected path.
+        The arrays by stored path.
     """
-    empty, names = {}, {}
+    found = {}
     for index, leaf in enumerate(manifest.leaves):
-        path = paths[leaf.path]
-        spec = stored_spec(expected[path])
-        if math.prod(spec.shape) == 0:
-            empty[path] = np.zeros(spec.shape, jnp.dtype(spec.dtype))
-        else:
-            names[path] = storage_name(index, leaf.path)
-            _check_header(directory / _ARRAYS / names[path], leaf.path, spec)
-    loaded = _load(directory / _ARRAYS, names) if names else {}
-    arrays = empty | {path: loaded[name] for path, name in names.items()}
-    for leaf in manifest.leaves:
-        if hash_array(arrays[paths[leaf.path]]) != leaf.sha256:
-            raise DamagedCheckpoint(
-                f"checkpoint {directory.name}: {leaf.path} is damaged: its values "
-                "have changed since it was saved"
-            )
-    return arrays
-
-
-def _load(directory: Path, names: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Return the arrays in `directory`, which must be exactly those in `names`."""
-    from orbax.checkpoint import RestoreArgs
-    from orbax.checkpoint.args import PyTreeRestore
-
-    as_numpy = {name: RestoreArgs(restore_type=np.ndarray) for name in names.values()}
-    args = PyTreeRestore(item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy)
-    with _orbax() as handler:
+        spec, place = specs[leaf.path], storage_name(index, leaf.path)
         try:
-            return handler.restore(directory.resolve(), args=args)
-        except (ValueError, KeyError, TypeError) as error:
+            if math.prod(spec.shape):
+                found[leaf.path] = arrays.read(directory / _ARRAYS / place, spec)
+            else:
+                found[leaf.path] = np.zeros(spec.shape, jnp.dtype(spec.dtype))
+            if hash_array(found[leaf.path]) != leaf.sha256:
+                raise ValueError("its values have changed since it was saved")
+        except ValueError as error:
             raise DamagedCheckpoint(
-                f"checkpoint {directory.parent.name}: Orbax cannot read its arrays "
-                f"({reason(error)})"
+                f"checkpoint {manifest.step:06d}: {leaf.path} is damaged: {error}"
             ) from error
-
-
-def _check_header(directory: Path, path: str, spec: Spec) -> None:
-    """Require an array in C order, in one chunk, without compression or filters.
-
-    A forged header could otherwise allocate any amount of memory, or name a filter
-    that runs code.
-    """
-    dtype = jnp.dtype(spec.dtype)
-    size = {"shape": list(spec.shape), "chunks": list(spec.shape)}
-    kind = {"dtype": dtype.name if dtype.kind == "V" else dtype.str, "order": "C"}
-    expected = size | kind | {"compressor": None, "filters": None, "zarr_format": 2}
-    try:
-        header = json.loads((directory / ".zarray").read_bytes())
-        found = {name: header[name] for name in expected}
-    except (ValueError, LookupError, TypeError, RecursionError):
-        found = None
-    if found != expected:
-        raise DamagedCheckpoint(
-            f"checkpoint {directory.parents[1].name}: {path} is damaged: its header "
-            f"does not describe an uncompressed {spec}"
-        )
+    return found
 
 
 def _require_equal_trees(

@@ -31,6 +31,18 @@ from jaxlstm.lab.cli import (
     train,
 )
 from jaxlstm.lab.cli.common import Arguments, Verb
+from jaxlstm.version import __version__
+
+_EPILOG = """\
+"jaxlstm VERB --help" lists the options of a verb, with an example.
+
+exit codes:
+  0    done
+  1    failed, for example because a disk is full
+  2    invalid config, data or argument
+  3    diverged: a loss or gradient is not finite; the last good state is saved
+  130  interrupted by a signal; a training run is saved and can be resumed
+"""
 
 VERBS: dict[str, Verb] = {
     "train": train.VERB,
@@ -63,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         with (
-            contextlib.nullcontext()
-            if arguments.debug
-            else interrupts.exit_on_interrupt()
+            contextlib.nullcontext() if arguments.debug else interrupts.exit_on_signal()
         ):
             VERBS[arguments.verb].run(arguments)
             _flush()
@@ -125,8 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxlstm",
         description="Train and use LSTMs in JAX from a config file.",
-        epilog='"jaxlstm VERB --help" lists the options of a verb, with an example.',
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"jaxlstm {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         subparser = verbs.add_parser(

@@ -32,6 +32,17 @@ def declare_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run directory")
 
 
+def declare_moved_data(parser: argparse.ArgumentParser) -> None:
+    """Add the positional arguments KEY=VALUE for the paths of data that was moved."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY=PATH",
+        help="new path of data that was moved, for example data.path=/mnt/book.txt",
+    )
+
+
 def declare_config(parser: argparse.ArgumentParser) -> None:
     """Add the optional positional argument CONFIG, followed by overrides."""
     parser.add_argument(

@@ -8,6 +8,7 @@ from jaxlstm.lab.cli.common import Arguments, Verb
 
 def _declare(parser: argparse.ArgumentParser) -> None:
     common.declare_run(parser)
+    common.declare_moved_data(parser)
     parser.add_argument("--input", metavar="FILE", help="a text file to run on")
     parser.add_argument("--text", metavar="TEXT", help="a text to run on")
     parser.add_argument("--out", metavar="DIR", help="default: RUN/inspect")
@@ -18,6 +19,7 @@ def _run(arguments: Arguments) -> None:
 
     found = inspection.inspect(
         arguments.run,
+        overrides=arguments.overrides,
         input=arguments.input,
         text=arguments.text,
         out=arguments.out,

@@ -8,6 +8,7 @@ from jaxlstm.lab.cli.common import Arguments, Verb
 
 def _declare(parser: argparse.ArgumentParser) -> None:
     common.declare_run(parser)
+    common.declare_moved_data(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="start of the text")
     parser.add_argument("--length", type=int, metavar="N", help="tokens to generate")
     parser.add_argument(
@@ -36,7 +37,9 @@ def _run(arguments: Arguments) -> None:
     from jaxlstm.lab.runs import trained
     from jaxlstm.lab.sinks import formatting
 
-    model = trained.load(arguments.run, report=common.warn)
+    model = trained.load(
+        arguments.run, overrides=arguments.overrides, report=common.warn
+    )
     prompt = arguments.prompt
     text = model.sample(
         prompt,

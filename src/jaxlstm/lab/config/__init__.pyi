@@ -1,5 +1,9 @@
+from .changes import described as described
+from .changes import fixed as fixed
 from .loading import Config as Config
 from .loading import ConfigError as ConfigError
+from .loading import content as content
+from .loading import content_of as content_of
 from .loading import digest as digest
 from .loading import dump as dump
 from .loading import json_schema as json_schema

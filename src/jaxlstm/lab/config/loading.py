@@ -28,6 +28,7 @@ from jaxlstm.lab.config.yaml_source import (
     apply_override,
     merge,
     plain,
+    read,
     read_file,
     stem,
     with_place,
@@ -85,6 +86,23 @@ you mean "hidden_size"?
         raise ConfigError([str(error)]) from None
     except RecursionError:
         raise ConfigError(["the config is nested too deeply"]) from None
+
+
+def content(path: Path) -> Any:
+    """Return the values in a config file as written, without validation.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    try:
+        return plain(read_file(path)[0])
+    except SourceError as error:
+        raise ConfigError([str(error)]) from None
+
+
+def content_of(text: str) -> Any:
+    """Return the values in the text of a config file, without validation."""
+    return plain(read(text, "config")[0])
 
 
 def dump(config: RunConfig) -> str:

@@ -124,6 +124,8 @@ def _signature(definition: ast.FunctionDef) -> Factory | None:
         item.arg: ast.unparse(item.annotation) if item.annotation else "Any"
         for item in parameters.args + parameters.kwonlyargs
     }
+    for name in _none_by_default(parameters):
+        notes[name] += " | None"
     defaults = [None] * (
         len(parameters.args) - len(parameters.defaults)
     ) + parameters.defaults
@@ -140,3 +142,17 @@ def _signature(definition: ast.FunctionDef) -> Factory | None:
         return None
     kind = "schedule" if result[1] == "Schedule" else "transformation"
     return Factory(kind, notes, frozenset(required))
+
+
+def _none_by_default(parameters: ast.arguments) -> list[str]:
+    """Return the arguments whose default is None, whatever their annotation says."""
+    named = parameters.args[len(parameters.args) - len(parameters.defaults) :]
+    pairs = [
+        *zip(named, parameters.defaults, strict=True),
+        *zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True),
+    ]
+    return [
+        item.arg
+        for item, default in pairs
+        if isinstance(default, ast.Constant) and default.value is None
+    ]

@@ -8,9 +8,10 @@ names in their annotations. Errors that only Optax detects, such as a decay over
 steps, are reported when the optimizer is built.
 """
 
+import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxlstm.lab._util.wording import describe, did_you_mean, dotted, join_names
 from jaxlstm.lab.config.optax_names import Factory, Kind, factory, names
@@ -142,6 +143,8 @@ def _value(value: Any, annotation: str, path: KeyPath) -> Iterator[Problem]:
             yield from _value(item, annotation, (*path, key))
     elif not _fits(value, words):
         yield path, f"got {describe(value)}, expected {_expected(words)}"
+    elif (bounds := _bounds(path)) and not bounds.admit(value):
+        yield path, f"got {describe(value)}, expected {bounds.words}"
 
 
 def _nested(value: Any, words: set[str], path: KeyPath) -> Iterator[Problem]:
@@ -152,6 +155,52 @@ def _nested(value: Any, words: set[str], path: KeyPath) -> Iterator[Problem]:
         yield from _call(value, "schedule", path)
     else:
         yield path, f"got {describe(value)}, expected {_expected(words)}"
+
+
+class _Bounds(NamedTuple):
+    low: float
+    high: float
+    excluded: float | None
+    words: str
+
+    def admit(self, value: Any) -> bool:
+        """Return whether a value is no number or within the bounds."""
+        if not isinstance(value, int | float):
+            return True
+        return self.low <= value < self.high and value != self.excluded
+
+
+_NOT_NEGATIVE = _Bounds(0, math.inf, None, "0 or more")
+_POSITIVE = _Bounds(0, math.inf, 0, "more than 0")
+_DECAY = _Bounds(0, 1, None, "0 or more and less than 1")
+_ARGUMENTS = {
+    "learning_rate": _NOT_NEGATIVE,
+    "eps": _NOT_NEGATIVE,
+    "eps_root": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "initial_accumulator_value": _NOT_NEGATIVE,
+    "max_norm": _POSITIVE,
+    "max_delta": _POSITIVE,
+    "clipping": _POSITIVE,
+    "threshold": _POSITIVE,
+    "b1": _DECAY,
+    "b2": _DECAY,
+    "b3": _DECAY,
+    "decay": _DECAY,
+    "momentum": _DECAY,
+}
+_RATES = ("value", "init_value", "peak_value", "end_value")
+
+
+def _bounds(path: KeyPath) -> _Bounds | None:
+    """Return the bounds of an argument; outside of them training makes no sense.
+
+    Optax accepts a negative learning rate, which climbs, and a decay above 1, whose
+    averages grow without bound.
+    """
+    name = str(path[-1])
+    is_rate = "learning_rate" in path and name in _RATES
+    return _NOT_NEGATIVE if is_rate else _ARGUMENTS.get(name)
 
 
 _NUMBERS = {"float", "int", "ArrayLike", "ScalarOrSchedule"}
@@ -170,7 +219,7 @@ def _fits(value: Any, words: set[str]) -> bool:
         return bool(words & (_OPEN | _NUMBERS))
     if isinstance(value, str):
         return bool(words & (_OPEN | _TEXTS))
-    return value is None
+    return value is None and bool(words & (_OPEN | {"None", "Optional"}))
 
 
 def _expected(words: set[str]) -> str:

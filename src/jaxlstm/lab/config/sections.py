@@ -99,16 +99,24 @@ def on_resume(section: type[BaseModel]) -> dict[str, OnResume]:
     }
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path whose `~` is replaced by a home directory, if it has one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # an unknown user
+        return Path(path)
+
+
 SectionT = TypeVar("SectionT", bound=BaseModel)
 
 
 def with_absolute_paths(section: SectionT) -> SectionT:
-    """Return a section in which every value of type `FilePath` is absolute.
+    """Return a section whose values of type `FilePath` are absolute, without `~`.
 
     Args:
         section: a section; those inside it are included.
     """
-    return _with_paths(section, lambda path: str(Path(path).absolute()))
+    return with_paths(section, lambda path: str(expanded(path).absolute()))
 
 
 def file_paths(section: BaseModel) -> list[str]:
@@ -119,14 +127,14 @@ def file_paths(section: BaseModel) -> list[str]:
         found.append(path)
         return path
 
-    _with_paths(section, record)
+    with_paths(section, record)
     return found
 
 
 Change = Callable[[str], str]
 
 
-def _with_paths(section: SectionT, change: Change) -> SectionT:
+def with_paths(section: SectionT, change: Change) -> SectionT:
     """Return a section with changed paths."""
     before = {name: getattr(section, name) for name in type(section).model_fields}
     after = {
@@ -144,7 +152,7 @@ def _with_paths(section: SectionT, change: Change) -> SectionT:
 def _changed(value: Any, kind: Any, change: Change) -> Any:
     """Return a value of the type `kind` with changed paths."""
     if isinstance(value, BaseModel):
-        return _with_paths(value, change)
+        return with_paths(value, change)
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         if isinstance(value, str) and _PathText in kind.__metadata__:

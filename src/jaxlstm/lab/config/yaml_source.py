@@ -10,6 +10,7 @@ one document, no aliases, no tags, no duplicate keys.
 """
 
 import numbers
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -371,7 +372,7 @@ def stem(path: Path, length: int) -> str:
 def _text(path: Path, name: str) -> str:
     """Return the text of a file; raise `SourceError` if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             text = file.read(LARGEST_FILE + 1).decode("utf-8-sig")
     except IsADirectoryError:
         raise SourceError(
@@ -393,6 +394,13 @@ def _text(path: Path, name: str) -> str:
             f"{name}: got {size} kB or more, expected less than {size} kB"
         )
     return text
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a named pipe that no process writes to is then empty."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _files_in(folder: Path) -> str:

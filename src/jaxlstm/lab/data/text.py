@@ -87,10 +87,12 @@ def read_text(data: "TextData") -> Corpus:
 def _split_files(texts: list[Text], data: "TextData") -> Split:
     separator = separator_of(data)
     if separator is not None and separator not in texts[0].text:
+        remedy = "correct it, or remove the key if the text has no documents"
+        if "\\" in separator:
+            remedy = "YAML reads escapes in double quotes only, such as '\"\\n\"'"
         raise BadInput(
             f"data.document_separator: got {quoted(separator)}, expected text that "
-            f"occurs in {quoted(texts[0].path)}; correct it, or remove the key if the "
-            "text has no documents."
+            f"occurs in {quoted(texts[0].path)}; {remedy}."
         )
     documents = [_documents(text, separator) for text in texts]
     if len(documents) == 2:
@@ -117,6 +119,7 @@ def _read(path: str | Path, encoding: str, *, key: str) -> Text:
             )
         content = file.read()
     text = newlines(_decode(content, encoding, path, key).removeprefix("\ufeff"))
+    _require_characters(text, encoding, f"{key}: {quoted(path)}")
     return Text(str(path), hashlib.sha256(content).hexdigest(), text)
 
 
@@ -134,6 +137,18 @@ def _decode(content: bytes, encoding: str, path: str | Path, key: str) -> str:
         raise BadInput(
             f"data.encoding: got {quoted(encoding)}, expected a text encoding such as "
             "utf-8, utf-16 or latin-1."
+        ) from None
+
+
+def _require_characters(text: str, encoding: str, name: str) -> None:
+    """Refuse halves of surrogate pairs, which no file or terminal can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{name}: got the surrogate U+{ord(text[error.start]):04X} at position "
+            f"{error.start:,}, expected characters; data.encoding {quoted(encoding)} "
+            "decodes halves of surrogate pairs, choose another."
         ) from None
 
 

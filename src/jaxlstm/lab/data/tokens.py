@@ -6,7 +6,7 @@ that only the pages that a batch needs are loaded.
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,29 @@ if TYPE_CHECKING:
     from jaxlstm.lab.config.schema import TokenData
 
 _CHUNK = 1 << 22  # bytes
+
+
+class TokenMap(np.memmap):
+    """A memory-mapped array that is not read after its file was cut short.
+
+    Reading a page beyond the end of a file would end the process with SIGBUS.
+    """
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a view of the map, or a copy of some of its elements.
+
+        Raises:
+            BadInput: the file has become shorter.
+        """
+        mapped = getattr(self, "_mmap", None)
+        if mapped is not None and mapped.size() < len(mapped):
+            raise BadInput(
+                f"data: {quoted(self.filename)}: got {mapped.size():,} bytes, expected "
+                f"at least {len(mapped):,}; the file was cut short while it was used. "
+                "Restore it, and resume the run."
+            )
+        found = super().__getitem__(index)
+        return found if getattr(found, "_mmap", None) else np.asarray(found)[()]
 
 
 class TokenFile(NamedTuple):
@@ -72,7 +95,7 @@ def _read(path: str | Path, data: "TokenData", *, key: str) -> TokenFile:
                 f"{dtype.itemsize}; correct data.dtype {data.dtype}."
             )
         sha256, documents = _scan(file, dtype, data, name)
-        tokens = np.memmap(file, dtype, mode="r", shape=(count,))
+        tokens = TokenMap(file, dtype, mode="r", shape=(count,))
     if data.document_token is not None and not documents:
         raise BadInput(
             f"{name}: got no id {data.document_token}, expected it at the beginning "

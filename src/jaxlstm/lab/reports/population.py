@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlstm.lab.runs.members import MemberResult
+from jaxlstm.lab.runs import MemberResult
 from jaxlstm.lab.sinks.formatting import Record
 from jaxlstm.lab.tasks.base import Metric, Picture
 

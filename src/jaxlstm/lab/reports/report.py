@@ -5,17 +5,23 @@ so a report can be written again at any time. Results of the trained model, such
 generated text, are passed as artifacts of the task.
 """
 
+import contextlib
 import io
+import os
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab._util.files import reason, write_atomic
 from jaxlstm.lab.runs import Run, read_metrics
 from jaxlstm.lab.sinks.formatting import Record, printable
 from jaxlstm.lab.tasks.base import Artifact, Metric, Picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LOSS = Metric("loss")
 
@@ -27,6 +33,7 @@ def write_report(
     scores: Sequence[str] = (),
     facts: Mapping[str, str] | None = None,
     artifacts: Sequence[Artifact] = (),
+    report: Callable[[str], object] | None = None,
 ) -> Path:
     """Write the pictures and the `report.md` of a run; return the path of the report.
 
@@ -36,23 +43,32 @@ def write_report(
         scores: the task's metrics that are stated before the loss.
         facts: more rows for the table at the top, such as the number of parameters.
         artifacts: results of the task: texts, and pictures.
+        report: receives a message about each picture that cannot be drawn; None raises
+            the error.
     """
-    records = read_metrics(Run(run))
-    pictures = write_plots(run, artifacts, primary=primary) if records else []
+    records, pictures = read_metrics(Run(run)), []
+    if records:
+        pictures = write_plots(run, artifacts, primary=primary, report=report)
     rows = {**summary(records, primary=primary, scores=scores), **(facts or {})}
     return _write_report(run, rows, pictures, artifacts)
 
 
-def write_members_report(run: Path, rows: Mapping[str, str], members: Artifact) -> Path:
+def write_members_report(
+    run: Path,
+    rows: Mapping[str, str],
+    members: Artifact,
+    report: Callable[[str], object],
+) -> Path:
     """Write the pictures and the `report.md` of a population; return its path.
 
     Args:
         run: the run directory of the population.
         rows: the table at the top.
         members: the ranking of the members, and the pictures.
+        report: receives a message about each picture that cannot be drawn.
     """
-    pictures = [_save_plot(run, picture) for picture in members.pictures]
-    return _write_report(run, rows, pictures, [members])
+    saved = [_save_plot(run, picture, report) for picture in members.pictures]
+    return _write_report(run, rows, [one for one in saved if one], [members])
 
 
 def _write_report(
@@ -77,7 +93,11 @@ def _write_report(
 
 
 def write_plots(
-    run: Path, artifacts: Sequence[Artifact] = (), *, primary: Metric = _LOSS
+    run: Path,
+    artifacts: Sequence[Artifact] = (),
+    *,
+    primary: Metric = _LOSS,
+    report: Callable[[str], object] | None = None,
 ) -> list[str]:
     """Write the pictures of a run into `plots/`; return Markdown that shows each.
 
@@ -85,20 +105,38 @@ def write_plots(
         run: a run directory.
         artifacts: results of the task with pictures.
         primary: the task's metric that selects the best validation.
+        report: receives a message about each picture that cannot be drawn; None raises
+            the error.
 
     Raises:
         BadInput: the run has no metrics.
         LabError: a file cannot be written.
     """
-    records = _metrics(run)
-    pictures = _training_pictures(records, primary)
+    pictures = _training_pictures(_metrics(run), primary)
     pictures += [picture for one in artifacts for picture in one.pictures]
-    return [_save_plot(run, picture) for picture in pictures]
+    saved = (_save_plot(run, picture, report) for picture in pictures)
+    return [markdown for markdown in saved if markdown]
 
 
-def _save_plot(run: Path, picture: Picture) -> str:
-    """Write a picture into `plots/`; return Markdown that shows it."""
-    save(picture, Run(run).plots / picture.name)
+def _save_plot(
+    run: Path, picture: Picture, report: Callable[[str], object] | None
+) -> str:
+    """Write a picture into `plots/`; return Markdown that shows it, or "" if it failed.
+
+    None as `report` raises the error instead.
+    """
+    path = Run(run).plots / picture.name
+    try:
+        save(picture, path)
+    except Exception as error:
+        if report is None:
+            raise
+        again = shlex.join(["jaxlstm", "plot", str(run)])
+        report(
+            f"warning: {path} was not drawn ({reason(error)}); draw it again with: "
+            f"{again}"
+        )
+        return ""
     return f"![{picture.caption}](plots/{picture.name})\n\n{picture.caption}"
 
 
@@ -116,16 +154,14 @@ def write_comparison(
         BadInput: a run has no metrics.
         LabError: the file cannot be written.
     """
-    from jaxlstm import plots
-
     records = {str(run): _metrics(run) for run in runs}
-    picture = Picture(
-        target.name,
-        "",
-        (8, 4.5),
-        lambda ax: plots.compare_runs(records, best=primary, ax=ax),
-    )
-    save(picture, target)
+
+    def draw(ax: "Axes") -> object:
+        from jaxlstm import plots
+
+        return plots.compare_runs(records, best=primary, ax=ax)
+
+    save(Picture(target.name, "", (8.0, 4.5), draw), target)
     return target
 
 
@@ -199,40 +235,59 @@ def _score(record: Record, names: Sequence[str]) -> str:
 
 
 def _training_pictures(records: Sequence[Record], primary: Metric) -> list[Picture]:
-    from jaxlstm import plots
+    """Return the pictures of the metrics; `jaxlstm.plots` is imported to draw them."""
 
-    pictures = [
-        Picture(
-            "loss.png",
-            "Training and validation loss.",
-            (8, 4.5),
-            lambda ax: plots.loss_curve(records, best=primary, ax=ax),
-        )
-    ]
+    def loss_curve(ax: "Axes") -> object:
+        from jaxlstm import plots
+
+        return plots.loss_curve(records, best=primary, ax=ax)
+
+    def training_health(ax: "Axes") -> object:
+        from jaxlstm import plots
+
+        return plots.training_health(records, ax=ax)
+
+    size = (8.0, 4.5)
+    pictures = [Picture("loss.png", "Training and validation loss.", size, loss_curve)]
     if any("gradient_norm" in record for record in records):
-        health = Picture(
-            "training_health.png",
-            "Gradient norm before clipping, and learning rate.",
-            (8, 4.5),
-            lambda ax: plots.training_health(records, ax=ax),
-        )
+        caption = "Gradient norm before clipping, and learning rate."
+        health = Picture("training_health.png", caption, size, training_health)
         pictures.append(health)
     return pictures
 
 
 def save(picture: Picture, path: Path) -> None:
-    """Draw a picture into a file, without a window and without pyplot.
+    """Draw a picture into a file of the type of its suffix, without pyplot.
 
     Raises:
         LabError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=picture.size, layout="constrained")
-    picture.draw(figure.add_subplot())
     image = io.BytesIO()
-    figure.savefig(image, dpi=130)
+    with _default_style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=picture.size, layout="constrained")
+        picture.draw(figure.add_subplot())
+        figure.savefig(image, dpi=130, format=path.suffix[1:] or "png")
     _write(path, image.getvalue())
+
+
+@contextlib.contextmanager
+def _default_style() -> Iterator[None]:
+    """Use Matplotlib's own defaults, without the user's backend and matplotlibrc.
+
+    A backend of a notebook may not exist here, and a setting such as `text.usetex`
+    needs programs that may be missing.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib as mpl
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        yield
 
 
 def _write(path: Path, data: bytes) -> None:

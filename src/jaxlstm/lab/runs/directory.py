@@ -5,13 +5,11 @@
       checkpoints/000500/ ...  best -> 000400     weights.safetensors
       plots/*.png   report.md
 
-A directory is a run once it holds `config.yaml`, which is written atomically.
-`state.json` holds the requested number of steps and, at the end, the step at which the
-run finished. Nothing in `metrics.jsonl` depends on the clock.
+A directory is a run once it holds `config.yaml`, which `create` writes last. Nothing in
+`metrics.jsonl` depends on the clock. See `binding` for what ties the files together.
 """
 
 import difflib
-import json
 import os
 import shlex
 import time
@@ -19,12 +17,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlstm.lab._util.errors import BadInput, LabError
+from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.files import reason
 from jaxlstm.lab.checkpoints.retention import steps
+from jaxlstm.lab.checkpoints.weights import export_weights as export_weights
+from jaxlstm.lab.checkpoints.weights import load_weights as load_weights
+from jaxlstm.lab.config.sections import expanded
+from jaxlstm.lab.runs.binding import write_config
 from jaxlstm.lab.runs.environment import write_environment
 from jaxlstm.lab.runs.locking import lock
-from jaxlstm.lab.runs.paths import Run, append_text, write_text
+from jaxlstm.lab.runs.paths import Run, append_text
+from jaxlstm.lab.runs.state import read_state
 
 
 def create(
@@ -73,8 +76,8 @@ def create(
     with lock(run):
         # Checked again under the lock: another process may have created the run.
         _require_unused(run)
-        write_config(run, config, overrides=overrides, total_steps=total_steps)
         write_environment(run, environment or {})
+        write_config(run, config, overrides=overrides, total_steps=total_steps)
     return run
 
 
@@ -82,23 +85,41 @@ def open(path: Path) -> Run:
     """Return the run in an existing directory.
 
     Raises:
-        BadInput: the path is not a run directory. The message suggests runs with a
-            similar name, or the command that trains a config file.
+        BadInput: the path is not a run directory, or one of its files is a directory
+            or a pipe. The message suggests runs with a similar name, or the command
+            that trains a config file.
     """
-    run = Run(Path(path))
+    run = Run(expanded(path))
     try:
         if run.config.is_file():
+            _require_kinds(run)
             return run
         problem = _why_not_a_run(run.path)
     except (OSError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{path}: cannot be read ({reason(error)})") from error
     raise BadInput(f"{path}: {problem}")
+
+
+def _require_kinds(run: Run) -> None:
+    """Raise `BadInput` if a directory or a pipe is in the place of a file.
+
+    Reading a pipe may not end, and a directory would be found after training only.
+    """
+    for path in run.files:
+        if path.exists() and not path.is_file():
+            got = "a directory" if path.is_dir() else "a pipe or a device"
+            raise BadInput(f"{path}: got {got}, expected a file; move it away")
+    for path in run.directories:
+        if os.path.lexists(path) and not path.is_dir():
+            raise BadInput(f"{path}: got a file, expected a directory; move it away")
 
 
 def is_run(path: Path) -> bool:
     """Return whether `open` would return the run in `path`."""
     try:
-        return Run(Path(path)).config.is_file()
+        return Run(expanded(path)).config.is_file()
     except (OSError, ValueError):
         return False
 
@@ -113,19 +134,6 @@ def read_config(run: Run) -> str:
         return run.config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{run.config}: cannot be read ({reason(error)})") from error
-
-
-def write_config(
-    run: Run, config: str, *, overrides: Sequence[str], total_steps: int
-) -> None:
-    """Record the config that the run follows from now on, and mark it unfinished.
-
-    Raises:
-        LabError: a file cannot be written.
-    """
-    write_text(run.config, config)
-    write_text(run.overrides, "".join(f"{line}\n" for line in overrides))
-    _write_state(run, {"total_steps": total_steps, "finished": None})
 
 
 def read_overrides(run: Run) -> list[str]:
@@ -144,25 +152,16 @@ def log(run: Run, message: str) -> None:
     append_text(run.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
 
 
-def finish(run: Run, step: int) -> None:
-    """Mark the run as finished at `step`; call it after everything else is written.
-
-    Raises:
-        LabError: the file cannot be written.
-    """
-    _write_state(run, _read_state(run) | {"finished": step})
-
-
 def finished(run: Run) -> int | None:
     """Return the step at which the run finished, or None if it has not."""
-    return _read_state(run)["finished"]
+    return read_state(run).finished
 
 
 def progress(run: Run) -> str:
     """Return the step of the newest checkpoint and the requested number of steps."""
     done = finished(run)
     reached = max([*steps(run.checkpoints), done or 0], default=0)
-    total = _read_state(run)["total_steps"]
+    total = read_state(run).total_steps
     return f"step {reached}" + (f" of {total}" if total is not None else "")
 
 
@@ -187,7 +186,9 @@ def _require_unused(run: Run) -> None:
             f'empty one; resume the run with "{again}" or choose another --run'
         )
     names = sorted(item.name for item in run.path.iterdir())
-    foreign = [name for name in names if name[0] != "." and name != "checkpoints"]
+    created = (run.checkpoints, run.state, run.overrides, run.environment)
+    own = {path.name for path in created}
+    foreign = [name for name in names if name[0] != "." and name not in own]
     if foreign or steps(run.checkpoints):
         raise BadInput(
             f"{run.path}: got a directory with {', '.join(names[:3])}, expected an "
@@ -234,21 +235,3 @@ def _similar_runs(path: Path) -> str:
     runs = [name for name in names if is_run(parent / name)]
     near = difflib.get_close_matches(path.name, runs, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(str(parent / n) for n in near)}?" * bool(near)
-
-
-def _read_state(run: Run) -> dict[str, Any]:
-    """Return the content of `state.json`, or the initial state if it is missing."""
-    initial = {"total_steps": None, "finished": None}
-    try:
-        return initial | json.loads(run.state.read_bytes())
-    except FileNotFoundError:
-        return initial
-    except (OSError, ValueError, TypeError) as error:
-        raise LabError(
-            f"{run.state}: cannot be read ({reason(error)}); delete it to continue "
-            "from the last checkpoint"
-        ) from error
-
-
-def _write_state(run: Run, state: Mapping[str, Any]) -> None:
-    write_text(run.state, json.dumps(state, indent=2) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxlstm.lab.runs.paths import Run, write_text
 
-_PACKAGES = ("jaxlstm", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint")
+_PACKAGES = ("jaxlstm", "jax", "jaxlib", "numpy", "optax")
 
 
 def describe_environment(devices: Sequence[str]) -> dict[str, Any]:

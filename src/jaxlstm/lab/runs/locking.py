@@ -31,7 +31,7 @@ def lock(run: Run) -> Iterator[None]:
 
 def _open_lock(run: Run) -> int:
     try:
-        return os.open(run.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        return os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise LabError(
             f"{run.path}: cannot be written ({reason(error)}), so it cannot be trained "

@@ -8,16 +8,19 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlstm.lab import checkpoints
+from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab._util.files import reason
 from jaxlstm.lab.checkpoints.weights import export_weights
 from jaxlstm.lab.config.population import Member
-from jaxlstm.lab.runs import directory, metrics
+from jaxlstm.lab.runs import binding, directory, metrics
 from jaxlstm.lab.runs.paths import Run, write_text
+from jaxlstm.lab.runs.state import read_state
 from jaxlstm.lab.tasks.base import Metric
 
 if TYPE_CHECKING:
@@ -151,18 +154,24 @@ def write(
     """
     own = Run(run.path / "members" / member.name)
     own.path.mkdir(parents=True, exist_ok=True)
+    metrics.truncate_metrics(own, -1)
+    metrics.append(own, *records)
+    binding.write_config(own, config, overrides=member.overrides(), total_steps=steps)
     states = {int(last.step): last}
     if loop.best_step is not None:
         states[loop.best_step] = best
-    ledger = {"best": loop.best_step, "ledger": loop.to_json(), **meta}
+    bound = {
+        "run": read_state(own).run,
+        "config": configs.load(own.config).model_dump(mode="json"),
+        "log": metrics.MetricsLog(own).mark._asdict(),
+    }
+    ledger = {"best": loop.best_step, "ledger": loop.to_json(), **bound, **meta}
     for step, state in sorted(states.items()):
         # A checkpoint before the best validation was made when there was none.
         checkpoints.save(own.checkpoints, step, state, ledger)
     if loop.best_step is not None:
-        checkpoints.mark_best(own.checkpoints, loop.best_step)
+        with suppress(checkpoints.CheckpointError):  # a file system without links
+            checkpoints.link_best(own.checkpoints, loop.best_step)
         export_weights(own.weights, best.params)
-    metrics.truncate_metrics(own, -1)
-    metrics.append(own, *records)
-    directory.write_config(own, config, overrides=member.overrides(), total_steps=steps)
     write_text(own.environment, run.environment.read_text(encoding="utf-8"))
-    directory.finish(own, int(last.step))
+    binding.finish(own, int(last.step))

@@ -1,11 +1,11 @@
 """Paths of the files in a run directory, and how text is written to them."""
 
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxlstm.lab._util.errors import LabError
-from jaxlstm.lab._util.files import reason, remedy, write_atomic
+from jaxlstm.lab._util.files import reason, remedy, write_atomic, write_file
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,30 @@ class Run:
         """The report in Markdown."""
         return self.path / "report.md"
 
+    @property
+    def lock(self) -> Path:
+        """The file that the writing process locks."""
+        return self.path / ".lock"
+
+    def clean(self) -> None:
+        """Remove the temporary files of a process that was killed; hold the lock."""
+        for folder in (self.path, self.plots):
+            for path in folder.glob(".*.tmp"):
+                with suppress(OSError):
+                    path.unlink()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files, whether they exist or not."""
+        config = (self.config, self.overrides, self.environment, self.state)
+        logs = (self.log, self.metrics, self.report)
+        return (*config, *logs, self.weights, self.lock)
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """All directories, whether they exist or not."""
+        return (self.checkpoints, self.plots)
+
 
 def append_text(path: Path, text: str) -> None:
     """Append `text` to a file and flush it to the disk.
@@ -72,23 +96,25 @@ def append_text(path: Path, text: str) -> None:
         LabError: the file cannot be written.
     """
     try:
-        with path.open("a", encoding="utf-8", errors="replace") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_file(path, text.encode("utf-8", errors="replace"), append=True)
     except OSError as error:
         message = f"{path}: cannot be written ({reason(error)}){remedy(error)}"
         raise LabError(message) from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of a file by `text` atomically.
+    """Replace the content of a file by `text` atomically; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the content of a file atomically.
 
     Raises:
         LabError: the file cannot be written.
     """
     try:
-        write_atomic(path, text.encode("utf-8", errors="replace"))
+        write_atomic(path, content)
     except OSError as error:
         message = f"{path}: cannot be written ({reason(error)}){remedy(error)}"
         raise LabError(message) from error

@@ -10,13 +10,13 @@ import jax
 
 from jaxlstm.lab import checkpoints, runs, tasks
 from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.config import changes
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.base import RunConfig
-from jaxlstm.lab.config.sections import file_paths
+from jaxlstm.lab.config.sections import file_paths, with_absolute_paths
 from jaxlstm.lab.data.files import quoted
 from jaxlstm.lab.native import that_runs, without_kernel
 from jaxlstm.lab.parallel import devices
-from jaxlstm.lab.runs import members
 from jaxlstm.lab.serving import Stream
 from jaxlstm.lab.tasks.base import Dataset, Task
 from jaxlstm.lab.training import optimizer as optimizers
@@ -164,48 +164,96 @@ class Trained:
         return metrics(self.task, self.spec, means)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the records of `metrics.jsonl`."""
-        return runs.read_metrics(runs.open(self.run))
+        """Return the records of `metrics.jsonl`.
+
+        Raises:
+            BadInput: the file was edited.
+        """
+        run = runs.open(self.run)
+        runs.require_own_log(run)
+        return runs.read_metrics(run)
 
 
 def load(
-    run: str | Path, *, report: Callable[[str], object] = warnings.warn
+    run: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    report: Callable[[str], object] = warnings.warn,
 ) -> Trained:
     """Load the model of a run: its best checkpoint, or its newest without validation.
 
     Args:
         run: a run directory; that of a population gives its best member.
+        overrides: new paths of data that was moved, such as `"data.path=NEW"`. Its hash
+            is compared when the data is read.
         report: receives a message about a population, or if the best checkpoint is
             damaged and the newest intact one is loaded instead.
 
     Raises:
-        BadInput: there is no run, or no checkpoint yet.
+        BadInput: there is no run, or no checkpoint yet; a file of the run was edited or
+            is of another run; an override changes more than a path.
         LabError: every checkpoint is damaged.
     """
     opened = runs.open(Path(run))
     devices.find("auto")
-    config = configs.load(opened.config)
+    config = _moved(runs.bound_config(opened, report), overrides)
+    runs.require_own_checkpoints(opened, config)
     if config.population is not None:
-        best = members.best(opened)
+        best = runs.best_member(opened)
         report(f"{opened.path} is a population; this is its best member, {best}")
-        return load(best, report=report)
+        return load(best, overrides=overrides, report=report)
     task = tasks.get(config.task)
-    root = opened.checkpoints
-    step, meta = _best_or_newest(opened, report)
+    _, meta = _best_or_newest(opened, report)
     spec = read_spec(task, meta)
     model = task.model(that_runs(config), spec)
     like = _state_like(config, task, spec, model)
-    rename = current_names(task, like)
-    try:
-        state, _ = checkpoints.restore(root, step, like, rename=rename)
-    except checkpoints.DamagedCheckpoint as error:
-        report(f"{error}; loading the newest intact checkpoint instead")
-        found = checkpoints.latest(root, like, report, rename=rename)
-        if found is None:
-            raise
-        step, state, meta = found
-    params, data = state.params, meta["data"]
-    return Trained(opened.path, config, task, spec, model, params, step, data)
+    step, state, meta = _restored(opened, like, current_names(task, like), report)
+    return Trained(
+        opened.path, config, task, spec, model, state.params, step, meta["data"]
+    )
+
+
+def _moved(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return the config with other paths of its data."""
+    if not overrides:
+        return config
+    moved = with_absolute_paths(configs.load(config, overrides=overrides))
+    paths = changes.path_keys(config)
+    other = [key for key in changes.differences(config, moved) if key not in paths]
+    if other:
+        raise BadInput(
+            f"got a change of {', '.join(other)}, expected only changes of "
+            f"{', '.join(paths) or 'paths, of which this run has none'}"
+        )
+    return moved
+
+
+def _restored(
+    run: runs.Run,
+    like: TrainState,
+    rename: Callable[[str], str],
+    report: Callable[[str], object],
+) -> tuple[int, TrainState, dict[str, Any]]:
+    """Return step, state and meta of the checkpoint to load.
+
+    A process that trains the run may delete a checkpoint while it is read; then the
+    choice is made again.
+    """
+    root = run.checkpoints
+    while True:
+        step, meta = _best_or_newest(run, report)
+        try:
+            return step, checkpoints.restore(root, step, like, rename=rename)[0], meta
+        except checkpoints.CheckpointError as error:
+            if step not in checkpoints.steps(root):
+                continue
+            if not isinstance(error, checkpoints.DamagedCheckpoint):
+                raise
+            report(f"{error}; loading the newest intact checkpoint instead")
+            found = checkpoints.latest(root, like, report, rename=rename)
+            if found is None:
+                raise
+            return found
 
 
 def read_spec(task: Task, meta: Mapping[str, Any]) -> Any:
@@ -264,7 +312,12 @@ def _best_or_newest(
 ) -> tuple[int, dict[str, Any]]:
     """Return the step of the checkpoint to load, and its meta."""
     root = run.checkpoints
-    best = checkpoints.best(root)
+    best, linked = checkpoints.best(root, report), checkpoints.linked_best(root)
+    if linked is not None and best is not None and linked != f"{best:06d}":
+        report(
+            f"{root / 'best'}: points to {linked}, but the checkpoints record "
+            f"{best:06d} as the best; the link is ignored"
+        )
     steps = [*checkpoints.steps(root), *([] if best is None else [best])]
     if not steps:
         raise BadInput(
@@ -274,6 +327,10 @@ def _best_or_newest(
     for step in reversed(steps):
         try:
             return step, checkpoints.read_meta(root, step)
-        except checkpoints.DamagedCheckpoint as error:
+        except checkpoints.CheckpointError as error:
+            if step not in checkpoints.steps(root):  # deleted by a training process
+                return _best_or_newest(run, report)
+            if not isinstance(error, checkpoints.DamagedCheckpoint):
+                raise
             report(str(error))
     raise checkpoints.DamagedCheckpoint(f"{root}: every checkpoint is damaged")

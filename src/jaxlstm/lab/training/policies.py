@@ -20,13 +20,18 @@ class LoopState(NamedTuple):
         unlogged: (loss, gradient norm) of each step since the last line of the log.
         best_step: the step of the best validation so far, None before the first.
         best_value: the value of the task's primary metric at `best_step`.
-        waited: the number of validations since `best_step`.
+        waited: the number of validations since one improved on `reference` by more
+            than `min_delta`.
+        reference: the value of that validation, which early stopping compares with;
+            None before the first. It differs from `best_value` after improvements that
+            are smaller than `min_delta`.
     """
 
     unlogged: tuple[tuple[float, float], ...] = ()
     best_step: int | None = None
     best_value: float = math.inf
     waited: int = 0
+    reference: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields; a best value that is not finite becomes null."""
@@ -44,6 +49,8 @@ class LoopState(NamedTuple):
             best_step=fields["best_step"],
             best_value=(metric or Metric("loss")).worst if best is None else best,
             waited=fields["waited"],
+            # Earlier versions compared with the best value.
+            reference=fields.get("reference", best),
         )
 
 
@@ -57,16 +64,22 @@ def validated(
 ) -> LoopState:
     """Return the state after a validation.
 
+    Any improvement makes it the best. Only an improvement by more than `min_delta`
+    restarts the count of early stopping. A value that is not finite is neither.
+
     Args:
         state: the state before the validation.
         metric: the task's primary metric.
-        stopping: the config's early stopping; an improvement exceeds its `min_delta`.
+        stopping: the config's early stopping.
         step: the step of the validation.
         value: the value of the metric.
     """
     margin = 0.0 if stopping is None else stopping.min_delta
-    if metric.better(value, state.best_value, margin=margin):
-        return state._replace(best_step=step, best_value=value, waited=0)
+    reference = metric.worst if state.reference is None else state.reference
+    if metric.better(value, state.best_value):
+        state = state._replace(best_step=step, best_value=value)
+    if metric.better(value, reference, margin=margin):
+        return state._replace(reference=value, waited=0)
     return state._replace(waited=state.waited + 1)
 
 
