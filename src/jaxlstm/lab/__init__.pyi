@@ -11,6 +11,7 @@ from .analysis.inspection import inspect as inspect
 from .analysis.results import Inspection as Inspection
 from .api import plot as plot
 from .api import resume as resume
+from .api import sweep as sweep
 from .api import train as train
 from .benchmark import bench as bench
 from .checks import check as check
@@ -23,3 +24,4 @@ from .predictions import backtest as backtest
 from .predictions import predict as predict
 from .runs.trained import Trained as Trained
 from .runs.trained import load as load
+from .sweeps import SweepResult as SweepResult

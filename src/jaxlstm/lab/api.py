@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxlstm.lab import checkpoints, native, runs, tasks
+from jaxlstm.lab import checkpoints, native, runs, sweeps, tasks
 from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import changes
@@ -32,6 +32,7 @@ from jaxlstm.lab.runs.trained import Trained, load
 from jaxlstm.lab.sinks.base import Sink, combine, progress
 from jaxlstm.lab.sinks.tensorboard import TensorBoardSink, require_tensorboard
 from jaxlstm.lab.sinks.text import TextSink
+from jaxlstm.lab.sweeps import SweepResult
 from jaxlstm.lab.tasks.base import Metric
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training_run import TrainingRun
@@ -75,6 +76,11 @@ def train(
     """
     # With absolute paths, the run resumes from any directory.
     loaded = with_absolute_paths(configs.load(config, overrides=overrides))
+    if loaded.sweep is not None:
+        raise BadInput(
+            "sweep: got a config with a search space, expected one without; search it "
+            "with jaxlstm sweep, or train without it: sweep=null"
+        )
     if tensorboard:
         require_tensorboard()
     path = None if run is None else expanded(run)
@@ -126,6 +132,42 @@ def resume(
         after = _changed_config(existing, before, overrides)
         return _complete(existing, before, sink, tensorboard, after, overrides)
     return _complete(existing, before, sink, tensorboard)
+
+
+def sweep(
+    config: ConfigSource,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    storage: str | None = None,
+    trials: int | None = None,
+    sink: Sink | None = None,
+) -> SweepResult:
+    """Search the best config with Optuna, or go on with the trials that are left.
+
+    The same call with the same `out` goes on after an interruption, and shares the work
+    if another process is at it.
+
+    Args:
+        config: a config with a section `sweep`, as for `train`.
+        overrides: changes to the config.
+        out: the directory; None is `sweeps/<name>`.
+        storage: the URL of Optuna's storage, for several machines; None is SQLite in
+            the directory.
+        trials: the number of trials of the whole sweep; None takes `sweep.trials`.
+        sink: object that receives messages; None prints them.
+
+    Raises:
+        BadInput: the config has no section `sweep`, a key of its space is invalid, the
+            directory holds another sweep, or Optuna is not installed.
+        Interrupted: a signal stopped a trial; the same call goes on.
+        LabError: no trial finished.
+    """
+    loaded = with_absolute_paths(configs.load(config, overrides=overrides))
+    path = Path("sweeps") / loaded.name if out is None else expanded(out)
+    return sweeps.search(
+        loaded, train, out=path, storage=storage, trials=trials, sink=sink or progress()
+    )
 
 
 def _changed_config(run: Run, before: RunConfig, overrides: Sequence[str]) -> RunConfig:

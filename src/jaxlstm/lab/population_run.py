@@ -9,7 +9,7 @@ RUN/metrics.jsonl           one line a member, with its number under `member`
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxlstm.lab import checkpoints, runs
@@ -220,6 +220,16 @@ class PopulationRun:
         _, state, meta = checkpoint
         return state, populations.loop_from_json(meta["members"], self.task)
 
+    def _compared(self, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        """Return the task's own numbers about all members, if it has any."""
+        compare = getattr(self.task, "compare", None)
+        if compare is None:
+            return {}
+        own: list[list[Mapping[str, Any]]] = [[] for _ in self.experiment.members]
+        for record in records:
+            own[record["member"]].append(record)
+        return compare(self.experiment.config, own)
+
     def _conclude(self, state: PopulationState, loop: PopulationLoop) -> Trained:
         """Write a run for each member and the report, then mark the run as finished."""
         experiment, records = self.experiment, runs.read_metrics(self.run)
@@ -246,6 +256,7 @@ class PopulationRun:
         facts = {
             "parameters": f"{experiment.first.parameters():,} a member",
             **self.task.facts(experiment.first.config, experiment.first.dataset),
+            **self._compared(records),
             "compile time": duration(self._compiling),
             "total time": duration(time.perf_counter() - self._start),
         }

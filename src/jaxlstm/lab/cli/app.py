@@ -28,6 +28,7 @@ from jaxlstm.lab.cli import (
     resume,
     sample,
     schema,
+    sweep,
     train,
 )
 from jaxlstm.lab.cli.common import Arguments, Verb
@@ -47,6 +48,7 @@ exit codes:
 VERBS: dict[str, Verb] = {
     "train": train.VERB,
     "resume": resume.VERB,
+    "sweep": sweep.VERB,
     "evaluate": evaluate.VERB,
     "predict": predict.VERB,
     "backtest": backtest.VERB,

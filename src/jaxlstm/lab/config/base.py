@@ -17,6 +17,7 @@ from jaxlstm.lab.config.sections import (
     Step,
     Whole,
 )
+from jaxlstm.lab.config.sweep import Sweep
 
 # A name of this length and a date fit in a directory name of 255 bytes, even if every
 # character takes four.
@@ -175,6 +176,9 @@ class RunConfig(Section):
     population: Population | None = Field(
         default=None,
         description="Seeds and optimizers that are trained together, in one program.",
+    )
+    sweep: Sweep | None = Field(
+        default=None, description="Search space of jaxlstm sweep."
     )
 
     @field_validator("name")

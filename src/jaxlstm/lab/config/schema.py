@@ -21,11 +21,13 @@ from jaxlstm.lab.config.language_modelling import PythonData as PythonData
 from jaxlstm.lab.config.language_modelling import Sample as Sample
 from jaxlstm.lab.config.language_modelling import TextData as TextData
 from jaxlstm.lab.config.language_modelling import TokenData as TokenData
+from jaxlstm.lab.config.memory import MemoryConfig as MemoryConfig
 from jaxlstm.lab.config.recurrent import WRAPPERS as WRAPPERS
 from jaxlstm.lab.config.recurrent import Recurrent as Recurrent
 
 CONFIGS: dict[str, type[RunConfig]] = {
     "language_modelling": Config,
+    "memory": MemoryConfig,
     "classify": ClassifyConfig,
     "tag": TagConfig,
     "ctc": CTCConfig,

@@ -22,6 +22,7 @@ TASKS: dict[str, Task | str] = {
     "ctc": "jaxlstm.lab.tasks.classification.transcribe",
     "forecast": "jaxlstm.lab.tasks.forecasting",
     "language_modelling": "jaxlstm.lab.tasks.language_modelling",
+    "memory": "jaxlstm.lab.tasks.memory",
     "tag": "jaxlstm.lab.tasks.classification.tag",
 }
 
