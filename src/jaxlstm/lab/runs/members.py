@@ -104,7 +104,7 @@ def write_ranking(run: Run, results: Sequence[MemberResult], primary: Metric) ->
     write_text(run.path / NAME, text.getvalue())
 
 
-def best(run: Run) -> Path:
+def best_member(run: Run) -> Path:
     """Return the directory of the best member of a population.
 
     Raises:
