@@ -84,6 +84,13 @@ def test_every_form_of_a_file_gives_the_same_table(form, block, tmp_path, monkey
     assert table.columns["x"].dtype == np.float32
 
 
+def test_another_separator_is_noted(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(plain(";"))
+    assert read(path).notes == ('fields are separated by ";"',)
+    assert read(path, separator=";").notes == ()
+
+
 def test_zstd_is_read(tmp_path):
     zstd = pytest.importorskip(
         "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"

@@ -133,7 +133,7 @@ class Delimited:
                 1, f"got {describe(record)}, expected the names of the columns; remove "
                 f"this line, and set {self.section}.separator."
             )  # fmt: skip
-        separator = self._separator(record, start[end:])
+        separator = self._separator(record)
         try:
             reader = csv.reader([record], delimiter=separator, strict=True)
             fields = [field.strip() for field in next(reader)]
@@ -142,7 +142,7 @@ class Delimited:
         self._check_names(fields)
         return Header(tuple(fields), separator, start[:end].count(b"\n"))
 
-    def _separator(self, record: str, rest: bytes) -> str:
+    def _separator(self, record: str) -> str:
         if self.form.separator is not None:
             if self.form.separator not in record and (
                 other := [s for s in _SEPARATORS if s in record]
@@ -161,10 +161,6 @@ class Delimited:
                 f"got {join_names(found, last='and')} in the column names, expected "
                 f"one separator; set {self.section}.separator.",
             )
-        if not found and any(
-            s in rest[:4096].decode("utf-8", "replace") for s in ";\t|"
-        ):
-            return ","
         return found[0] if found else ","
 
     def _check_names(self, fields: list[str]) -> None:

@@ -149,6 +149,10 @@ def read_table(
         if reading.rows == source.first:
             raise BadInput(f"{opened.name}: got no rows, expected rows of values.")
         reading.sources.append(source._replace(sha256=opened.sha256()))
+        if isinstance(opened, _CSV) and form.separator is None:
+            separator = opened.file.header.separator
+            if separator != ",":
+                notes.append(f"fields are separated by {describe(separator)}")
         if "" in opened.names:
             at = opened.names.index("") + 1
             notes.append(f"{opened.name}: column {at} has no name and is not used")
@@ -268,7 +272,7 @@ class _Reading:
             notes += numbers.notes(name)
         if self.times is not None:
             notes += self.times.notes
-        return replace(table, notes=tuple(notes))
+        return replace(table, notes=tuple(dict.fromkeys(notes)))
 
 
 class Numbers:
