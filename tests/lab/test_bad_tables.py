@@ -73,7 +73,8 @@ UNREADABLE = {
     "names of another convention": (
         "shop,date,sales\na,2024-01-01,1\n",
         'got no column "ds", "unique_id" or "y" among "shop", "date" and "sales"; set '
-        "data.time, data.id, data.target to names of columns",
+        "data.time, data.id (null if each column is a series), data.target to names of "
+        "columns",
     ),
     "no header": (
         "1,2024-01-01,5\n1,2024-01-02,2\n",

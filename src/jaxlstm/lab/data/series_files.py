@@ -162,6 +162,8 @@ class SeriesReader:
         kinds |= dict.fromkeys(numbers, "number")
         kinds |= dict.fromkeys(data.static_categories, "text")
         keys = {column: f"{key}.{role}" for column, role in self.roles.items()}
+        if data.id is not None:
+            keys[data.id] = f"{key}.id (null if each column is a series)"
         options: dict[str, Any] = {"times": times, "keys": keys, "report": report}
         table = read_table(path, kinds, data, key=f"{key}.path", **options)
         self.tables.append(table)

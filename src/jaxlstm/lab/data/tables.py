@@ -689,7 +689,7 @@ def _check_columns(
     else:
         hint = ""
     roles = [keys[column] for column in missing if column in keys]
-    place = f"{roles[0]}: " if len(missing) == 1 and roles else ""
+    place = f"{roles[0].partition(' (')[0]}: " if len(missing) == 1 and roles else ""
     setting = f"set {', '.join(roles)} to names of columns" if roles else "correct it"
     raise BadInput(
         f"{opened.name}: {place}got no column {join_names(missing)} among {listed}"
