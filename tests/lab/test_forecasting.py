@@ -67,7 +67,13 @@ def build(kind):
     return loaded, dataset, TASK.model(loaded, dataset.spec)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "patched",
+        *(pytest.param(k, marks=pytest.mark.thorough) for k in list(KINDS)[1:]),
+    ],
+)
 def test_each_kind_learns_and_does_not_read_the_horizon(kind):
     loaded, dataset, model = build(kind)
     optimizer = optimizers.build(loaded.optimizer)
@@ -93,6 +99,7 @@ def test_each_kind_learns_and_does_not_read_the_horizon(kind):
         assert (found.quantiles[..., 0] < found.quantiles[..., 1]).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["patched", "direct", "encoder_decoder"])
 def test_a_forecast_goes_on_from_a_state(kind):
     loaded, dataset, model = build(kind)
@@ -266,6 +273,7 @@ def test_models_that_do_not_fit_are_refused(model, message):
         configs.load({"task": "forecast", "model": model})
 
 
+@pytest.mark.thorough
 def test_sampled_paths_follow_the_distribution_of_the_first_step():
     loaded, dataset, model = build("autoregressive")
     params, _ = model.init(jax.random.key(1))
