@@ -446,3 +446,10 @@ def test_a_sequence_that_is_too_short_for_its_symbols_is_named(tmp_path):
     given = tiny_config(tmp_path, "ctc") | {"data": {"path": str(path)}}
     with pytest.raises(BadInput, match=r'sequence "2": got 2 symbols for 2 .* least 3'):
         built(given)
+
+
+@pytest.mark.parametrize("name", ["classify", "tag"])
+def test_the_starter_config_has_the_defaults(tmp_path, name):
+    path = tmp_path / "a.yaml"
+    path.write_text(jl.lab.starter(name))
+    assert config.load(path, overrides=[f"name={name}"]) == config.load({"task": name})
