@@ -198,6 +198,8 @@ class Task(Protocol):
       `jaxlstm predict`. `data` is a path, a frame, or None for the run's own data.
     - `backtest(trained, windows=...)` returns artifacts with the scores of forecasts
       from several origins, for `jaxlstm backtest`.
+    - `inspect(trained)` returns artifacts that describe the model, for `jaxlstm
+      inspect`; language models are described without it.
     - `positions`, the names of the layers of `model` in order, makes checkpoints
       readable that were written before layers had names.
     """
