@@ -110,11 +110,9 @@ class Trained:
         return self._of_language_model("score")(self, text)
 
     def stream(self, *, slots: int = 1) -> Any:
-        """Return slots that read sequences as they arrive.
+        """Return slots that read sequences as they arrive, a `lab.serving.Stream`.
 
-        A language model gives a stream that also generates text; see
-        `jaxlstm.lab.serving.Stream` and
-        `jaxlstm.lab.tasks.language_modelling.streaming.TextStream`.
+        A language model gives a `TextStream`, which also generates text.
 
         Args:
             slots: the number of sequences at a time.
