@@ -328,7 +328,7 @@ def verbs(place: Path, count: int, seed: int) -> dict[str, int]:
 
     def move() -> None:
         run.rename(place / "elsewhere")
-        shutil.copytree(place / "elsewhere", run)
+        shutil.copytree(place / "elsewhere", run, ignore_dangling_symlinks=True)
         shutil.rmtree(place / "elsewhere")
 
     def move_data() -> None:
@@ -376,7 +376,7 @@ def verbs(place: Path, count: int, seed: int) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", choices=["kills", "operations", "flips", "verbs"])
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))

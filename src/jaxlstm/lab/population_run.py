@@ -68,7 +68,7 @@ class PopulationRun:
         found = checkpoints.latest(
             self.run.checkpoints, self.experiment.state_like, self.sink.message
         )
-        self._writer.check_log(*((None, {}) if found is None else found[::2]))
+        self._writer.check_log(found)
         if found is not None:
             pairs = zip(
                 self.experiment.configs,

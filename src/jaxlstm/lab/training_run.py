@@ -60,8 +60,8 @@ class TrainingRun:
             require_same_data(self.config, meta["data"], found)
         rename = _Renaming(current_names(self.task, like))
         found = checkpoints.latest(root, like, self.sink.message, rename=rename)
-        self._writer.check_log(*((None, {}) if found is None else found[::2]))
-        if rename.example:
+        self._writer.check_log(found)
+        if found is not None and rename.example:
             self.sink.message(
                 f"{self.run.path} was made before layers had names; from the next "
                 f"checkpoint on its arrays are called by name ({rename.example})"

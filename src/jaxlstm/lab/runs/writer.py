@@ -53,17 +53,16 @@ class RunWriter:
             retention.clean(self._run.checkpoints)
         binding.require_own_checkpoints(self._run, self._config)
 
-    def check_log(self, step: int | None, meta: Mapping[str, Any]) -> None:
+    def check_log(self, found: tuple[int, Any, Mapping[str, Any]] | None) -> None:
         """Check that the log is that of a checkpoint.
 
         Args:
-            step: the step of the checkpoint; None if there is none.
-            meta: its meta.
+            found: step, state and meta of the checkpoint; None if there is none.
 
         Raises:
             BadInput: the log was edited, or the checkpoints of a log were deleted.
         """
-        if step is None:
+        if found is None:
             if has_metrics(self._run) or read_state(self._run).finished is not None:
                 raise BadInput(
                     f"{self._run.path}: got metrics but no checkpoint, expected those "
@@ -71,6 +70,7 @@ class RunWriter:
                     "directory"
                 )
             return
+        step, _, meta = found
         self._log_end = binding.require_own_log(self._run, step) or step
         if "log" not in meta:
             self._report(
