@@ -146,6 +146,61 @@ def test_there_are_eight_devices():
     assert len(jax.devices()) == 8
 
 
+# -- an explicit mesh without a context -----------------------------------------
+
+
+@pytest.fixture
+def rows_mesh():
+    return jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
+
+
+def close(got, expected, tolerance=1e-12):
+    def compare(ours, theirs):
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+    jax.tree.map(compare, got, expected)
+
+
+@every_cell
+def test_an_explicit_mesh_needs_no_context(name, rows_mesh, x64):
+    """The mesh is in the types of the rows; parameters may be on it or on none."""
+    values = problem(CELLS[name][0])
+    specs = placed(values, units=False)
+    for on_mesh in False, True:
+        given = put(rows_mesh, values, specs)
+        if not on_mesh:
+            given = given._replace(params=values.params)
+        close(answer(runner(CELLS[name][0]), given), judged(name))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        jl.stack(LSTM, (8, 8), dropout=0.1),
+        jl.stack(LSTM, (8,), bidirectional=True),
+        jl.serial(rnn=jl.recurrent(LSTM, 8), drop=jl.dropout(0.1), head=jl.linear(3)),
+        jl.residual(jl.recurrent(jl.zoneout(LSTM, h_rate=0.1), D)),
+        jl.serial(embed=jl.embed(9, 4), rnn=jl.recurrent(jl.weight_drop(LSTM, 0.1), 8)),
+    ],
+    ids=["stack", "bidirectional", "serial", "residual", "embed"],
+)
+def test_layers_on_an_explicit_mesh_need_no_context(layer, rows_mesh):
+    rng = np.random.default_rng(0)
+    try:
+        params, _ = layer.init(jax.random.key(0))
+        xs = rng.integers(0, 9, (T, B))
+    except ValueError:
+        params, _ = layer.init(jax.random.key(0), D)
+        xs = rng.normal(size=(T, B, D)).astype(np.float32)
+
+    def loss(params, xs):
+        return jnp.sum(layer.apply(params, xs, key=jax.random.key(1))[1] ** 2)
+
+    run = jax.jit(jax.value_and_grad(loss))
+    sharded = jax.device_put(xs, NamedSharding(rows_mesh, ROWS))
+    close(jax.device_get(run(params, sharded)), jax.device_get(run(params, xs)), 2e-5)
+
+
 # -- rows of a batch ----------------------------------------------------------
 
 

@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 from jax.core import Tracer
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
@@ -99,6 +99,28 @@ def is_explicit(sharding: jax.sharding.Sharding | None) -> bool:
     """Return whether a sharding is over a mesh with explicit axes."""
     mesh = getattr(sharding, "mesh", None)
     return mesh is not None and AxisType.Explicit in mesh.axis_types
+
+
+def on_mesh_of(x: jax.Array, *spec: Any) -> NamedSharding:
+    """Return the sharding over the explicit mesh of x, with these names of its axes.
+
+    A `PartitionSpec` alone needs a mesh from `jax.set_mesh`; the type of an array has
+    its own.
+    """
+    return NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec))
+
+
+def replicate_like(x: jax.Array, tree: Any) -> Any:
+    """Return the arrays of a tree, those on no mesh replicated over the one of x."""
+    if not is_explicit(jax.typeof(x).sharding):
+        return tree
+
+    def replicate(leaf: Any) -> Any:
+        if is_key(leaf) or is_explicit(jax.typeof(leaf).sharding):
+            return leaf
+        return jax.sharding.reshard(leaf, on_mesh_of(x, *(None,) * jnp.ndim(leaf)))
+
+    return jax.tree.map(replicate, tree)
 
 
 def reshard_like(x: jax.Array, values: jax.Array) -> jax.Array:

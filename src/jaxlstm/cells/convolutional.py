@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -55,6 +54,7 @@ from jaxlstm.typing import (
     accumulator_dtype,
     exportable,
     is_explicit,
+    on_mesh_of,
     show,
 )
 
@@ -131,7 +131,8 @@ def convolution(x: Array, w: Array, dtype: DTypeLike) -> Array:
     lead = x.ndim - 1 - space
     rows = merge_axes(x, lead)
     if is_explicit(jax.typeof(w).sharding) and may_be_sharded(w):
-        rows = jax.sharding.reshard(rows, P(*jax.typeof(rows).sharding.spec[:-1], None))
+        axes = jax.typeof(rows).sharding.spec[:-1]
+        rows = jax.sharding.reshard(rows, on_mesh_of(w, *axes, None))
         gates = [_convolve(rows, w[..., k, :], dtype) for k in range(w.shape[-2])]
         return split_axis(jnp.stack(gates, axis=-2), x, lead)
     z = _convolve(rows, w.reshape(*w.shape[:-2], -1), dtype)
@@ -143,7 +144,7 @@ def _convolve(x: Array, w: Array, dtype: DTypeLike) -> Array:
     letters, sharding = "DHW"[: x.ndim - 2], None
     if is_explicit(jax.typeof(w).sharding):
         rows, units = jax.typeof(x).sharding.spec, jax.typeof(w).sharding.spec
-        sharding = P(*rows[:-1], units[-1])
+        sharding = on_mesh_of(w, *rows[:-1], units[-1])
     return lax.conv_general_dilated(
         x,
         w,

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from jaxlstm.typing import accumulator_dtype, is_explicit, show
+from jaxlstm.typing import accumulator_dtype, is_explicit, on_mesh_of, show
 
 
 def product(x: Array, w: Array, dtype: DTypeLike) -> Array:
@@ -35,8 +34,8 @@ def product(x: Array, w: Array, dtype: DTypeLike) -> Array:
     if is_explicit(jax.typeof(w).sharding):
         rows = jax.typeof(x).sharding.spec[: x.ndim - 1]
         units = jax.typeof(w).sharding.spec[1:]
-        x = jax.sharding.reshard(x, P(*rows, None))
-        w = jax.sharding.reshard(w, P(None, *units))
+        x = jax.sharding.reshard(x, on_mesh_of(w, *rows, None))
+        w = jax.sharding.reshard(w, on_mesh_of(w, None, *units))
     if may_be_sharded(w):
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
         return lax.dot_general(x, w, contracted, preferred_element_type=dtype)
@@ -112,7 +111,8 @@ def broadcast_like(z: Array, b: Array) -> Array:
     """
     rows, sharding = z.ndim - b.ndim, None
     if is_explicit(jax.typeof(z).sharding):
-        sharding = P(*jax.typeof(z).sharding.spec[:rows], *jax.typeof(b).sharding.spec)
+        units = jax.typeof(b).sharding.spec
+        sharding = on_mesh_of(z, *jax.typeof(z).sharding.spec[:rows], *units)
     return jnp.broadcast_to(b.astype(z.dtype), z.shape, out_sharding=sharding)
 
 
@@ -138,7 +138,7 @@ def merge_axes(x: Array, count: int) -> Array:
         spec = jax.typeof(x).sharding.spec
         split = (axis if isinstance(axis, tuple) else (axis,) for axis in spec[:count])
         names = tuple(name for axes in split for name in axes if name is not None)
-        sharding = P(names or None, *spec[count:])
+        sharding = on_mesh_of(x, names or None, *spec[count:])
     return lax.reshape(x, shape, out_sharding=sharding)
 
 
@@ -147,5 +147,5 @@ def split_axis(z: Array, like: Array, count: int) -> Array:
     shape, sharding = (*like.shape[:count], *z.shape[1:]), None
     if is_explicit(jax.typeof(z).sharding):
         rows = jax.typeof(like).sharding.spec[:count]
-        sharding = P(*rows, *jax.typeof(z).sharding.spec[1:])
+        sharding = on_mesh_of(z, *rows, *jax.typeof(z).sharding.spec[1:])
     return lax.reshape(z, shape, out_sharding=sharding)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jaxlstm import masking
@@ -17,7 +16,7 @@ from jaxlstm.diagnostics._common import (
     mean_over_steps,
 )
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, is_explicit
+from jaxlstm.typing import Features, is_explicit, on_mesh_of
 
 
 class Duplicates(NamedTuple):
@@ -132,7 +131,7 @@ def _duplicate_units(hs: Features, steps: StepMask, threshold: float) -> Duplica
     size = jnp.sqrt(jnp.where(constant, 1.0, squares))
     scale = jnp.where(constant, 0.0, 1 / size)
     normalized = centred * jnp.broadcast_to(scale, hs.shape)
-    replicated = P() if is_explicit(jax.typeof(hs).sharding) else None
+    replicated = on_mesh_of(hs) if is_explicit(jax.typeof(hs).sharding) else None
     products = jnp.tensordot(
         normalized, normalized, (axes, axes), out_sharding=replicated
     )

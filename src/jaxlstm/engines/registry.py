@@ -20,7 +20,7 @@ from jaxlstm.engines.memory import Memory
 from jaxlstm.engines.native import build
 from jaxlstm.engines.native import engine as native
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, Key, is_symbolic
+from jaxlstm.typing import Features, Key, is_symbolic, replicate_like
 
 Arrays = tuple[Params, Features, State, StepMask]
 
@@ -260,6 +260,7 @@ def _prepared(
 ) -> tuple[Params, Features, PerStep]:
     """Zero the padding and call `cell.prepare`."""
     xs, per_step = masking.zero_inactive(xs, steps), None
+    params = replicate_like(xs, params)
     if cell.prepare is not None:
         params, per_step = cell.prepare(params, xs, key=key)
     return params, xs, per_step

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.nn import initializers
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import masking
@@ -29,7 +28,16 @@ from jaxlstm.layers.base import (
     require_input_size,
 )
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, Key, exportable, is_explicit, reshard_like, show
+from jaxlstm.typing import (
+    Features,
+    Key,
+    exportable,
+    is_explicit,
+    on_mesh_of,
+    replicate_like,
+    reshard_like,
+    show,
+)
 
 Transform = Callable[[Any, Features, Key | None], Features]
 
@@ -129,7 +137,8 @@ def linear(size: int) -> Layer:
             )
         check_shape("params.w", params.w, (xs.shape[-1], size))
         check_shape("params.b", params.b, (size,))
-        return affine(xs, params.w, params.b).astype(xs.dtype)
+        w, b = replicate_like(xs, (params.w, params.b))
+        return affine(xs, w, b).astype(xs.dtype)
 
     return _pointwise("linear", init, transform)
 
@@ -183,7 +192,7 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
             check_params(params, EmbedParams)
             check_shape("params.table", params.table, (vocabulary, size))
             tokens, steps = _checked_tokens(xs, len(params.table), call)
-        rows = _lookup(params.table, tokens).astype(dtype)
+        rows = _lookup(replicate_like(tokens, params.table), tokens).astype(dtype)
         return (), masking.mask_outputs(rows, steps), {}
 
     return make_layer("embed", init, run, _token_inputs)
@@ -233,7 +242,8 @@ def _lookup(table: jax.Array, tokens: jax.Array) -> Features:
     """Return the row of each token, sharded like the tokens; NaN for unknown tokens."""
     last = len(table) - 1
     sharding = jax.typeof(tokens).sharding
-    out_sharding = P(*sharding.spec, None) if is_explicit(sharding) else None
+    explicit = is_explicit(sharding)
+    out_sharding = on_mesh_of(tokens, *sharding.spec, None) if explicit else None
     rows = table.at[jnp.clip(tokens, 0, last)].get(
         mode="promise_in_bounds", out_sharding=out_sharding
     )

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jaxlstm.cells import base
@@ -33,7 +32,7 @@ from jaxlstm.cells.base import (
     State,
     apply_edit,
 )
-from jaxlstm.typing import Features, Key, is_explicit, reshard_like, show
+from jaxlstm.typing import Features, Key, is_explicit, on_mesh_of, reshard_like, show
 
 
 class WrappedInput(NamedTuple):
@@ -199,7 +198,7 @@ def keep_mask(
     if not is_explicit(sharding):
         return drawn
     rows = sharding.spec[xs.ndim - len(shape) : -1]
-    return jax.sharding.reshard(drawn, P(*rows, None))
+    return jax.sharding.reshard(drawn, on_mesh_of(xs, *rows, None))
 
 
 def apply_dropout(value: Array, keep: Array | None, rate: float) -> Array:
