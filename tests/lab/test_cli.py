@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import tiny
 from ruamel.yaml import YAML
@@ -383,3 +384,24 @@ def test_a_closed_or_full_standard_output_is_one_line():
     )
     assert full.returncode == 1
     assert "standard output: cannot be used (No space left on device)" in full.stderr
+
+
+def test_an_empty_override_is_named(written, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["train", str(written), "--tensorboard", ""])
+    assert exit_.value.code == 2
+    assert "got '', expected KEY=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_float64_needs_x64(verb, written, capsys):
+    code, message = failure(capsys, verb, written, "model.dtype=float64")
+    assert code == 2
+    assert "JAX_ENABLE_X64=1" in message
+
+
+def test_a_disabled_jit_is_named(written, capsys):
+    with jax.disable_jit():
+        code, message = failure(capsys, "train", written)
+    assert code == 2
+    assert "JAX_DISABLE_JIT" in message

@@ -1,5 +1,6 @@
 """Tests of token files: memory mapping, checks of the ids, splits and errors."""
 
+import gzip
 import hashlib
 import os
 import subprocess
@@ -109,6 +110,25 @@ def test_id_outside_the_vocabulary_is_refused(
 def test_size_that_does_not_fit_the_dtype_is_refused(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"abc")
     assert "data.dtype uint16" in error_message(path=str(tmp_path / "a.bin"))
+
+
+@pytest.mark.parametrize(
+    ("save", "found"),
+    [
+        (lambda file: np.save(file, np.arange(100, dtype="u2")), "a NumPy file"),
+        (lambda file: np.savez(file, np.arange(100, dtype="u2")), "a ZIP archive"),
+        (lambda file: file.write(gzip.compress(b"a" * 100)), "gzip"),
+    ],
+)
+def test_a_file_with_a_header_is_refused(save, found, tmp_path):
+    path = tmp_path / "ids.bin"
+    with path.open("wb") as file:
+        save(file)
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0" * (len(content) % 2))
+    message = error_message(path=str(path), vocabulary_size=65_535)
+    assert found in message
+    assert "data.path" in message
 
 
 def test_missing_document_token_is_refused(tmp_path):

@@ -312,10 +312,9 @@ def gradient_memory(
         key: one random key, or None.
     """
 
-    program: Callable[..., Any] = functools.partial(run, engine, cell, options)
-
     def forward(inputs: Any, steps: StepMask, key: Key | None) -> tuple[Any, Any]:
-        results = program(*inputs, steps, key)
+        params, xs, state = inputs
+        results = run(engine, cell, options, params, xs, state, steps, key)
         leaves = jax.tree.leaves(results)
         return [leaf for leaf in leaves if _is_inexact(leaf)], results
 

@@ -120,7 +120,9 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
     arguments, extra = parser.parse_known_args(argv)
     has_overrides = "overrides" in arguments
     unknown = [
-        word for word in extra if not has_overrides or word[0] == "-" or "=" not in word
+        word
+        for word in extra
+        if not has_overrides or word[:1] in ("", "-") or "=" not in word
     ]
     if unknown:
         expected = "KEY=VALUE or an option" if has_overrides else "an option"

@@ -88,6 +88,7 @@ def _read(path: str | Path, data: "TokenData", *, key: str) -> TokenFile:
     dtype = np.dtype(data.dtype).newbyteorder("<")
     name = f"{key}: {quoted(path)}"
     with open_data(path, key=key) as file:
+        _require_raw(file, name)
         count, rest = divmod(size_of(file), dtype.itemsize)
         if rest:
             raise BadInput(
@@ -103,6 +104,27 @@ def _read(path: str | Path, data: "TokenData", *, key: str) -> TokenFile:
             "text has no documents."
         )
     return TokenFile(str(path), tokens, sha256)
+
+
+# First bytes of files that contain more than ids, and what such a file is.
+_CONTAINERS = {
+    b"\x93NUMPY": "a NumPy file; write the ids alone with array.tofile(path)",
+    b"PK\x03\x04": "a ZIP archive, such as .npz or .pt; write the ids alone",
+    b"PAR1": "a Parquet file; write the ids alone",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file; write the ids alone",
+    b"\x28\xb5\x2f\xfd": "a file compressed by zstd; decompress it",
+    b"\x1f\x8b\x08\x00": "a file compressed by gzip; decompress it",
+    b"\x1f\x8b\x08\x08": "a file compressed by gzip; decompress it",
+}
+
+
+def _require_raw(file: BinaryIO, name: str) -> None:
+    """Raise `BadInput` if the file has a header, which would be read as ids."""
+    start = file.read(8)
+    file.seek(0)
+    for magic, found in _CONTAINERS.items():
+        if start.startswith(magic):
+            raise BadInput(f"{name}: expected raw token ids, got {found}.")
 
 
 def _scan(

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.config.base import RunConfig
 
 Device = Any  # `jax.Device`, which type checkers do not accept as a type
 
@@ -97,3 +100,18 @@ def _why_unavailable(device: str, error: Exception) -> str:
     sees = f"sees only {', '.join(seen)}" if seen else f"found no device ({first_line})"
     remedy = _REMEDY.get(device, "unset JAX_PLATFORMS, or set it to cpu")
     return f"got {device}, but JAX {sees}: {remedy}"
+
+
+def require_jax_settings(config: RunConfig) -> None:
+    """Raise `BadInput` if JAX is set up in a way that does not fit a config."""
+    x64 = jnp.zeros(0, float).dtype == np.float64
+    if getattr(config.model, "dtype", None) == "float64" and not x64:
+        raise BadInput(
+            "model.dtype: got float64 with JAX's x64 mode off, which would compute in "
+            "float32; set JAX_ENABLE_X64=1 in the environment, or model.dtype=float32"
+        )
+    if jax.config.values["jax_disable_jit"]:
+        raise BadInput(
+            "JAX_DISABLE_JIT: got 1, expected 0: lab runs compiled programs; unset it, "
+            "or run single steps of the model in Python"
+        )

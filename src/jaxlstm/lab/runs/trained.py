@@ -200,6 +200,7 @@ def load(
         best = runs.best_member(opened)
         report(f"{opened.path} is a population; this is its best member, {best}")
         return load(best, overrides=overrides, report=report)
+    devices.require_jax_settings(config)
     task = tasks.get(config.task)
     _, meta = _best_or_newest(opened, report)
     spec = read_spec(task, meta)

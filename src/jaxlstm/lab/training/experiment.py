@@ -11,7 +11,7 @@ import optax
 from jaxlstm.lab import native, tasks
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config.base import RunConfig
-from jaxlstm.lab.parallel import splits
+from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.tasks import contract
 from jaxlstm.lab.tasks.base import Dataset, Losses, Task
 from jaxlstm.lab.training import optimizer as optimizers
@@ -38,6 +38,7 @@ class Experiment:
                 does not fit the memory of this machine, or the task does not keep to
                 `Task`.
         """
+        devices.require_jax_settings(config)
         task = tasks.get(config.task)
         dataset = task.data(config)
         contract.require_dataset(task, dataset)
