@@ -141,7 +141,7 @@ class _Sweep:
             return
         ignored = {"name": "", "sweep": None}
         before, after = (
-            (each.sweep.space, each.model_copy(update=ignored))
+            (getattr(each.sweep, "space", None), each.model_copy(update=ignored))
             for each in (configs.load(file), self.config)
         )
         if before != after:
@@ -163,7 +163,7 @@ class _Sweep:
                 storage=url,
                 study_name=self.config.name,
                 load_if_exists=True,
-                direction={"min": "minimize", "max": "maximize"}[self.primary.mode],
+                direction="minimize" if self.primary.mode == "min" else "maximize",
                 pruner=pruner,
             )
         except Exception as error:
