@@ -310,10 +310,8 @@ def _population_run(*parts: Any) -> Any:
 
 
 def _default_device(config: RunConfig) -> AbstractContextManager[devices.Device]:
-    """Select the device of a config, and on a CPU one virtual device for each shard."""
-    return devices.default_device(
-        config.device, cpu_devices=splits.shard_count(config.training)
-    )
+    """Select the device of a config, and on a CPU one virtual device for each core."""
+    return devices.default_device(config.device, cpu_devices=splits.cpu_devices(config))
 
 
 def _require_same_config(run: Run, before: RunConfig, config: RunConfig) -> None:

@@ -22,7 +22,7 @@ def check(config: RunConfig) -> dict[str, str]:
     cost = tasks.get(config.task).step_cost(config)
     reason = splits.split(config, cost).reason
     config = native.resolve_engine(splits.resolve_shards(config, cost))
-    cpu_devices = splits.shard_count(config.training)
+    cpu_devices = splits.cpu_devices(config)
     with devices.default_device(config.device, cpu_devices=cpu_devices) as device:
         experiment, training = Experiment.build(config), config.training
         return {

@@ -6,6 +6,7 @@ import jax
 
 from jaxlstm.lab import native
 from jaxlstm.lab.config.base import RunConfig, Training
+from jaxlstm.lab.config.population import members
 from jaxlstm.lab.parallel import devices
 from jaxlstm.lab.parallel.costs import StepCost
 from jaxlstm.lab.parallel.devices import Device
@@ -81,6 +82,14 @@ def shard_count(training: Training) -> int:
     return 1 if training.shards == "auto" else training.shards
 
 
+def cpu_devices(config: RunConfig) -> int:
+    """Return as how many devices a run presents the CPU: one for each core it uses."""
+    if config.population is None:
+        return shard_count(config.training)
+    count = len(members(config.population, config.seed))
+    return min(count, devices.cores())
+
+
 def split(config: RunConfig, cost: StepCost | None) -> Split:
     """Return the number of shards of a run; `auto` depends on the available devices.
 
@@ -94,7 +103,7 @@ def split(config: RunConfig, cost: StepCost | None) -> Split:
     if config.training.shards != "auto":
         return Split(config.training.shards, "set by training.shards")
     on_cores = choose(config, cost, devices.cores())
-    devices.request_cpu_devices(on_cores.shards)
+    devices.request_cpu_devices(max(on_cores.shards, cpu_devices(config)))
     device = devices.find(config.device)
     if device.platform == "cpu" and on_cores.shards == 1:
         return on_cores

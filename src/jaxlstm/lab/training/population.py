@@ -1,7 +1,7 @@
-"""Training of a population: many members, one compiled program.
+"""Training of a population: many members, one compiled program for each device.
 
     seeds, values of a grid ──vmap──> states [N]
-    states [N], batches [N, K] ──vmap of K steps──> states [N], metrics [N, K]
+    states [N], batches [N, K] ──K steps of each──> states [N], metrics [N, K]
 
 A member is one slice of a `TrainState` with a leading axis. It has its own parameters,
 order of data, noise, optimizer, early stopping and best state. A member that diverged
@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -27,7 +28,9 @@ from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config import population as sections
 from jaxlstm.lab.config.base import RunConfig, Training
 from jaxlstm.lab.config.population import Member
+from jaxlstm.lab.parallel import members as split
 from jaxlstm.lab.parallel import splits
+from jaxlstm.lab.parallel.devices import Device
 from jaxlstm.lab.tasks.base import Batch, Carry, Dataset, Params, Sums, Task, zero_carry
 from jaxlstm.lab.training import diagnosis, policies, state
 from jaxlstm.lab.training import optimizer as optimizers
@@ -192,21 +195,12 @@ class PopulationExperiment:
                 raise
             raise _cannot_vary(self.config, error) from error
 
-    def train_steps(
-        self, members: TrainState, values: Any, batches: Batch
+    def train_member(
+        self, member: TrainState, values: Array, batches: Batch
     ) -> tuple[TrainState, StepMetrics]:
-        """Make the steps of a dispatch: batches and metrics are `[N, K, ...]`."""
-
-        def of_member(
-            member: TrainState, values: Array, batches: Batch
-        ) -> tuple[TrainState, StepMetrics]:
-            optimizer = self.optimizer(values)
-            first = self.first
-            return state.train_steps(
-                first.task, first.model, optimizer, member, batches
-            )
-
-        return jax.vmap(of_member)(members, values, batches)
+        """Make the steps of a dispatch for one member that trains."""
+        first, optimizer = self.first, self.optimizer(values)
+        return state.train_steps(first.task, first.model, optimizer, member, batches)
 
     def batches(self, first_step: int, count: int) -> Batch:
         """Return the batches of `count` steps, stacked to `[N, K, ...]`."""
@@ -307,7 +301,8 @@ def fit(job: PopulationJob, population: PopulationState, loop: PopulationLoop) -
     """
     experiment: PopulationExperiment = job.experiment
     training: Training = experiment.config.training
-    programs = _Programs(experiment, job.compiled)
+    (device,) = population.step.devices()
+    programs = _Programs(experiment, device, job.compiled)
     step, in_flight = int(population.step), None
     clock = Clock(step)
     done = step >= training.steps or not any(member.active for member in loop)
@@ -318,8 +313,8 @@ def fit(job: PopulationJob, population: PopulationState, loop: PopulationLoop) -
             batches = experiment.batches(step, count)
         members = _with_active(population.members, loop)
         with clock.paused():
-            program = programs.get(members, batches)
-        members, metrics = program(members, experiment.values, batches)
+            programs.compile(members, batches)
+        members, metrics = programs.run(members, batches)
         if in_flight is not None:
             loop = _read(job, members, loop, clock, *in_flight)
         in_flight, step = (step, metrics), step + count
@@ -377,24 +372,59 @@ def validated(
 
 
 class _Programs:
-    """Compiled training steps: one program for each number of steps in a dispatch."""
+    """Compiled training steps, for each number of steps in a dispatch and each device.
+
+    Attributes:
+        device: the device of the states between dispatches.
+        groups: the devices that train, and the members that each one trains.
+    """
 
     def __init__(
-        self, experiment: PopulationExperiment, compiled: Callable[[float], None]
+        self,
+        experiment: PopulationExperiment,
+        device: Device,
+        compiled: Callable[[float], None],
     ) -> None:
+        self.device = device
+        self.groups = split.groups(len(experiment.members), device)
         self._values, self._report = experiment.values, compiled
-        self._jitted = jax.jit(experiment.train_steps, donate_argnums=0)
-        self._compiled: dict[int, Any] = {}
+        train = split.for_each(experiment.train_member, device)
+        self._jitted = jax.jit(train, donate_argnums=0)
+        self._compiled: dict[int, list[Any]] = {}
 
-    def get(self, members: TrainState, batches: Batch) -> Any:
-        """Return the program for these batches; report the time of a compilation."""
-        count = jax.tree.leaves(batches)[0].shape[1]
-        if count not in self._compiled:
-            start = time.perf_counter()
-            lowered = self._jitted.lower(members, self._values, batches)
-            self._compiled[count] = lowered.compile()
-            self._report(time.perf_counter() - start)
-        return self._compiled[count]
+    def compile(self, members: TrainState, batches: Batch) -> None:
+        """Compile the programs for these batches, and report the time it takes."""
+        count = _steps(batches)
+        if count in self._compiled:
+            return
+        start = time.perf_counter()
+        parts = [self._part(members, batches, *group) for group in self.groups]
+        lowered = [self._jitted.lower(*part) for part in parts]
+        with ThreadPoolExecutor(len(lowered)) as pool:
+            programs = pool.map(jax.stages.Lowered.compile, lowered)
+            self._compiled[count] = list(programs)
+        self._report(time.perf_counter() - start)
+
+    def run(
+        self, members: TrainState, batches: Batch
+    ) -> tuple[TrainState, StepMetrics]:
+        """Make the steps of a dispatch: batches and metrics are `[N, K, ...]`."""
+        programs = zip(self._compiled[_steps(batches)], self.groups, strict=True)
+        parts = [
+            program(*self._part(members, batches, *group))
+            for program, group in programs
+        ]
+        return split.join(parts, self.device)
+
+    def _part(
+        self, members: TrainState, batches: Batch, device: Device, which: slice
+    ) -> tuple[TrainState, Any, Batch]:
+        return split.take((members, self._values, batches), which, device)
+
+
+def _steps(batches: Batch) -> int:
+    """Return K of batches `[N, K, ...]`."""
+    return jax.tree.leaves(batches)[0].shape[1]
 
 
 def _read(
