@@ -83,7 +83,7 @@ CELL = [
     Mutant("gate activation ignored", LSTM,
            'activation("gate_activation", gate_activation)',
            'activation("gate_activation", "sigmoid")'),
-    Mutant("factory not cached", LSTM, "@functools.cache\n", ""),
+    Mutant("factory not cached", LSTM, "@cached\n", ""),
 ]  # fmt: skip
 
 # Lengths and masks.

@@ -133,6 +133,7 @@ def test_emit_functions_of_the_same_operations_share_a_program():
     assert len(traced) - start <= 1  # for the types of the gates alone
 
 
+@pytest.mark.combinations  # `checking_leaks` searches all objects of the process
 @pytest.mark.parametrize("engine", ["native", "adjoint", "scan"])
 def test_no_tracer_is_kept(engine):
     run = functools.partial(jl.unroll, xs=XS, engine=engine)

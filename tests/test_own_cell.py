@@ -220,7 +220,7 @@ def test_wrappers():
 def test_training_in_lab():
     """A periodic text is learnt: the loss falls from log(8) nats to almost 0."""
     tokens = np.tile(np.random.default_rng(0).permutation(8), 400).astype(np.int32)
-    options = schema.Training(
+    options = schema.LanguageModelTraining(
         steps=120, batch_size=4, window=16, steps_per_dispatch=20, log_every=20,
         validate_every=60, checkpoint_every=120,
     )  # fmt: skip

@@ -332,7 +332,7 @@ rates = st.floats(0, 0.999)
 sizes = st.integers(1, 65_536)
 schedules = st.one_of(
     st.floats(0, 10),
-    st.builds(lambda v: {"constant_schedule": {"value": v}}, st.floats(-1, 1)),
+    st.builds(lambda v: {"constant_schedule": {"value": v}}, st.floats(0, 1)),
     st.builds(
         lambda d: {
             "piecewise_constant_schedule": {

@@ -117,6 +117,7 @@ def test_resumed_population_has_the_same_bits(grid, tmp_path):
         assert_equal(path / "members" / member, grid / "members" / member, bits=True)
 
 
+@pytest.mark.thorough
 def test_member_stops_early_on_its_own(tmp_path):
     training = {
         "steps": 60,
@@ -135,6 +136,7 @@ def test_member_stops_early_on_its_own(tmp_path):
     assert_equal(run / "members" / early, solo)
 
 
+@pytest.mark.thorough
 def test_language_models_equal_their_runs_alone(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(tiny.text())

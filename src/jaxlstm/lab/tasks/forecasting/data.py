@@ -112,8 +112,9 @@ def part_ends(times: np.ndarray, split: Split) -> tuple[Any, Any, Any]:
         BadInput: a part is empty, or the parts do not fit in the times.
 
     Example:
-        >>> part_ends(np.arange(10), Split(train=0.5, validation=2))
-        (5, 7, 10)
+        >>> ends = part_ends(np.arange(10), Split(train=0.5, validation=2))
+        >>> [int(end) for end in ends]
+        [5, 7, 10]
     """
     axis = np.unique(times)
     ends, begin = [], 0
