@@ -416,6 +416,7 @@ class _Killed(BaseException):
     """Raised in place of a signal that ends the process."""
 
 
+@pytest.mark.thorough
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     given = tiny_config(tmp_path, buckets=2, model={"output_dropout": 0.3})
     whole = jl.lab.train(given, run=tmp_path / "whole", sink=tiny.RecordingSink())

@@ -8,15 +8,25 @@ import pytest
 import sum_task
 import tiny
 
-from jaxlstm.lab import api, config
+from jaxlstm.lab import api, config, tasks
 from jaxlstm.lab._util.errors import BadInput, Diverged
+from jaxlstm.lab.config import loading, schema
 from jaxlstm.lab.config import population as sections
 from jaxlstm.lab.runs.trained import load
 
 OPTIMISED = True  # members are compared with runs alone
 RATE = "optimizer.0.adam.learning_rate"
 
-sum_task.register()
+
+@pytest.fixture(autouse=True, scope="module")
+def registered_task():
+    """Register the task until the end of the module."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(schema, "CONFIGS", dict(schema.CONFIGS))
+        monkeypatch.setattr(loading, "CONFIGS", schema.CONFIGS)
+        monkeypatch.setattr(tasks, "TASKS", dict(tasks.TASKS))
+        sum_task.register()
+        yield
 
 
 def trained(path, given, **population):
@@ -50,7 +60,7 @@ def assert_equal(run, other, *, bits=False):
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory):
+def grid(tmp_path_factory, registered_task):
     """A population of two seeds by two learning rates."""
     path = tmp_path_factory.mktemp("grid") / "run"
     return trained(path, sums(), seeds=2, grid={RATE: [0.05, 0.01]})
@@ -90,7 +100,7 @@ def test_diverged_member_leaves_the_bits_of_others(grid, tmp_path):
     given = sums() | {"population": {"seeds": 2, "grid": {RATE: rates}}}
     api.train(given, run=run, sink=sink)
     for member in ("00", "01", "02", "03"):
-        assert_equal(run / "members" / member, grid / "members" / member)
+        assert_equal(run / "members" / member, grid / "members" / member, bits=True)
     text = (run / "members.csv").read_text()
     assert text.count("diverged at step") == 2
     assert any("member 05 diverged" in message for message in sink.messages)
@@ -147,6 +157,7 @@ def test_language_models_equal_their_runs_alone(tmp_path):
     assert len(load(run / "members" / "01").sample("the ", length=9)) == 9
 
 
+@pytest.mark.thorough
 def test_all_members_diverged(tmp_path):
     given = sums() | {"population": {"grid": {RATE: [1e38]}}}
     with pytest.raises(Diverged, match="every member"):

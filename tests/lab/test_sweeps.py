@@ -61,6 +61,7 @@ def test_best_config_trains(tmp_path):
     assert runs.is_run(found.best)
 
 
+@pytest.mark.thorough
 def test_no_combination_is_tried_twice(tmp_path):
     sink = tiny.RecordingSink()
     space = {"model.hidden_size": [2, 3]}
@@ -69,6 +70,7 @@ def test_no_combination_is_tried_twice(tmp_path):
     assert any("every combination" in message for message in sink.messages)
 
 
+@pytest.mark.thorough
 def test_diverged_trial_is_named(tmp_path):
     space = {RATE: [1e38, 0.01]}
     sink = tiny.RecordingSink()
