@@ -174,7 +174,9 @@ def enough_rows(
 def select(series: SeriesSet, which: NDArray[np.int64]) -> SeriesSet:
     """Return some of the series."""
     offsets = series.offsets
-    rows = np.concatenate([np.arange(offsets[k], offsets[k + 1]) for k in which])
+    rows = np.concatenate(
+        [np.arange(int(offsets[k]), int(offsets[k + 1])) for k in which]
+    )
     return series._replace(
         ids=tuple(series.ids[k] for k in which),
         offsets=np.concatenate([[0], np.cumsum(np.diff(offsets)[which])]),
