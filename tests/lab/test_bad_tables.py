@@ -270,6 +270,10 @@ UNREADABLE = {
         GOOD.replace("\n", "\r"),
         "got line ends of old Mac systems",
     ),
+    "a carriage return in a row": (
+        GOOD + "a\r,2024-01-05,5\n",
+        "row 6: got a carriage return inside the row",
+    ),
     "a truncated gzip": (
         gzip.compress((HEAD + days(range(28)) * 50).encode())[:-20],
         "the compressed data is damaged or cut off",

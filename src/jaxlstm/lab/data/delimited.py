@@ -248,6 +248,7 @@ class Delimited:
         self, body: bytes, line: int, columns: tuple[str, ...], positions: list[int]
     ) -> Block:
         self._check_bytes(body, line)
+        self._check_returns(body, line)
         body, rows, blank = self._records(body, line)
         import polars as pl
 
@@ -301,6 +302,14 @@ class Delimited:
                 line + body.count(b"\n", 0, at),
                 "got a null byte, expected text; the file is damaged, or is no CSV "
                 "file.",
+            )
+
+    def _check_returns(self, body: bytes, line: int) -> None:
+        if (at := _bare_return(body)) is not None:
+            raise self.fail(
+                line + body.count(b"\n", 0, at),
+                "got a carriage return inside the row, expected line feeds alone or "
+                "after carriage returns as ends of rows; correct the line ends.",
             )
 
     def _records(
@@ -384,6 +393,21 @@ def _layout(body: bytes, separator: bytes) -> _Layout:
     first = data[np.minimum(starts, len(data) - 1)]
     blank = (size == 0) | ((size == 1) & (first == _RETURN))
     return _Layout(starts, ends, np.searchsorted(newlines, starts), separators, blank)
+
+
+def _bare_return(body: bytes) -> int | None:
+    """Return the position of the first carriage return inside a record, if any.
+
+    One before a line feed ends the record, and one in quotes is text.
+    """
+    if body.count(b"\r") == body.count(b"\r\n"):
+        return None
+    data = np.frombuffer(body, np.uint8)
+    outside = (np.cumsum(data == _QUOTE, dtype=np.int64) & 1) == 0
+    before_newline = np.append(data[1:] == _NEWLINE, False)
+    found = np.flatnonzero((data == _RETURN) & outside & ~before_newline)
+    last = len(body.rstrip(b"\r"))  # a file may end in one
+    return int(found[0]) if found.size and found[0] < last else None
 
 
 def _has_blank_line(body: bytes) -> bool:
