@@ -37,6 +37,12 @@ def _jaxprs_in(value: Any) -> Iterator[Jaxpr]:
             yield from _jaxprs_in(item)
 
 
+def without_constants(closed: ClosedJaxpr) -> Jaxpr:
+    """Return the jaxpr without the arrays that its function closes over."""
+    # From jax 0.12 on, `closed.jaxpr` holds them too, until its variables are replaced.
+    return closed.jaxpr.replace(constvars=closed.jaxpr.constvars)
+
+
 def equal(one: Jaxpr, other: Jaxpr) -> bool:
     """Return whether two jaxprs have the same operations on the same types.
 
@@ -80,10 +86,11 @@ def _equal(one: Any, other: Any) -> bool:
         return True
     if type(one) is not type(other):
         return False
+    if isinstance(one, ClosedJaxpr):  # the same class as Jaxpr from jax 0.12 on
+        constants = _equal(list(one.consts), list(other.consts))
+        return constants and equal(one.jaxpr, other.jaxpr)
     if isinstance(one, Jaxpr):
         return equal(one, other)
-    if isinstance(one, ClosedJaxpr):
-        return _equal(one.consts, other.consts) and equal(one.jaxpr, other.jaxpr)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
     if isinstance(one, tuple | list):

@@ -65,4 +65,4 @@ def operations_of(
     """
     closed, outputs = jax.make_jaxpr(function, return_shape=True)(*args)
     trees = jax.tree.structure(args), jax.tree.structure(outputs)
-    return Operations(closed.jaxpr, *trees), list(closed.consts)
+    return Operations(_jaxpr.without_constants(closed), *trees), list(closed.consts)
