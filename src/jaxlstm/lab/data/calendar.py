@@ -92,7 +92,9 @@ def _value(
     months, years = days.astype("M8[M]"), days.astype("M8[Y]")
     of_year = (days - years.astype("M8[D]")).astype(np.float64)
     of_month = (days - months.astype("M8[D]")).astype(np.float64)
-    length = ((months + 1).astype("M8[D]") - months.astype("M8[D]")).astype(np.float64)
+    length = (
+        (months + np.timedelta64(1, "M")).astype("M8[D]") - months.astype("M8[D]")
+    ).astype(np.float64)
     weekday = ((days.astype(np.int64) + 3) % 7).astype(np.float64)
     month = (months.astype(np.int64) % 12).astype(np.float64)
     return {

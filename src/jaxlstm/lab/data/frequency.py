@@ -64,11 +64,12 @@ class Frequency(NamedTuple):
         if self.kind == "business":
             moved = np.busday_offset(days, steps * self.step, roll="forward")
             return (moved + clock).astype("M8[us]")
-        months = days.astype("M8[M]") + steps * self.step
-        length = ((months + 1).astype("M8[D]") - months.astype("M8[D]")).astype(int)
+        months = days.astype("M8[M]") + np.asarray(steps * self.step).astype("m8[M]")
+        after = (months + np.timedelta64(1, "M")).astype("M8[D]")
+        length = (after - months.astype("M8[D]")).astype(int)
         day = (days - days.astype("M8[M]").astype("M8[D]")).astype(int)
         day = length - 1 if self.month_end else np.minimum(day, length - 1)
-        return (months.astype("M8[D]") + day + clock).astype("M8[us]")
+        return (months.astype("M8[D]") + day.astype("m8[D]") + clock).astype("M8[us]")
 
     def steps(self, before: Times, after: Times) -> NDArray[np.int64]:
         """Return the number of steps between times, 0 where it is not whole."""
@@ -148,7 +149,8 @@ def _months(times: Times, before: NDArray[np.int64]) -> Frequency | None:
     if len(np.unique((times - days).astype(np.int64))) > 1:
         return None
     starts = days.astype("M8[M]").astype("M8[D]")
-    ends = bool(((days + 1).astype("M8[M]") > days.astype("M8[M]")).all())
+    tomorrow = days + np.timedelta64(1, "D")
+    ends = bool((tomorrow.astype("M8[M]") > days.astype("M8[M]")).all())
     day = (days - starts).astype(int)
     if not ends and (day.min() != day.max() or day.max() > 27):
         return None

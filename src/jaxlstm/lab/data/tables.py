@@ -602,7 +602,7 @@ class _Frame:
         try:
             native: Any = nw.from_native(frame)
             eager = native.collect() if isinstance(native, nw.LazyFrame) else native
-            self._frame = eager.to_polars()
+            self._frame = _to_polars(eager)
         except Exception as error:
             raise BadInput(
                 f"{self.name}: cannot be converted ({shown(str(error))})."
@@ -619,6 +619,20 @@ class _Frame:
         rows = self._frame.hash_rows()
         digest.update(rows.to_numpy().tobytes())
         return digest.hexdigest()
+
+
+def _to_polars(frame: Any) -> Any:
+    """Return a frame of narwhals as one of polars, also without pyarrow."""
+    import polars as pl
+
+    try:
+        return frame.to_polars()
+    except ImportError:  # pandas needs pyarrow to convert texts
+        columns = {
+            name: [None if value != value else value for value in frame[name].to_list()]
+            for name in frame.columns
+        }
+        return pl.DataFrame(columns)
 
 
 def digest(file: BinaryIO) -> str:
