@@ -108,6 +108,6 @@ def _check_sizes(cell: Cell, params: Params, hidden_size: int) -> None:
         if got.shape != expected.shape:
             raise ValueError(
                 f"params: got parameters of {got.shape[-1]} units, expected "
-                f"{expected.shape[-1]}, as of the cell for hidden_size {hidden_size}."
+                f"{expected.shape[-1]} (hidden_size {hidden_size} of this layer)."
             )
     checked[key] = True

@@ -220,10 +220,8 @@ def _moved(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     paths = changes.path_keys(config)
     other = [key for key in changes.differences(config, moved) if key not in paths]
     if other:
-        raise BadInput(
-            f"got a change of {', '.join(other)}, expected only changes of "
-            f"{', '.join(paths) or 'paths, of which this run has none'}"
-        )
+        expected = f"only changes of {', '.join(paths)}" if paths else "none"
+        raise BadInput(f"got a change of {', '.join(other)}, expected {expected}")
     return moved
 
 
