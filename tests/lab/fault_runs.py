@@ -71,7 +71,7 @@ def attempt(act: Callable[[], object]) -> str:
 
 def leftovers(run: Path) -> list[str]:
     """Return the hidden files of a run besides its lock, which should not remain."""
-    hidden = [path for path in run.rglob(".*") if path.name not in (".lock", ".zarray")]
+    hidden = [path for path in run.rglob(".*") if path.name != ".lock"]
     return [str(path.relative_to(run)) for path in hidden]
 
 

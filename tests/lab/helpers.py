@@ -19,11 +19,10 @@ from jaxlstm.lab.training.experiment import Experiment
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """Return the files of the newest checkpoint's arrays, and the metrics."""
+    """Return the arrays of the newest checkpoint, and the metrics, as files."""
     latest = max((run / "checkpoints").glob("[0-9]*"))
-    files = [path for path in (latest / "arrays").rglob("*") if path.is_file()]
-    found = {str(path.relative_to(latest)): path.read_bytes() for path in files}
-    return found | {"metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
+    files = [latest / "arrays.safetensors", run / "metrics.jsonl"]
+    return {path.name: path.read_bytes() for path in files}
 
 
 def as_earlier_version(run: Path) -> None:
@@ -86,7 +85,9 @@ class Recorder:
             experiment.dataset,
             training,
             None,
-            loop.Listener(log, lambda seconds: None, self.stopping),
+            loop.Listener(
+                log, lambda seconds: None, self.stopping, lambda step, count: None
+            ),
             (
                 loop.Callback(self.validated, (training.validate_every,)),
                 loop.Callback(

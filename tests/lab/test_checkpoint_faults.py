@@ -17,7 +17,7 @@ import pytest
 
 from faults import ForkServer, counted, failing, numbered
 from jaxlstm.lab import checkpoints
-from jaxlstm.lab.checkpoints import CheckpointError, DamagedCheckpoint
+from jaxlstm.lab.checkpoints import CheckpointError, DamagedCheckpoint, arrays
 from jaxlstm.lab.checkpoints import manifest as manifests
 
 SETUP = """
@@ -111,11 +111,11 @@ def kill_before_each_operation(fork_server, root: Path, steps: tuple, stride: in
 
 
 def test_a_kill_before_a_file_operation_costs_no_checkpoint(fork_server, tmp_path):
-    kill_before_each_operation(fork_server, tmp_path / "c", (1, 2), stride=14)
+    kill_before_each_operation(fork_server, tmp_path / "c", (1, 2), stride=5)
 
 
 def test_a_kill_while_replacing_the_only_checkpoint_keeps_it(fork_server, tmp_path):
-    kill_before_each_operation(fork_server, tmp_path / "c", (3,), stride=14)
+    kill_before_each_operation(fork_server, tmp_path / "c", (3,), stride=5)
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_a_failing_file_operation_costs_no_checkpoint(tmp_path, code, once):
     with counted(root) as operations:
         work(root)
     raised = []
-    for at in range(random.randrange(40), operations.count, 40):
+    for at in range(random.randrange(12), operations.count, 12):
         fresh(root, 1, 2)
         with failing(root, at, code, once=once):
             try:
@@ -281,10 +281,11 @@ def flip_bits(root: Path, count: int | None) -> None:
     for path in files_of(directory):
         bits = range(8 * path.stat().st_size)
         share = bits if count is None else random.sample(bits, min(len(bits), count))
-        leaf = next((name for name in small if path.parent.name.endswith(name)), None)
         for bit in share:
             flip(path, bit)
-            with pytest.raises(DamagedCheckpoint, match=leaf or path.name):
+            with pytest.raises(
+                DamagedCheckpoint, match=r"0001.* damaged|manifest\.json"
+            ):
                 checkpoints.restore(root, 1, small)
             flip(path, bit)
     checkpoints.restore(root, 1, small)
@@ -300,14 +301,15 @@ def test_every_flipped_bit_is_found(tmp_path):
 
 
 def test_array_hashes_are_checked_besides_file_hashes(tmp_path, monkeypatch):
-    """They also cover errors between the file and the array: in Orbax or in memory."""
+    """They also cover errors between the file and the array."""
     directory = checkpoints.save(tmp_path, 1, numbered(1), {})
     monkeypatch.setattr(manifests, "check_hashes", lambda *_: None)
-    for path in directory.glob("arrays/*/0*"):
-        bit = random.randrange(8 * path.stat().st_size)
+    path = directory / arrays.NAME
+    start = path.stat().st_size - sum(leaf.nbytes for leaf in numbered(1).values())
+    for _ in range(6):
+        bit = random.randrange(8 * start, 8 * path.stat().st_size)
         flip(path, bit)
-        leaf = path.parent.name.split(".")[1]
-        with pytest.raises(DamagedCheckpoint, match=f"{leaf} is damaged: its values"):
+        with pytest.raises(DamagedCheckpoint, match=r"w\d is damaged: its values"):
             checkpoints.restore(tmp_path, 1, numbered(0))
         flip(path, bit)
 

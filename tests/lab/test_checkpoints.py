@@ -226,10 +226,9 @@ def test_differences_are_named_by_the_new_path_and_damage_by_the_stored_one(tmp_
     assert str(caught.value) == (
         "checkpoint 000001: params/rnn/b: got [4, 3], expected [2, 3] in this config"
     )
-    (chunk,) = directory.glob("arrays/*w_h/0*")
-    data = bytearray(chunk.read_bytes())
-    data[0] ^= 1
-    chunk.write_bytes(data)
+    path = directory / arrays_.NAME
+    values = small_tree()["params"][0]["w_h"].tobytes()
+    path.write_bytes(path.read_bytes().replace(values, values[::-1]))
     with pytest.raises(DamagedCheckpoint, match=r"params/0/w_h is damaged"):
         checkpoints.restore(tmp_path, 1, named_tree(), rename=by_name)
 
@@ -285,9 +284,9 @@ def test_every_difference_between_trees_is_named(tmp_path):
 def test_a_newer_format_names_the_version_it_needs(tmp_path):
     checkpoints.save(tmp_path, 1, small_tree(), {})
     newest = checkpoints.save(tmp_path, 2, small_tree(), {})
-    forge(newest, lambda b: b.update(format_version=2, needs="3.1", odd=[1]))
+    forge(newest, lambda b: b.update(format_version=3, needs="3.1", odd=[1]))
     with pytest.raises(
-        CheckpointError, match=r"000002: got format 2.*needs jaxlstm >= 3\.1"
+        CheckpointError, match=r"000002: got format 3.*needs jaxlstm >= 3\.1"
     ) as e:
         checkpoints.latest(tmp_path, small_tree(), pytest.fail)
     assert not isinstance(e.value, DamagedCheckpoint)
@@ -301,8 +300,6 @@ def test_a_newer_format_names_the_version_it_needs(tmp_path):
         lambda b: b.pop("leaves"),
         lambda b: b["leaves"][0].update(shape=[10**12]),
         lambda b: b["leaves"][0].update(dtype="key<none>"),
-        lambda b: b["leaves"].append(b["leaves"][0]),
-        lambda b: b["leaves"].reverse(),
         lambda b: b["files"].update({"../../etc/passwd": b["files"].popitem()[1]}),
         lambda b: b.update(extra=1),
     ],
@@ -314,28 +311,45 @@ def test_a_forged_manifest_is_refused(tmp_path, change):
         checkpoints.restore(tmp_path, 1, small_tree())
 
 
+def forge_arrays(directory: Path, data: bytes) -> None:
+    """Replace the arrays of a checkpoint, as an attacker would."""
+    path = directory / arrays_.NAME
+    path.write_bytes(data)
+    listed = {"size": len(data), "sha256": manifests.hash_file(path)}
+    forge(directory, lambda body: body["files"].update({path.name: listed}))
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"shape": [10**12], "chunks": [10**12]},
-        {"shape": [3, 4, 3], "chunks": [10**6, 10**6, 1]},
-        {"compressor": {"id": "zstd", "level": 1}},
-        {"filters": [{"id": "pickle"}]},
-        {"dtype": "|O"},
-        {"order": "F"},
+        lambda h: h["step"].update(shape=[10**12]),
+        lambda h: h["step"].update(shape=[3, 4, 3]),
+        lambda h: h["step"].update(dtype="F32"),
+        lambda h: h["step"].update(dtype="BF16"),
+        lambda h: h["step"].update(dtype="O"),
+        lambda h: h["step"].update(data_offsets=[0, 4]),
+        lambda h: h["step"].update(data_offsets=[0, 1 << 60]),
+        lambda h: h.update(more=h["step"]),
+        lambda h: h.pop("step"),
     ],
 )
-def test_a_forged_array_header_allocates_no_memory(tmp_path, change):
+def test_a_forged_array_header_is_refused(tmp_path, change):
     directory = checkpoints.save(tmp_path, 1, small_tree(), {})
-    (header,) = directory.glob("arrays/*w_h/.zarray")
-    header.write_text(json.dumps(json.loads(header.read_text()) | change))
-    listed = {
-        "size": header.stat().st_size,
-        "sha256": manifests.hash_file(header),
-    }
-    name = header.relative_to(directory).as_posix()
-    forge(directory, lambda b: b["files"].update({name: listed}))
-    with pytest.raises(DamagedCheckpoint, match="000001: params/0/w_h"):
+    data = (directory / arrays_.NAME).read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    forge_arrays(directory, len(text).to_bytes(8, "little") + text + data[end:])
+    with pytest.raises(DamagedCheckpoint, match=r"000001 .*arrays\.safetensors"):
+        checkpoints.restore(tmp_path, 1, small_tree())
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x04.", b"\xff" * 64, b"PK\x03\x04" * 9])
+def test_other_files_in_place_of_the_arrays_are_refused(tmp_path, data):
+    directory = checkpoints.save(tmp_path, 1, small_tree(), {})
+    forge_arrays(directory, data)
+    with pytest.raises(DamagedCheckpoint, match=r"arrays\.safetensors"):
         checkpoints.restore(tmp_path, 1, small_tree())
 
 
@@ -362,10 +376,10 @@ def test_what_is_read_back_differently_is_a_failed_save(tmp_path, monkeypatch):
     checkpoints.save(tmp_path, 1, small_tree(1), {})
     write = arrays_.write
 
-    def flipping(directory, values):
-        write(directory, values)
-        chunk = max(directory.iterdir())
-        chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    def flipping(directory, arrays):
+        write(directory, arrays)
+        (path,) = directory.iterdir()
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
 
     monkeypatch.setattr(arrays_, "write", flipping)
     for step in (1, 2):
@@ -382,45 +396,78 @@ def test_meta_may_hold_paths_that_are_not_utf_8(tmp_path):
     assert checkpoints.read_meta(tmp_path, 1) == meta
 
 
-def test_tensorstore_reads_the_arrays(tmp_path):
-    """TensorStore is an independent reader of the format, and Orbax uses it."""
-    import tensorstore
+def test_other_programs_read_the_arrays_by_their_paths(tmp_path):
+    from safetensors.numpy import load_file
 
-    tree = {
-        "matrix": np.arange(6, dtype="f").reshape(2, 3),
-        "scalar": np.asarray(7, np.int32),
-        "half": np.arange(3).astype(ml_dtypes.bfloat16),
-        "flags": np.asarray([True, False]),
-    }
-    directory = checkpoints.save(tmp_path, 1, tree, {})
-    for name, values in tree.items():
-        (path,) = directory.glob(f"arrays/*.{name}")
-        store = {"driver": "file", "path": str(path)}
-        found = tensorstore.open({"driver": "zarr", "kvstore": store}).result()
-        assert found.dtype.name == values.dtype.name
-        np.testing.assert_array_equal(found.read().result(), values)
+    tree = small_tree()
+    found = load_file(checkpoints.save(tmp_path, 1, tree, {}) / arrays_.NAME)
+    assert set(found) == {"params/0/w_h", "params/0/b", "key", "step"}
+    np.testing.assert_array_equal(found["params/0/w_h"], tree["params"][0]["w_h"])
+    assert found["params/0/b"].dtype == np.float64
 
 
-def test_arrays_written_by_orbax_are_read(tmp_path):
-    """Earlier versions wrote the arrays with Orbax; such checkpoints still load."""
+def as_format_1(directory: Path, tree: dict[str, np.ndarray]) -> None:
+    """Rewrite a checkpoint as earlier versions wrote it: with Orbax, as Zarr arrays."""
     from orbax.checkpoint import PyTreeCheckpointHandler
     from orbax.checkpoint.args import PyTreeSave
 
-    tree = {"matrix": np.arange(6, dtype="f").reshape(2, 3), "scalar": np.asarray(7)}
-    directory = checkpoints.save(tmp_path, 1, tree, {})
-    shutil.rmtree(directory / "arrays")
-    names = {"0000.matrix": tree["matrix"], "0001.scalar": tree["scalar"]}
+    (directory / arrays_.NAME).unlink()
+    full = {name: leaf for name, leaf in tree.items() if leaf.size}
+    names = {f"{i:04d}.{name}": leaf for i, (name, leaf) in enumerate(full.items())}
     handler = PyTreeCheckpointHandler(
         use_ocdbt=False, use_zarr3=False, use_compression=False
     )
     handler.save((directory / "arrays").resolve(), args=PyTreeSave(names))
     handler.close()
+    rehash(directory)
+
+
+def rehash(directory: Path) -> None:
+    """Update what a manifest records of the files."""
     files = {
         name: {"size": size, "sha256": manifests.hash_file(directory / name)}
         for name, size in manifests.list_files(directory).items()
     }
-    forge(directory, lambda body: body.update(files=files))
-    assert same_bits(checkpoints.restore(tmp_path, 1, tree)[0], tree)
+    forge(directory, lambda body: body.update(files=files, format_version=1))
+
+
+OLD = {
+    "half": np.arange(3).astype(ml_dtypes.bfloat16),
+    "matrix": np.arange(6, dtype="f").reshape(2, 3),
+    "scalar": np.asarray(7),
+    "without elements": np.zeros((0, 2)),
+}
+
+
+def test_checkpoints_of_format_1_are_read(tmp_path):
+    directory = checkpoints.save(tmp_path, 1, OLD, {})
+    as_format_1(directory, OLD)
+    assert same_bits(checkpoints.restore(tmp_path, 1, OLD)[0], OLD)
+    (chunk,) = directory.glob("arrays/*matrix/0*")
+    chunk.write_bytes(chunk.read_bytes()[::-1])
+    with pytest.raises(DamagedCheckpoint, match="matrix is damaged"):
+        checkpoints.restore(tmp_path, 1, OLD)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [10**12], "chunks": [10**12]},
+        {"shape": [2, 3], "chunks": [10**6, 1]},
+        {"compressor": {"id": "zstd", "level": 1}},
+        {"filters": [{"id": "pickle"}]},
+        {"dtype": "|O"},
+        {"order": "F"},
+    ],
+)
+def test_a_forged_header_of_format_1_is_refused(tmp_path, change):
+    directory = checkpoints.save(tmp_path, 1, OLD, {})
+    as_format_1(directory, OLD)
+    (header,) = directory.glob("arrays/*matrix/.zarray")
+    header.write_text(json.dumps(json.loads(header.read_text()) | change))
+    rehash(directory)
+    with pytest.raises(DamagedCheckpoint, match="000001 is damaged: matrix"):
+        checkpoints.restore(tmp_path, 1, OLD)
 
 
 def test_links_are_not_followed(tmp_path):
@@ -430,16 +477,16 @@ def test_links_are_not_followed(tmp_path):
     shutil.copytree(directory, outside)
     (root / "000002").symlink_to(outside)
     assert checkpoints.steps(root) == [1]
-    (moved,) = (directory / "arrays").glob("*w_h")
-    shutil.rmtree(moved)
-    moved.symlink_to(outside / "arrays" / moved.name)
+    moved = directory / arrays_.NAME
+    moved.unlink()
+    moved.symlink_to(outside / moved.name)
     with pytest.raises(
-        DamagedCheckpoint, match="w_h: got a link or a device, expected"
+        DamagedCheckpoint, match="safetensors: got a link or a device, expected"
     ):
         checkpoints.restore(root, 1, small_tree())
     checkpoints.save(root, 3, small_tree(), {})
     checkpoints.prune(root, 1)
-    assert len(list(outside.rglob(".zarray"))) == 4
+    assert (outside / arrays_.NAME).is_file()
 
 
 # Listing and pruning
@@ -489,13 +536,13 @@ def test_pruning_keeps_the_newest_the_best_and_the_protected(tmp_path):
 def test_pruning_keeps_the_last_intact_checkpoint(tmp_path):
     for step in (1, 2, 3, 4):
         checkpoints.save(tmp_path, step, small_tree(), {})
-    os.truncate(next((tmp_path / "000004").glob("arrays/*w_h/0*")), 3)
+    os.truncate(tmp_path / "000004" / arrays_.NAME, 3)
     (tmp_path / "000003" / manifests.NAME).unlink()
     checkpoints.prune(tmp_path, 1)
     assert checkpoints.steps(tmp_path) == [2, 3, 4]
     reports = []
     assert checkpoints.latest(tmp_path, small_tree(), reports.append)[0] == 2
-    assert "000004: params/0/w_h is damaged" in reports[0]
+    assert "000004 is damaged: arrays.safetensors: got 3 bytes" in reports[0]
     assert "000003: got no manifest.json, expected a complete" in reports[1]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from helpers import results
 
 import jaxlstm as jl
 from cases import finite, same_bits
@@ -168,13 +169,7 @@ def test_a_resumed_run_with_noise_has_the_same_bits(tmp_path, name):
 def last_checkpoint(run) -> dict[str, bytes]:
     """Return the arrays of the last checkpoint and the metrics, by file."""
     assert max(checkpoints.steps(run / "checkpoints")) == 20
-    place = run / "checkpoints/000020/arrays"
-    files = {
-        str(path.relative_to(place)): path.read_bytes()
-        for path in place.rglob("*")
-        if path.is_file()
-    }
-    return files | {"metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
+    return results(run)
 
 
 def test_check_lists_the_wrappers_of_the_cell(tmp_path):

@@ -1,91 +1,70 @@
-"""The arrays of a checkpoint: Zarr v2 arrays of one uncompressed chunk each.
+"""The arrays of a checkpoint: one safetensors file, with one tensor per leaf.
 
-    arrays/0003.params.w/.zarray   shape, dtype and order as JSON
-                         0.0       the values in C order
-
-Zarr, TensorStore and Orbax read them. They are written here, with plain file
-operations, because a write of TensorStore that fails leaves other writes in progress,
-logs their tracebacks, and cannot be followed operation by operation in tests.
+A tensor is named by the path of its leaf. A dtype that safetensors' NumPy interface
+lacks, such as bfloat16, is stored as a vector of bytes; shape and dtype of every leaf
+are in the manifest.
 """
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-from jaxlstm.lab._util.files import write_file
+from jaxlstm.lab._util.files import reason, write_file
 from jaxlstm.lab.checkpoints.trees import Spec
 
-_HEADER = ".zarray"
+NAME = "arrays.safetensors"
+_INTEGERS = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+_NATIVE = {"bool", *_INTEGERS, "float16", "float32", "float64", "complex64"}
 
 
-def write(directory: Path, values: np.ndarray) -> None:
-    """Write an array into a new directory.
-
-    Args:
-        directory: the directory to create.
-        values: C-contiguous, in native byte order, with at least one element.
+def write(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write C-contiguous arrays in native byte order, by path, and sync the file.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: the file cannot be written.
     """
-    directory.mkdir()
-    header = _header(values.shape, values.dtype) | {
-        "dimension_separator": ".",
-        "fill_value": None,
+    stored = {
+        path: values if values.dtype.name in _NATIVE else _bytes(values)
+        for path, values in arrays.items()
     }
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    write_file(directory / _HEADER, text.encode())
-    write_file(directory / _chunk(values.shape), _bytes(values))
+    write_file(directory / NAME, save(stored))
 
 
-def read(directory: Path, spec: Spec) -> np.ndarray:
-    """Read an array of the expected shape and dtype.
+def read(directory: Path, specs: Mapping[str, Spec]) -> dict[str, np.ndarray]:
+    """Read arrays of the expected shapes and dtypes.
 
-    No memory is allocated before the header agrees with `spec`: a forged one could
-    otherwise allocate any amount, or name a filter that runs code.
+    No more memory is allocated than a few times the size of the file.
 
     Raises:
-        ValueError: the header describes another array, or the values are incomplete.
-        OSError: a file cannot be read.
+        ValueError: the file is not a safetensors file, or holds other arrays.
+        OSError: the file cannot be read.
     """
-    expected = _header(spec.shape, jnp.dtype(spec.dtype))
     try:
-        header = json.loads((directory / _HEADER).read_bytes())
-        found = {name: header[name] for name in expected}
-    except (ValueError, LookupError, TypeError, RecursionError):
-        found = None
+        stored = load((directory / NAME).read_bytes())
+    except (SafetensorError, LookupError, TypeError) as error:
+        raise ValueError(f"{NAME}: {reason(error)}") from error
+    if stored.keys() != specs.keys():
+        raise ValueError(f"{NAME}: it holds other arrays than the manifest lists")
+    return {path: _decode(path, stored[path], spec) for path, spec in specs.items()}
+
+
+def _decode(path: str, stored: np.ndarray, spec: Spec) -> np.ndarray:
+    """Return a stored tensor with its own shape and dtype."""
+    dtype = jnp.dtype(spec.dtype)
+    if dtype.name in _NATIVE:
+        expected = Spec(spec.shape, dtype.name)
+    else:
+        expected = Spec((int(np.prod(spec.shape)) * dtype.itemsize,), "uint8")
+    found = Spec(stored.shape, stored.dtype.name)
     if found != expected:
-        raise ValueError(f"its header does not describe an uncompressed {spec}")
-    values = np.empty(spec.shape, jnp.dtype(spec.dtype))
-    with (directory / _chunk(spec.shape)).open("rb", buffering=0) as stream:
-        view, done = _bytes(values), 0
-        while done < len(view) and (count := stream.readinto(view[done:])):
-            done += count
-        if done < len(view) or stream.read(1):
-            raise ValueError(f"its values are not those of a {spec}")
-    return values
+        raise ValueError(f"{path}: {NAME} holds {found}, expected {expected}")
+    return stored.view(dtype).reshape(spec.shape)
 
 
-def _header(shape: tuple[int, ...], dtype: np.dtype) -> dict[str, object]:
-    """Return the fields of `.zarray` that determine how the values are read."""
-    return {
-        "shape": list(shape),
-        "chunks": list(shape),
-        "dtype": dtype.name if dtype.kind == "V" else dtype.str,
-        "order": "C",
-        "compressor": None,
-        "filters": None,
-        "zarr_format": 2,
-    }
-
-
-def _chunk(shape: tuple[int, ...]) -> str:
-    """Return the name of the only chunk."""
-    return ".".join("0" * len(shape)) or "0"
-
-
-def _bytes(values: np.ndarray) -> memoryview:
-    """Return the bytes of a C-contiguous array, without a copy."""
-    return values.reshape(-1).view(np.uint8).data
+def _bytes(values: np.ndarray) -> np.ndarray:
+    """Return the bytes of a C-contiguous array as a vector, without a copy."""
+    return values.reshape(-1).view(np.uint8)

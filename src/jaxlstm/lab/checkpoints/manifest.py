@@ -13,7 +13,6 @@ directory and then looked up in the manifest, so a forged name cannot escape it.
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from jaxlstm.lab._util.errors import LabError
 from jaxlstm.lab._util.files import write_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NEEDS = "0.1.0"
 """The oldest jaxlstm version that reads FORMAT_VERSION."""
 
@@ -169,8 +168,8 @@ def check_sizes(directory: Path, manifest: Manifest) -> None:
         expected = f"{listed.size} bytes" if listed else "no such file"
         if got != expected:
             raise DamagedCheckpoint(
-                f"checkpoint {directory.name}: {blame(manifest, name)} is damaged: "
-                f"{name}: got {got}, expected {expected}"
+                f"checkpoint {directory.name} is damaged: {name}: got {got}, "
+                f"expected {expected}"
             )
 
 
@@ -178,34 +177,14 @@ def check_hashes(directory: Path, manifest: Manifest) -> None:
     """Compare the hash of every file with the manifest; call after `check_sizes`.
 
     Raises:
-        DamagedCheckpoint: at least one bit differs; the message names the leaf.
+        DamagedCheckpoint: at least one bit differs.
     """
     for name, listed in manifest.files.items():
         if hash_file(directory / name) != listed.sha256:
             raise DamagedCheckpoint(
-                f"checkpoint {directory.name}: {blame(manifest, name)} is damaged: "
-                f"the content of {name} has changed since it was written"
+                f"checkpoint {directory.name} is damaged: the content of {name} has "
+                "changed since it was written"
             )
-
-
-def storage_name(index: int, path: str) -> str:
-    """Return the directory name of leaf number `index`, valid on any file system.
-
-    Example:
-        >>> storage_name(7, "params/rnn/w_h")
-        '0007.params.rnn.w_h'
-    """
-    kept = re.sub(r"[^0-9A-Za-z_-]", ".", path)[:100]
-    return f"{index:04d}.{kept}".rstrip(".")
-
-
-def blame(manifest: Manifest, name: str) -> str:
-    """Return the path of the leaf stored in file `name`, or else `name`."""
-    parts = name.split("/")
-    for index, leaf in enumerate(manifest.leaves):
-        if len(parts) > 1 and parts[1] == storage_name(index, leaf.path):
-            return leaf.path or "the array"
-    return name
 
 
 def hash_file(path: Path) -> str:

@@ -1,13 +1,13 @@
 """Saving and restoring checkpoints.
 
-    checkpoints/000500/manifest.json         content of the checkpoint and its hashes
-                       arrays/0003.params.w/ one directory per leaf
+    checkpoints/000500/manifest.json        content of the checkpoint and its hashes
+                       arrays.safetensors   one tensor per leaf, named by its path
 
 A checkpoint is saved into a hidden directory, read back and compared, flushed to the
 disk, and renamed once. When it is restored, the following are checked in this order:
-the manifest's own hash; the tree, shapes and dtypes; the file sizes; the file hashes;
-and the array hashes. Nothing is unpickled, and no array is allocated before the sizes
-are checked.
+the manifest's own hash; the tree, shapes and dtypes; the file sizes; the hash of each
+array; and the file hashes. Nothing is unpickled, and no array is allocated before the
+sizes are checked.
 
 Example:
     >>> import tempfile, numpy as np
@@ -20,19 +20,17 @@ Example:
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlstm.interop.trees import named_leaves
 from jaxlstm.lab._util.files import reason, remedy, reserve
-from jaxlstm.lab.checkpoints import arrays
+from jaxlstm.lab.checkpoints import arrays, legacy
 from jaxlstm.lab.checkpoints import manifest as manifests
 from jaxlstm.lab.checkpoints.manifest import (
     CheckpointError,
@@ -40,7 +38,6 @@ from jaxlstm.lab.checkpoints.manifest import (
     File,
     Leaf,
     Manifest,
-    storage_name,
 )
 from jaxlstm.lab.checkpoints.retention import clean, directory_of, staged, steps
 from jaxlstm.lab.checkpoints.trees import (
@@ -55,8 +52,8 @@ from jaxlstm.lab.checkpoints.trees import (
     to_numpy,
 )
 
-_ARRAYS = "arrays"
-_OVERHEAD = 1 << 14  # bytes per leaf for headers and directory entries
+_OVERHEAD = 1 << 10  # bytes per leaf in the header and the manifest
+_META = 1 << 16
 
 
 def save(root: Path, step: int, tree: PyTree, meta: Mapping[str, Any]) -> Path:
@@ -86,7 +83,7 @@ def save(root: Path, step: int, tree: PyTree, meta: Mapping[str, Any]) -> Path:
             clean(root)
         with staged(root, step) as stage:
             reserve(stage, _disk_size(leaves))
-            _write_arrays(stage / _ARRAYS, leaves)
+            arrays.write(stage, {leaf.path: values for leaf, values in leaves})
             manifest = _manifest(stage, step, leaves, meta)
             manifests.write(stage, manifest)
             _read_back(stage, manifest, leaves)
@@ -132,9 +129,9 @@ def restore(
         paths = renamed_paths((leaf.path for leaf in manifest.leaves), rename)
         _require_equal_trees(manifest, paths, expected)
         manifests.check_sizes(directory, manifest)
-        manifests.check_hashes(directory, manifest)
         specs = {old: stored_spec(expected[new]) for old, new in paths.items()}
         found = _read_arrays(directory, manifest, specs)
+        manifests.check_hashes(directory, manifest)
     except OSError as error:
         raise DamagedCheckpoint(
             f"checkpoint {directory.name}: cannot be read ({reason(error)})"
@@ -220,7 +217,7 @@ def _describe(path: str, leaf: Any) -> tuple[Leaf, np.ndarray]:
 
 def _disk_size(leaves: list[tuple[Leaf, np.ndarray]]) -> int:
     """Return an upper estimate of the bytes that the leaves take on the disk."""
-    return sum(values.nbytes + _OVERHEAD for _, values in leaves) + _OVERHEAD
+    return sum(values.nbytes + _OVERHEAD for _, values in leaves) + _META
 
 
 def _as_json(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,14 +243,6 @@ def _manifest(
         files=files,
         meta=meta,
     )
-
-
-def _write_arrays(directory: Path, leaves: list[tuple[Leaf, np.ndarray]]) -> None:
-    """Write all arrays that have elements; the manifest describes empty ones fully."""
-    directory.mkdir()
-    for index, (leaf, values) in enumerate(leaves):
-        if values.size:
-            arrays.write(directory / storage_name(index, leaf.path), values)
 
 
 def _read_back(
@@ -294,20 +283,18 @@ def _read_arrays(
     Returns:
         The arrays by stored path.
     """
-    found = {}
-    for index, leaf in enumerate(manifest.leaves):
-        spec, place = specs[leaf.path], storage_name(index, leaf.path)
-        try:
-            if math.prod(spec.shape):
-                found[leaf.path] = arrays.read(directory / _ARRAYS / place, spec)
-            else:
-                found[leaf.path] = np.zeros(spec.shape, jnp.dtype(spec.dtype))
-            if hash_array(found[leaf.path]) != leaf.sha256:
-                raise ValueError("its values have changed since it was saved")
-        except ValueError as error:
+    label = f"checkpoint {manifest.step:06d}"
+    stored = legacy if (directory / legacy.NAME).is_dir() else arrays
+    try:
+        found = stored.read(directory, specs)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{label} is damaged: {error}") from error
+    for leaf in manifest.leaves:
+        if hash_array(found[leaf.path]) != leaf.sha256:
             raise DamagedCheckpoint(
-                f"checkpoint {manifest.step:06d}: {leaf.path} is damaged: {error}"
-            ) from error
+                f"{label}: {leaf.path} is damaged: its values have changed since it "
+                "was saved"
+            )
     return found
 
 
