@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -151,3 +152,54 @@ def test_the_library_is_known_by_the_suffix(tmp_path):
     for name, library in ("a.pt", "torch"), ("a.h5", "keras"), ("a.onnx", "onnx"):
         with pytest.raises(BadInput, match=rf"{name}|{library}"):
             conversion.import_model(tmp_path / name)
+
+
+def flax_weights(run, path):
+    conversion.export(run.run, "flax", out=path)
+    return path
+
+
+def test_a_conversion_is_compared_in_its_library(run, tmp_path, capsys):
+    """Flax is always installed; the other libraries are thorough tests of `interop`."""
+    weights = flax_weights(run, tmp_path / "net.flax.safetensors")
+    words = ["import", str(weights), "--from", "flax", "--prefix", ORDER, "--check"]
+    assert cli.main(words) == 0
+    assert re.search(
+        r"differs by \d\.\de-0[789] from flax \d.*in outputs", (capsys.readouterr().out)
+    )
+
+
+def test_a_conversion_that_differs_is_refused_with_check(run, tmp_path, monkeypatch):
+    weights = flax_weights(run, tmp_path / "net.flax.safetensors")
+    load = jl.interop.flax.load
+
+    def wrong(source, **options):
+        params, model = load(source, **options)
+        first = params["rnn"]
+        return params | {"rnn": first._replace(b=first.b + 0.1)}, model
+
+    # The weights are those of the file, the model that was made of them is not.
+    source = conversion.SOURCES["flax"]
+    right, _ = load(weights, prefix=ORDER.split(","))
+
+    def compare(path, model, params):
+        theirs = jl.interop.reference("flax", model, right)
+        return jl.interop.compare(model, params, theirs), "flax"
+
+    changed = source._replace(load=wrong, compare=compare)
+    monkeypatch.setitem(conversion.SOURCES, "flax", changed)
+    out = tmp_path / "new.safetensors"
+    given = {"prefix": ORDER.split(","), "out": out}
+    with pytest.raises(conversion.Differs, match=r"differs by .* expected at most 1"):
+        conversion.import_model(weights, "flax", **given, tolerance=1e-5)
+    assert not out.exists()
+    assert "differs by" in conversion.import_model(weights, "flax", **given).check
+
+
+def test_check_needs_a_library_that_runs(run, tmp_path, capsys):
+    words = ["export", str(run.run), "--to", "rtneural", "--check"]
+    assert cli.main(words) == 2
+    assert "which no other library runs in Python" in capsys.readouterr().err
+    words = ["export", str(run.run), "--to", "flax", "--check", "1e-20"]
+    assert cli.main([*words, "--out", str(tmp_path / "a.flax.safetensors")]) == 1
+    assert "expected at most 1.0e-20; nothing was written" in capsys.readouterr().err

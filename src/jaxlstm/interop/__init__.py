@@ -7,6 +7,7 @@
     rtneural                                    models of audio plugins
     layout                                      one table of all layouts
     compare                                     differences between two models
+    reference                                   a model, run by another library
 
 `load(source)` returns `(params, model)`; `dump(model, params)` returns arrays under the
 names of the library. Arrays are converted without importing the library.

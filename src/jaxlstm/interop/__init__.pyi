@@ -9,8 +9,10 @@ from . import keras as keras
 from . import layout as layout
 from . import model_file as model_file
 from . import onnx as onnx
+from . import references as references
 from . import rtneural as rtneural
 from . import stablehlo as stablehlo
 from . import torch as torch
 from .comparison import Comparison as Comparison
 from .comparison import compare as compare
+from .references import reference as reference

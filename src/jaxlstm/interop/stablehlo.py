@@ -168,6 +168,7 @@ def save(
     stream: bool = False,
     platforms: Sequence[str] = PLATFORMS,
     inputs: Inputs | None = None,
+    tolerance: float | None = None,
 ) -> float:
     """Write a model as a program, after it was compared with the model.
 
@@ -181,6 +182,8 @@ def save(
         stream: as in `dump`.
         platforms: as in `dump`.
         inputs: as in `dump`.
+        tolerance: the largest difference that is accepted; None chooses it by the
+            dtype.
 
     Returns:
         The largest difference from the outputs and states of the model.
@@ -196,7 +199,9 @@ def save(
     checked = exported
     if (here := export.default_export_platform()) not in platforms:
         checked = dump(model, params, stream=stream, platforms=[here], inputs=inputs)
-    difference = compare(checked, model, params, stream=stream, inputs=inputs)
+    difference = compare(
+        checked, model, params, stream=stream, inputs=inputs, tolerance=tolerance
+    )
     write_atomic(Path(path), bytes(exported.serialize()))
     return difference
 
@@ -208,13 +213,16 @@ def compare(
     *,
     stream: bool,
     inputs: Inputs,
+    tolerance: float | None = None,
 ) -> float:
     """Return the largest difference between a program and a model on random inputs.
 
     Raises:
-        ValueError: it is larger than the rounding of the model's dtype explains.
+        ValueError: it exceeds `tolerance`, or, without one, the rounding of the model's
+            dtype.
     """
-    largest = 0.0
+    rounding = TOLERANCE[max(2, _item_size(params))]
+    limit, largest = rounding if tolerance is None else tolerance, 0.0
     for time, rows in ((1, 1), (6, 3)):
         xs = example(inputs, time, rows)
         run = _run_stream if stream else _run_whole
@@ -223,12 +231,11 @@ def compare(
             got, expected = (np.asarray(a, np.float64) for a in (got, expected))
             scale = max(1.0, np.abs(expected).max(initial=0.0))
             difference = np.abs(got - expected).max(initial=0.0) / scale
-            tolerance = TOLERANCE[max(2, _item_size(params))]
-            if not difference <= tolerance:
+            if not difference <= limit:
                 raise ValueError(
                     f"stablehlo: {name}: got a difference of {difference:.2g} between "
                     f"program and model for inputs {show(xs.shape)}, expected at most "
-                    f"{tolerance:.0e}; nothing was written."
+                    f"{limit:.0e}; nothing was written."
                 )
             largest = max(largest, float(difference))
     return largest

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab._util.files import reason, write_atomic
 from jaxlstm.lab.native import without_kernel
 from jaxlstm.lab.runs import trained
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from jaxlstm.interop.comparison import Comparison
     from jaxlstm.layers.base import Layer
 
 
@@ -31,14 +32,18 @@ class Target(NamedTuple):
 
     Attributes:
         suffix: of the name of the file.
-        write: writes `(path, model, params, stream)` and returns a sentence on how the
-            file was checked.
+        write: writes `(path, model, params, stream=..., tolerance=...)` and returns a
+            sentence on what was written. It raises a `ValueError` for a program that
+            differs from the model by more than the tolerance.
         streams: whether the program of a single step can be written.
+        library: the library that runs the model for a comparison, if weights are
+            written.
     """
 
     suffix: str
     write: Callable[..., str]
     streams: bool = False
+    library: str | None = None
 
 
 class Source(NamedTuple):
@@ -47,10 +52,12 @@ class Source(NamedTuple):
     Attributes:
         suffixes: of the names of its files.
         load: `(path, prefix=...) -> (params, model)`.
+        compare: `(path, model, params) -> Comparison` with the other library.
     """
 
     suffixes: tuple[str, ...]
     load: Callable[..., tuple[Any, Any]]
+    compare: "Callable[[Path, Layer, Any], tuple[Comparison, str]] | None" = None
 
 
 class Converted(NamedTuple):
@@ -59,7 +66,7 @@ class Converted(NamedTuple):
     Attributes:
         path: the file.
         shapes: the shape of each parameter of the model, by name.
-        check: a sentence on how the file was checked.
+        check: a sentence on what was written and how it was compared.
         spec: a file beside it on what the model's numbers mean, such as the vocabulary
             of its tokens; None if that is not known.
     """
@@ -83,12 +90,17 @@ class Converted(NamedTuple):
 
 
 def export(
-    source: str | Path, to: str, *, out: str | Path | None = None, stream: bool = False
+    source: str | Path,
+    to: str,
+    *,
+    out: str | Path | None = None,
+    stream: bool = False,
+    tolerance: float | None = None,
 ) -> Converted:
     """Write the model of a run for another library or runtime.
 
     Programs are run on random sequences and compared with the model; one that differs
-    is not kept.
+    is not kept. Weights are run in modules of their library if it is installed.
 
     Args:
         source: a run directory, or a model file.
@@ -96,8 +108,11 @@ def export(
         out: the file to write; default: `export/model` and the suffix of the target in
             the run directory, or next to the model file. It must not exist.
         stream: write the program of one step, with the state as input and output.
+        tolerance: the largest difference that is accepted, relative to the largest
+            output if that exceeds 1; None reports the difference only.
 
     Raises:
+        Differs: the difference exceeds the tolerance; nothing is written.
         BadInput: the source, the target or the file is wrong, or the target has no
             counterpart of a layer of the model.
     """
@@ -109,6 +124,12 @@ def export(
         raise BadInput(
             f"--stream: got the target {to}, which holds weights and no program; "
             f"expected {' or '.join(streams)}"
+        )
+    if tolerance is not None and not (target.streams or target.library):
+        others = [n for n, each in TARGETS.items() if each.streams or each.library]
+        raise BadInput(
+            f"--check: got the target {to}, which no other library runs in Python; "
+            f"expected one of {', '.join(others)}"
         )
     source = Path(source)
     spec = None
@@ -127,8 +148,13 @@ def export(
     spec_path = None if spec is None else path.with_name(f"{path.name}.spec.json")
     if spec_path is not None:
         _prepare(spec_path, ".json")
+    compared = ""
+    if target.library is not None:
+        compare = _in_library(target.library)
+        compared = _compared(compare, path, model, params, tolerance)
     with _as_bad_input():
-        check = target.write(path, model, params, stream)
+        limit = {} if tolerance is None else {"tolerance": tolerance}
+        check = target.write(path, model, params, stream=stream, **limit) + compared
         if spec_path is not None:
             write_atomic(spec_path, json.dumps(spec, indent=1).encode())
     return Converted(path, _shapes(params), check, spec_path)
@@ -140,8 +166,12 @@ def import_model(
     *,
     prefix: str | Sequence[str] = "",
     out: str | Path | None = None,
+    tolerance: float | None = None,
 ) -> Converted:
     """Read a model of another library and write it as a model file.
+
+    If the library is installed, the model is run there and here on random ragged
+    sequences, and the largest difference is reported.
 
     Args:
         file: the file; nothing in it is executed.
@@ -149,8 +179,11 @@ def import_model(
         prefix: the name of one layer, or of several in the order of the model.
         out: the model file; default: the name of the file with the suffix
             `.jaxlstm.safetensors`. It must not exist.
+        tolerance: the largest difference that is accepted, relative to the largest
+            output if that exceeds 1; None reports the difference only.
 
     Raises:
+        Differs: the difference exceeds the tolerance; nothing is written.
         BadInput: the file cannot be read, or holds no model that can be built here.
     """
     file = Path(file)
@@ -159,9 +192,10 @@ def import_model(
         params, model = source.load(file, prefix=prefix)
     path = file.with_suffix(".jaxlstm.safetensors") if out is None else Path(out)
     _prepare(path, ".safetensors")
+    compared = _compared(source.compare, file, model, params, tolerance)
     with _as_bad_input():
         _interop().model_file.save(path, model, params)
-    return Converted(path, _shapes(params), f"from {file}")
+    return Converted(path, _shapes(params), f"from {file}{compared}")
 
 
 def _library(file: Path, library: str | None) -> str:
@@ -222,13 +256,78 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in named_leaves(params).items()}
 
 
+# -- comparison ------------------------------------------------------------------------
+
+
+class Differs(LabError):
+    """A converted model computes other numbers than its library, or is not compared."""
+
+
+def _compared(
+    compare: "Callable[[Path, Layer, Any], tuple[Comparison, str]] | None",
+    path: Path,
+    model: "Layer",
+    params: Any,
+    tolerance: float | None,
+) -> str:
+    """Compare a model with another library, and return the end of a sentence.
+
+    Raises:
+        Differs: the difference exceeds `tolerance`, or there is a tolerance and the
+            model cannot be compared.
+    """
+    try:
+        if compare is None:
+            raise ValueError("its library does not run in Python")
+        found, library = compare(path, model, params)
+    except (ImportError, ValueError, NotImplementedError) as error:
+        if tolerance is None:
+            return f"; not compared: {error}"
+        raise Differs(f"{path}: --check: cannot be compared: {error}") from error
+    if tolerance is not None and not found.largest <= tolerance:
+        raise Differs(
+            f"{path}: differs by {found.largest:.1e} from {library}, expected at most "
+            f"{tolerance:.1e}; nothing was written\n{found}"
+        )
+    names = " and ".join(dict.fromkeys(d.name for d in found.differences))
+    return f"; differs by {found.largest:.1e} from {library} in {names}"
+
+
+def _in_library(name: str) -> "Callable[[Path, Layer, Any], tuple[Comparison, str]]":
+    """Return the comparison of a model with the modules of a library."""
+
+    def compare(path: Path, model: "Layer", params: Any) -> "tuple[Comparison, str]":
+        interop = _interop()
+        try:
+            theirs = interop.reference(name, model, params)
+        except ImportError as error:
+            raise ImportError(f"{name} is not installed") from error
+        version = interop.references.version(name)
+        return interop.compare(model, params, theirs), version
+
+    return compare
+
+
+def _in_onnxruntime(
+    path: Path, model: "Layer", params: Any
+) -> "tuple[Comparison, str]":
+    """Return the comparison of a model with the file that it was read from."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        advice = 'onnxruntime is not installed: pip install "jaxlstm[onnx]"'
+        raise ImportError(advice) from error
+    found = _interop().onnx.compare(path, model, params)
+    return found, f"onnxruntime {onnxruntime.__version__}"
+
+
 # -- targets ---------------------------------------------------------------------------
 
 
 def _weights(library: str, flat: Callable[[Any], Mapping[str, "np.ndarray"]]) -> Any:
     """Return the function that writes the arrays of a library."""
 
-    def write(path: Path, model: "Layer", params: Any, stream: bool) -> str:
+    def write(path: Path, model: "Layer", params: Any, **options: Any) -> str:
         from safetensors.numpy import save
 
         arrays = dict(flat(getattr(_interop(), library).dump(model, params)))
@@ -246,22 +345,22 @@ def _numbered(arrays: Sequence["np.ndarray"]) -> Mapping[str, "np.ndarray"]:
     return {f"{n:03d}": array for n, array in enumerate(arrays)}
 
 
-def _write_onnx(path: Path, model: "Layer", params: Any, stream: bool) -> str:
-    report = _interop().onnx.save(path, model, params, stream=stream)
+def _write_onnx(path: Path, model: "Layer", params: Any, **options: Any) -> str:
+    report = _interop().onnx.save(path, model, params, **options)
     return str(report).removeprefix(f"{path}: ")
 
 
-def _write_stablehlo(path: Path, model: "Layer", params: Any, stream: bool) -> str:
-    found = _interop().stablehlo.save(path, model, params, stream=stream)
+def _write_stablehlo(path: Path, model: "Layer", params: Any, **options: Any) -> str:
+    found = _interop().stablehlo.save(path, model, params, **options)
     return f"differs by {found:.1e} from the model"
 
 
-def _write_model(path: Path, model: "Layer", params: Any, stream: bool) -> str:
+def _write_model(path: Path, model: "Layer", params: Any, **options: Any) -> str:
     _interop().model_file.save(path, model, params)
     return "model and weights"
 
 
-def _write_rtneural(path: Path, model: "Layer", params: Any, stream: bool) -> str:
+def _write_rtneural(path: Path, model: "Layer", params: Any, **options: Any) -> str:
     _interop().rtneural.save(path, model, params)
     return "layers and weights"
 
@@ -270,11 +369,17 @@ TARGETS = {
     "onnx": Target(".onnx", _write_onnx, streams=True),
     "stablehlo": Target(".stablehlo", _write_stablehlo, streams=True),
     "safetensors": Target(".jaxlstm.safetensors", _write_model),
-    "torch": Target(".torch.safetensors", _weights("torch", dict)),
-    "keras": Target(".keras.safetensors", _weights("keras", _numbered)),
-    "flax": Target(".flax.safetensors", _weights("flax", _joined("/"))),
-    "haiku": Target(".haiku.safetensors", _weights("haiku", _joined("/"))),
-    "equinox": Target(".equinox.safetensors", _weights("equinox", dict)),
+    "torch": Target(".torch.safetensors", _weights("torch", dict), library="torch"),
+    "keras": Target(
+        ".keras.safetensors", _weights("keras", _numbered), library="keras"
+    ),
+    "flax": Target(".flax.safetensors", _weights("flax", _joined("/")), library="flax"),
+    "haiku": Target(
+        ".haiku.safetensors", _weights("haiku", _joined("/")), library="haiku"
+    ),
+    "equinox": Target(
+        ".equinox.safetensors", _weights("equinox", dict), library="equinox"
+    ),
     "rtneural": Target(".json", _write_rtneural),
 }
 
@@ -288,10 +393,10 @@ def _loader(library: str) -> Callable[..., tuple[Any, Any]]:
 
 
 SOURCES = {
-    "torch": Source((".pt", ".pth", ".bin"), _loader("torch")),
-    "keras": Source((".h5",), _loader("keras")),
-    "onnx": Source((".onnx",), _loader("onnx")),
+    "torch": Source((".pt", ".pth", ".bin"), _loader("torch"), _in_library("torch")),
+    "keras": Source((".h5",), _loader("keras"), _in_library("keras")),
+    "onnx": Source((".onnx",), _loader("onnx"), _in_onnxruntime),
     "rtneural": Source((".json",), _loader("rtneural")),
-    "flax": Source((), _loader("flax")),
-    "haiku": Source((), _loader("haiku")),
+    "flax": Source((), _loader("flax"), _in_library("flax")),
+    "haiku": Source((), _loader("haiku"), _in_library("haiku")),
 }

@@ -71,6 +71,19 @@ def declare_sinks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def declare_check(parser: argparse.ArgumentParser) -> None:
+    """Add the option --check [TOLERANCE] of conversions."""
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        type=float,
+        const=1e-5,
+        metavar="TOLERANCE",
+        help="write nothing if the other library computes numbers that differ by more "
+        "than TOLERANCE (1e-5 if it is left out), or is not installed",
+    )
+
+
 def declare_json(parser: argparse.ArgumentParser) -> None:
     """Add the option --json."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from jaxlstm.lab.cli.common import Arguments, Verb
+from jaxlstm.lab.cli.common import Arguments, Verb, declare_check
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         help="one step, with the state as input and output (onnx, stablehlo)",
     )
     parser.add_argument("--out", metavar="FILE", help="default: RUN/export/model.*")
+    declare_check(parser)
 
 
 def _run(arguments: Arguments) -> None:
@@ -30,6 +31,7 @@ def _run(arguments: Arguments) -> None:
             arguments.to,
             out=arguments.out,
             stream=arguments.stream,
+            tolerance=arguments.check,
         )
     )
 

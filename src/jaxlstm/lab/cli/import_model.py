@@ -2,7 +2,7 @@
 
 import argparse
 
-from jaxlstm.lab.cli.common import Arguments, Verb
+from jaxlstm.lab.cli.common import Arguments, Verb, declare_check
 
 
 def _declare(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help="default: FILE with .jaxlstm.safetensors"
     )
+    declare_check(parser)
 
 
 def _run(arguments: Arguments) -> None:
@@ -34,6 +35,7 @@ def _run(arguments: Arguments) -> None:
             arguments.library,
             prefix=names[0] if len(names) == 1 else names,
             out=arguments.out,
+            tolerance=arguments.check,
         )
     )
 
