@@ -1,6 +1,7 @@
 """Tests of the training loop: one step against Optax, stopping, and divergence."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -16,6 +17,7 @@ from jaxlstm.lab._util.errors import Diverged
 from jaxlstm.lab.config.schema import EarlyStopping
 from jaxlstm.lab.tasks.base import Metric
 from jaxlstm.lab.training import loop, policies
+from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training import state as state_
 from jaxlstm.lab.training.experiment import Experiment
 
@@ -249,3 +251,98 @@ def test_the_loop_state_round_trips_through_json():
     loop_state = loop.LoopState(((0.1, math.pi), (2 / 3, 1e-30)), 20, 1.25, 3)
     assert loop.LoopState.from_json(loop_state.to_json()) == loop_state
     assert loop.LoopState.from_json(loop.LoopState().to_json()) == loop.LoopState()
+
+
+# -- gradients that are not finite -----------------------------------------------------
+
+
+SKIPPING = {
+    "apply_if_finite": {
+        "inner": {"sgd": {"learning_rate": 0.5, "momentum": 0.9}},
+        "max_consecutive_errors": 2,
+    }
+}
+
+
+def updated(chain, gradients, *, accumulate=1):
+    """Apply gradients of one parameter, and return every state and its metrics."""
+    optimizer = optimizers.build(chain, accumulate=accumulate)
+    params = {"w": jnp.zeros(())}
+    state = state_.TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        carry=(),
+        key=jax.random.key(0),
+        healthy=jnp.ones((), bool),
+    )
+    step = jax.jit(functools.partial(state_.update, optimizer))
+    for gradient in gradients:
+        value = jnp.float32(gradient)
+        state, metrics = step(state, value, (), {"w": value})
+        yield state, metrics
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_optimizer_with_apply_if_finite_skips_updates_and_gives_up(bad):
+    gradients = [1.0, bad, bad, 2.0, bad, bad, bad, 1.0]
+    found = list(updated([SKIPPING], gradients))
+    healthy = [bool(metrics.healthy) for _, metrics in found]
+    skipped = [bool(metrics.skipped) for _, metrics in found]
+    assert healthy == [True] * 6 + [False] * 2
+    assert skipped == [False, True, True, False, True, True, False, False]
+    plain = list(updated([SKIPPING["apply_if_finite"]["inner"]], [1.0, 2.0]))
+    for state, _ in found[3:]:  # the state before the third error in a row is kept
+        assert float(state.params["w"]) == float(plain[-1][0].params["w"])
+    assert int(found[-1][0].step) == 6
+
+
+def test_without_a_rule_of_the_optimizer_one_bad_gradient_stops():
+    found = list(updated([{"sgd": {"learning_rate": 0.5}}], [1.0, math.nan, 1.0]))
+    assert [bool(m.healthy) for _, m in found] == [True, False, False]
+    assert not any(bool(m.skipped) for _, m in found)
+    zeroed = [{"zero_nans": {}}, {"sgd": {"learning_rate": 0.5}}]
+    found = list(updated(zeroed, [1.0, math.nan, 1.0]))
+    assert all(bool(m.healthy) for _, m in found)
+    assert float(found[-1][0].params["w"]) == -1.0
+
+
+def test_accumulated_gradients_make_one_update_by_their_mean():
+    chain = [{"adam": {"learning_rate": 0.1}}]
+    found = [float(s.params["w"]) for s, _ in updated(chain, range(6), accumulate=3)]
+    plain = [float(s.params["w"]) for s, _ in updated(chain, [1.0, 4.0])]
+    assert found[:2] == [0.0, 0.0]
+    assert found[2] == found[3] == found[4] == pytest.approx(plain[0])
+    assert found[5] == pytest.approx(plain[1])
+
+
+def test_a_bad_gradient_is_left_out_of_an_accumulated_one():
+    bad = [1.0, math.nan, 3.0, 2.0, 2.0]
+    found = list(updated([SKIPPING], bad, accumulate=2))
+    assert [bool(m.skipped) for _, m in found] == [False, True, False, False, False]
+    plain = list(updated([SKIPPING["apply_if_finite"]["inner"]], [2.0, 2.0]))
+    assert float(found[2][0].params["w"]) == pytest.approx(-1.0)
+    assert float(found[4][0].params["w"]) == pytest.approx(
+        float(plain[1][0].params["w"])
+    )
+
+
+def test_the_learning_rate_shown_follows_updates():
+    schedule = {"linear_schedule": {"init_value": 1.0, "end_value": 0.0}}
+    schedule["linear_schedule"]["transition_steps"] = 10
+    rate = optimizers.learning_rate(
+        [{"sgd": {"learning_rate": schedule}}], accumulate=4
+    )
+    assert [rate(step) for step in (0, 3, 4, 7, 8)] == pytest.approx(
+        [1.0, 1.0, 0.9, 0.9, 0.8]
+    )
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_means():
+    state = loop.LoopState()
+    for loss, skipped in ((1.0, False), (math.nan, True), (3.0, False)):
+        state = policies.stepped(state, loss, 0.5, skipped=skipped)
+    assert loop.LoopState.from_json(state.to_json()) == state
+    state, means = policies.logged(state)
+    assert means == {"loss": 2.0, "gradient_norm": 0.5, "skipped_updates": 1}
+    assert policies.logged(state) == (state, None)

@@ -55,7 +55,10 @@ class PopulationRun:
         self._compiling = 0.0
         self._writer = runs.RunWriter(run, experiment.config, sink.message)
         self._rates = [
-            optimizers.learning_rate(config.optimizer) for config in experiment.configs
+            optimizers.learning_rate(
+                config.optimizer, accumulate=config.training.gradient_accumulation_steps
+            )
+            for config in experiment.configs
         ]
 
     def newest_checkpoint(self) -> Checkpoint | None:
@@ -180,6 +183,8 @@ class PopulationRun:
             numbers = {}
             if "gradient_norm" in means and split == "train":
                 numbers["gradient_norm"] = means.pop("gradient_norm")
+                if "skipped_updates" in means:
+                    numbers["skipped_updates"] = means.pop("skipped_updates")
                 rate = self._rates[k]
                 if rate is not None:
                     numbers["learning_rate"] = rate(step - 1)

@@ -102,8 +102,10 @@ class TrainingRun:
             experiment.optimizer,
             experiment.dataset,
             training,
-            optimizers.learning_rate(self.config.optimizer),
-            Listener(self._log_training, self._compiled, self._stopping),
+            optimizers.learning_rate(
+                self.config.optimizer, accumulate=training.gradient_accumulation_steps
+            ),
+            Listener(self._log_training, self._compiled, self._stopping, self._skipped),
             (
                 Callback(self._validate, validate),
                 Callback(self._checkpoint, save, on_stop=True),
@@ -180,6 +182,12 @@ class TrainingRun:
         if stopping:
             self.sink.message("stopping: saving a checkpoint first")
         return stopping
+
+    def _skipped(self, step: int, count: int) -> None:
+        self.sink.message(
+            f"step {step}: the loss or the gradient is not finite; the optimizer "
+            f"skipped the update ({count} so far)"
+        )
 
     # -- before and after -----------------------------------------------------
 

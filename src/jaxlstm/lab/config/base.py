@@ -78,10 +78,19 @@ class Training(Section):
     """Length of the run, batches, and intervals of logging and validation."""
 
     steps: Annotated[int, Field(ge=0, le=2**31 - 1), Whole] = Field(
-        default=2800, description="Number of parameter updates."
+        default=2800, description="Number of training steps, of one batch each."
     )
     batch_size: Annotated[Size, Fixed] = Field(
-        default=16, description="Number of sequences per update."
+        default=16, description="Number of sequences per step."
+    )
+    gradient_accumulation_steps: Annotated[
+        Annotated[int, Field(ge=1, le=10_000), Whole], Fixed
+    ] = Field(
+        default=1,
+        description=(
+            "Steps whose mean gradient makes one update, by optax.MultiSteps. A "
+            "learning-rate schedule counts updates."
+        ),
     )
     shards: Annotated[
         Annotated[int, Field(ge=1, le=1024), Whole] | Literal["auto"], Fixed
@@ -93,7 +102,7 @@ class Training(Section):
         ),
     )
     steps_per_dispatch: Annotated[int, Field(ge=1, le=10_000), Whole] = Field(
-        default=20, description="Updates per call of the compiled training step."
+        default=20, description="Steps per call of the compiled training program."
     )
     log_every: Step = Field(default=100, description="Steps between two log lines.")
     validate_every: Step = Field(

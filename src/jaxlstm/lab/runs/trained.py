@@ -297,7 +297,9 @@ def _digits(hashes: Sequence[str]) -> str:
 
 
 def _state_like(config: RunConfig, task: Task, spec: Any, model: Layer) -> TrainState:
-    optimizer = optimizers.build(config.optimizer)
+    optimizer = optimizers.build(
+        config.optimizer, accumulate=config.training.gradient_accumulation_steps
+    )
     batch = task.batch_like(config, spec)
     return jax.eval_shape(
         lambda: initial_state(task, model, optimizer, batch, seed=config.seed)

@@ -47,7 +47,10 @@ class Experiment:
             if getattr(config.model, "engine", None) == "native":
                 native.load_kernel()
             model = task.model(config, dataset.spec)
-            optimizer = optimizers.build(config.optimizer)
+            optimizer = optimizers.build(
+                config.optimizer,
+                accumulate=config.training.gradient_accumulation_steps,
+            )
             experiment = cls(config, task, dataset, model, optimizer)
             experiment.require_memory()
             extra = experiment.losses_like.extra

@@ -39,11 +39,14 @@ class Listener(NamedTuple):
         log: `(step, loss, numbers, pace)`: means since the last call, and speed.
         compiled: receives the seconds that a compilation took.
         stopping: returns True once a stop has been requested.
+        skipped: `(step, count)`: the optimizer skipped the update of a step, and so
+            many of the run so far.
     """
 
     log: Callable[[int, float, dict[str, Any], dict[str, Any]], None]
     compiled: Callable[[float], None]
     stopping: Callable[[], bool]
+    skipped: Callable[[int, int], None]
 
 
 class Job(NamedTuple):

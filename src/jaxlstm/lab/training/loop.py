@@ -10,7 +10,6 @@ everything else that the next line of the log depends on. A checkpoint contains 
 that a killed run resumes to the same bits.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,11 +97,15 @@ def _read(
         if not row.healthy:
             job.save(state._replace(healthy=jnp.ones((), bool)), loop)
             raise Diverged(diagnosis.diagnose(job, state))
-        seen = (*loop.unlogged, (float(row.loss), float(row.gradient_norm)))
-        loop = loop._replace(unlogged=seen)
+        loop = policies.stepped(
+            loop, float(row.loss), float(row.gradient_norm), skipped=bool(row.skipped)
+        )
+        if row.skipped:
+            job.listener.skipped(step, loop.skipped)
         if step % job.training.log_every == 0 or step == job.training.steps:
-            _log(job, loop, clock, step)
-            loop = loop._replace(unlogged=())
+            loop, means = policies.logged(loop)
+            if means is not None:
+                _log(job, means, clock, step)
     return loop
 
 
@@ -111,12 +114,12 @@ def _rows(metrics: StepMetrics) -> Iterator[StepMetrics]:
     return (StepMetrics(*row) for row in zip(*host, strict=True))
 
 
-def _log(job: Job, loop: LoopState, clock: Clock, step: int) -> None:
-    losses, norms = zip(*loop.unlogged, strict=True)
-    numbers: dict[str, Any] = {"gradient_norm": math.fsum(norms) / len(norms)}
+def _log(job: Job, means: dict[str, float], clock: Clock, step: int) -> None:
+    numbers: dict[str, Any] = dict(means)
+    loss = numbers.pop("loss")
     if job.learning_rate is not None:
         numbers["learning_rate"] = job.learning_rate(step - 1)
     values, left = job.losses_like.values, job.training.steps - step
     unit = "tokens" if values.ndim > 1 else "sequences"
     pace = clock.pace(step, left=left, count=values.size, unit=unit)
-    job.listener.log(step, math.fsum(losses) / len(losses), numbers, pace)
+    job.listener.log(step, loss, numbers, pace)

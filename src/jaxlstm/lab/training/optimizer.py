@@ -26,7 +26,10 @@ Chain = Sequence[Mapping[str, Any]]
 
 
 def build(
-    chain: Chain, *, traced: Mapping[KeyPath, Any] | None = None
+    chain: Chain,
+    *,
+    accumulate: int = 1,
+    traced: Mapping[KeyPath, Any] | None = None,
 ) -> optax.GradientTransformation:
     """Return the chain of transformations.
 
@@ -34,6 +37,9 @@ def build(
 
     Args:
         chain: `config.optimizer`, or a list of the same form.
+        accumulate: number of gradients whose mean makes one update, by
+            `optax.MultiSteps`. An entry `apply_if_finite` of the chain is then applied
+            to each gradient, before it is accumulated.
         traced: traced scalars that replace numbers of the chain, by their paths, such
             as `{(0, "sgd", "learning_rate"): rate}`. `optax.inject_hyperparams` is
             not used, because it does not reach into schedules and changes the
@@ -49,25 +55,39 @@ def build(
         True
     """
     _check_names(chain)
-    transformations, problems = [], []
+    transformations, problems, limits = [], [], []
     for i, entry in enumerate(chain):
+        path: KeyPath = (i,)
+        arguments = entry.get("apply_if_finite")
+        if accumulate > 1 and arguments is not None:
+            limits.append(arguments["max_consecutive_errors"])
+            entry, path = arguments["inner"], (i, "apply_if_finite", "inner")
         try:
             with _standard_promotion():
-                called = _call(entry, (i,), traced or {})
+                called = _call(entry, path, traced or {})
             transformation = _with_standard_promotion(called)
-            _check_by_eval_shape(transformation, (i, *entry))
+            _check_by_eval_shape(transformation, (*path, *entry))
             transformations.append(transformation)
         except _OptaxError as error:
             problems.append(str(error))
     if problems:
         raise ConfigError(problems)
-    return optax.chain(*transformations)
+    found = optax.chain(*transformations)
+    if accumulate > 1:
+        multi = optax.MultiSteps(found, accumulate).gradient_transformation()
+        found = _with_standard_promotion(multi)
+    for limit in limits:
+        found = optax.apply_if_finite(found, limit)
+    return found
 
 
-def learning_rate(chain: Chain) -> Callable[[int], float] | None:
+def learning_rate(
+    chain: Chain, *, accumulate: int = 1
+) -> Callable[[int], float] | None:
     """Return the learning rate as a function of the step, for display.
 
-    It is the last `learning_rate` of the chain, or the `step_size_fn` of
+    With accumulation, `accumulate` steps make one update and have one rate. It is the
+    last `learning_rate` of the chain, or the `step_size_fn` of
     `scale_by_schedule`. A chain without either returns None.
 
     Example:
@@ -85,7 +105,7 @@ def learning_rate(chain: Chain) -> Callable[[int], float] | None:
 
     def rate_at(step: int) -> float:
         with _standard_promotion():
-            return float(jnp.asarray(schedule(step)))
+            return float(jnp.asarray(schedule(step // accumulate)))
 
     return rate_at
 

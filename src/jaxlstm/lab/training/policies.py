@@ -25,6 +25,7 @@ class LoopState(NamedTuple):
         reference: the value of that validation, which early stopping compares with;
             None before the first. It differs from `best_value` after improvements that
             are smaller than `min_delta`.
+        skipped: the number of updates that the optimizer skipped.
     """
 
     unlogged: tuple[tuple[float, float], ...] = ()
@@ -32,6 +33,7 @@ class LoopState(NamedTuple):
     best_value: float = math.inf
     waited: int = 0
     reference: float | None = None
+    skipped: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields; a best value that is not finite becomes null."""
@@ -51,7 +53,35 @@ class LoopState(NamedTuple):
             waited=fields["waited"],
             # Earlier versions compared with the best value.
             reference=fields.get("reference", best),
+            skipped=fields.get("skipped", 0),
         )
+
+
+def stepped(
+    state: LoopState, loss: float, gradient_norm: float, *, skipped: bool
+) -> LoopState:
+    """Return the state after a training step; a skipped one is only counted."""
+    if skipped:
+        return state._replace(skipped=state.skipped + 1)
+    return state._replace(unlogged=(*state.unlogged, (loss, gradient_norm)))
+
+
+def logged(state: LoopState) -> tuple[LoopState, dict[str, float] | None]:
+    """Return the state after a line of the log, and the means that the line has.
+
+    The means are None if all steps since the last line were skipped.
+    """
+    if not state.unlogged:
+        return state, None
+    losses, norms = zip(*state.unlogged, strict=True)
+    count = len(losses)
+    means = {
+        "loss": math.fsum(losses) / count,
+        "gradient_norm": math.fsum(norms) / count,
+    }
+    if state.skipped:
+        means["skipped_updates"] = state.skipped
+    return state._replace(unlogged=()), means
 
 
 def validated(

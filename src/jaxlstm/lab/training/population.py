@@ -163,7 +163,9 @@ class PopulationExperiment:
     def optimizer(self, values: Array) -> Any:
         """Return the optimizer of one member from its values of the grid `[P]`."""
         traced = {path: values[k] for k, path in enumerate(self.paths)}
-        return optimizers.build(self.first.config.optimizer, traced=traced)
+        config = self.first.config
+        accumulate = config.training.gradient_accumulation_steps
+        return optimizers.build(config.optimizer, accumulate=accumulate, traced=traced)
 
     @functools.cached_property
     def values(self) -> np.ndarray:
@@ -436,7 +438,7 @@ def _read(
     metrics: StepMetrics,
 ) -> PopulationLoop:
     """Wait for the metrics of a dispatch that began at step `first`, and log them."""
-    losses, norms, healthy = jax.device_get(metrics)
+    losses, norms, healthy, skipped = jax.device_get(metrics)
     training = job.experiment.config.training
     for k in range(losses.shape[1]):
         step, after = first + k + 1, []
@@ -445,9 +447,13 @@ def _read(
                 member = member._replace(diverged=step)
                 job.message(_diagnosis(job.experiment, members, n))
             elif member.active:
-                seen = (float(losses[n, k]), float(norms[n, k]))
-                unlogged = (*member.loop.unlogged, seen)
-                member = member._replace(loop=member.loop._replace(unlogged=unlogged))
+                numbers = (float(losses[n, k]), float(norms[n, k]))
+                seen = policies.stepped(
+                    member.loop, *numbers, skipped=bool(skipped[n, k])
+                )
+                member = member._replace(loop=seen)
+                if skipped[n, k]:
+                    job.message(_skipped(job.experiment, n, step, seen.skipped))
             after.append(member)
         loop = tuple(after)
         if step % training.log_every == 0 or step == training.steps:
@@ -459,14 +465,11 @@ def _log(
     job: PopulationJob, loop: PopulationLoop, clock: Clock, step: int
 ) -> PopulationLoop:
     rows: list[dict[str, float] | None] = []
+    after = []
     for member in loop:
-        if not member.active or not member.loop.unlogged:
-            rows.append(None)
-            continue
-        losses, norms = zip(*member.loop.unlogged, strict=True)
-        count = len(losses)
-        means = {"loss": math.fsum(losses), "gradient_norm": math.fsum(norms)}
-        rows.append({name: total / count for name, total in means.items()})
+        state, means = policies.logged(member.loop)
+        rows.append(means if member.active else None)
+        after.append(member._replace(loop=state))
     values = job.experiment.first.losses_like.values
     pace = clock.pace(
         step,
@@ -475,8 +478,15 @@ def _log(
         unit="tokens" if values.ndim > 1 else "sequences",
     )
     job.log(step, rows, pace)
-    return tuple(
-        member._replace(loop=member.loop._replace(unlogged=())) for member in loop
+    return tuple(after)
+
+
+def _skipped(
+    experiment: PopulationExperiment, index: int, step: int, count: int
+) -> str:
+    return (
+        f"member {experiment.members[index].name}: step {step}: the loss or the "
+        f"gradient is not finite; the optimizer skipped the update ({count} so far)"
     )
 
 

@@ -38,11 +38,20 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Loss, gradient norm before clipping, and whether both are finite."""
+    """Numbers of one step.
+
+    Attributes:
+        loss: the mean loss of the batch.
+        gradient_norm: the norm of the gradient before clipping.
+        healthy: `TrainState.healthy` after the step.
+        skipped: whether the loss or the gradient was not finite and the optimizer
+            skipped the update.
+    """
 
     loss: Array
     gradient_norm: Array
     healthy: Array
+    skipped: Array
 
 
 def initial_state(
@@ -92,8 +101,8 @@ def gradient(
         losses, after = task.loss(model, params, carry, batch, key=key)
         return losses.mean(), after
 
-    (mean, carry), found = jax.value_and_grad(loss, has_aux=True)(params)
-    return mean, carry, found
+    (mean, after), found = jax.value_and_grad(loss, has_aux=True)(params)
+    return mean, _if_finite(after, carry), found
 
 
 def shard_gradient(
@@ -106,8 +115,24 @@ def shard_gradient(
         value, weight = losses.part()
         return value, (weight, after)
 
-    (value, (weight, carry)), found = jax.value_and_grad(loss, has_aux=True)(params)
-    return (value, weight), carry, found
+    (value, (weight, after)), found = jax.value_and_grad(loss, has_aux=True)(params)
+    return (value, weight), _if_finite(after, carry), found
+
+
+def _if_finite(after: Carry, before: Carry) -> Carry:
+    """Return the carry after a batch, or the one before if it is not finite.
+
+    Without this, a step that the optimizer skips would spoil all later ones.
+    """
+    numbers = [
+        leaf
+        for leaf in jax.tree.leaves(after)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    if not numbers:
+        return after
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in numbers]).all()
+    return jax.tree.map(functools.partial(jnp.where, finite), after, before)
 
 
 def update(
@@ -117,15 +142,32 @@ def update(
     carry: Carry,
     gradient: Params,
 ) -> tuple[TrainState, StepMetrics]:
-    """Apply a gradient; keep the state where loss or gradient is not finite."""
+    """Apply a gradient; keep the state where loss or gradient is not finite.
+
+    An optimizer with `optax.apply_if_finite` or `optax.zero_nans` decides itself what
+    to do with such a gradient; the state is then kept only if parameters are not finite
+    afterwards.
+    """
     norm = optax.tree.norm(gradient)
-    healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    skipped = jnp.zeros((), bool)
+    if _accepts_nonfinite(opt_state):
+        leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+        skipped = ~finite & jnp.stack(leaves).all()
+    healthy = state.healthy & (finite | skipped)
     after = TrainState(state.step + 1, params, opt_state, carry, state.key, healthy)
     before = state._replace(healthy=healthy)
     state = jax.tree.map(functools.partial(jnp.where, healthy), after, before)
-    return state, StepMetrics(loss, norm, healthy)
+    return state, StepMetrics(loss, norm, healthy, skipped & healthy)
+
+
+def _accepts_nonfinite(opt_state: optax.OptState) -> bool:
+    """Return whether an optimizer has a rule for gradients that are not finite."""
+    kinds = (optax.ApplyIfFiniteState, optax.ZeroNansState)
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    return any(isinstance(node, kinds) for node in nodes)
 
 
 def train_step(
