@@ -103,6 +103,7 @@ def test_torch(options):
         close(ys[-1], expected)
     else:
         close(ys.swapaxes(0, 1) if batch_first else ys, expected)
+    assert jl.interop.onnx.compare(model, layer, params).largest < 1e-5
 
 
 # --- graphs by hand -------------------------------------------------------------------
@@ -183,6 +184,27 @@ def test_lengths_and_states_are_arguments(op, options):
     close(ys, expected[0])
     for n, final in enumerate(expected[1:]):
         close(np.stack([state.forward[n], state.backward[n]]), final)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_file_is_compared_with_its_model(last):
+    """Rows first, and lengths or the last step."""
+    b = Builder()
+    x = b.add("Transpose", b.input("x", ("B", "T", 3)), perm=[1, 0, 2])
+    rest = () if last else (b.input("lengths", ("B",), INT32),)
+    y, h, _ = b.recurrent(x, 3, 4, rest=rest)
+    y = squeezed(b, y)
+    zeroth = b.constant(np.array([0]))
+    y = b.add("Squeeze", h, zeroth) if last else b.add("Transpose", y, perm=[1, 0, 2])
+    model = b.model(y)
+    params, layer = jl.interop.onnx.load(model)
+    ports = jl.interop.onnx.ports(model)
+    assert (ports.order, ports.last) == ((1, 0, 2), last)
+    [found] = jl.interop.onnx.compare(model, layer, params).differences
+    assert found.difference < 1e-5
+    assert found.shape[-1] == 4
+    wrong = params._replace(w_h=params.w_h[:, np.array([1, 0, 2, 3])])
+    assert jl.interop.onnx.compare(model, layer, wrong).largest > 1e-2
 
 
 def test_reset_before_the_product():

@@ -14,5 +14,6 @@ from . import rtneural as rtneural
 from . import stablehlo as stablehlo
 from . import torch as torch
 from .comparison import Comparison as Comparison
+from .comparison import Difference as Difference
 from .comparison import compare as compare
 from .references import reference as reference

@@ -65,6 +65,29 @@ class Graph(NamedTuple):
     producer: str = ""
 
 
+class FilePorts(NamedTuple):
+    """Inputs and output of a file, and the order of their axes.
+
+    Attributes:
+        data: the input that holds the sequences.
+        order: the places of steps, rows and features among its axes.
+        lengths: the names of inputs that hold the lengths of the rows.
+        others: all other inputs, such as initial states.
+        output: the name of the output.
+        axes: the places of steps and rows among the axes of the output that are larger
+            than 1; None for an axis of size 1, and for steps if `last`.
+        last: whether the output has the last step only.
+    """
+
+    data: Input
+    order: tuple[int, ...]
+    lengths: tuple[str, ...]
+    others: tuple[Input, ...]
+    output: str
+    axes: tuple[int | None, int | None]
+    last: bool
+
+
 def import_onnx() -> Any:
     """Return the package onnx.
 

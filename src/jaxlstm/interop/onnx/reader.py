@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxlstm.interop.onnx import assemble, constants, nodes
 from jaxlstm.interop.onnx.assemble import Entry
-from jaxlstm.interop.onnx.graph import Graph, Input, Node, read_graph
+from jaxlstm.interop.onnx.graph import FilePorts, Graph, Input, Node, read_graph
 from jaxlstm.interop.onnx.nodes import NodeWeights
 from jaxlstm.layers.base import Layer
 from jaxlstm.layers.pointwise import EmbedParams, LinearParams, dropout, embed, linear
@@ -161,6 +161,46 @@ def build(
         found = assemble.without_common(found)
     params, model = assemble.assemble(found)
     return jax.tree.map(jnp.asarray, params), model
+
+
+def ports(source: Any) -> FilePorts:
+    """Return the inputs and the output of a file, and the order of their axes.
+
+    Args:
+        source: as for `load`.
+
+    Raises:
+        ValueError: the model ends at a tensor that is no output of the file; or as
+            `load`.
+    """
+    graph = read_graph(source)
+    walk = Walk(graph)
+    stream = walk.main_output()
+    names = [name for name in graph.outputs if walk.values.get(name) is stream]
+    if not names:
+        raise ValueError("onnx: got a model that ends at a tensor inside the file")
+    data = next(info for info in graph.inputs if info.name == stream.source)
+    frame = walk.frames[stream.source]
+    axes = [axis for axis in stream.axes if axis]
+    time, batch = (axes.index(axis) if axis in axes else None for axis in frame)
+    lengths = tuple(i.name for i in graph.inputs if i.name in walk.lengths)
+    return FilePorts(
+        data,
+        _order(data, frame),
+        lengths,
+        tuple(i for i in graph.inputs if i.name not in (data.name, *lengths)),
+        names[0],
+        (None if stream.last else time, batch),
+        stream.last,
+    )
+
+
+def _order(data: Input, frame: tuple[Axis, Axis]) -> tuple[int, ...]:
+    """Return the places of steps, rows and features in an input."""
+    found = [int(axis[0].rpartition(".")[2]) if axis else None for axis in frame]
+    free = [place for place in range(2) if place not in found]
+    time, batch = (free.pop(0) if place is None else place for place in found)
+    return (time, batch) if data.is_integer else (time, batch, 2)
 
 
 def _all(entries: Iterable[Entry]) -> Iterable[Entry]:

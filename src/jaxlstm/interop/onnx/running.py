@@ -1,29 +1,19 @@
 """ONNX files run by onnxruntime, to compare them with the model read from them."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from jaxlstm.interop.comparison import Comparison, Difference
-from jaxlstm.interop.onnx.graph import Graph, Input, read_graph
-from jaxlstm.interop.onnx.reader import Axis, Walk
+from jaxlstm import interop
+from jaxlstm.interop.inputs import inputs_of
+from jaxlstm.interop.onnx.graph import FilePorts, Input
 from jaxlstm.layers.base import Layer
 
+if TYPE_CHECKING:
+    from jaxlstm.interop.comparison import Comparison, Difference
 
-class _Output(NamedTuple):
-    """The tensor at which the model ends.
-
-    Attributes:
-        name: its name.
-        axes: the places of steps and of rows among its axes larger than 1; None for an
-            axis of size 1, or of steps if it has the last step only.
-        last: whether it has the last step only.
-    """
-
-    name: str
-    axes: tuple[int | None, int | None]
-    last: bool
+LARGEST = 1 << 20  # steps times rows
 
 
 def compare(
@@ -34,13 +24,13 @@ def compare(
     steps: int = 12,
     rows: int = 5,
     seed: int = 0,
-) -> Comparison:
+) -> "Comparison":
     """Return the largest difference between an ONNX file and the model read from it.
 
     Random inputs are run, ragged ones if the file has lengths. Initial states are zero.
 
     Args:
-        source: the path of the file.
+        source: the path of the file, or an `onnx.ModelProto` without external data.
         model: the model that `load` returned.
         params: its parameters.
         steps: T, unless the file has a fixed one.
@@ -49,81 +39,54 @@ def compare(
 
     Raises:
         ImportError: onnxruntime is not installed.
-        ValueError: the model ends at a tensor that is no output of the file.
+        ValueError: the model ends at a tensor that is no output, onnxruntime
+            does not run the file, or its fixed sizes are too large.
     """
     import onnxruntime
 
-    graph = read_graph(source)
-    walk = Walk(graph)
-    output = _output(graph, walk)
-    data = next(i for i in graph.inputs if i.name == walk.main_output().source)
-    order = _order(data, walk)
+    ports = interop.onnx.ports(source)
+    order, data = ports.order, ports.data
     fixed = [(data.shape or (None,) * len(order))[place] for place in order[:2]]
     steps, rows = (
         size if isinstance(size, int) else default
         for size, default in zip(fixed, (steps, rows), strict=True)
     )
+    if steps * rows > LARGEST:
+        raise ValueError(
+            f"onnx: got a file for {steps:,} steps of {rows:,} rows, expected at most "
+            f"{LARGEST:,} together for a comparison."
+        )
     rng = np.random.default_rng(seed)
-    xs = _draw(rng, steps, rows, params, data)
+    xs = _draw(rng, steps, rows, model, params)
     lengths = rng.integers(1, steps + 1, rows).astype(np.int32)
     feed = {data.name: xs.transpose(np.argsort(order))}
-    for other in graph.inputs:
-        if other.name in walk.lengths:
-            feed[other.name] = lengths
-        elif other.name != data.name:
-            feed[other.name] = _zeros(other, rows)
+    feed |= dict.fromkeys(ports.lengths, lengths)
+    feed |= {other.name: _zeros(other, rows) for other in ports.others}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(source), options, providers=["CPUExecutionProvider"]
-    )
-    [theirs] = session.run([output.name], feed)
-    ragged = lengths if walk.lengths else None
+    file = source.SerializeToString() if hasattr(source, "graph") else str(source)
+    try:
+        session = onnxruntime.InferenceSession(
+            file, options, providers=["CPUExecutionProvider"]
+        )
+        [theirs] = session.run([ports.output], feed)
+    except Exception as error:  # onnxruntime's errors have no common class
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"onnx: onnxruntime does not run it: {reason}") from error
+    ragged = lengths if ports.lengths else None
     ours = np.asarray(jax.jit(model.apply)(params, xs, lengths=ragged)[1])
-    return Comparison((_difference(output, ours, theirs, ragged),))
-
-
-def _output(graph: Graph, walk: Walk) -> _Output:
-    stream = walk.main_output()
-    names = [n for n in graph.outputs if walk.values.get(n) is stream]
-    if not names:
-        raise ValueError("onnx: got a model that ends at a tensor inside the file")
-    axes = [axis for axis in stream.axes if axis]
-    time, batch = (_place(axes, axis) for axis in walk.frames[stream.source])
-    return _Output(names[0], (None if stream.last else time, batch), stream.last)
-
-
-def _place(axes: list[Axis], axis: Axis) -> int | None:
-    return axes.index(axis) if axis in axes else None
-
-
-def _order(data: Input, walk: Walk) -> tuple[int, ...]:
-    """Return the places of steps, rows and features in an input."""
-    rank = 2 if data.is_integer else 3
-    found = [
-        int(axis[0].rpartition(".")[2]) if axis else None
-        for axis in walk.frames[data.name]
-    ]
-    free = [place for place in range(2) if place not in found]
-    time, batch = (free.pop(0) if place is None else place for place in found)
-    return (time, batch, 2)[:rank]
+    return interop.Comparison((_difference(ports, ours, theirs, ragged),))
 
 
 def _draw(
-    rng: np.random.Generator, steps: int, rows: int, params: Any, data: Input
+    rng: np.random.Generator, steps: int, rows: int, model: Layer, params: Any
 ) -> np.ndarray:
     """Draw tokens, or features of the dtype of the parameters."""
-    first: Any = next(iter(params.values())) if isinstance(params, dict) else params
-    leaves = jax.tree.leaves(first)
-    if data.is_integer:
-        return rng.integers(0, len(leaves[0]), (steps, rows))
-    shape = (steps, rows, _features(data, leaves))
-    return rng.normal(size=shape).astype(leaves[0].dtype)
-
-
-def _features(data: Input, leaves: list[Any]) -> int:
-    size = data.shape[2] if data.shape is not None else None
-    return size if isinstance(size, int) else leaves[0].shape[0]
+    inputs = inputs_of(model, params)
+    if inputs.vocabulary is not None:
+        return rng.integers(0, inputs.vocabulary, (steps, rows))
+    shape = (steps, rows, *(size or 1 for size in inputs.shape))
+    return rng.normal(size=shape).astype(inputs.dtype)
 
 
 def _zeros(other: Input, rows: int) -> np.ndarray:
@@ -132,15 +95,14 @@ def _zeros(other: Input, rows: int) -> np.ndarray:
 
 
 def _difference(
-    output: _Output, ours: np.ndarray, theirs: np.ndarray, lengths: np.ndarray | None
-) -> Difference:
+    ports: FilePorts, ours: np.ndarray, theirs: np.ndarray, lengths: np.ndarray | None
+) -> "Difference":
     """Return the difference of the outputs, of active steps only."""
     steps, rows, features = ours.shape
     theirs = theirs.reshape([n for n in theirs.shape if n != 1] or [1])
-    time, batch = output.axes
-    front = [place for place in (time, batch) if place is not None]
+    front = [place for place in ports.axes if place is not None]
     theirs = np.moveaxis(theirs, front, range(len(front)))
-    if output.last:
+    if ports.last:
         last = np.full(rows, steps - 1) if lengths is None else lengths - 1
         ours, theirs = ours[last, np.arange(rows)], theirs.reshape(rows, features)
     else:
@@ -150,4 +112,4 @@ def _difference(
             ours, theirs = ours[active], theirs[active]
     distance = np.abs(ours.astype(np.float64) - theirs).max(initial=0.0)
     largest = np.abs(theirs).max(initial=0.0)
-    return Difference("outputs", ours.shape, float(distance), float(largest))
+    return interop.Difference("outputs", ours.shape, float(distance), float(largest))
