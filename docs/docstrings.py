@@ -35,7 +35,7 @@ class PlainDocstrings(griffe.Extension):
                             option.name,
                             annotation=fields[option.name].annotation,
                             kind=griffe.ParameterKind.keyword_only,
-                            default=source_of(option.default),
+                            default=repr(option.default),
                         )
                     )
 
@@ -45,13 +45,6 @@ def options_of(func: griffe.Function) -> list[inspect.Parameter]:
     module = importlib.import_module(func.module.path)
     shown = inspect.signature(getattr(module, func.name)).parameters.values()
     return [option for option in shown if option.kind is option.KEYWORD_ONLY]
-
-
-def source_of(default: object) -> str:
-    """Return a default as source: `emit.hidden` for a function of that module."""
-    if inspect.isfunction(default):
-        return f"{default.__module__.rpartition('.')[2]}.{default.__name__}"
-    return repr(default)
 
 
 def separate(text: str) -> str:

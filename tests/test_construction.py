@@ -285,3 +285,45 @@ def test_a_construction_can_be_changed_and_built():
     assert Construction(construction.function, arguments).build() == jl.stack(
         CELL, (6,)
     )
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (jl.lstm(), "lstm()"),
+        (jl.lstm(forget_bias=0, init="keras"), "lstm(forget_bias=0.0, init='keras')"),
+        (jl.lstm(gate_activation=jax.nn.silu), "lstm(gate_activation=silu)"),
+        (jl.projected_lstm(3), "projected_lstm(3)"),
+        (jl.zoneout(jl.gru(), h_rate=0.1), "zoneout(gru(), h_rate=0.1)"),
+        (jl.embed(9, 4, dtype=jnp.bfloat16), "embed(9, 4, dtype=bfloat16)"),
+        (
+            jl.serial(jl.linear(4), jax.nn.relu, jl.residual(LAYER)),
+            "serial(linear(4), relu, residual(recurrent(lstm(), 3)))",
+        ),
+        (
+            jl.serial(rnn=jl.stack(jl.lstm(), [8, 8], dropout=0.1), head=jl.linear(2)),
+            "serial(rnn=stack(lstm(), (8, 8), dropout=0.1), head=linear(2))",
+        ),
+        (jl.Layer(abs, all), "Layer(init=abs, apply=all)"),
+    ],
+)  # fmt: skip
+def test_the_repr_is_the_call(record, text):
+    assert repr(record) == text
+
+
+def test_records_of_arrays_show_shapes_and_dtypes():
+    params = jl.lstm().init(jax.random.key(0), 3, 5)
+    text = "LSTMParams(w_x=float32[3, 4, 5], w_h=float32[5, 4, 5], b=float32[4, 5])"
+    assert repr(params) == text
+    assert repr({"rnn": params}) == f"{{'rnn': {text}}}"
+    assert repr(jl.taps(jl.lstm()).init(jax.random.key(0), 3, 5)) == (
+        f"Tapped(params={text}, taps=None)"
+    )
+    assert (
+        repr(jl.LSTMState(0.0, jax.random.key(0))) == "LSTMState(h=0.0, c=key<fry>[])"
+    )
+    traced = []
+    jax.jit(lambda params: traced.append(repr(params)))(params)
+    assert traced == [text]
+    assert isinstance(params, tuple)
+    assert params._replace(b=None).b is None

@@ -17,9 +17,11 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
 
 P = ParamSpec("P")
 Record = TypeVar("Record", bound=tuple)
@@ -178,7 +180,7 @@ def constructor(
         arguments = arguments if canonical is None else canonical(arguments)
         return _remember(record, Construction(construct, arguments))
 
-    return construct
+    return readable(construct)
 
 
 def construction_of(record: tuple) -> Construction | None:
@@ -225,6 +227,90 @@ def reduce(record: tuple) -> tuple[Any, ...]:
     return rebuild, tuple(construction)
 
 
+def describe(record: tuple) -> str:
+    """Return the call that made a cell or layer as text, without defaults.
+
+    A record without construction is described by the names of its functions.
+
+    Example:
+        >>> import jax, jaxlstm as jl
+        >>> jl.serial(rnn=jl.stack(jl.lstm(), (8, 8)), f=jax.nn.relu, head=jl.linear(2))
+        serial(rnn=stack(lstm(), (8, 8)), f=relu, head=linear(2))
+        >>> jl.zoneout(jl.lstm(forget_bias=2), h_rate=0.1)
+        zoneout(lstm(forget_bias=2.0), h_rate=0.1)
+    """
+    construction = construction_of(record)
+    if construction is None:
+        given = zip(getattr(record, "_fields", ()), record, strict=True)
+        parts = [f"{name}={_show(value)}" for name, value in given if value]
+        return f"{type(record).__name__}({', '.join(parts)})"
+    function, arguments = construction
+    parts = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        value = arguments.get(name, parameter.default)
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            parts += map(_show, value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            parts += [f"{key}={_show(own)}" for key, own in value.items()]
+        elif parameter.default is parameter.empty:
+            parts.append(_show(value))
+        elif _show(value) != _show(parameter.default):
+            parts.append(f"{name}={_show(value)}")
+    return f"{function.__name__}({', '.join(parts)})"
+
+
+def _show(value: Any) -> str:
+    """Return text for an argument: a name for a function or dtype."""
+    if isinstance(value, np.dtype):
+        return value.name
+    return getattr(value, "__name__", None) or repr(value)
+
+
+class _Name:
+    """A default that `help` shows by its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def readable(
+    function: Callable[P, Result], *, options: Mapping[str, Any] | None = None
+) -> Callable[P, Result]:
+    """Decorate a function: `help` shows names and defaults, without types.
+
+    Types such as `ArrayLike` are shown as unions of ten others; the docstring explains
+    the arguments in words.
+
+    Args:
+        function: the function.
+        options: the keywords that `**options` stands for, with their defaults.
+    """
+    signature = inspect.signature(function)
+    shown = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD and options is not None:
+            continue
+        shown.append(parameter.replace(annotation=parameter.empty))
+    for name, default in (options or {}).items():
+        shown.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        )
+    for place, parameter in enumerate(shown):
+        default = parameter.default
+        if default is not parameter.empty and hasattr(default, "__name__"):
+            module = default.__module__.rpartition(".")[2]  # as in emit.hidden
+            name = f"{module}.{default.__name__}"
+            shown[place] = parameter.replace(default=_Name(name))
+    signature = signature.replace(parameters=shown)
+    if not isinstance(signature.return_annotation, type):
+        signature = signature.replace(return_annotation=signature.empty)
+    setattr(function, "__signature__", signature)  # noqa: B010
+    return function
+
+
 def rebuild(function: Callable[..., Any], arguments: Arguments) -> Any:
     """Return the cell or layer that a pickle describes."""
     return Construction(function, arguments).build()
@@ -259,8 +345,8 @@ def _is_known_cell(record: Any) -> bool:
 
 
 def _construction_of_cell(record: Any) -> Construction | None:
-    if not _can_be_hashed(record):
-        return None
+    if not isinstance(record, tuple) or not _can_be_hashed(record):
+        return None  # a function among the layers of `serial` is not a record
     owners = [*_local_functions(record), None]
     found = (memo(owner).get((Construction, record)) for owner in owners)
     return next(filter(None, found), None)
@@ -285,18 +371,22 @@ def _converter(annotation: Any) -> Callable[[Any], Any]:
     """Return the function that makes arguments of equal meaning equal."""
     if annotation == DTypeLike:
         return lambda value: value if value is None else jnp.dtype(value)
-    return _as_float if annotation is float else _plain
+    return as_floats if annotation in (float, ArrayLike) else _plain
 
 
-def _as_float(value: Any) -> Any:
+def as_floats(value: Any) -> Any:
+    """Return Python floats for integers, also in tuples and in concrete arrays."""
     value = _plain(value)
+    if isinstance(value, tuple):
+        return tuple(map(as_floats, value))
     return float(value) if isinstance(value, int) else value
 
 
 def _plain(value: Any) -> Any:
-    """Return Python numbers for NumPy's, and tuples for other sequences."""
-    if isinstance(value, np.generic):
-        return value.item()
+    """Return Python numbers for those of arrays, and tuples for other sequences."""
+    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    if is_array and not isinstance(value, Tracer):
+        return _plain(value.tolist())
     if isinstance(value, str) or hasattr(value, "_fields"):
         return value
     return tuple(map(_plain, value)) if isinstance(value, Sequence) else value

@@ -67,13 +67,33 @@ Record = TypeVar("Record", bound=tuple)
 
 
 def exportable(record: type[Record]) -> type[Record]:
-    """Decorate a NamedTuple of arrays: `jax.export` can write it as an argument."""
+    """Decorate a NamedTuple of arrays: `jax.export` can write it as an argument.
+
+    Its `repr` has shapes and dtypes in place of numbers.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxlstm as jl
+        >>> jl.LSTMState(h=jnp.zeros((2, 5)), c=0.0)
+        LSTMState(h=float32[2, 5], c=0.0)
+    """
+    setattr(record, "__repr__", _short_repr)  # noqa: B010
     # Suppressed after `importlib.reload`, when the name is that of the first class.
     with contextlib.suppress(ValueError):
         export.register_namedtuple_serialization(
             record, serialized_name=f"jaxlstm.{record.__name__}"
         )
     return record
+
+
+def _short_repr(record: Any) -> str:
+    def text(value: Any) -> str:
+        if hasattr(value, "shape") and hasattr(value, "dtype"):
+            return f"{value.dtype}{show(value.shape)}"
+        return repr(value)
+
+    pairs = zip(record._fields, record, strict=True)
+    fields = ", ".join(f"{name}={text(value)}" for name, value in pairs)
+    return f"{type(record).__name__}({fields})"
 
 
 def show(shape: tuple[int | str, ...]) -> str:
