@@ -1,6 +1,7 @@
 """One step of the LSTM: records, equations, initialisation, errors."""
 
 import inspect
+import pickle
 from functools import partial
 
 import jax
@@ -261,3 +262,67 @@ def test_an_activation_that_changes_the_shape_is_refused(build, size):
         ValueError, match=r"activation: got a function from \[2, 4\] to"
     ):
         jl.unroll(cell, params, jnp.ones((5, 2, 3)))
+
+
+# --- forget biases --------------------------------------------------------------------
+
+FORGET_BIASES = [
+    jl.lstm,
+    jl.peephole_lstm,
+    jl.coupled_lstm,
+    jl.layer_norm_lstm,
+    partial(jl.projected_lstm, 2),
+    partial(jl.conv_lstm, (3,)),
+]
+
+
+@pytest.mark.parametrize("make", FORGET_BIASES)
+def test_a_traced_forget_bias_is_the_number(make):
+    """Under `vmap`, in every cell with a forget gate."""
+
+    def bias_of(value):
+        return make(forget_bias=value).init(KEY, 3, 5).b
+
+    values = jnp.array([0.5, 2.0])
+    got = jax.vmap(bias_of)(values)
+    assert same_bits(got, jnp.stack([bias_of(0.5), bias_of(2.0)]))
+
+
+def test_networks_of_several_forget_biases_are_one_program(x64):
+    """Values and the derivative with respect to the bias."""
+    xs = jax.random.normal(KEY, (6, 2, 3), jnp.float64)
+
+    def total(value):
+        cell = jl.lstm(forget_bias=value)
+        params = cell.init(KEY, 3, 5, dtype=jnp.float64)
+        return jnp.sum(jl.unroll(cell, params, xs, engine="scan")[1] ** 2)
+
+    values = jnp.array([0.5, 2.0])
+    got, slopes = jax.jit(jax.vmap(jax.value_and_grad(total)))(values)
+    assert_same(got, jnp.stack([total(0.5), total(2.0)]))
+    expected = (total(0.5 + 1e-6) - total(0.5 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(slopes[0], expected, rtol=1e-6)
+
+
+def test_a_forget_bias_for_each_unit():
+    values = np.linspace(0, 4, 5)
+    cell = jl.lstm(forget_bias=values)
+    assert (
+        cell
+        is jl.lstm(forget_bias=jnp.asarray(values))
+        is jl.lstm(forget_bias=(0, 1, 2, 3, 4))
+    )
+    assert pickle.loads(pickle.dumps(cell)) is cell
+    b = cell.init(KEY, 3, 5).b
+    assert_same(b, np.zeros((4, 5)) + values * (np.arange(4) == 1)[:, None])
+    assert jl.lstm(forget_bias=jnp.float32(2)) is jl.lstm(forget_bias=2)
+    keras = jl.lstm(init=jl.initializers.keras(values))
+    assert_same(keras.init(KEY, 3, 5).b, b)
+    with pytest.raises(ValueError, match=r"forget_bias: got shape \[5\], expected one"):
+        cell.init(KEY, 3, 4)
+    with pytest.raises(ValueError, match=r"forget_bias: got array.*, expected a fin"):
+        jl.lstm(forget_bias=np.array([0.0, np.nan]))
+    with pytest.raises(ValueError, match="together with a Preset"):
+        jl.lstm(forget_bias=values, init=jl.initializers.default())
+    with pytest.raises(ValueError, match="with init='torch', which draws biases"):
+        jax.eval_shape(lambda bias: jl.lstm(forget_bias=bias, init="torch"), 1.0)

@@ -14,14 +14,17 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.nn import initializers as jax_initializers
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
-from jaxlstm.typing import Key, accumulator_dtype
+from jaxlstm.construction import as_floats
+from jaxlstm.typing import Key, accumulator_dtype, show
 
 INPUT, FORGET, CANDIDATE, OUTPUT = range(4)
+
+Bias = ArrayLike | tuple[float, ...]  # a number, or one for each unit
 
 
 class Initializer(Protocol):
@@ -112,11 +115,21 @@ class Uniform:
 class ForgetBias:
     """Initializer that `forget_bias` returns."""
 
-    value: float
+    value: float | tuple[float, ...]
 
     def __call__(self, key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return the array."""
-        return jnp.zeros(shape, dtype).at[FORGET].set(self.value)
+        return _with_forget_bias(jnp.asarray(self.value, dtype), shape)
+
+
+def _with_forget_bias(value: Array, shape: tuple[int, ...]) -> Array:
+    """Return a bias `[4, H]` with a value, or one for each unit, at the forget gate."""
+    if value.shape not in ((), shape[-1:]):
+        raise ValueError(
+            f"forget_bias: got shape {show(value.shape)}, expected one number or "
+            f"{show(shape[-1:])}, one for each unit."
+        )
+    return jnp.zeros(shape, value.dtype).at[FORGET].set(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +189,10 @@ def uniform(*, draws: int = 1) -> Initializer:
     return Uniform(draws)
 
 
-def forget_bias(value: float) -> Initializer:
+def forget_bias(value: Bias) -> Initializer:
     """Return an initializer of biases: `value` for the forget gate, 0 for the others.
+
+    The value is a number or an array `[H]`, and may be traced.
 
     With 1 the initial forget gate is σ(1) = 0.73, so that the cell state and its
     gradient halve in two steps; with 0 they halve in one.
@@ -188,7 +203,15 @@ def forget_bias(value: float) -> Initializer:
         Jozefowicz et al., "An empirical exploration of recurrent network
         architectures" (the value 1), 2015.
     """
-    return ForgetBias(float(value))
+    bias = _as_bias(value)
+    if not isinstance(bias, Tracer):
+        return ForgetBias(bias)
+
+    # A function, and no dataclass: a traced value can be neither compared nor hashed.
+    def traced_forget_bias(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        return _with_forget_bias(bias.astype(dtype), shape)
+
+    return traced_forget_bias
 
 
 def chrono_bias(max_timescale: float) -> Initializer:
@@ -203,7 +226,7 @@ def chrono_bias(max_timescale: float) -> Initializer:
     return ChronoBias(float(max_timescale))
 
 
-def default(forget: float = 1.0) -> Preset:
+def default(forget: Bias = 1.0) -> Preset:
     """Return LeCun input matrix, orthogonal recurrent matrix per gate, forget bias.
 
     Example:
@@ -211,17 +234,17 @@ def default(forget: float = 1.0) -> Preset:
         >>> jl.lstm() is jl.lstm(init=jl.initializers.default(1))
         True
     """
-    return _cached("default", float(forget))
+    return _preset("default", _as_bias(forget))
 
 
 def torch() -> Preset:
     """Return torch's defaults: U(±1/√H), the bias a sum of two; no forget bias."""
-    return _cached("torch", 0.0)
+    return _preset("torch", 0.0)
 
 
-def keras(forget: float = 1.0) -> Preset:
+def keras(forget: Bias = 1.0) -> Preset:
     """Return Keras's defaults: Glorot, orthogonal over the fused gates, forget bias."""
-    return _cached("keras", float(forget))
+    return _preset("keras", _as_bias(forget))
 
 
 def chrono(max_timescale: float = 1000.0) -> Preset:
@@ -238,16 +261,24 @@ def chrono(max_timescale: float = 1000.0) -> Preset:
         raise ValueError(
             f"chrono: max_timescale: got {max_timescale}, expected more than 2 steps."
         )
-    return _cached("chrono", float(max_timescale))
+    return _preset("chrono", float(max_timescale))
 
 
 TAKES_FORGET = {"default": default, "keras": keras}
 DRAWS_BIASES = {"torch": torch, "chrono": chrono}
 
 
+def _preset(kind: str, number: Any) -> Preset:
+    """Return the preset; one object for each kind and number that is not traced."""
+    return _build(kind, number) if isinstance(number, Tracer) else _cached(kind, number)
+
+
 @functools.cache
-def _cached(kind: str, number: float) -> Preset:
-    """Return the preset; one object for each kind and number."""
+def _cached(kind: str, number: float | tuple[float, ...]) -> Preset:
+    return _build(kind, number)
+
+
+def _build(kind: str, number: Any) -> Preset:
     if kind == "torch":
         return Preset(uniform(), uniform(), uniform(draws=2), uniform())
     if kind == "keras":
@@ -256,7 +287,7 @@ def _cached(kind: str, number: float) -> Preset:
     return Preset(lecun_per_gate(), orthogonal_per_gate(), bias)
 
 
-def name_and_forget_bias(preset: Preset) -> tuple[str | None, float]:
+def name_and_forget_bias(preset: Preset) -> tuple[str | None, Bias]:
     """Return the options `init` and `forget_bias` of a cell that mean this preset.
 
     The name is None if there is none, as for `chrono(784)`.
@@ -274,7 +305,25 @@ def name_and_forget_bias(preset: Preset) -> tuple[str | None, float]:
 NO_FORGET_BIAS: Any = object()
 
 
-def resolve_preset(init: str | Preset, forget: float) -> Preset:
+def _as_bias(value: Any) -> Any:
+    """Return a forget bias as a float, a tuple of floats, or a traced array.
+
+    Raises:
+        ValueError: it is neither a finite number nor an array of them.
+    """
+    if isinstance(value, Tracer):
+        return value
+    bias = as_floats(value)
+    numbers = bias if isinstance(bias, tuple) else (bias,)
+    if not all(type(number) is float and math.isfinite(number) for number in numbers):
+        raise ValueError(
+            f"forget_bias: got {value!r:.60}, expected a finite number, or an array "
+            "[H] of them."
+        )
+    return bias
+
+
+def resolve_preset(init: str | Preset, forget: Any) -> Preset:
     """Return the preset for a cell's options `init` and `forget_bias`.
 
     Args:
@@ -287,15 +336,12 @@ def resolve_preset(init: str | Preset, forget: float) -> Preset:
     """
     if forget is NO_FORGET_BIAS:
         forget = 0.0 if isinstance(init, str) and init in TAKES_FORGET else 1.0
-    real = int | float | np.integer | np.floating
-    is_number = isinstance(forget, real) and not isinstance(forget, bool)
-    if not is_number or not math.isfinite(forget):
-        raise ValueError(f"forget_bias: got {forget!r}, expected a finite number.")
+    forget = _as_bias(forget)
     if isinstance(init, str):
-        return preset(init, float(forget))
+        return preset(init, forget)
     if not isinstance(init, Preset):
         raise ValueError(f"init: got {init!r}, expected a Preset or its name.")
-    if forget != 1.0:
+    if not _is_default(forget):
         raise ValueError(
             f"forget_bias: got {forget} together with a Preset, which draws its own "
             "biases; pass the forget bias to the preset instead."
@@ -303,7 +349,11 @@ def resolve_preset(init: str | Preset, forget: float) -> Preset:
     return init
 
 
-def preset(name: str, forget: float) -> Preset:
+def _is_default(forget: Any) -> bool:
+    return isinstance(forget, float) and forget == 1.0
+
+
+def preset(name: str, forget: Any) -> Preset:
     """Return the preset of that name, with the given forget bias.
 
     Raises:
@@ -315,7 +365,7 @@ def preset(name: str, forget: float) -> Preset:
     if name not in DRAWS_BIASES:
         names = ", ".join(sorted(TAKES_FORGET | DRAWS_BIASES))
         raise ValueError(f"init: got {name!r}, expected one of {names}.")
-    if forget != 1.0:
+    if not _is_default(forget):
         raise ValueError(
             f"forget_bias: got {forget} with init={name!r}, which draws biases; leave "
             'it out, or use init="default".'

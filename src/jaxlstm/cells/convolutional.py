@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from jaxlstm.cells import parameters
@@ -80,7 +80,7 @@ def _canonical_options(options: dict[str, Any]) -> dict[str, Any]:
 def conv_lstm(
     kernel_shape: int | Sequence[int],
     *,
-    forget_bias: float = 1.0,
+    forget_bias: ArrayLike = 1.0,
     candidate_activation: str | Activation = "tanh",
     output_activation: str | Activation = "tanh",
     gate_activation: str | Activation = "sigmoid",

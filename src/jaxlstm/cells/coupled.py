@@ -14,7 +14,7 @@ Reference:
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from jaxlstm.cells import parameters
@@ -54,7 +54,7 @@ class CoupledLSTMParams(NamedTuple):
 @parameters.cell_constructor
 def coupled_lstm(
     *,
-    forget_bias: float = 1.0,
+    forget_bias: ArrayLike = 1.0,
     candidate_activation: str | Activation = "tanh",
     output_activation: str | Activation = "tanh",
     gate_activation: str | Activation = "sigmoid",

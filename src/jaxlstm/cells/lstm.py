@@ -17,7 +17,7 @@ Reference:
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm.cells import parameters
 from jaxlstm.cells.base import (
@@ -180,7 +180,7 @@ def initial_state(
 @parameters.cell_constructor
 def lstm(
     *,
-    forget_bias: float = 1.0,
+    forget_bias: ArrayLike = 1.0,
     candidate_activation: str | Activation = "tanh",
     output_activation: str | Activation = "tanh",
     gate_activation: str | Activation = "sigmoid",
@@ -195,7 +195,8 @@ def lstm(
     The same options return the same object, so that `jit` does not retrace.
 
     Args:
-        forget_bias: initial bias of the forget gate. It is part of `b`.
+        forget_bias: initial bias of the forget gate, a number or an array `[H]`, which
+            may be traced, as by `vmap`. It is part of `b`.
         candidate_activation: activation of g, a name from
             `jaxlstm.cells.base.ACTIVATIONS` or a function of one array.
         output_activation: activation of c_t in h_t, likewise.

@@ -16,7 +16,7 @@ Reference:
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from jaxlstm.cells import parameters
@@ -53,7 +53,7 @@ class PeepholeLSTMParams(NamedTuple):
 @parameters.cell_constructor
 def peephole_lstm(
     *,
-    forget_bias: float = 1.0,
+    forget_bias: ArrayLike = 1.0,
     candidate_activation: str | Activation = "tanh",
     output_activation: str | Activation = "tanh",
     gate_activation: str | Activation = "sigmoid",

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from jaxlstm.cells import parameters
@@ -54,7 +54,7 @@ class ProjectedLSTMParams(NamedTuple):
 def projected_lstm(
     projection_size: int,
     *,
-    forget_bias: float = 1.0,
+    forget_bias: ArrayLike = 1.0,
     candidate_activation: str | Activation = "tanh",
     output_activation: str | Activation = "tanh",
     gate_activation: str | Activation = "sigmoid",
