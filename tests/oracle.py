@@ -25,12 +25,13 @@ class Weights(NamedTuple):
 
 
 class Which(NamedTuple):
-    """Executed steps, their order, and resets."""
+    """Executed steps, their order, and resets, to zeros or to (h, c) [T, *b, H]."""
 
     lengths: np.ndarray | None = None
     mask: np.ndarray | None = None
     resets: np.ndarray | None = None
     reverse: bool = False
+    reset_state: tuple[np.ndarray, np.ndarray] | None = None
 
 
 EVERY_STEP = Which()
@@ -63,12 +64,13 @@ class Run(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The cotangents of weights, inputs and initial state."""
+    """The cotangents of weights, inputs, initial state and states after resets."""
 
     weights: Weights
     xs: np.ndarray
     h: np.ndarray
     c: np.ndarray
+    reset_state: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def sigmoid(z):
@@ -93,6 +95,8 @@ def run_row(weights: Weights, xs, h, c, which: Which, row: tuple) -> list[StepVa
         reset = which.resets is not None and bool(which.resets[(t, *row)])
         if reset:
             h, c = np.zeros_like(h), np.zeros_like(c)
+            if which.reset_state is not None:
+                h, c = (states[(t, *row)] for states in which.reset_state)
         values = step(weights, t, reset, xs[(t, *row)], h, c)
         history.append(values)
         h, c = values.h, values.c
@@ -131,10 +135,12 @@ def backward(weights: Weights, xs, h, c, which, d_hs, d_h, d_c) -> Gradients:
         δz = (δi i(1-i), δf f(1-f), δg (1-g²), δo o(1-o))
         δh_{t-1} = Σ_k W_h[k] δz_k         δc_{t-1} = δc ⊙ f
 
-    A reset cuts the last line: what came before had no part in what follows.
+    A reset cuts the last line: what came before had no part in what follows. There the
+    cotangents are those of the state that the reset goes to.
     """
     d_weights = Weights(*(np.zeros_like(w) for w in weights))
     d_xs, d_h, d_c = np.zeros(xs.shape), d_h.copy(), d_c.copy()
+    d_resets = np.zeros((2, *xs.shape[:-1], h.shape[-1]))
     for row in np.ndindex(h.shape[:-1]):
         for values in reversed(run_row(weights, xs, h[row], c[row], which, row)):
             at = (values.t, *row)
@@ -146,8 +152,10 @@ def backward(weights: Weights, xs, h, c, which, d_hs, d_h, d_c) -> Gradients:
             d_xs[at] = sum(weights.w_x[:, k] @ d_z[k] for k in range(4))
             d_h[row] = sum(weights.w_h[:, k] @ d_z[k] for k in range(4))
             if values.reset:
+                d_resets[0][at], d_resets[1][at] = d_h[row], d_c[row]
                 d_h[row], d_c[row] = 0.0, 0.0
-    return Gradients(d_weights, d_xs, d_h, d_c)
+    given = None if which.reset_state is None else tuple(d_resets)
+    return Gradients(d_weights, d_xs, d_h, d_c, given)
 
 
 def step_backward(values: StepValues, d_h, d_c):

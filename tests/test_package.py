@@ -44,6 +44,27 @@ def test_options_are_shown_and_an_unknown_one_suggests_a_near_one(function):
         function(jl.lstm(), None, None, x=1)
 
 
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (
+            jl.unroll,
+            "(cell, params, xs, state=None, *, lengths=None, mask=None, resets=None, "
+            "reset_state=None, burn_in=0, reverse=False, emit=emit.hidden, key=None, "
+            "checkpoint_every=None, engine=None)",
+        ),
+        (
+            jl.linear(2).apply,
+            "(params, xs, state=None, *, key=None, lengths=None, mask=None, "
+            "resets=None, reset_state=None)",
+        ),
+    ],
+)
+def test_signatures_are_short(function, text):
+    """Without the unions that types such as `ArrayLike` stand for."""
+    assert str(inspect.signature(function)) == text
+
+
 BLOCKED = ("flax", "optax", "orbax", "pydantic", "rich", "ruamel", "safetensors")
 
 WITHOUT_THEM = """

@@ -6,13 +6,12 @@ All engines have one signature. An engine that cannot serve a call raises
 
 import difflib
 import functools
-import inspect
 import re
-import typing
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -20,13 +19,13 @@ from jaxlstm import masking, validation
 from jaxlstm.cells import emit as emits
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.emit import Emit
+from jaxlstm.construction import readable
 from jaxlstm.engines import registry
+from jaxlstm.engines.given_resets import GivenResets, with_given_resets
 from jaxlstm.engines.memory import Memory
 from jaxlstm.engines.registry import DEFAULT, ENGINES, Options
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Key, as_key_or_none, is_symbolic, show
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class UnrollOptions(TypedDict, total=False):
@@ -35,6 +34,8 @@ class UnrollOptions(TypedDict, total=False):
     lengths: ArrayLike | None
     mask: ArrayLike | StepMask | None
     resets: ArrayLike | None
+    reset_state: State | None
+    burn_in: int
     reverse: bool
     emit: Emit
     key: Key | None
@@ -46,6 +47,8 @@ DEFAULTS: dict[str, Any] = {
     "lengths": None,
     "mask": None,
     "resets": None,
+    "reset_state": None,
+    "burn_in": 0,
     "reverse": False,
     "emit": emits.hidden,
     "key": None,
@@ -54,26 +57,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def _with_signature(function: F) -> F:
-    """Write out `**options` in the signature that `help` and `inspect` show."""
-    signature = inspect.signature(function)
-    positional = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    options = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=DEFAULTS[name],
-            annotation=annotation,
-        )
-        for name, annotation in typing.get_type_hints(UnrollOptions).items()
-    ]
-    shown = signature.replace(parameters=[*positional, *options])
-    setattr(function, "__signature__", shown)  # noqa: B010
-    return function
+_with_signature = functools.partial(readable, options=DEFAULTS)
 
 
 @_with_signature
@@ -109,6 +93,11 @@ def unroll(
             in place of lengths, mask and resets.
         resets: booleans `[T, *b]`, True to reset to the cell's initial state before
             the step.
+        reset_state: the state to reset to instead: one for all steps, with leaves
+            `[*b, H]` or `[H]`, or one for each step, `[T, *b, H]`. It is read where
+            resets are True, and gets a gradient.
+        burn_in: number of steps, in the order of the run, that update the state but
+            emit nothing and have no gradient; outputs are `[T - burn_in, *b, H]`.
         reverse: run from the last step to the first; outputs stay at their own t.
         emit: function `(state, gates) -> pytree` of what to stack over time; see
             `jl.emit`.
@@ -154,16 +143,18 @@ def unroll(
         if call.engines == DEFAULT and call.options.budget is None:
             run = registry.first_of(call.engines)
             try:
-                with validation.translate_jax_errors(cell, call.arrays):
-                    return registry.run(run, cell, call.options, *call.arrays, call.key)
+                with validation.translate_jax_errors(call.cell, call.arrays):
+                    return registry.run(
+                        run, call.cell, call.options, *call.arrays, call.key
+                    )
             except registry.AllRefused as refused:
                 raise _all_refused("unroll", refused.refusals) from None
         for name in call.engines:
             try:
-                with validation.translate_jax_errors(cell, call.arrays):
+                with validation.translate_jax_errors(call.cell, call.arrays):
                     mode, chosen = call.fit(name)
                     run = ENGINES[mode]
-                    return registry.run(run, cell, chosen, *call.arrays, call.key)
+                    return registry.run(run, call.cell, chosen, *call.arrays, call.key)
             except NotImplementedError as refusal:
                 refusals[name] = refusal
     raise _all_refused("unroll", refusals)
@@ -218,9 +209,11 @@ def explain(
         call = _checked_call("explain", cell, (params, xs, state), options)
         without_budget = call.options._replace(budget=None)
         for name in dict.fromkeys([*call.engines, *DEFAULT]):
-            run = functools.partial(registry.run, ENGINES[name], cell, without_budget)
+            run = functools.partial(
+                registry.run, ENGINES[name], call.cell, without_budget
+            )
             try:
-                with validation.translate_jax_errors(cell, call.arrays):
+                with validation.translate_jax_errors(call.cell, call.arrays):
                     jax.eval_shape(run, *call.arrays, call.key)
             except NotImplementedError as refusal:
                 reasons[name] = str(refusal)
@@ -230,7 +223,7 @@ def explain(
             elif chosen is None:
                 chosen, reasons[name] = name, "serves"
                 mode, fitted = call.fit(name)
-                how = registry.describe(mode, cell, fitted, call.arrays, call.key)
+                how = registry.describe(mode, call.cell, fitted, call.arrays, call.key)
             else:
                 reasons[name] = f"would serve, but {chosen} comes first"
     return Explanation(chosen, reasons, how)
@@ -283,7 +276,7 @@ def estimate_memory(
                 mode, fitted = call.fit(name)
                 run = ENGINES[mode]
                 return registry.gradient_memory(
-                    run, cell, fitted, call.arrays, call.key
+                    run, call.cell, fitted, call.arrays, call.key
                 )
             except NotImplementedError as refusal:
                 refusals[name] = refusal
@@ -347,9 +340,65 @@ def _checked_call(
     key = as_key_or_none(caller, given["key"])
     engines = _engine_names(given["engine"])
     asked = _engine_options(given["reverse"], given["emit"], given["checkpoint_every"])
-    check = _abstract_arrays if abstract else validation.arrays
     steps = (given["lengths"], given["mask"], given["resets"])
-    return Call(cell, engines, asked, check(cell, *inputs, *steps), key)
+    check = _abstract_arrays if abstract else _arrays
+    arrays = check(cell, *inputs, *steps, reset_state=given["reset_state"])
+    asked = asked._replace(burn_in=_burn_in(given["burn_in"], arrays[1].shape[0]))
+    if given["reset_state"] is not None:
+        cell = with_given_resets(cell)
+    return Call(cell, engines, asked, arrays, key)
+
+
+def _arrays(cell: Cell, *inputs: Any, reset_state: State | None) -> validation.Arrays:
+    """Return the checked arrays; with a `reset_state`, it is part of the params."""
+    params, xs, state, steps = validation.arrays(cell, *inputs)
+    if reset_state is None:
+        return params, xs, state, steps
+    params = _given_resets(reset_state, state, steps, params)
+    return params, xs, state, steps._replace(resets=None)
+
+
+def _given_resets(
+    reset_state: State, state: State, steps: StepMask, params: Params
+) -> GivenResets:
+    """Return the params with the state to reset to, in the shape and dtype of a state.
+
+    Raises:
+        ValueError: there are no resets, or the state has another structure or shape.
+    """
+    if steps.resets is None:
+        raise ValueError(
+            "reset_state: got a state without resets, expected both; pass resets, "
+            "booleans [T, *b], True before the steps that start from the state."
+        )
+    resets, time = steps.resets, steps.resets.shape[:1]
+    rows = resets.ndim - 1
+
+    def shapes(like: Any) -> tuple[tuple[int, ...], ...]:
+        return like.shape, like.shape[rows:], (*time, *like.shape)
+
+    given = validation.cast_state(reset_state, state, name="reset_state", shapes=shapes)
+    leaves = zip(jax.tree.leaves(given), jax.tree.leaves(state), strict=True)
+    per_step = any(leaf.ndim > like.ndim for leaf, like in leaves)
+
+    def broadcast(leaf: jax.Array, like: jax.Array) -> jax.Array:
+        shape = (*time, *like.shape) if per_step else like.shape
+        return jnp.broadcast_to(leaf, shape)
+
+    given = jax.tree.map(broadcast, given, state)
+    resets = resets if steps.active is None else resets & steps.active
+    one, each = (None, given) if per_step else (given, None)
+    return GivenResets(params, resets, one, each)
+
+
+def _burn_in(count: Any, time: Any) -> int:
+    is_integer = isinstance(count, int | np.integer) and not isinstance(count, bool)
+    if not is_integer or count < 0 or (not is_symbolic([time]) and count > time):
+        raise ValueError(
+            f"burn_in: got {count!r:.60}, expected an integer from 0 to {time}, the "
+            "number of steps of xs."
+        )
+    return int(count)
 
 
 def _engine_options(
@@ -406,16 +455,17 @@ def _engine_names(engine: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _abstract_arrays(cell: Cell, *inputs: Any) -> Any:
-    """Return the shapes and dtypes of `validation.arrays`, without computing values."""
-    leaves, tree = jax.tree.flatten(inputs)
+def _abstract_arrays(cell: Cell, *inputs: Any, reset_state: State | None) -> Any:
+    """Return the shapes and dtypes of `_arrays`, without computing values."""
+    leaves, tree = jax.tree.flatten((inputs, reset_state))
     is_struct = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
 
     def check(arrays: list[Any]) -> Any:
         given: Iterator[Any] = iter(arrays)
         pairs = zip(leaves, is_struct, strict=True)
         filled = [next(given) if struct else leaf for leaf, struct in pairs]
-        return validation.arrays(cell, *jax.tree.unflatten(tree, filled))
+        inputs, reset_state = jax.tree.unflatten(tree, filled)
+        return _arrays(cell, *inputs, reset_state=reset_state)
 
     pairs = zip(leaves, is_struct, strict=True)
     return jax.eval_shape(check, [leaf for leaf, struct in pairs if struct])

@@ -6,7 +6,7 @@ traced are translated to the caller's names.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -190,7 +190,7 @@ def arrays(
     initial_state = _initial_state(cell.initial_state, xs.shape[1:-1], xs.dtype)
     jax.eval_shape(cell.project, params, xs)
     like = jax.eval_shape(initial_state, params)
-    state = initial_state(params) if state is None else _cast_state(state, like)
+    state = initial_state(params) if state is None else cast_state(state, like)
     steps = masking.steps(frame, lengths=lengths, mask=mask, resets=resets)
     return params, xs, state, steps
 
@@ -223,34 +223,51 @@ def _as_leaf(name: str, path: jax.tree_util.KeyPath, leaf: Any) -> Array:
     return masking.as_array(name + jax.tree_util.keystr(path), leaf)
 
 
-def _cast_state(state: State, like: State) -> State:
+def cast_state(
+    state: State,
+    like: State,
+    *,
+    name: str = "state",
+    shapes: Callable[[Any], Sequence[tuple[int, ...]]] = lambda like: (like.shape,),
+) -> State:
     """Return the caller's state in the dtypes of the carry.
 
     A Python number stands for an array of that value.
+
+    Args:
+        state: the caller's state.
+        like: arrays or structs with the dtypes and shapes of the carry.
+        name: name of the argument.
+        shapes: returns the shapes that a leaf may have.
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(like)
     try:
         leaves = tree.flatten_up_to(state)
     except ValueError:
         raise ValueError(
-            f"state: got {_describe(state)}, expected {_describe(like)}; pass the "
+            f"{name}: got {_describe(state)}, expected {_describe(like)}; pass the "
             "result of cell.initial_state or of an earlier call."
         ) from None
 
     def cast(path: jax.tree_util.KeyPath, like: Any, leaf: ArrayLike) -> Array:
         if type(leaf) in (int, float):
             return jnp.full(like.shape, leaf, like.dtype)
-        name = f"state{jax.tree_util.keystr(path)}"
-        array = _as_leaf("state", path, leaf)
+        array = _as_leaf(name, path, leaf)
+        place = f"{name}{jax.tree_util.keystr(path)}"
         if (is_key(like) or is_key(array)) and array.dtype != like.dtype:
-            raise ValueError(f"{name}: got dtype {array.dtype}, expected {like.dtype}.")
-        if array.shape != like.shape:
             raise ValueError(
-                f"{name}: got shape {show(array.shape)}, expected {show(like.shape)} "
+                f"{place}: got dtype {array.dtype}, expected {like.dtype}."
+            )
+        if array.shape not in (allowed := shapes(like)):
+            expected = " or ".join(map(show, dict.fromkeys(allowed)))
+            raise ValueError(
+                f"{place}: got shape {show(array.shape)}, expected {expected} "
                 "for these xs and params."
             )
         if jnp.issubdtype(array.dtype, jnp.complexfloating):
-            raise ValueError(f"{name}: got dtype {array.dtype}, expected real numbers.")
+            raise ValueError(
+                f"{place}: got dtype {array.dtype}, expected real numbers."
+            )
         return array if is_key(like) else array.astype(like.dtype)
 
     pairs = zip(paths, leaves, strict=True)

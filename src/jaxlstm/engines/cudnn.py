@@ -46,6 +46,7 @@ from jaxlstm.cells.emit import Emit
 from jaxlstm.cells.lstm import initial_state
 from jaxlstm.cells.parameters import sizes
 from jaxlstm.engines import plain
+from jaxlstm.engines.given_resets import GivenResets
 from jaxlstm.masking import StepMask, select
 from jaxlstm.typing import ActiveSteps, Features, is_explicit, is_symbolic, show
 
@@ -99,8 +100,9 @@ def run(
             or `emit` is not hidden or nothing.
     """
     _check_arrays(kernel, xs, (params, state))
+    has_resets = steps.resets is not None or isinstance(params, GivenResets)
+    _check_options(emit, checkpoint_every, has_resets=has_resets)
     plain.check("cudnn", cell, params, xs, per_step, state)
-    _check_options(steps, emit, checkpoint_every)
     (state,), hs = _call_kernel(
         kernel, [params], [state], xs, steps.active, reverse=reverse
     )
@@ -339,10 +341,10 @@ def _check_arrays(kernel: Kernel, xs: Features, others: Any) -> None:
 
 
 def _check_options(
-    steps: StepMask, emit: Emit, checkpoint_every: int | Literal["sqrt"] | None
+    emit: Emit, checkpoint_every: int | Literal["sqrt"] | None, *, has_resets: bool
 ) -> None:
     """Raise `NotImplementedError` for resets, other outputs and checkpoints."""
-    if steps.resets is not None:
+    if has_resets:
         raise NotImplementedError(
             "cudnn: resets: got an array, expected None, as the kernel cannot reset a "
             'state; use engine="adjoint".'

@@ -145,12 +145,14 @@ class Options(NamedTuple):
         emit: what to stack over time.
         checkpoint_every: steps to recompute at a time in the backward pass.
         budget: bytes that the gradient may use; None once the other options fit it.
+        burn_in: number of steps at the beginning without outputs and gradient.
     """
 
     reverse: bool
     emit: Emit
     checkpoint_every: int | Literal["sqrt"] | None
     budget: float | None = None
+    burn_in: int = 0
 
 
 class Program(NamedTuple):
@@ -162,6 +164,7 @@ class Program(NamedTuple):
         emit: a function of `jl.emit`, or the operations of a function of a user.
         reverse: as in `Options`.
         checkpoint_every: as in `Options`.
+        burn_in: as in `Options`.
     """
 
     engine: Engine
@@ -169,6 +172,7 @@ class Program(NamedTuple):
     emit: Emit | functions.Operations
     reverse: bool
     checkpoint_every: int | Literal["sqrt"] | None
+    burn_in: int
 
 
 BUILT_IN = (emits.hidden, emits.states, emits.trace, emits.nothing)
@@ -190,7 +194,8 @@ def run(
         step = functools.partial(_first_step, cell)
         types = jax.eval_shape(step, params, xs, state, key)
         emit, closed_over = functions.operations_of(emit, *types)
-    program = Program(engine, cell, emit, options.reverse, options.checkpoint_every)
+    every, burn_in = options.checkpoint_every, options.burn_in
+    program = Program(engine, cell, emit, options.reverse, every, burn_in)
     return _compiled(program)(params, xs, state, steps, key, closed_over)
 
 
@@ -238,6 +243,10 @@ def _run(
     if isinstance(emit, functions.Operations):
         emit = emit.with_arrays(closed_over)
     params, xs, per_step = _prepared(program.cell, params, xs, steps, key)
+    if program.burn_in:
+        xs, per_step, state, steps = _burn_in(
+            program, params, xs, per_step, state, steps
+        )
     state, emitted = program.engine(
         program.cell,
         params,
@@ -253,6 +262,38 @@ def _run(
     if steps.invalid_length is not None:
         state = masking.nan_rows(state, steps.invalid_length)
     return state, emitted
+
+
+def _burn_in(
+    program: Program,
+    params: Params,
+    xs: Features,
+    per_step: PerStep,
+    state: State,
+    steps: StepMask,
+) -> tuple[Features, PerStep, State, StepMask]:
+    """Run the first steps without a gradient; return what the other steps need."""
+    count, length = program.burn_in, xs.shape[0]
+    first, rest = slice(count), slice(count, None)
+    if program.reverse:
+        first, rest = slice(length - count, None), slice(length - count)
+
+    def at(chosen: slice) -> tuple[Features, PerStep, StepMask]:
+        flags = steps.active, steps.resets
+        own = jax.tree.map(lambda leaf: leaf[chosen], (xs, per_step, flags))
+        return own[0], own[1], StepMask(*own[2], steps.invalid_length)
+
+    frozen = jax.lax.stop_gradient((params, *at(first)[:2], state))
+    state, _ = program.engine(
+        program.cell,
+        *frozen,
+        at(first)[2],
+        reverse=program.reverse,
+        emit=emits.nothing,
+        checkpoint_every=None,
+    )
+    xs, per_step, steps = at(rest)
+    return xs, per_step, jax.lax.stop_gradient(state), steps
 
 
 def _prepared(
@@ -273,7 +314,7 @@ def describe(
     every, parts = options.checkpoint_every, []
     length = arrays[1].shape[0]
     if every is not None and not is_symbolic([length]):
-        size = loops.block_size(length, every)
+        size = loops.block_size(length - options.burn_in, every)
         parts = [f"recomputes {size} steps at a time in the backward pass"]
     if name == "cudnn":
         return "stores what its kernel needs"
