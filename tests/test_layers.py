@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import pickle
 from functools import cache
 from typing import Any
 
@@ -88,9 +89,9 @@ def test_shapes_and_signature(name):
     assert ys.dtype == XS.dtype
     parameters = inspect.signature(layer.apply).parameters
     expected = ["params", "xs", "state", "key", "lengths", "mask", "resets"]
-    assert list(parameters) == expected
+    assert list(parameters) == [*expected, "reset_state"]
     kinds = [p.kind.name for p in parameters.values()]
-    assert kinds[3:] == ["KEYWORD_ONLY"] * 4
+    assert kinds[3:] == ["KEYWORD_ONLY"] * 5
     again, _ = layer.apply(params, XS, state)
     assert jax.tree.structure(again) == jax.tree.structure(state)
 
@@ -144,6 +145,19 @@ def test_carrying_the_state_gives_the_unsplit_result(name):
     state, second = apply(params, XS[2:], state, resets=RESETS[2:])
     assert_same(jnp.concatenate([first, second]), whole, 1e-5)
     assert_same(state, whole_state, 1e-5)
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", first([jnp.float32], [jnp.bfloat16]))
+def test_the_initial_state_is_that_of_apply(name, dtype):
+    """In structure, values and dtypes, for float32 and 16-bit inputs."""
+    layer, params = layer_and_params(name)
+    state = layer.initial_state(params, (B,), dtype=dtype)
+    expected, _ = layer.apply(params, XS[:0].astype(dtype))
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    assert same_bits(state, expected)
+    if dtype == jnp.float32:
+        assert same_bits(layer.initial_state(params, (B,)), expected)
 
 
 @every_layer
@@ -344,7 +358,7 @@ def test_serial_refuses_names_mixed_with_positions():
 def test_serial_refuses_names_that_are_not_identifiers(name):
     with pytest.raises(ValueError, match=rf"^serial: got the layer name '{name}'"):
         jl.serial(**{name: jl.linear(2)})
-    with pytest.raises(ValueError, match=r"^serial: got Cell.*, expected a Layer"):
+    with pytest.raises(ValueError, match=r"^serial: got lstm\(\), expected a Layer"):
         jl.serial(rnn=CELL)  # pyright: ignore[reportArgumentType]
 
 
@@ -751,3 +765,123 @@ def test_x64_mode_does_not_change_the_noise():
             _, zs = layer.apply(params, xs.astype(float), key=jax.random.key(1))
         np.testing.assert_allclose(ys, zs, atol=1e-6, err_msg=name)
         jax.tree.map(np.testing.assert_array_equal, drawn, params)
+
+
+# --- initial states, single steps and functions ---------------------------------------
+
+
+def test_the_initial_state_is_a_carry():
+    """`lax.scan` over single steps equals `apply` over the sequence."""
+    model = jl.serial(
+        embed=jl.embed(9, 4, dtype=jnp.bfloat16),
+        rnn=jl.stack(CELL, (4, 4), residual=True),
+        head=jl.linear(3),
+    )
+    params, _ = model.init(KEY)
+    tokens = jnp.arange(T * B).reshape(T, B) % 9
+
+    def step(state, token):
+        state, ys = model.apply(params, token[None], state)
+        return state, ys[0]
+
+    begin = model.initial_state(params, (B,))
+    assert begin["rnn"][0].h.dtype == jnp.bfloat16
+    got = jax.jit(lambda begin: jax.lax.scan(step, begin, tokens))(begin)
+    assert_same(got, jax.jit(model.apply)(params, tokens), 0.1)
+
+
+def test_initial_states_of_layers_of_a_user():
+    def apply(params, xs, state=None, **_):
+        return (state or 0) + 1, xs
+
+    layer = jl.serial(jl.Layer(lambda key, size: ((), size), apply), jl.linear(2))
+    params, _ = layer.init(KEY, D)
+    with pytest.raises(ValueError, match="serial: initial_state: got a layer that"):
+        layer.initial_state(params, (B,))
+    own = jl.Layer(
+        lambda key, size: ((), size),
+        apply,
+        initial_state=lambda params, batch_shape=(), *, dtype=None: 0,
+    )
+    assert jl.serial(own, jl.linear(2)).initial_state(params, (B,)) == (0, ())
+    with pytest.raises(ValueError, match="batch_shape: got 3, expected a tuple"):
+        jl.linear(2).initial_state(params[1], 3)
+
+
+def test_single_steps_of_layers_without_a_state():
+    linear, embed = jl.linear(2), jl.embed(9, 4)
+    params, _ = linear.init(KEY, D)
+    table, _ = embed.init(KEY)
+    assert_same(linear.apply(params, XS[0, 0])[1], linear.apply(params, XS)[1][0, 0], 0)
+    assert_same(embed.apply(table, 7)[1], table.table[7], 0)
+    assert embed.apply(table, np.int32(7))[1].shape == (4,)
+    assert jl.dropout(0.5).apply((), XS[0, 0], key=KEY)[1].shape == (D,)
+    both = jl.serial(jl.embed(9, D), jl.residual(jl.linear(D)), jax.nn.relu)
+    assert both.apply(both.init(KEY)[0], 3)[1].shape == (D,)
+    with pytest.raises(ValueError, match="the token 9, expected 0 to 8"):
+        embed.apply(table, 9)
+    with pytest.raises(ValueError, match="xs: got a single step, expected a time axis"):
+        linear.apply(params, XS[0, 0], mask=jnp.ones(D, bool))
+    with pytest.raises(ValueError, match=r"recurrent: xs: got shape \[3\], expected"):
+        jl.recurrent(CELL, 5).apply(CELL.init(KEY, D, 5), XS[0, 0])
+
+
+def scaled(x):
+    return x / 10
+
+
+def test_functions_are_layers():
+    """They see one step at a time, and padding as zeros."""
+    layer = jl.serial(jl.linear(4), scaled, jl.recurrent(CELL, 5), jax.nn.relu)
+    params, size = layer.init(KEY, D)
+    assert (size, params[1], params[3]) == (5, (), ())
+    _, inner = jl.linear(4).apply(params[0], XS, lengths=LENGTHS)
+    _, ys = jl.recurrent(CELL, 5).apply(params[2], inner / 10, lengths=LENGTHS)
+    assert_same(layer.apply(params, XS, lengths=LENGTHS)[1], jax.nn.relu(ys), 1e-6)
+    one = jl.serial(lambda x: x + 1)
+    assert not np.asarray(one.apply(((),), XS, lengths=LENGTHS)[1])[~ACTIVE].any()
+    assert one.apply(((),), XS[:0])[1].shape == (0, B, D)
+
+    # A function of a step cannot mix steps.
+    first_row = jl.serial(lambda x: x - x[:1])
+    assert_same(first_row.apply(((),), XS)[1], XS - XS[:, :1], 0)
+
+
+def test_functions_of_tokens_and_of_other_sizes():
+    layer = jl.serial(
+        one_hot=lambda token: jax.nn.one_hot(token, 9),
+        wider=lambda x: jnp.concatenate([x, x], -1),
+        rnn=jl.recurrent(CELL, 5),
+    )
+    params, _ = layer.init(KEY)
+    assert params["rnn"].w_x.shape[0] == 18
+    tokens = jnp.arange(T * B).reshape(T, B) % 9
+    assert layer.apply(params, tokens, resets=RESETS)[1].shape == (T, B, 5)
+    begin = layer.initial_state(params, (B,))
+    assert same_bits(begin, layer.apply(params, tokens[:0])[0])
+
+
+def test_equal_functions_are_equal_layers_and_can_be_pickled():
+    layer = jl.serial(jl.linear(4), scaled)
+    assert layer is not jl.serial(jl.linear(4), lambda x: x / 10)
+    assert layer == jl.serial(jl.linear(4), scaled) == pickle.loads(pickle.dumps(layer))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x.sum(-1), r"got a function from \[3\] to an array \[\], expected"),
+        (lambda x: x @ jnp.ones((2, 2)), r"got a function that fails for a step \[3\]"),
+        (lambda x: None, r"got a function from \[3\] to None, expected one"),
+    ],
+)
+def test_functions_without_features_are_refused(function, message):
+    with pytest.raises(ValueError, match=message):
+        jl.serial(function).init(KEY, D)
+
+
+def test_functions_that_change_the_rows_are_refused():
+    layer = jl.serial(jl.linear(4), lambda x: x.reshape(-1))
+    params, _ = layer.init(KEY, D)
+    with pytest.raises(ValueError, match=r"from \[6, 4, 4\] to \[6, 16\], expected"):
+        layer.apply(params, XS)

@@ -206,3 +206,77 @@ def test_a_state_of_another_structure_is_refused(other):
     step, _ = jl.stream(cell, params, [0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="stream: state: got"):
         step(other, jnp.zeros(3))
+
+
+# --- models ---------------------------------------------------------------------------
+
+
+def model_problem(first, xs):
+    model = jl.serial(
+        first=first,
+        tanh=jnp.tanh,
+        rnn=jl.stack(jl.zoneout(jl.lstm(), h_rate=0.1), (4, 4), residual=True),
+        head=jl.residual(jl.linear(4)),
+    )
+    return model, model.init(jax.random.key(0), xs.shape[-1])[0], xs
+
+
+FEATURES = np.random.default_rng(3).normal(size=(5, 2, 3)).astype(np.float32)
+TOKENS = np.arange(10, dtype=np.int32).reshape(5, 2)
+
+
+@every_library
+@pytest.mark.parametrize(
+    ("first", "xs"),
+    [(jl.linear(4), FEATURES), (jl.embed(10, 4), TOKENS), (jl.embed(10, 4), TOKENS[0])],
+    ids=["features", "tokens", "scalar tokens"],
+)
+def test_models_stream(first, xs, library, kernel):
+    """Layers of every kind, for rows and for a single row."""
+    model, params, xs = model_problem(first, library.asarray(xs))
+    got = streamed(model, params, xs)
+    state, ys = jax.jit(model.apply)(params, jnp.asarray(xs))
+    assert_same(got, (state, ys), 1e-6)
+    assert jax.tree.structure(got[0]) == jax.tree.structure(state)
+
+
+def test_a_layer_of_a_user_streams():
+    def apply(params, xs, state=None, **_):
+        return state + len(xs), 2 * xs
+
+    layer = jl.Layer(
+        lambda key, size: ((), size),
+        apply,
+        initial_state=lambda params, batch_shape=(), *, dtype=None: jnp.int32(0),
+    )
+    state, ys = streamed(jl.serial(layer, jl.linear(2)), ((), HEAD), FEATURES[:, 0])
+    assert int(state[0]) == len(FEATURES)
+    assert_same(ys, 2 * FEATURES[:, 0] @ HEAD.w, 1e-6)
+
+
+HEAD = jl.layers.LinearParams(jnp.ones((3, 2)), jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        jl.recurrent(jl.lstm(), 5, reverse=True),
+        jl.serial(jl.linear(3), jl.stack(jl.lstm(), (5,), bidirectional=True)),
+    ],
+    ids=["reversed", "bidirectional"],
+)
+def test_layers_that_read_later_steps_are_refused(layer):
+    params, _ = layer.init(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match="whose outputs depend on later steps"):
+        jl.stream(layer, params, jnp.zeros(3))
+
+
+def test_wrong_arguments_of_a_stream_of_a_model():
+    model, params, xs = model_problem(jl.embed(10, 4), TOKENS)
+    step, state = jl.stream(model, params, xs[0])
+    with pytest.raises(ValueError, match="x: got dtype float32, expected integer tok"):
+        step(state, xs[0].astype(np.float32))
+    with pytest.raises(ValueError, match="stream: emit: got a function with a Layer"):
+        jl.stream(model, params, xs[0], emit=jl.emit.states)
+    with pytest.raises(ValueError, match="stream: serial: xs: got dtype float32"):
+        jl.stream(model, params, FEATURES[0])

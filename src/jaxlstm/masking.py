@@ -25,6 +25,7 @@ from jax.core import Tracer
 from jax.tree_util import keystr
 from jax.typing import ArrayLike
 
+from jaxlstm.construction import readable
 from jaxlstm.typing import (
     ActiveSteps,
     Features,
@@ -77,7 +78,9 @@ class StepMask(NamedTuple):
             return steps((time, *batch_shape), lengths=lengths)
 
 
-def features(name: str, xs: ArrayLike, *, spatial_axes: int = 0) -> Features:
+def features(
+    name: str, xs: ArrayLike, *, spatial_axes: int = 0, time_axis: bool = True
+) -> Features:
     """Return xs as a floating point array `[T, *b, D]`.
 
     NumPy's float64 becomes float32 if JAX's x64 mode is off; the first time in a
@@ -87,6 +90,7 @@ def features(name: str, xs: ArrayLike, *, spatial_axes: int = 0) -> Features:
         name: name of the argument for the message.
         xs: an array of numbers, in any memory layout.
         spatial_axes: number of axes between the batch and the features.
+        time_axis: whether xs must have a time axis; if not, it may be `[D]`.
 
     Raises:
         ValueError: xs has a wrong rank or dtype.
@@ -99,7 +103,7 @@ def features(name: str, xs: ArrayLike, *, spatial_axes: int = 0) -> Features:
             f"{name}: got dtype {array.dtype}, expected floating point features; "
             f"convert them, for example {name}.astype(jnp.float32)."
         )
-    if array.ndim < 2 + spatial_axes:
+    if array.ndim == 0 or (time_axis and array.ndim < 2 + spatial_axes):
         space = f"then {spatial_axes} spatial axes, " if spatial_axes else ""
         expected = "[T, *b, *space, D]" if spatial_axes else "[T, *b, D]"
         raise ValueError(
@@ -232,6 +236,13 @@ def steps(
     """
     if lengths is not None and mask is not None:
         raise ValueError("lengths and mask: got both, expected one of them.")
+    if not frame:
+        if not all(value is None for value in (lengths, mask, resets)):
+            raise ValueError(
+                f"{of}: got a single step, expected a time axis with lengths, mask or "
+                "resets."
+            )
+        return StepMask()
     if isinstance(mask, StepMask):
         return _checked(mask, resets, frame)
     time, *batch_shape = frame
@@ -301,6 +312,7 @@ def steps_of(
     return steps(frame, lengths=lengths, mask=mask, resets=resets, of=name)
 
 
+@readable
 def resets_from_segments(
     segments: ArrayLike,
     *,

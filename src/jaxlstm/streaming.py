@@ -13,21 +13,25 @@ from jax.typing import ArrayLike
 
 from jaxlstm import masking, validation
 from jaxlstm.cells import emit as emits
-from jaxlstm.cells.base import Cell, Params, PerStep, State, project
+from jaxlstm.cells.base import Cell, Params, State, step_once
 from jaxlstm.cells.emit import Emit
+from jaxlstm.construction import readable
 from jaxlstm.engines.adjoint import partition
 from jaxlstm.engines.native.build import load_built
 from jaxlstm.engines.native.session import Session
 from jaxlstm.engines.native.values import Unsupported
+from jaxlstm.layers.base import Layer, begin_layer, step_of
 from jaxlstm.typing import show
 
 LARGEST_STEP = 1 << 24  # multiplications; XLA runs larger steps on all cores
 
 Step = Callable[[State, ArrayLike], tuple[State, Any]]
+SingleStep = Callable[[Params, State, Array], tuple[State, Any]]
 
 
+@readable
 def stream(
-    cell: Cell,
+    cell: Cell | Layer,
     params: Params,
     x: ArrayLike | jax.ShapeDtypeStruct,
     *,
@@ -40,8 +44,8 @@ def stream(
             state, emitted = step(state, x)
 
     Values that depend on the parameters only, such as casts to the dtype of x and
-    scaled or masked weights, are computed once. The results equal those of `unroll`
-    over the same inputs without a key.
+    scaled or masked weights, are computed once. The results equal those of `unroll`, or
+    of `apply` for a layer, over the same inputs without a key.
 
     With NumPy arrays on a CPU, a step is one call of the compiled kernel, without the
     dispatch of JAX, which takes longer than the step of a few rows. States and results
@@ -49,18 +53,20 @@ def stream(
     large batches XLA runs the step.
 
     Args:
-        cell: the cell.
-        params: the parameters that `cell.init` returned.
-        x: one input `[*b, D]` or its `jax.ShapeDtypeStruct`, for a batch of parallel
-            streams or, without batch axes, a single one. Its values are not read. A
-            NumPy array selects steps on NumPy arrays, on a CPU.
-        emit: function `(state, gates) -> pytree` of what to return with the state.
+        cell: the cell; or a layer whose outputs do not depend on later steps, whose
+            step returns the output `y`.
+        params: the parameters that `init` returned.
+        x: one input `[*b, D]`, or tokens `[*b]`, or their `jax.ShapeDtypeStruct`, for a
+            batch of parallel streams or, without batch axes, a single one. Its values
+            are not read. A NumPy array selects steps on NumPy arrays, on a CPU.
+        emit: function `(state, gates) -> pytree` of what the step of a cell returns
+            with the state.
 
     Returns:
         `(step, state)` with `step(state, x) -> (state, emitted)`.
 
     Raises:
-        ValueError: as `unroll`.
+        ValueError: as `unroll`; or a layer reads later steps, or has no initial state.
         NotImplementedError: the step has side effects or calls that cannot be
             partially evaluated; use `jax.jit(cell.step)`.
 
@@ -73,35 +79,33 @@ def stream(
         ...     state, h = step(state, x)
         >>> bool(jnp.allclose(h, jl.unroll(cell, params, jnp.ones((7, 3)))[1][-1]))
         True
+        >>> model = jl.serial(jl.embed(9, 4), jl.recurrent(cell, 5), jl.linear(9))
+        >>> params, _ = model.init(jax.random.key(0))
+        >>> step, state = jl.stream(model, params, 0)
+        >>> state, logits = step(state, 7)
+        >>> logits.shape
+        (9,)
     """
     is_numpy = isinstance(x, np.ndarray) and jax.default_backend() == "cpu"
     with masking.error_prefix("stream"):
         x = x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
         dtype, shape = x.dtype, x.shape
-        xs = jnp.zeros((1, *shape), dtype)
-        checked = validation.arrays(cell, params, xs, None, None, None, None)
-        params, xs, initial_state, _ = checked
-        per_step = None
-        if cell.prepare is not None:
-            params, per_step = cell.prepare(params, xs)
-        inputs = jax.tree.map(lambda leaf: leaf[0], (xs, per_step))
-
-        def step(params: Params, state: State, x: tuple[Any, PerStep]) -> Any:
-            after, gates = cell.step(params, state, project(cell, params, *x))
-            return after, emit(after, gates)
-
-        parts = partition.partition_step(step, params, initial_state, inputs)
-        tree = jax.tree.structure(jax.eval_shape(step, params, initial_state, inputs))
+        x = jnp.zeros(shape, dtype)
+        if isinstance(cell, Layer):
+            step, params, initial_state = _layer_step(cell, params, x, emit)
+        else:
+            step, params, initial_state = _cell_step(cell, params, x, emit)
+        parts = partition.partition_step(step, params, initial_state, x)
+        tree = jax.tree.structure(jax.eval_shape(step, params, initial_state, x))
         evaluate = functools.partial(partition.evaluate_params_only, parts)
         params_only = jax.jit(evaluate)(params)
 
-    def run(params_only: list, state: State, inputs: Any) -> list[Array]:
-        leaves = jax.tree.leaves(inputs)
-        return partition.evaluate_step(parts, params_only, state, leaves)
+    def run(params_only: list, state: State, x: Any) -> list[Array]:
+        return partition.evaluate_step(parts, params_only, state, [x])
 
     @jax.jit
-    def compiled(params_only: list, per_step: PerStep, state: State, x: Any) -> Any:
-        results = run(params_only, state, (jnp.asarray(x, dtype), per_step))
+    def compiled(params_only: list, state: State, x: Any) -> Any:
+        results = run(params_only, state, jnp.asarray(x, dtype))
         return jax.tree.unflatten(tree, results)
 
     def check(state: State, x: Any) -> None:
@@ -112,6 +116,10 @@ def stream(
             )
         if jnp.iscomplexobj(x):
             raise ValueError("stream: x: got complex numbers, expected real features.")
+        if is_token and not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+            raise ValueError(
+                f"stream: x: got dtype {jnp.result_type(x)}, expected integer tokens."
+            )
         if _signature(state) != expected:
             raise ValueError(
                 f"stream: state: got {_typed(state)}, expected "
@@ -120,14 +128,14 @@ def stream(
 
     def step_by_xla(state: State, x: ArrayLike) -> tuple[State, Any]:
         check(state, x)
-        results = compiled(params_only, inputs[1], state, x)
+        results = compiled(params_only, state, x)
         return jax.tree.map(np.asarray, results) if is_numpy else results
 
-    expected = _signature(initial_state)
+    expected, is_token = _signature(initial_state), jnp.issubdtype(dtype, jnp.integer)
     if not is_numpy:
         return step_by_xla, initial_state
     initial_state = jax.tree.map(np.asarray, initial_state)
-    session = _open_session(run, params_only, initial_state, inputs)
+    session = None if is_token else _open_session(run, params_only, initial_state, x)
     if session is None:
         return step_by_xla, initial_state
     size = len(expected[1])
@@ -137,7 +145,7 @@ def stream(
     def step_by_kernel(state: State, x: ArrayLike) -> tuple[State, Any]:
         nonlocal last
         if isinstance(x, Tracer):
-            return compiled(params_only, inputs[1], state, x)
+            return compiled(params_only, state, x)
         x = np.asarray(x)
         checked, leaves = last
         if state is not checked or not is_record:
@@ -155,8 +163,38 @@ def stream(
     return step_by_kernel, initial_state
 
 
+def _cell_step(
+    cell: Cell, params: Params, x: Array, emit: Emit
+) -> tuple[SingleStep, Params, State]:
+    """Return the step of a cell, its parameters and its initial state."""
+    checked = validation.arrays(cell, params, x[None], None, None, None, None)
+    params, _, initial_state, _ = checked
+
+    def step(params: Params, state: State, x: Array) -> tuple[State, Any]:
+        after, gates = step_once(cell, params, state, x)
+        return after, emit(after, gates)
+
+    return step, params, initial_state
+
+
+def _layer_step(
+    layer: Layer, params: Params, x: Array, emit: Emit
+) -> tuple[SingleStep, Params, State]:
+    """Return the step of a layer, its parameters and its initial state."""
+    if emit is not emits.hidden:
+        raise ValueError(
+            "emit: got a function with a Layer, whose step returns its outputs; "
+            "expected a Cell, or no emit."
+        )
+    is_token = jnp.issubdtype(x.dtype, jnp.integer)
+    rows, dtype = (x.shape, None) if is_token else (x.shape[:-1], x.dtype)
+    initial_state, _ = begin_layer(layer, params, rows, dtype)
+    jax.eval_shape(layer.apply, params, x[None], initial_state)  # checks its arguments
+    return step_of(layer), params, initial_state
+
+
 def _open_session(
-    run: Callable[..., Any], params_only: Any, state: State, inputs: Any
+    run: Callable[..., Any], params_only: Any, state: State, x: Array
 ) -> Session | None:
     """Open a session of the kernel; None if it is not loaded or would be slower."""
     if load_built() is not None:
@@ -167,11 +205,9 @@ def _open_session(
         results = run(consts, carry, inputs)
         return results[:size], results[size:]
 
-    row_axes = inputs[0].ndim - 1
-    inputs = jax.tree.map(lambda leaf: leaf[None], inputs)
     try:
         session = Session(
-            step, params_only, jax.tree.leaves(state), inputs, row_axes=row_axes
+            step, params_only, jax.tree.leaves(state), x[None], row_axes=x.ndim - 1
         )
     except Unsupported:
         return None

@@ -266,7 +266,7 @@ def test_invalid_arguments_are_errors():
         model.apply(variables, XS[..., :2])
     with pytest.raises(ValueError, match="xs: got a masked array"):
         model.apply(variables, np.ma.masked_invalid(BATCH.xs))
-    with pytest.raises(ValueError, match=r"layer: got Cell.*, expected a Layer"):
+    with pytest.raises(ValueError, match=r"layer: got lstm\(\), expected a Layer"):
         init(Recurrent(jl.lstm()))
     with pytest.raises(ValueError, match="num_layers: got 0, expected an integer"):
         init(LSTM(HIDDEN, num_layers=0))

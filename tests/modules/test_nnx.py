@@ -336,7 +336,7 @@ def test_invalid_arguments_are_errors():
         model(np.ma.masked_invalid(BATCH.xs))
     with pytest.raises(ValueError, match="inputs: got no array of numbers"):
         model([[[1.0]], [[1.0], [2.0]]])
-    with pytest.raises(ValueError, match=r"layer: got Cell.*, expected a Layer"):
+    with pytest.raises(ValueError, match=r"layer: got lstm\(\), expected a Layer"):
         Recurrent(jl.lstm(), FEATURES, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="num_layers: got 0, expected an integer"):
         LSTM(FEATURES, HIDDEN, num_layers=0, rngs=nnx.Rngs(0))

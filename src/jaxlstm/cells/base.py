@@ -208,6 +208,9 @@ class Cell(NamedTuple):
         """Return the call that makes this cell, for pickle and copy."""
         return construction.reduce(self)
 
+    def __repr__(self) -> str:
+        return construction.describe(self)
+
 
 def project(cell: Cell, params: Params, x: Array, per_step: PerStep) -> Projection:
     """Call the cell's `project`, with the values of `prepare` if there are any."""
@@ -215,6 +218,17 @@ def project(cell: Cell, params: Params, x: Array, per_step: PerStep) -> Projecti
         return cell.project(params, x)
     project_with_values: Callable[..., Projection] = cell.project
     return project_with_values(params, x, per_step)
+
+
+def step_once(
+    cell: Cell, params: Params, state: State, x: Array
+) -> tuple[State, Reported]:
+    """Return `(state, gates)` after a single input x `[*b, D]`, without noise."""
+    per_step = None
+    if cell.prepare is not None:
+        params, per_step = cell.prepare(params, x[None])
+        per_step = jax.tree.map(lambda leaf: leaf[0], per_step)
+    return cell.step(params, state, project(cell, params, x, per_step))
 
 
 def check_size(name: str, size: int) -> None:

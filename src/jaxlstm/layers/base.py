@@ -6,15 +6,16 @@ Combinators pass this `Call` to the layers inside with `call_layer`, which skips
 checks that were already made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import construction, masking
-from jaxlstm.cells.base import Params, State, check_size
+from jaxlstm.cells.base import InitialState, Params, State, check_size
 from jaxlstm.cells.emit import Trace
+from jaxlstm.construction import readable
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, Key, as_key, as_key_or_none, show
 
@@ -33,8 +34,9 @@ class LayerInit(Protocol):
 class Apply(Protocol):
     """Map a sequence `[T, *b, D]` to a sequence `[T, *b, output_size]`.
 
-    `state=None` starts from the initial state. `lengths`, `mask` and `resets` are those
-    of `unroll`, and `mask` may be a `StepMask`. Without a key, nothing is random.
+    `state=None` starts from the initial state. `lengths`, `mask`, `resets` and
+    `reset_state` are those of `unroll`, and `mask` may be a `StepMask`. `reset_state`
+    has the structure of the state. Without a key, nothing is random.
     """
 
     def __call__(
@@ -47,6 +49,7 @@ class Apply(Protocol):
         lengths: ArrayLike | None = None,
         mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
+        reset_state: State | None = None,
     ) -> tuple[State, Features]:
         """Return the state after the last step, and the outputs."""
         ...
@@ -72,6 +75,7 @@ class TraceFn(Protocol):
         lengths: ArrayLike | None = None,
         mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
+        reset_state: State | None = None,
     ) -> tuple[State, Features, Traces]:
         """Return the state after the last step, the outputs, and the traces."""
         ...
@@ -84,6 +88,10 @@ class Layer(NamedTuple):
         init: see `LayerInit`.
         apply: see `Apply`.
         trace: see `TraceFn`; None for a layer that reports no traces.
+        initial_state: function `(params, batch_shape=(), *, dtype=None) -> state` that
+            returns the state from which `apply` starts, for example as the carry of a
+            `lax.scan`. `batch_shape` has the axes of the inputs between time and
+            features, `dtype` is that of the inputs, by default that of the parameters.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxlstm as jl
@@ -96,15 +104,21 @@ class Layer(NamedTuple):
         ['1/0/backward', '1/0/forward', '1/1/backward', '1/1/forward']
         >>> traces["1/0/forward"].gates.f.shape
         (7, 2, 5)
+        >>> model.initial_state(params, (2,))[1][0].forward.h.shape
+        (2, 5)
     """
 
     init: LayerInit
     apply: Apply
     trace: TraceFn | None = None
+    initial_state: InitialState | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return the call that makes this layer, for pickle and copy."""
         return construction.reduce(self)
+
+    def __repr__(self) -> str:
+        return construction.describe(self)
 
 
 class Call(NamedTuple):
@@ -116,6 +130,7 @@ class Call(NamedTuple):
         mask: likewise.
         resets: likewise.
         steps: the checked step mask; None if the shape `[T, *b]` is not known yet.
+        reset_state: the state to reset to; None for the initial state.
         with_trace: whether to return the traces of recurrent layers.
     """
 
@@ -124,6 +139,7 @@ class Call(NamedTuple):
     mask: ArrayLike | StepMask | None = None
     resets: ArrayLike | None = None
     steps: StepMask | None = None
+    reset_state: State | None = None
     with_trace: bool = False
 
     def step_mask(self, frame: tuple[int, ...]) -> StepMask:
@@ -138,6 +154,10 @@ class Call(NamedTuple):
 Result = tuple[State, Features, Traces]
 Run = Callable[[Any, Any, State, Call], Result]
 CheckInputs = Callable[[ArrayLike], tuple[Any, tuple[int, ...]]]
+Step = Callable[[Any, State, Any], tuple[State, Any]]
+Begin = Callable[
+    [Any, tuple[int, ...], DTypeLike | None], tuple[State, DTypeLike | None]
+]
 
 
 def feature_inputs(xs: ArrayLike, spatial_axes: int = 0) -> tuple[Features, Any]:
@@ -154,11 +174,18 @@ class Definition(NamedTuple):
         run: function `(params, xs, state, call) -> (state, ys, traces)`.
         check_inputs: function `xs -> (xs, [T, *b])` that raises for wrong inputs; None
             if a layer that `make_layer` did not build reads the inputs.
+        begin: function `(params, batch_shape, dtype) -> (state, dtype)` from the dtype
+            of the inputs to the initial state and the dtype of the outputs, where None
+            is a dtype that the parameters determine; None for a layer without one.
+        step: function `(params, state, x) -> (state, y)` of one step without noise;
+            None if outputs depend on later steps.
     """
 
     name: str
     run: Run
     check_inputs: CheckInputs | None
+    begin: Begin | None = None
+    step: Step | None = None
 
     def __call__(self, params: Params, xs: Any, state: State, call: Call) -> Result:
         """Check the inputs, and the step mask unless it is checked, then run."""
@@ -170,7 +197,13 @@ class Definition(NamedTuple):
 
 
 def make_layer(
-    name: str, init: LayerInit, run: Run, check_inputs: CheckInputs | None
+    name: str,
+    init: LayerInit,
+    run: Run,
+    check_inputs: CheckInputs | None,
+    *,
+    begin: Begin | None = None,
+    step: Step | None = None,
 ) -> Layer:
     """Return a layer that checks the arguments of every call once.
 
@@ -179,8 +212,10 @@ def make_layer(
         init: draws the parameters from a checked key.
         run: see `Definition`.
         check_inputs: see `Definition`.
+        begin: see `Definition`.
+        step: see `Definition`.
     """
-    definition = Definition(name, run, check_inputs)
+    definition = Definition(name, run, check_inputs, begin, step)
 
     def checked_init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
         return init(as_key(name, key), input_size)
@@ -194,8 +229,10 @@ def make_layer(
         lengths: ArrayLike | None = None,
         mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
+        reset_state: State | None = None,
     ) -> tuple[State, Features]:
-        call = Call(as_key_or_none(name, key), lengths, mask, resets)
+        steps = lengths, mask, resets
+        call = Call(as_key_or_none(name, key), *steps, reset_state=reset_state)
         return definition(params, xs, state, call)[:2]
 
     def trace(
@@ -207,18 +244,85 @@ def make_layer(
         lengths: ArrayLike | None = None,
         mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
+        reset_state: State | None = None,
     ) -> Result:
-        call = Call(as_key_or_none(name, key), lengths, mask, resets, with_trace=True)
-        return definition(params, xs, state, call)
+        steps = lengths, mask, resets
+        call = Call(as_key_or_none(name, key), *steps, reset_state=reset_state)
+        return definition(params, xs, state, call._replace(with_trace=True))
 
     for function in apply, trace:
-        setattr(function, "definition", definition)  # noqa: B010
-    return Layer(checked_init, apply, trace)
+        setattr(readable(function), "definition", definition)  # noqa: B010
+    initial_state = None if begin is None else _initial_state(name, begin)
+    return Layer(readable(checked_init), apply, trace, initial_state)
+
+
+def _initial_state(name: str, begin: Begin) -> InitialState:
+    def initial_state(
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        *,
+        dtype: DTypeLike | None = None,
+    ) -> State:
+        with masking.error_prefix(name):
+            if not isinstance(batch_shape, Sequence):
+                raise ValueError(
+                    f"batch_shape: got {batch_shape!r:.60}, expected a tuple of sizes "
+                    "such as (4,)."
+                )
+            return begin(params, tuple(batch_shape), dtype)[0]
+
+    return readable(initial_state)
 
 
 def definition_of(function: Apply | TraceFn) -> Definition | None:
     """Return the definition behind `apply` or `trace`; None if it has none."""
     return getattr(function, "definition", None)
+
+
+def begin_layer(
+    layer: Layer, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike | None
+) -> tuple[State, DTypeLike | None]:
+    """Return the initial state of a layer, and the dtype of its outputs.
+
+    A layer that `make_layer` did not build is taken as one that keeps the dtype.
+
+    Raises:
+        ValueError: the layer has no `initial_state`.
+    """
+    definition = definition_of(layer.apply)
+    if definition is not None and definition.begin is not None:
+        return definition.begin(params, batch_shape, dtype)
+    if layer.initial_state is None:
+        raise ValueError(
+            "initial_state: got a layer that has none; add it with Layer(init, apply, "
+            "initial_state=...), where a layer without a state returns ()."
+        )
+    return layer.initial_state(params, batch_shape, dtype=dtype), dtype
+
+
+def step_of(layer: Layer) -> Step:
+    """Return the function `(params, state, x) -> (state, y)` of one step of a layer.
+
+    A layer that `make_layer` did not build is taken as one that reads no later steps.
+
+    Raises:
+        ValueError: outputs of the layer depend on later steps.
+    """
+    definition = definition_of(layer.apply)
+    if definition is None:
+
+        def one_step(params: Params, state: State, x: Any) -> tuple[State, Any]:
+            state, ys = layer.apply(params, x[None], state)
+            return state, ys[0]
+
+        return one_step
+    if definition.step is None:
+        raise ValueError(
+            f"{definition.name}: got a layer whose outputs depend on later steps, such "
+            "as a bidirectional or reversed one, expected one that can run step by "
+            "step; apply it to whole sequences."
+        )
+    return definition.step
 
 
 def input_check_of(layer: Layer) -> CheckInputs | None:
@@ -239,6 +343,7 @@ def call_layer(
     definition = definition_of(function)
     if definition is not None:
         return definition(params, xs, state, call._replace(with_trace=traced))
+    given = {} if call.reset_state is None else {"reset_state": call.reset_state}
     result = function(
         params,
         xs,
@@ -247,6 +352,7 @@ def call_layer(
         lengths=call.lengths,
         mask=call.mask,
         resets=call.resets,
+        **given,
     )
     return result if traced else (*result, {})
 

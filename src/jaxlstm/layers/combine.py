@@ -1,12 +1,12 @@
 """Combinators: functions that take layers and return one layer."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import masking
 from jaxlstm.cells.base import Cell, Params, State
@@ -17,6 +17,7 @@ from jaxlstm.layers.base import (
     Call,
     Layer,
     Result,
+    begin_layer,
     call_layer,
     check_layers,
     definition_of,
@@ -25,6 +26,7 @@ from jaxlstm.layers.base import (
     make_layer,
     prefix_names,
     require_input_size,
+    step_of,
 )
 from jaxlstm.layers.recurrent import recurrent
 from jaxlstm.masking import StepMask
@@ -40,10 +42,15 @@ class Pair(NamedTuple):
 
 
 @constructor
-def serial(*layers: Layer, **named: Layer) -> Layer:
+def serial(
+    *layers: Layer | Callable[[Any], Any], **named: Layer | Callable[[Any], Any]
+) -> Layer:
     """Return the composition of layers, the first one applied first.
 
         y = layer_n(... layer_2(layer_1(x)))
+
+    A function such as `jax.nn.relu` is a layer without parameters and state. It maps
+    one step `[*b, D]` to `[*b, size]`, and is applied to every step.
 
     Layers that are given by position have params and state in tuples. Layers that are
     given by name have them in dicts, and the names appear in the names of traces and
@@ -53,8 +60,8 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
     Lengths, mask and resets are passed to every layer.
 
     Args:
-        layers: the layers by position.
-        named: the layers by name, in place of positions.
+        layers: the layers and functions by position.
+        named: the layers and functions by name, in place of positions.
 
     Raises:
         ValueError: no layers, both positions and names, or a name that is not an
@@ -67,6 +74,7 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
         >>> params, size = model.init(jax.random.key(0), 3)
         >>> params["rnn"].w_h.shape, params["head"].w.shape, size
         ((5, 4, 5), (5, 2), 2)
+        >>> mlp = jl.serial(jl.linear(8), jax.nn.relu, jl.linear(2))
     """
     if layers and named:
         raise ValueError(
@@ -88,8 +96,11 @@ def serial(*layers: Layer, **named: Layer) -> Layer:
             f"serial: got a {kind.__name__}, expected layers as arguments; write "
             f"serial({stars}layers)."
         )
-    check_layers("serial", *layers)
-    return _serial("serial", layers, tuple(named))
+    members = [
+        pointwise.of_function(layer) if callable(layer) else layer for layer in layers
+    ]
+    check_layers("serial", *members)
+    return _serial("serial", members, tuple(named))
 
 
 def _serial(caller: str, layers: Sequence[Layer], names: tuple[str, ...]) -> Layer:
@@ -105,7 +116,8 @@ def _serial(caller: str, layers: Sequence[Layer], names: tuple[str, ...]) -> Lay
 
     def run(params: Params, xs: Any, state: State, call: Call) -> Result:
         all_params = _by_position(caller, "params", layers, names, params)
-        states = _states(caller, layers, names, state)
+        states = _states(caller, "state", layers, names, state)
+        resets = _states(caller, "reset_state", layers, names, call.reset_state)
         keys = _split_key(call.key, len(layers))
         new_states, traces = [], {}
         for place, layer in enumerate(layers):
@@ -114,7 +126,7 @@ def _serial(caller: str, layers: Sequence[Layer], names: tuple[str, ...]) -> Lay
                 all_params[place],
                 xs,
                 states[place],
-                call._replace(key=keys[place]),
+                call._replace(key=keys[place], reset_state=resets[place]),
             )
             if definition_of(layer.apply) is None:
                 # A layer from elsewhere may change T or *b: check again after it.
@@ -123,7 +135,27 @@ def _serial(caller: str, layers: Sequence[Layer], names: tuple[str, ...]) -> Lay
             traces |= prefix_names(names[place] if names else str(place), layer_traces)
         return _by_name(names, new_states), xs, traces
 
-    return make_layer(caller, init, run, input_check_of(layers[0]))
+    def begin(
+        params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike | None
+    ) -> tuple[State, DTypeLike | None]:
+        states = []
+        all_params = _by_position(caller, "params", layers, names, params)
+        for layer, layer_params in zip(layers, all_params, strict=True):
+            state, dtype = begin_layer(layer, layer_params, batch_shape, dtype)
+            states.append(state)
+        return _by_name(names, states), dtype
+
+    def step(params: Params, state: State, x: Any) -> tuple[State, Any]:
+        states = []
+        all_params = _by_position(caller, "params", layers, names, params)
+        befores = _by_position(caller, "state", layers, names, state)
+        for place, layer in enumerate(layers):
+            after, x = step_of(layer)(all_params[place], befores[place], x)
+            states.append(after)
+        return _by_name(names, states), x
+
+    check_inputs = input_check_of(layers[0])
+    return make_layer(caller, init, run, check_inputs, begin=begin, step=step)
 
 
 @constructor
@@ -165,7 +197,12 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
 
     def run(params: Params, xs: ArrayLike, state: State, call: Call) -> Result:
         params = _by_position("bidirectional", "params", layers, (), params)
-        states = _states("bidirectional", layers, (), state)
+        if call.reset_state is not None:
+            raise ValueError(
+                "bidirectional: reset_state: got a state, expected None: the backward "
+                "layer would need the states after each step; pass resets alone."
+            )
+        states = _states("bidirectional", "state", layers, (), state)
         keys = _split_key(call.key, 2)
         calls = (call, _reverse_resets(call))
         results = [
@@ -180,8 +217,18 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
         )
         return Pair(last, first), jnp.concatenate([ys, zs], axis=-1), traces
 
+    def begin(
+        params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike | None
+    ) -> tuple[State, DTypeLike | None]:
+        params = _by_position("bidirectional", "params", layers, (), params)
+        begun = [
+            begin_layer(layer, params[i], batch_shape, dtype)
+            for i, layer in enumerate(layers)
+        ]
+        return Pair(*(state for state, _ in begun)), begun[0][1]
+
     check_inputs = input_check_of(forward) or input_check_of(backward)
-    return make_layer("bidirectional", init, run, check_inputs)
+    return make_layer("bidirectional", init, run, check_inputs, begin=begin)
 
 
 def _reverse_resets(call: Call) -> Call:
@@ -237,7 +284,13 @@ keeps the number of features.
         state, ys, traces = call_layer(layer, params, xs, state, call)
         return state, masking.zero_inactive(xs, steps) + ys, traces
 
-    return make_layer("residual", init, run, input_check_of(layer) or feature_inputs)
+    def step(params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
+        state, y = step_of(layer)(params, state, x)
+        return state, x + y
+
+    check_inputs = input_check_of(layer) or feature_inputs
+    begin = functools.partial(begin_layer, layer)
+    return make_layer("residual", init, run, check_inputs, begin=begin, step=step)
 
 
 @constructor
@@ -322,7 +375,14 @@ def _with_noise(noise: Layer, layer: Layer) -> Layer:
         _, xs, _ = call_layer(noise, (), xs, None, unmasked)
         return call_layer(layer, params, xs, state, call._replace(key=keys[1]))
 
-    return make_layer("stack", layer.init, run, input_check_of(layer))
+    return make_layer(
+        "stack",
+        layer.init,
+        run,
+        input_check_of(layer),
+        begin=functools.partial(begin_layer, layer),
+        step=lambda params, state, x: step_of(layer)(params, state, x),
+    )
 
 
 def _split_key(key: Key | None, count: int) -> Sequence[Key | None]:
@@ -335,12 +395,16 @@ def _by_name(names: tuple[str, ...], values: list[Any]) -> Any:
 
 
 def _states(
-    caller: str, layers: Sequence[Layer], names: tuple[str, ...], state: State
-) -> Sequence[State]:
+    caller: str,
+    what: str,
+    layers: Sequence[Layer],
+    names: tuple[str, ...],
+    state: State | None,
+) -> Sequence[State | None]:
     """Return the state of each layer; None for each if the state is None."""
     if state is None:
         return (None,) * len(layers)
-    return _by_position(caller, "state", layers, names, state)
+    return _by_position(caller, what, layers, names, state)
 
 
 def _by_position(

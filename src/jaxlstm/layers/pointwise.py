@@ -23,7 +23,6 @@ from jaxlstm.layers.base import (
     check_layer_size,
     check_params,
     check_shape,
-    feature_inputs,
     make_layer,
     require_input_size,
 )
@@ -102,7 +101,7 @@ def dropout(rate: float) -> Layer:
 
 @constructor
 def linear(size: int) -> Layer:
-    """Return the layer `y = x W + b`, applied at every step.
+    """Return the layer `y = x W + b`, applied at every step, or to a single one `[D]`.
 
     W is drawn LeCun normal, b is zero. Parameters are `LinearParams(w [D, size],
     b [size])` in float32; products have the dtype of x.
@@ -152,16 +151,88 @@ def _pointwise(name: str, init: LayerInit, transform: Transform) -> Layer:
             ys = transform(params, masking.zero_inactive(xs, steps), call.key)
         return (), masking.mask_outputs(ys, steps), {}
 
-    return make_layer(name, init, run, feature_inputs)
+    def step(params: Params, state: State, x: Features) -> tuple[State, Features]:
+        return (), transform(params, x, None)
+
+    return make_layer(name, init, run, _feature_inputs, begin=no_state, step=step)
+
+
+def _feature_inputs(xs: ArrayLike) -> tuple[Features, tuple[int, ...]]:
+    """Return features `[T, *b, D]`, or `[D]` of a single step, and their frame."""
+    xs = masking.features("xs", xs, time_axis=False)
+    return xs, xs.shape[:-1]
+
+
+def no_state(
+    params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike | None
+) -> tuple[State, DTypeLike | None]:
+    """Return the state of a layer that has none, and the dtype; see `Definition`."""
+    return (), dtype
+
+
+def of_function(function: Callable[[Any], Any]) -> Layer:
+    """Return the layer of a function from one step `[*b, D]` to `[*b, size]`.
+
+    It is mapped over time, so that no output depends on another step. As the first
+    layer it may also read tokens `[*b]`.
+
+    Raises:
+        ValueError: at `init`, the function fails for features `[D]`, or returns none;
+            when applied, it changes the axes before the features.
+    """
+    name = getattr(function, "__name__", "function")
+
+    def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
+        x = jax.ShapeDtypeStruct((), jnp.int32)
+        if input_size is not None:
+            x = jax.ShapeDtypeStruct((input_size,), jnp.float32)
+        try:
+            y = jax.eval_shape(function, x)
+        except Exception as error:
+            raise ValueError(
+                f"{name}: got a function that fails for a step {show(x.shape)}, "
+                f"expected one from [*b, D] to [*b, size]: {error}"
+            ) from error
+        if not getattr(y, "shape", ()):
+            raise ValueError(
+                f"{name}: got a function from {show(x.shape)} to "
+                f"{masking.described(y)}, expected one to features [*b, size]."
+            )
+        return (), y.shape[-1]
+
+    def run(params: Params, xs: Any, state: State, call: Call) -> Result:
+        with masking.error_prefix(name):
+            xs, frame = _steps_of_any(xs)
+            steps = call.step_mask(frame)
+            xs = masking.zero_inactive(xs, steps)
+            ys = jax.vmap(function)(xs) if frame else function(xs)
+            if ys.shape[:-1] != frame:
+                raise ValueError(
+                    f"got a function from {show(xs.shape)} to {show(ys.shape)}, "
+                    "expected one that keeps the axes before the features."
+                )
+        return (), masking.mask_outputs(ys, steps), {}
+
+    def step(params: Params, state: State, x: Any) -> tuple[State, Any]:
+        return (), function(x)
+
+    return make_layer(name, init, run, _steps_of_any, begin=no_state, step=step)
+
+
+def _steps_of_any(xs: ArrayLike) -> tuple[jax.Array, tuple[int, ...]]:
+    """Return features `[T, *b, D]` or tokens `[T, *b]`, and the shape of the steps."""
+    xs = masking.as_array("xs", xs)
+    is_features = jnp.issubdtype(xs.dtype, jnp.inexact)
+    return xs, xs.shape[:-1] if is_features else xs.shape
 
 
 @constructor
 def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Layer:
     """Return the layer that maps each token to a row of a table.
 
-    Tokens are integers `[T, *b]`, outputs are `[T, *b, size]`. A token outside
-    0..vocabulary-1 is an error if it is concrete; if it is traced, its output is NaN.
-    Rows are drawn from N(0, 1).
+    Tokens are integers `[T, *b]`, outputs are `[T, *b, size]`. A single token gives
+    `[size]`. A token outside 0..vocabulary-1 is an error if it is concrete; if it is
+    traced, its output is NaN. Rows are drawn from N(0, 1).
 
     Args:
         vocabulary: number of tokens.
@@ -187,19 +258,30 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
         table = jax.random.normal(key, (vocabulary, size), jnp.float32)
         return EmbedParams(table), size
 
+    def rows(params: EmbedParams, tokens: jax.Array) -> Features:
+        table = replicate_like(tokens, params.table)
+        return _lookup(table, tokens).astype(dtype)
+
     def run(params: EmbedParams, xs: ArrayLike, state: State, call: Call) -> Result:
         with masking.error_prefix("embed"):
             check_params(params, EmbedParams)
             check_shape("params.table", params.table, (vocabulary, size))
             tokens, steps = _checked_tokens(xs, len(params.table), call)
-        rows = _lookup(replicate_like(tokens, params.table), tokens).astype(dtype)
-        return (), masking.mask_outputs(rows, steps), {}
+        return (), masking.mask_outputs(rows(params, tokens), steps), {}
 
-    return make_layer("embed", init, run, _token_inputs)
+    def begin(
+        params: EmbedParams, batch_shape: tuple[int, ...], _: DTypeLike | None
+    ) -> tuple[State, DTypeLike]:
+        return (), dtype
+
+    def step(params: EmbedParams, state: State, x: jax.Array) -> tuple[State, Features]:
+        return (), rows(params, x)
+
+    return make_layer("embed", init, run, _token_inputs, begin=begin, step=step)
 
 
 def _token_inputs(xs: ArrayLike) -> tuple[ArrayLike, tuple[int, ...]]:
-    """Return the tokens unchanged, and their shape `[T, *b]`.
+    """Return the tokens unchanged, and their shape `[T, *b]`, or `[]` of one token.
 
     They are not converted here, because 64-bit tokens must be compared with the
     vocabulary before JAX narrows them to 32 bits.
@@ -207,8 +289,6 @@ def _token_inputs(xs: ArrayLike) -> tuple[ArrayLike, tuple[int, ...]]:
     tokens = masking.as_array("xs", xs)
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"xs: got dtype {tokens.dtype}, expected integer tokens.")
-    if tokens.ndim == 0:
-        raise ValueError("xs: got one number, expected tokens [T, *b].")
     return xs, tokens.shape
 
 

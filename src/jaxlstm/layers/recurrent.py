@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import masking
 from jaxlstm.cells import emit
-from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.cells.base import Cell, Params, State, step_once
 from jaxlstm.construction import constructor, memo, shortest_lived
 from jaxlstm.layers.base import (
     Call,
@@ -78,6 +78,7 @@ def recurrent(
             xs,
             state,
             mask=call.steps,
+            reset_state=call.reset_state,
             reverse=reverse,
             emit=emit.trace if call.with_trace else emit.hidden,
             key=call.key,
@@ -88,8 +89,20 @@ def recurrent(
             return state, emitted, {}
         return state, emit.hidden(*emitted), {"": emitted}
 
+    def begin(
+        params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike | None
+    ) -> tuple[State, DTypeLike]:
+        _check_sizes(cell, params, hidden_size)
+        state = cell.initial_state(params, batch_shape, dtype=dtype)
+        return state, emit.hidden(state, None).dtype
+
+    def step(params: Params, state: State, x: jax.Array) -> tuple[State, jax.Array]:
+        after, gates = step_once(cell, params, state, x)
+        return after, emit.hidden(after, gates)
+
     check_inputs = functools.partial(feature_inputs, spatial_axes=cell.spatial_axes)
-    return make_layer("recurrent", init, run, check_inputs)
+    one_step = None if reverse else step
+    return make_layer("recurrent", init, run, check_inputs, begin=begin, step=one_step)
 
 
 def _check_sizes(cell: Cell, params: Params, hidden_size: int) -> None:

@@ -205,7 +205,7 @@ class _Parts:
             return state, self.head.parameters(raw, center, width), {}
 
         layer = make_layer("forecast", init_all, run, None)
-        return ForecastLayer(*layer, head=self.head)
+        return ForecastLayer(layer.init, layer.apply, layer.trace, self.head)
 
 
 def _over(constant: Array, steps: int) -> Array:

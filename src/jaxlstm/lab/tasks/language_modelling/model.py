@@ -1,5 +1,6 @@
 """The model of language modelling: embedding, recurrent layers, read-out."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxlstm.layers.base import (
     Call,
     Layer,
     Result,
+    begin_layer,
     call_layer,
     input_check_of,
     make_layer,
@@ -78,4 +80,5 @@ def reset_at(model: Layer, token: int) -> Layer:
         call = call._replace(steps=steps._replace(resets=resets))
         return call_layer(model, params, tokens, state, call)
 
-    return make_layer("reset_at", model.init, run, input_check_of(model))
+    begin = functools.partial(begin_layer, model)
+    return make_layer("reset_at", model.init, run, input_check_of(model), begin=begin)
