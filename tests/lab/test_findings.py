@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxlstm.lab.analysis import features, results, search, wording
+from jaxlstm.lab.analysis import features, layers, results, search, wording
 from jaxlstm.lab.analysis.features import Feature
 from jaxlstm.lab.analysis.search import Finding, Search, Unit
 from jaxlstm.lab.tasks.base import Picture
@@ -55,7 +55,7 @@ def search_states(symbols: list[str], states: np.ndarray) -> Search:
     )
 
 
-@pytest.mark.parametrize(("sign", "level"), [(1, "high"), (-1, "low")])
+@pytest.mark.parametrize(("sign", "level"), [(1, "higher"), (-1, "lower")])
 def test_a_planted_unit_is_found_and_no_other(sign, level):
     symbols = program()
     states = noise(20)
@@ -140,11 +140,11 @@ def test_the_sentence_describes_the_gates():
     finding = Finding(Unit(0, 0), Feature("inside", inside), 0.9, 0.1, 0.8)
     described = wording.with_sentence(finding, unit, symbols)
     assert described.sentence == (
-        "is high inside: c is 1.50 there and -0.25 elsewhere. It opens its input gate "
-        "on `(` (0.90; 0.10 elsewhere) and keeps c (f = 0.95; 0.92 elsewhere) until "
-        "`)` (0.05). c separates inside from outside in 95 % of pairs (90 % without "
-        "the current symbol's effect; chance 55 %). This occurs "
-        f"{described.facts['occurs']:.0f} times."
+        "is higher inside: c is 1.50 there and -0.25 elsewhere. Its input gate opens "
+        "on `(`: i is 0.90 there and 0.10 elsewhere. On `)`, its forget gate falls: f "
+        "is 0.05 there and 0.95 before. c separates inside from outside in 95 % of "
+        "pairs (90 % without the current symbol's effect; chance 55 %). The text has "
+        f"{described.facts['occurs']:.0f} such places."
     )
     begins = [one == "(" for one in symbols]
     assert described.facts["occurs"] == sum(begins)
@@ -153,14 +153,107 @@ def test_the_sentence_describes_the_gates():
 
 def test_the_sentence_says_any_if_every_such_symbol_opens_the_gate():
     """One gate opens on every `b`, the other on the first `b` of each group only."""
-    symbols = list("b" * 4 + "aa") * 20
-    at = np.arange(120) % 6 < 2
+    symbols = list("b" * 4 + "a" * 6) * 20
+    at = np.arange(200) % 10 < 2
     opened = {"c": at * 1.0, "i": np.where(np.array(symbols) == "b", 0.9, 0.1)}
-    only = opened | {"i": np.where(np.arange(120) % 6 == 0, 0.9, 0.1)}
+    only = opened | {"i": np.where(np.arange(200) % 10 == 0, 0.9, 0.1)}
     finding = Finding(Unit(0, 0), Feature("early", at), 0.9, 0.1, 0.8)
-    for unit, words in (opened, "on any `b` (0.90; "), (only, "on `b` (0.90; "):
+    for unit, words in (opened, "on any `b`: i is 0.90"), (only, "on `b`: i is 0.90"):
         described = wording.with_sentence(finding, unit, symbols)
-        assert f"opens its input gate {words}" in described.sentence
+        assert f"Its input gate opens {words}" in described.sentence
+
+
+INSIDE = np.arange(120) % 6 < 3
+ENDS = np.arange(120) % 6 == 3
+
+
+@pytest.mark.parametrize(
+    ("inside", "end", "outside", "expected"),
+    [
+        (0.97, 0.96, 0.98, ""),
+        (
+            0.97,
+            0.96,
+            0.30,
+            " Its forget gate keeps c: f is 0.97 inside and 0.30 outside.",
+        ),
+        (
+            0.97,
+            0.10,
+            0.30,
+            " Its forget gate keeps c: f is 0.97 inside and 0.30 outside. On `x`, f "
+            "falls to 0.10.",
+        ),
+        (0.50, 0.10, 0.10, ""),
+    ],
+    ids=["as elsewhere", "keeps", "keeps and falls", "half open"],
+)
+def test_a_gate_keeps_only_if_it_is_open_more_than_elsewhere(
+    inside, end, outside, expected
+):
+    unit = {
+        "c": INSIDE * 1.0,
+        "f": np.select([INSIDE, ENDS], [inside, end], outside),
+    }
+    symbols = np.where(ENDS, "x", "a").tolist()
+    finding = Finding(Unit(0, 0), Feature("early", INSIDE), 0.9, 0.1, 0.8)
+    sentence = wording.with_sentence(finding, unit, symbols).sentence
+    assert sentence.startswith(
+        f"is higher early: c is 1.00 there and 0.00 elsewhere.{expected} c separates"
+    )
+
+
+def test_one_extreme_position_does_not_change_the_levels():
+    unit = {"c": np.where(np.arange(120) == 1, 1e4, 6.0 * INSIDE)}
+    finding = Finding(Unit(0, 0), Feature("early", INSIDE), 0.9, 0.1, 0.8)
+    described = wording.with_sentence(finding, unit, ["a"] * 120)
+    assert "c is 6.00 there and 0.00 elsewhere" in described.sentence
+
+
+@pytest.mark.parametrize(("places", "number"), [(24, 0), (60, 1)])
+def test_a_feature_of_few_places_is_no_finding(places, number):
+    at = np.zeros(SIZE, bool)
+    for begin in np.linspace(0, SIZE - 20, places).astype(int):
+        at[begin : begin + 10] = True
+    states = noise(3)
+    states[:, 1] += 20 * at
+    symbols = np.random.default_rng(0).integers(0, 5, SIZE)
+    columns, untrained = [Feature("rare", at)], [noise(2, seed=5)]
+    found = search.search(columns, [states.astype(np.float32)], symbols, untrained)
+    assert len(found.findings) == number
+    assert found.features == number
+
+
+def test_gradients_are_described_by_the_median_passage():
+    """The rows stay above 1 % for 3, 5 and 7 of 9 steps; later rises do not count."""
+    flow = np.full((3, 9), 0.001)
+    for row, steps in enumerate((3, 5, 7)):
+        flow[row, -steps:] = 0.02
+    flow[:, -1] = 1.0
+    flow[0, 2] = 0.5
+    facts = layers.LayerFacts(4, None, np.array([0.5, 2.0, 0.1, 0.3]), [], [], flow,
+                              layers.reach(flow), 9)  # fmt: skip
+    said = " ".join(layers.sentences(1, facts))
+    assert (
+        "The gradient of the last loss stays above 1 % of its maximum for 5 steps back "
+        "(median of 3 passages, 3 to 7)."
+    ) in said
+    assert (
+        "the output of the layer, by 1 % of the largest change, 9 or more steps" in said
+    )
+    assert (
+        "The median time constant is 0.4 steps: half of the units keep less than 8 % "
+        "of their state from one step to the next. The longest are unit 1 (2.0 steps), "
+    ) in said
+
+
+@pytest.mark.parametrize(("state", "letters"), [("c", "ifo"), ("h", "rz"), ("h", "")])
+def test_the_glossary_has_the_words_of_the_cell(state, letters):
+    words = results.glossary(state, letters, searched=True)
+    assert f"state {state}, which it carries" in words
+    assert ("forget gate" in words) == ("f" in letters)
+    assert ("Gates" in words) == bool(letters)
+    assert "Pairs" not in results.glossary(state, letters, searched=False)
 
 
 def test_what_an_untrained_network_follows_is_no_finding():
@@ -196,7 +289,7 @@ def test_a_score_must_exceed_chance_by_the_margin(monkeypatch):
     """A rare feature and many slow units: several fit well with the text shifted."""
     rng = np.random.default_rng(3)
     rare = np.zeros(SIZE, bool)
-    for begin in rng.choice(SIZE - 40, 24, replace=False):
+    for begin in np.sort(rng.choice(SIZE - 40, 60, replace=False)):
         rare[begin : begin + 12] = True
     states = noise(60, keep=0.98, seed=3).astype(np.float32)
     states[:, 7] += 14 * rare
@@ -237,7 +330,7 @@ def test_a_gate_that_drifts_is_not_switched_by_a_rare_symbol():
     """Open and closed for long; the symbol occurs only where the gate is open."""
     symbols = np.full(SIZE, "a")
     for half in 0, SIZE // 2:
-        symbols[half + 100 : half + 110] = "?"
+        symbols[half + 100 : half + 130] = "?"
     drifting = np.tile(np.repeat([1.0, 0.0, 0.0], 500), SIZE // 1500)[:, None]
     rng = np.random.default_rng(0)
     random = np.where(symbols == "?", 1.0, rng.random(SIZE) < 0.1)[:, None]

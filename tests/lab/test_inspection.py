@@ -111,16 +111,17 @@ def test_a_planted_unit_is_found_in_a_given_text(model, tmp_path, monkeypatch):
     params = made.params | {"embed": embedding, "rnn": (cell,)}
     made = dataclasses.replace(made, params=jax.tree.map(jnp.asarray, params))
     monkeypatch.setattr(inspection, "load", lambda run, **options: made)
-    given = tiny.text(seed=3, words=1200).strip()
+    given = tiny.text(seed=3, words=2000).strip()
     found = inspection.inspect("run", text=given, out=tmp_path / "out")
     assert found.search is not None
     planted = [f for f in found.search.findings if f.unit.unit == 0]
     assert [f.feature.phrase for f in planted] == ["after `k` and before a blank"]
     page = check_page(found)
-    assert "**Unit 0** is high after `k` and before a blank: c is" in page
-    assert "opens its input gate on `k` (1.00;" in page
-    assert "until a blank (0.00)" in page
+    assert "**Unit 0** is higher after `k` and before a blank: c is" in page
+    assert "Its input gate opens on `k`: i is 1.00 there" in page
+    assert "On a blank, its forget gate falls: f is 0.00 there and 1.00 before" in page
     assert "symbols of --text" in page
+    assert page.index("## Words") < page.index("## Units that follow the text")
 
 
 @pytest.mark.parametrize(
@@ -185,8 +186,10 @@ def test_the_verb_replaces_the_files_of_an_earlier_inspection(model, tmp_path, c
     assert cli.main(["inspect", "run", *words]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "input gates in layer 2 are saturated open" in printed.out
-    assert re.search(r"Gradients reach \d+ ", printed.out)
+    assert "The input gates of layer 2 are closed (below 0.1) at" in printed.out
+    assert re.search(
+        r"stays above\s+1 %\s+of\s+its\s+maximum\s+for\s+\d+ ", printed.out
+    )
     pictures = len(list(out.glob("*.png"))) - 1
     assert f"{out}/findings.md, with {pictures} pictures beside it" in printed.out
     assert "![" not in printed.out

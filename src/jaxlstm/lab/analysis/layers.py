@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 import jaxlstm as jl
 from jaxlstm.diagnostics.gates import Saturation
@@ -34,9 +35,10 @@ class LayerFacts(NamedTuple):
         duplicates: Pairs of units whose h is the same up to scale.
         flow: `[rows, T - 1]`, norm of the gradient of the last loss with respect to c,
             or h, after each step but the last, as a share of its maximum.
-        reach: Steps before the last that the median gradient reaches with `SHARE`.
+        reach: For how many steps back the gradient stays above `SHARE`, `[rows]`; 0 in
+            passages without a gradient.
         span: The largest lag at which an input of the layer changes its output by
-            `SHARE` of the largest change.
+            `SHARE` of the largest change, as the median over rows; -1 for nowhere.
     """
 
     units: int
@@ -45,7 +47,7 @@ class LayerFacts(NamedTuple):
     dead: list[int]
     duplicates: list[tuple[int, int]]
     flow: Floats
-    reach: int
+    reach: NDArray[np.int64]
     span: int
 
 
@@ -75,22 +77,31 @@ def facts_of_layers(trained: "Trained", seen: Traces) -> list[LayerFacts]:
             np.flatnonzero(jl.diagnostics.dead_units(h)).tolist(),
             [(int(one), int(other)) for one, other in pairs],
             flow,
-            _reach(flow),
+            reach(flow),
             int(np.median(spans)),
         )
         found.append(facts)
     return found
 
 
-def _reach(flow: Floats) -> int:
-    """Return how far back the median over rows is at least `SHARE`; -1 for nowhere.
+def reach(flow: Floats) -> NDArray[np.int64]:
+    """Return for how many steps back each row stays above `SHARE`.
+
+    Counted from the last step to the first one, before the maximum, that is below
+    `SHARE`; 0 for a row of zeros.
+
+    Args:
+        flow: `[rows, T - 1]`, as in `LayerFacts`.
 
     Example:
-        >>> _reach(np.array([[0.0, 0.002, 0.02, 1.0]]))
-        2
+        >>> reach(np.array([[0.02, 0.002, 0.02, 1.0], [0.0, 0.0, 0.0, 0.0]])).tolist()
+        [2, 0]
     """
-    large = np.flatnonzero(np.median(flow, axis=0) >= SHARE)
-    return flow.shape[1] - int(large[0]) if large.size else -1
+    size = flow.shape[1]
+    at = np.arange(size)
+    before_maximum = at <= flow.argmax(1)[:, None]
+    below = np.where(before_maximum & (flow < SHARE), at, -1).max(1)
+    return np.where(flow.any(1), size - 1 - below, 0)
 
 
 def _sensitivity(
@@ -141,9 +152,9 @@ def sentences(number: int, facts: LayerFacts) -> list[str]:
     """Return the statistics of a layer in words."""
     closed, opened = facts.saturation or ({}, {})
     found = [
-        f"{100 * float(np.mean(opened[letter])):.0f} % of the {name} gates in layer "
-        f"{number} are saturated open (above 0.9) and "
-        f"{100 * float(np.mean(closed[letter])):.0f} % closed (below 0.1)."
+        f"The {name} gates of layer {number} are closed (below 0.1) at "
+        f"{100 * float(np.mean(closed[letter])):.0f} % of the steps and open (above "
+        f"0.9) at {100 * float(np.mean(opened[letter])):.0f} %."
         for letter, name in GATES.items()
         if letter in opened
     ]
@@ -152,25 +163,37 @@ def sentences(number: int, facts: LayerFacts) -> list[str]:
             f"unit {unit} ({_steps(float(taus[unit]))})"
             for unit in np.argsort(-taus)[:3].tolist()
         )
+        median = float(np.median(taus))
+        kept = 100 * np.exp(-1 / max(median, 1e-9))
         found.append(
-            f"The median time constant is {_steps(float(np.median(taus)))}; the "
+            f"The median time constant is {_steps(median)}: half of the units keep "
+            f"less than {kept:.0f} % of their state from one step to the next. The "
             f"longest are {longest}."
         )
     pairs = [f"{one} and {other}" for one, other in facts.duplicates]
-    found.append(f"Dead units: {_some(facts.dead)}; duplicates: {_some(pairs)}.")
-    if facts.reach < 0 or facts.span < 0:
-        return [*found, "All gradients are 0."]
-    back, later = (
-        f"{n} or more" if n >= facts.flow.shape[1] else f"{n}"
-        for n in (facts.reach, facts.span)
-    )
-    rows = [_reach(row[None]) for row in facts.flow]
-    spread = f" ({min(rows)} to {max(rows)} in {len(rows)} passages)"
     found.append(
-        f"Gradients reach {back} steps back{spread if min(rows) < max(rows) else ''}, "
-        f"and an input changes the output up to {later} steps later."
+        f"Dead units, whose h never changes: {_some(facts.dead)}. Duplicates, pairs of "
+        f"units with the same h up to scale: {_some(pairs)}."
+    )
+    if not facts.reach.any() or facts.span < 0:
+        return [*found, "All gradients are 0."]
+    most, rows, share = facts.flow.shape[1], facts.reach, f"{100 * SHARE:.0f} %"
+    passages = f"median of {len(rows)} passages" if len(rows) > 1 else "one passage"
+    spread = f", {rows.min()} to {rows.max()}" if rows.min() < rows.max() else ""
+    found.append(
+        f"The gradient of the last loss stays above {share} of its maximum for "
+        f"{_at_most(int(np.median(rows)), most)} steps back ({passages}{spread})."
+    )
+    found.append(
+        f"An input still changes the output of the layer, by {share} of the largest "
+        f"change, {_at_most(facts.span, most)} steps later ({passages})."
     )
     return found
+
+
+def _at_most(steps: int, most: int) -> str:
+    """Return a number of steps, which is a lower bound if all steps were reached."""
+    return f"{steps} or more" if steps >= most else f"{steps}"
 
 
 def _steps(tau: float) -> str:
@@ -200,7 +223,7 @@ def to_json(facts: LayerFacts) -> dict[str, Any]:
         "timescales": taus,
         "dead": facts.dead,
         "duplicates": facts.duplicates,
-        "gradient_reach": facts.reach,
+        "gradient_reach": int(np.median(facts.reach)),
         "memory_span": facts.span,
         "steps": facts.flow.shape[1] + 1,
     }

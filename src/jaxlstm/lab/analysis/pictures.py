@@ -77,18 +77,23 @@ def of_layer(number: int, facts: LayerFacts, shown: Traces) -> list[Picture]:
 
     add(
         "gates",
-        f"{caption} while the model reads; bright is high.",
+        f"{caption} while the model reads, a row per unit; bright is high.",
         lambda ax: plots.gate_heatmap(symbols, values, title, limits=limits, ax=ax),
         (_width(symbols), 5),
     )
     add(
         "gradient-flow",
         "Gradient of the last prediction's loss with respect to earlier states, as a "
-        f"share of its maximum. Dashed: {SHARE:.0%}; dotted: the reach.",
+        f"share of its maximum. Line and band: median and middle half of "
+        f"{len(facts.flow)} passages. Dashed: {100 * SHARE:.0f} %. Dotted: the median "
+        "of how far back it stays above.",
         lambda ax: _flow(ax, facts),
     )
     if (taus := facts.timescales) is not None:
-        caption = "Time constants of the units."
+        caption = (
+            "Time constants of the units: steps after which 37 % (1/e) of the state is "
+            "left if nothing is written."
+        )
         add("timescales", caption, lambda ax: plots.timescales(taus, ax=ax))
     if (shares := facts.saturation) is not None:
         caption = "Shares of steps with a gate closed (below 0.1) and open (above 0.9)."
@@ -109,7 +114,8 @@ def _best_window(
     """Return the positions to show of a feature `[N]` and the state `[N]` of a unit.
 
     From the second half of the rows. A good window has few blanks, up to four changes
-    of the feature, the feature in half of it, and a unit that is correlated with it.
+    of the feature, the feature in half of it, a unit that is correlated with it, and
+    levels of the unit that are near those of the whole text.
     """
     rows, size = shown.positions.shape
     width = min(WIDTH, size)
@@ -125,6 +131,7 @@ def _best_window(
         score = score + np.minimum((np.diff(a, axis=-1) != 0).sum(-1), 8) / 4
         if marks.dtype == np.bool_:
             score = score - 3 * abs(a.mean(-1) - 0.5)
+            score = score - 3 * _distance_of_levels(a, b, marks, state)
         a, b = (each - each.mean(-1, keepdims=True) for each in (a, b))
         spread = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
         score = score + 2 * abs((a * b).sum(-1)) / np.maximum(spread, 1e-9)
@@ -132,6 +139,28 @@ def _best_window(
     row, at = np.unravel_index(int(score.argmax()), score.shape)
     begin = int(row) * size + int(begins[at])
     return slice(begin, begin + width)
+
+
+def _distance_of_levels(
+    marked: Floats, values: Floats, marks: NDArray[np.bool_], state: Floats
+) -> Floats:
+    """Return how far the levels of a unit in each window are from the usual ones.
+
+    In units of the difference between inside and outside, at most 1.
+
+    Args:
+        marked: `[..., width]`, 1 where the feature holds.
+        values: `[..., width]`, the state of the unit.
+        marks: `[N]`, the feature in the whole text.
+        state: `[N]`, the unit in the whole text.
+    """
+    if marks.all() or not marks.any():
+        return np.zeros(marked.shape[:-1])
+    usual = [float(np.median(state[where])) for where in (marks, ~marks)]
+    weights = marked, 1 - marked
+    found = [(w * values).sum(-1) / np.maximum(w.sum(-1), 1) for w in weights]
+    distance = sum(abs(f - u) for f, u in zip(found, usual, strict=True))
+    return np.minimum(distance / max(abs(usual[0] - usual[1]), 1e-9), 1.0)
 
 
 def _width(symbols: list[str]) -> float:
@@ -172,7 +201,7 @@ def _flow(ax: Axes, facts: LayerFacts) -> None:
     plots.gradient_flow({"loss of the last prediction": facts.flow}, ax=ax)
     ax.axhline(SHARE, color=_GREY, lw=1.0, ls="--")
     ax.set_ylim(bottom=min(SHARE / 2, ax.get_ylim()[0]))
-    if facts.reach > 0:
-        ax.axvline(facts.reach - 1, color=_GREY, lw=1.0, ls=":")
-    ax.set_xlabel("steps back from the last but one")
+    if (steps := float(np.median(facts.reach))) > 0:
+        ax.axvline(steps - 1, color=_GREY, lw=1.0, ls=":")
+    ax.set_xlabel("steps back, from the last state but one")
     ax.set_ylabel("gradient, as a share of its maximum")

@@ -1,13 +1,13 @@
 """The results of an inspection as a page with pictures, and as JSON."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from jaxlstm.lab.analysis import layers, pictures
+from jaxlstm.lab.analysis import layers, pictures, traces, wording
 from jaxlstm.lab.analysis import search as limits
 from jaxlstm.lab.analysis.layers import LayerFacts
 from jaxlstm.lab.analysis.search import Finding, Search, Unit
@@ -42,7 +42,8 @@ def blocks(
         shown: The traces of the pictures.
         features: `[N]` by phrase, of the text of the pictures.
     """
-    parts, methods = [], []
+    state, letters = traces.memory(shown.layers[0]), traces.gates(shown.layers[0])
+    parts, methods = [glossary(state, letters, found.search is not None)], []
 
     def name(unit: Unit) -> str:
         layer = f" of layer {unit.layer + 1}" if len(found.layers) > 1 else ""
@@ -61,9 +62,7 @@ def blocks(
                     "No feature occurs often enough."
                     if near is None
                     else f"The nearest is {name(near.unit)}, with the feature "
-                    f"{near.feature.phrase}: D = {abs(near.score):.2f}, "
-                    f"{abs(near.memory or 0):.2f} without the current symbol's effect, "
-                    f"chance {near.chance:.2f}."
+                    f"{near.feature.phrase}: {wording.evidence(near, state)}."
                 )
             )
         sizes = {"features": search.features, "units": search.units}
@@ -77,6 +76,23 @@ def blocks(
         parts += [f"## Layer {number + 1}", "\n".join(rows)]
         parts += pictures.of_layer(number, facts, shown)
     return [*parts, DEFINITIONS, *methods, _LAYERS.format(**vars(layers))]
+
+
+def glossary(state: str, letters: Collection[str], searched: bool) -> str:
+    """Return the words that the results use, in the order in which they need them.
+
+    Args:
+        state: "c", or "h" for a cell without c.
+        letters: The letters of the cell's gates.
+        searched: Whether units were compared with features of the text.
+    """
+    words = [_UNIT[state]]
+    if gates := " ".join(_GATES[letter] for letter in letters if letter in _GATES):
+        words.append(f"**Gates** are numbers from 0 (closed) to 1 (open). {gates}")
+    words += _SEARCHED if searched else ()
+    words += [_TIME_CONSTANT] if {"f", "z"} & set(letters) else []
+    listed = "\n".join(f"- {word.format(state=state)}" for word in words)
+    return f"## Words\n\n{listed}"
 
 
 def show(block: str | Picture) -> str:
@@ -118,6 +134,42 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
+_UNIT = {
+    "c": (
+        "A **unit** holds one number, its state c, which it carries from symbol to "
+        "symbol. Its output h is computed from c and read by the rest of the model."
+    ),
+    "h": (
+        "A **unit** holds one number, its state h, which it carries from symbol to "
+        "symbol and which the rest of the model reads."
+    ),
+}
+_GATES = {
+    "i": "The input gate i sets how much of a new value is added to {state}.",
+    "f": "The forget gate f sets how much of {state} is kept.",
+    "o": "The output gate o sets how much of {state} is output as h.",
+    "z": "The update gate z sets how much of {state} is kept.",
+    "r": "The reset gate r sets how much of {state} the new value depends on.",
+}
+_SEARCHED = (
+    "**Inside**: the positions where a feature holds. Outside: all others. Values of "
+    "{state} and of the gates are medians over these positions.",
+    "**Pairs**: draw one position inside and one outside at random. {state} separates "
+    "95 % of pairs if it is larger inside in 95 of 100 draws (or smaller, for a unit "
+    "that is lower inside). Guessing separates 50 %.",
+    "**Rank correlation**: 1 if {state} always rises with an amount, -1 if it always "
+    "falls, 0 if they are unrelated.",
+    "**Without the current symbol's effect**: many units react to the symbol that is "
+    "being read. This number counts only what a unit remembers of earlier symbols.",
+    "**Chance**: with many units, one always fits a little. This is the best fit to a "
+    "text that was shifted against the units, and of an untrained network.",
+)
+_TIME_CONSTANT = (
+    "**Time constant**: the number of steps after which 37 % (1/e) of {state} is left "
+    "if nothing is written. If it is below one step, less than 37 % is left after a "
+    "single step."
+)
+
 DEFINITIONS = "## Definitions"
 
 _SEARCH = """\
@@ -132,21 +184,25 @@ any unit of an untrained network. A finding has D of at least {MIN_SCORE},
 {MIN_MEMORY} without the current symbol's effect, and both exceed chance by {MARGIN}; D
 is the rank correlation, or 2 p - 1 for a share p of pairs. If a feature names its
 first and last symbol, the unit must change at both. Each unit is listed once, and so
-are features that nearly coincide; at most {MOST} findings are listed. Pictures show the
-passage of the second half where the finding is clearest."""
+are features that nearly coincide; at most {MOST} findings are listed. A feature must
+begin {EPISODES} times or more in each half. Levels of states and gates are medians over
+the positions of both halves. Pictures show the passage of the second half where the
+finding is clearest."""
 
 _SWITCHES = """\
 **Gates that one symbol switches**: for each symbol, the unit whose gate differs most
 between the symbol and all others is chosen on one half of the text. On the other half,
 the two means must differ by {GAP}, and by {MARGIN} more than those of any unit with the
-text shifted, and of any unit of an untrained network. At most {MOST_SWITCHES} symbols
-are listed for each gate."""
+text shifted, and of any unit of an untrained network. The symbol must occur {EPISODES}
+times or more in each half. The numbers listed are medians of the other half. At most
+{MOST_SWITCHES} symbols are listed for each gate."""
 
 _LAYERS = """\
-**Gradients reach** k steps back: the largest k for which the gradient of the last loss
-with respect to the state (c, or h without a c) k steps earlier is {SHARE:.0%} or more
-of its maximum, as the median over up to {ROWS} passages. **An input changes the
-output** up to k steps later: the same for the derivative of h with respect to the
-layer's input, along random directions. **Time constant**: -1 / mean log f, the number
-of steps after which 1/e is left. **Dead**: h changes by 0.01 or less. **Duplicates**:
-the correlation of two h is above 0.99."""
+**Closed, open**: shares of all steps, as the mean over units. **Gradient**: that of the
+last loss with respect to the state (c, or h without a c) after each earlier step, in up
+to {ROWS} passages of {STEPS} steps. Steps are counted from the last one back to the
+first that is below {SHARE:.0%} of the maximum of its passage. **An input changes the
+output** k steps later: the largest k for which the derivative of h with respect to the
+layer's input, along random directions, is {SHARE:.0%} or more of its maximum. **Time
+constant**: -1 / mean log f. **Dead**: h changes by 0.01 or less. **Duplicates**: the
+correlation of two h is above 0.99."""

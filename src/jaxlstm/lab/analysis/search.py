@@ -32,7 +32,7 @@ MIN_SCORE = 0.7  # D, which is an AUC of 0.85
 MIN_MEMORY = 0.5  # D without the current symbol's effect, an AUC of 0.75
 MARGIN = 0.15  # between a score and the best score by chance
 SHIFTS = 32  # of the text against the units
-EPISODES = 8  # times that a feature begins to hold, in each half
+EPISODES = 20  # times that a feature begins to hold, or a symbol occurs, in each half
 SHORTEST = 3.0  # mean length of an episode in symbols
 PLAIN = 0.05  # bonus in D for plain features
 SAME = 0.75  # correlation above which two features are one finding
@@ -68,7 +68,7 @@ class Finding(NamedTuple):
         chance: The largest score of any unit with the text shifted, or of any unit of
             the untrained network.
         memory: D without the current symbol's effect; None for a gate.
-        sentence: The finding in words.
+        sentence: The finding in sentences that follow the unit's name.
         facts: More numbers, which the sentence contains.
     """
 
@@ -173,7 +173,7 @@ def gate_switches(
         The `MOST_SWITCHES` symbols with the largest difference for each gate.
 
     Example:
-        >>> at = np.random.default_rng(0).random(100) < 0.2
+        >>> at = np.random.default_rng(0).random(400) < 0.2
         >>> gate = np.where(at, 0.9, 0.1)[:, None]
         >>> features, none = [Feature("on `(`", at)], {"i": 0 * gate}
         >>> gate_switches(features, [{"i": gate}], [none])[0].sentence
@@ -309,7 +309,7 @@ def _test_switch(
     chance, score = max(float((sign * g).max()) for g in gaps), float(tested[unit])
     if score < chance + MARGIN:
         return None
-    there, elsewhere = (float(second[where, unit].mean()) for where in (at, ~at))
+    there, elsewhere = (float(np.median(second[w, unit])) for w in (at, ~at))
     sentence = f"{verb} {feature.phrase} ({there:.2f}; {elsewhere:.2f} elsewhere)"
     facts = {"there": there, "elsewhere": elsewhere}
     which = Unit(layer, unit)

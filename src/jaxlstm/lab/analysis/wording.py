@@ -1,4 +1,8 @@
-"""The sentence of a finding: where a unit is high, and which gates do that."""
+"""The sentences of a finding: where a unit is high, and which gates do that.
+
+Levels of states and gates are medians, so that a few extreme positions do not decide
+them.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,11 +16,16 @@ from jaxlstm.lab.analysis.search import Finding
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 
+OPENS = 0.2  # more than elsewhere, for a gate that opens where a feature begins
+KEEPS = 0.1  # more than elsewhere, or than at the end, for a gate that keeps
+KEPT = 0.7  # the least forget gate that keeps
+_KEEPING = {"f": "forget", "z": "update"}
+
 
 def with_sentence(
     finding: Finding, unit: Mapping[str, Floats], symbols: Sequence[str]
 ) -> Finding:
-    """Return a finding of `search` with its sentence and the numbers in it.
+    """Return a finding of `search` with its sentences and the numbers in them.
 
     Args:
         finding: The finding.
@@ -24,27 +33,50 @@ def with_sentence(
         symbols: The N symbols of the text.
     """
     state, phrase = "c" if "c" in unit else "h", finding.feature.phrase
-    score, memory = finding.score, finding.memory or 0.0
     if not finding.feature.is_flag:
-        verb = "rises" if score > 0 else "falls"
-        sentence = (
-            f"follows {phrase}: {state} {verb} with it (rank correlation "
-            f"{score:.2f}; {abs(memory):.2f} without the current "
-            f"symbol's effect; chance {finding.chance:.2f})."
-        )
+        verb = "rises" if finding.score > 0 else "falls"
+        sentence = f"follows {phrase}: {state} {verb} with it ({_evidence(finding)})."
         return finding._replace(sentence=sentence)
     at = finding.feature.values
-    inside, outside = float(unit[state][at].mean()), float(unit[state][~at].mean())
+    inside, outside = _median(unit[state][at]), _median(unit[state][~at])
     times = int((at[1:] & ~at[:-1]).sum())
     gates, facts = _gates(at, unit, symbols, state)
     sentence = (
-        f"is {'high' if score > 0 else 'low'} {phrase}: {state} is {inside:.2f} there "
-        f"and {outside:.2f} elsewhere.{gates} {state} separates inside from outside in "
-        f"{_auc(score)} of pairs ({_auc(memory)} without the current symbol's effect; "
-        f"chance {_auc(finding.chance)}). This occurs {times} times."
+        f"is {'higher' if finding.score > 0 else 'lower'} {phrase}: {state} is "
+        f"{inside:.2f} there and {outside:.2f} elsewhere.{gates} "
+        f"{evidence(finding, state)}. The text has {times:,} such places."
     )
     facts = {"inside": inside, "outside": outside, "occurs": times} | facts
     return finding._replace(sentence=sentence, facts=facts)
+
+
+def evidence(finding: Finding, state: str) -> str:
+    """Return how well a unit follows a feature, as a clause.
+
+    Args:
+        finding: The finding, or a pair that failed a test.
+        state: "c", or "h" for a cell without c.
+    """
+    if not finding.feature.is_flag:
+        return f"{state} follows {finding.feature.phrase} with {_evidence(finding)}"
+    memory = finding.memory or 0.0
+    return (
+        f"{state} separates inside from outside in {_auc(finding.score)} of pairs "
+        f"({_auc(memory)} without the current symbol's effect; chance "
+        f"{_auc(finding.chance)})"
+    )
+
+
+def _evidence(finding: Finding) -> str:
+    """Return the rank correlation of an amount and what it is compared with."""
+    return (
+        f"rank correlation {finding.score:.2f}; {abs(finding.memory or 0.0):.2f} "
+        f"without the current symbol's effect; chance {finding.chance:.2f}"
+    )
+
+
+def _median(values: Floats) -> float:
+    return float(np.median(values))
 
 
 def _auc(score: float) -> str:
@@ -64,28 +96,37 @@ def _gates(
     """Describe the gates where a feature begins, holds and ends; return the numbers."""
     before, after = at[:-1], at[1:]
     begins, ends = (np.append(False, e) for e in (after & ~before, before & ~after))
-    facts, words = {}, []
+    facts, sentences = {}, []
     if "i" in unit:
-        facts["input_begin"] = here = float(unit["i"][begins].mean())
-        facts["input_elsewhere"] = elsewhere = float(unit["i"][~begins].mean())
-        if here - elsewhere >= 0.2:
-            words.append(
-                f"opens its input gate {_opened(begins, symbols, unit['i'])} "
-                f"({here:.2f}; {elsewhere:.2f} elsewhere)"
+        facts["input_begin"] = here = _median(unit["i"][begins])
+        facts["input_elsewhere"] = elsewhere = _median(unit["i"][~begins])
+        if here - elsewhere >= OPENS:
+            where = _opened(begins, symbols, unit["i"])
+            sentences.append(
+                f"Its input gate opens {where}: i is {here:.2f} there and "
+                f"{elsewhere:.2f} elsewhere."
             )
-    for letter in {"f", "z"} & set(unit):
-        facts["kept_inside"] = kept = float(unit[letter][at & ~begins].mean())
-        facts["kept_end"] = end = float(unit[letter][ends].mean())
-        facts["kept_outside"] = outside = float(unit[letter][~at].mean())
-        drops = kept - end >= 0.1
-        if kept >= 0.7 and (kept > outside or drops):
-            symbol = _usual(ends, symbols)
-            until = "this ends" if symbol is None else symbol_name(symbol)
-            words.append(
-                f"keeps {state} ({letter} = {kept:.2f}; {outside:.2f} elsewhere)"
-                + (f" until {until} ({end:.2f})" if drops else "")
+    for letter in _KEEPING.keys() & unit.keys():
+        facts["kept_inside"] = kept = _median(unit[letter][at & ~begins])
+        facts["kept_end"] = end = _median(unit[letter][ends])
+        facts["kept_outside"] = outside = _median(unit[letter][~at])
+        gate, usual = f"Its {_KEEPING[letter]} gate", _usual(ends, symbols)
+        where = "Where this ends" if usual is None else f"On {symbol_name(usual)}"
+        keeps = kept >= KEPT and kept - outside >= KEEPS
+        falls = kept >= KEPT and kept - end >= KEEPS
+        if keeps:
+            sentences.append(
+                f"{gate} keeps {state}: {letter} is {kept:.2f} inside and "
+                f"{outside:.2f} outside."
             )
-    return (f" It {' and '.join(words)}." if words else ""), facts
+        if falls and keeps:
+            sentences.append(f"{where}, {letter} falls to {end:.2f}.")
+        elif falls:
+            sentences.append(
+                f"{where}, {gate.lower()} falls: {letter} is {end:.2f} there and "
+                f"{kept:.2f} before."
+            )
+    return "".join(f" {sentence}" for sentence in sentences), facts
 
 
 def _opened(begins: Flags, symbols: Sequence[str], gate: Floats) -> str:
@@ -98,7 +139,8 @@ def _opened(begins: Flags, symbols: Sequence[str], gate: Floats) -> str:
         return "where this begins"
     others = np.array([one == symbol for one in symbols]) & ~begins
     name = symbol_name(symbol)
-    if others.sum() > begins.sum() and gate[others].mean() > gate[begins].mean() - 0.2:
+    opens = others.any() and _median(gate[others]) > _median(gate[begins]) - OPENS
+    if opens and others.sum() > begins.sum():
         return f"on any {name.removeprefix('a ')}"
     return f"on {name}"
 
