@@ -191,7 +191,19 @@ def test_rows_are_sorted_by_the_mean_of_finite_values(ax):
     (image,) = ax.images
     rows = np.ma.filled(image.get_array(), np.nan)
     np.testing.assert_array_equal(rows, values.T[[1, 0, 2]])
-    assert ax.figure.axes[-1].get_ylabel() == "gate value"
+    assert ax.figure.axes[-1].get_ylabel() == "gate value (0: closed, 1: open)"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["1", "0", "2"]
+
+
+def test_many_units_are_numbered_where_their_labels_fit(ax):
+    values = np.random.default_rng(0).random((4, 192))
+    drawn(plots.gate_heatmap("abcd", values, "forget gate f", ax=ax))
+    labels = [int(label.get_text()) for label in ax.get_yticklabels()]
+    order = np.argsort(-values.mean(0))
+    assert labels == order[ax.get_yticks().astype(int)].tolist()
+    assert (labels[0], labels[-1]) == (order[0], order[-1])
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))
 
 
 def test_a_long_text_has_step_numbers(ax):

@@ -181,7 +181,7 @@ def test_saturation_has_a_panel_per_gate_with_its_mean(ax):
         "g: at -1 30 %, at 1 25 %",
         "o: closed 40 %, open 25 %",
     ]
-    assert panels[3].get_xlabel() == "unit, ranked by how often f is open"
+    assert panels[3].get_xlabel() == "unit number (sorted by how often f is open)"
     assert [panel.get_ylabel() for panel in panels].count("fraction of steps") == 1
     assert legend(top) == ["closed (or -1)", "open (or 1)"]
     np.testing.assert_array_equal(panels[1].patches[0].get_data().values, [0.2] * 4)

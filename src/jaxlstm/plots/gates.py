@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
@@ -14,12 +15,14 @@ from jaxlstm.plots.canvas import (
     INK,
     ORANGE,
     curve_style,
+    height_in_points,
     integer_ticks,
     new_axes,
     plain_log_ticks,
     prefix_errors,
     split_panels,
     style_axes,
+    width_in_points,
 )
 from jaxlstm.plots.symbols import per_symbol, write_symbols
 
@@ -37,8 +40,9 @@ def gate_heatmap(
 ) -> Axes:
     """Plot the values of a gate over a text: a row per unit, a column per symbol.
 
-    Rows are sorted by their mean, the highest on top. Dark is the lower limit and
-    bright the upper one, in colour and in greyscale.
+    Rows are sorted by their mean, the highest on top; the numbers at the left are those
+    of the units. Dark is the lower limit and bright the upper one, in colour and in
+    greyscale.
 
     Args:
         symbols: the T symbols of the text.
@@ -121,8 +125,9 @@ def timescales(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
 
         τ = -1 / mean(log f)        in steps
 
-    The cell state decays by a factor of e in τ steps. Units that never forget are in
-    the last bar; units with NaN are left out and their number is written.
+    The cell state decays by a factor of e in τ steps; with τ below 1, to less than
+    37 % (1/e) in a single step. Units that never forget are in the last bar; units with
+    NaN are left out and their number is written.
 
     Args:
         values: `[H]`, the result of `diagnostics.timescales`; or `[T, *b, H]`, the
@@ -137,7 +142,7 @@ def timescales(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
     Example:
         >>> import numpy as np
         >>> timescales(np.full((10, 4), 0.9)).get_xlabel()
-        'timescale τ of a unit (steps)'
+        'timescale τ of a unit: steps until 37 % (1/e) is left'
     """
     array = np.asarray(values, float)
     every = _checked_timescales(array) if array.ndim == 1 else _from_forget_gate(array)
@@ -158,8 +163,8 @@ def timescales(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
         textcoords="offset points",
         va="top",
     )
-    ax.set(xscale="log", xlabel="timescale τ of a unit (steps)")
-    ax.set(ylabel="number of units")
+    ax.set(xscale="log", ylabel="number of units")
+    ax.set(xlabel="timescale τ of a unit: steps until 37 % (1/e) is left")
     ax.margins(y=0.15)
     plain_log_ticks(ax.xaxis)
     integer_ticks(ax.yaxis, 5)
@@ -236,9 +241,9 @@ def saturation(
     labels = ("closed (or -1)", "open (or 1)") if signed else ("closed", "open")
     for panel, gate in zip(panels, low, strict=True):
         _draw_saturation(panel, gate, low[gate][units], high[gate][units], labels)
-    panels[-1].set_xlabel(f"unit, ranked by how often {first} is open")
+    panels[-1].set_xlabel(f"unit number (sorted by how often {first} is open)")
     panels[len(panels) // 2].set_ylabel("fraction of steps")
-    integer_ticks(panels[-1].xaxis, 8)
+    _number_units(panels[-1].xaxis, units, width_in_points(panels[-1]) / 25)
     panels[0].legend(
         loc="lower right", bbox_to_anchor=(1, 1.15), ncols=2, frameon=False
     )
@@ -252,16 +257,34 @@ def _draw_heatmap(
     limits: tuple[float, float],
 ) -> AxesImage:
     """Draw a row per unit, sorted by mean, and a colour bar beside the axes."""
-    rows = values[:, np.argsort(-_means(values), kind="stable")].T
+    order = np.argsort(-_means(values), kind="stable")
     low, high = limits
     image = ax.imshow(
-        rows, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="none"
+        values[:, order].T,
+        aspect="auto",
+        cmap="cividis",
+        vmin=low,
+        vmax=high,
+        interpolation="none",
     )
-    label = "gate value" if limits == (0.0, 1.0) else "value"
+    label = "gate value (0: closed, 1: open)" if limits == (0.0, 1.0) else "value"
     ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25, label=label)
-    ax.set(ylabel="unit, ranked by mean")
-    integer_ticks(ax.yaxis, 6)
+    ax.set(ylabel="unit number (highest mean on top)")
+    _number_units(ax.yaxis, order, height_in_points(ax) / 20)
     return image
+
+
+def _number_units(axis: Axis, order: NDArray[np.int64], most: float) -> None:
+    """Label at most `most` positions of an axis with the numbers of their units.
+
+    Args:
+        axis: an axis on which position n is the unit `order[n]`.
+        order: `[H]`, the numbers of the units.
+        most: the number of labels that have room; at least one is written.
+    """
+    count = min(len(order), max(1, int(most)))
+    at = np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))
+    axis.set_ticks(at, [str(unit) for unit in order[at]])
 
 
 def _means(values: NDArray[np.float64]) -> NDArray[np.float64]:

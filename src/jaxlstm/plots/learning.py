@@ -63,6 +63,9 @@ def loss_curve(
     else the loss. If the first steps are much worse than the rest, the y axis is cut
     off above and the first value is written there.
 
+    The training curve may rise while the model improves: each point is about other
+    data, which may be harder. Validation is about the same data each time.
+
     Args:
         records: the records of a run, as in `metrics.jsonl`.
         best: the metric that selects the best validation, and "min" or "max", such as
@@ -89,9 +92,10 @@ def loss_curve(
             '"loss": 2.3}.'
         )
     ax = new_axes(ax)
-    ax.plot(*train, color=BLUE, lw=1.0, label="training")
+    ax.plot(*train, color=BLUE, lw=1.0, label="training (other data at each point)")
     if validation.values.size:
-        ax.plot(*validation, color=INK, lw=1.8, marker="o", ms=4, label="validation")
+        name = "validation (the same data each time)"
+        ax.plot(*validation, color=INK, lw=1.8, marker="o", ms=4, label=name)
     _mark_best(ax, validation, _best(records, score, best), score)
     _cut_descent(ax, [train, validation])
     ax.set(xlabel="step", ylabel=score.label)
