@@ -92,9 +92,9 @@ def loss_curve(
             '"loss": 2.3}.'
         )
     ax = new_axes(ax)
-    ax.plot(*train, color=BLUE, lw=1.0, label="training (other data at each point)")
+    ax.plot(*train, color=BLUE, lw=1.0, label="training (batches as they are read)")
     if validation.values.size:
-        name = "validation (the same data each time)"
+        name = "validation (always the same data)"
         ax.plot(*validation, color=INK, lw=1.8, marker="o", ms=4, label=name)
     _mark_best(ax, validation, _best(records, score, best), score)
     _cut_descent(ax, [train, validation])
