@@ -345,3 +345,57 @@ def test_if_all_checkpoints_are_damaged_all_are_named(tmp_path):
         checkpoints.latest(tmp_path, numbered(0), lambda message: None)
     assert "000001: got no manifest.json, expected" in str(caught.value)
     assert "000002: got no manifest.json, expected" in str(caught.value)
+
+
+# -- saves in the background ----------------------------------------------------------
+
+
+def check_until_done(saves):
+    for _ in range(1000):
+        saves.check()
+        time.sleep(0.01)
+
+
+def test_a_failed_save_is_raised_by_the_next_check():
+    messages = []
+
+    def fail():
+        saves.message("about to fail")
+        raise CheckpointError("the disk is full")
+
+    with checkpoints.BackgroundSaves(messages.append) as saves:
+        saves.start(fail)
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            check_until_done(saves)
+        assert messages == ["about to fail"]
+        saves.start(lambda: None)
+
+
+def test_a_block_waits_for_its_last_save_and_keeps_its_own_error():
+    done, messages = [], []
+    with checkpoints.BackgroundSaves(messages.append) as saves:
+        saves.start(lambda: (time.sleep(0.05), done.append(1)))
+    assert done == [1]
+
+    def fail():
+        raise CheckpointError("the disk is full")
+
+    def block():
+        with checkpoints.BackgroundSaves(messages.append) as saves:
+            saves.start(fail)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
+    assert messages == ["the disk is full"]
+
+
+def test_a_snapshot_outlives_the_buffers_of_its_tree(tmp_path):
+    import jax
+
+    tree = {"w": jax.numpy.arange(4.0)}
+    content = checkpoints.snapshot(tree, {})
+    jax.jit(lambda w: w + 1, donate_argnums=0)(tree["w"])
+    checkpoints.write(tmp_path, 1, content)
+    restored, _ = checkpoints.restore(tmp_path, 1, {"w": np.zeros(4, np.float32)})
+    assert restored["w"].tolist() == [0.0, 1.0, 2.0, 3.0]

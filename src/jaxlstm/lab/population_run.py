@@ -7,6 +7,7 @@ RUN/metrics.jsonl           one line a member, with its number under `member`
     members/07/             a run like any other: config, metrics, checkpoints
 """
 
+import functools
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +54,8 @@ class PopulationRun:
         self._stop_requested = stop_requested
         self._start = time.perf_counter()
         self._compiling = 0.0
-        self._writer = runs.RunWriter(run, experiment.config, sink.message)
+        self._saves = checkpoints.BackgroundSaves(sink.message)
+        self._writer = runs.RunWriter(run, experiment.config, self._saves.message)
         self._rates = [
             optimizers.learning_rate(
                 config.optimizer, accumulate=config.training.gradient_accumulation_steps
@@ -94,12 +96,14 @@ class PopulationRun:
             Diverged: every member diverged.
         """
         self._writer.begin()
-        state, loop = self._restored(checkpoint)
-        steps, count = self.experiment.config.training.steps, len(loop)
-        title = f"{self.run.path.name}: {count} members"
-        self.sink.start(steps, step=int(state.step), title=title)
-        self._final: tuple[PopulationState, PopulationLoop] = state, loop
-        done = populations.fit(self._job(), state, loop)
+        with self._saves:
+            state, loop = self._restored(checkpoint)
+            self._saves.wait()
+            steps, count = self.experiment.config.training.steps, len(loop)
+            title = f"{self.run.path.name}: {count} members"
+            self.sink.start(steps, step=int(state.step), title=title)
+            self._final: tuple[PopulationState, PopulationLoop] = state, loop
+            done = populations.fit(self._job(), state, loop)
         if not done:
             again = shlex.join(["jaxlstm", "resume", str(self.run.path)])
             raise Interrupted(
@@ -149,10 +153,13 @@ class PopulationRun:
             "members": populations.loop_to_json(loop),
             "data": self.experiment.descriptions(),
         }
-        root = self.run.checkpoints
-        checkpoints.save(root, int(state.step), state, meta)
-        self._writer.prune([])
+        step, content = int(state.step), checkpoints.snapshot(state, meta)
+        self._saves.start(functools.partial(self._write, step, content))
         self._final = state, loop
+
+    def _write(self, step: int, content: checkpoints.Snapshot) -> None:
+        checkpoints.write(self.run.checkpoints, step, content)
+        self._writer.prune([])
 
     def _log_training(
         self,
@@ -203,6 +210,7 @@ class PopulationRun:
         self.sink.message(f"compiled in {seconds:.1f} s")
 
     def _stopping(self) -> bool:
+        self._saves.check()
         stopping = self._stop_requested()
         if stopping:
             self.sink.message("stopping: saving a checkpoint first")

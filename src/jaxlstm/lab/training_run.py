@@ -1,6 +1,7 @@
 """One training run: restore its state, train with callbacks, write its results."""
 
 import contextlib
+import functools
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +43,8 @@ class TrainingRun:
         self._stop_requested = stop_requested
         self._start = time.perf_counter()
         self._compiling = 0.0
-        self._writer = runs.RunWriter(run, self.config, sink.message)
+        self._saves = checkpoints.BackgroundSaves(sink.message)
+        self._writer = runs.RunWriter(run, self.config, self._saves.message)
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """Return the newest intact checkpoint, or None if there is none.
@@ -78,11 +80,13 @@ class TrainingRun:
             Interrupted: the run was interrupted; a checkpoint was saved.
         """
         self._writer.begin()
-        state, loop = self._restored(checkpoint)
-        training = self.config.training
-        self.sink.start(training.steps, step=int(state.step), title=self.run.path.name)
-        with _explained_memory():
-            done = fit(self._job(), state, loop)
+        with self._saves:
+            state, loop = self._restored(checkpoint)
+            self._saves.wait()
+            steps, title = self.config.training.steps, self.run.path.name
+            self.sink.start(steps, step=int(state.step), title=title)
+            with _explained_memory():
+                done = fit(self._job(), state, loop)
         if not done:
             again = shlex.join(["jaxlstm", "resume", str(self.run.path)])
             raise Interrupted(
@@ -136,7 +140,11 @@ class TrainingRun:
         return loop
 
     def _save(self, state: TrainState, loop: LoopState) -> None:
-        """Save a checkpoint, remove old ones, and export it if it is the best."""
+        """Save a checkpoint, remove old ones, and export it if it is the best.
+
+        The state is copied here, as the next step overwrites it; files are written by
+        another thread.
+        """
         best = loop.best_step
         meta = {
             **self._writer.meta,
@@ -146,12 +154,17 @@ class TrainingRun:
             "data": self.experiment.dataset.description,
             "spec": self.task.spec_to_json(self.experiment.dataset.spec),
         }
-        root = self.run.checkpoints
-        checkpoints.save(root, int(state.step), state, meta)
+        step, content = int(state.step), checkpoints.snapshot(state, meta)
+        self._saves.start(functools.partial(self._write, step, content, best))
+
+    def _write(
+        self, step: int, content: checkpoints.Snapshot, best: int | None
+    ) -> None:
+        checkpoints.write(self.run.checkpoints, step, content)
         self._writer.prune([] if best is None else [best])
-        if best is not None and best == int(state.step):
+        if best is not None and best == step:
             self._writer.link_best(best)
-            runs.export_weights(self.run.weights, state.params)
+            runs.export_weights(self.run.weights, content.below("params"))
 
     def _log_training(
         self, step: int, loss: float, numbers: dict[str, Any], pace: dict[str, Any]
@@ -178,6 +191,7 @@ class TrainingRun:
         self.sink.message(f"compiled in {seconds:.1f} s")
 
     def _stopping(self) -> bool:
+        self._saves.check()
         stopping = self._stop_requested()
         if stopping:
             self.sink.message("stopping: saving a checkpoint first")

@@ -1,3 +1,4 @@
+from .background import BackgroundSaves as BackgroundSaves
 from .manifest import CheckpointError as CheckpointError
 from .manifest import DamagedCheckpoint as DamagedCheckpoint
 from .retention import best as best
@@ -7,8 +8,11 @@ from .retention import link_best as link_best
 from .retention import linked_best as linked_best
 from .retention import prune as prune
 from .retention import steps as steps
+from .store import Snapshot as Snapshot
 from .store import latest as latest
 from .store import read_meta as read_meta
 from .store import require_room as require_room
 from .store import restore as restore
 from .store import save as save
+from .store import snapshot as snapshot
+from .store import write as write

@@ -23,7 +23,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -56,14 +56,54 @@ _OVERHEAD = 1 << 10  # bytes per leaf in the header and the manifest
 _META = 1 << 16
 
 
+class Snapshot(NamedTuple):
+    """The content of a checkpoint, on the host.
+
+    Attributes:
+        arrays: the leaves by path, copied.
+        specs: shape and dtype of each leaf.
+        meta: values that JSON represents without loss.
+    """
+
+    arrays: dict[str, np.ndarray]
+    specs: dict[str, Spec]
+    meta: dict[str, Any]
+
+    def below(self, name: str) -> dict[str, np.ndarray]:
+        """Return the arrays of the subtree `name`, by their paths in it."""
+        start = f"{name}/"
+        return {
+            path.removeprefix(start): values
+            for path, values in self.arrays.items()
+            if path.startswith(start)
+        }
+
+
+def snapshot(tree: PyTree, meta: Mapping[str, Any]) -> Snapshot:
+    """Copy a tree to the host, so that its buffers may be donated.
+
+    Args:
+        tree: any pytree of arrays (NumPy, JAX, typed keys).
+        meta: values that JSON represents without loss.
+
+    Raises:
+        TypeError: a leaf is not an array, or `meta` is not JSON.
+    """
+    leaves = named_leaves(tree)
+    specs = {path: spec(path, leaf) for path, leaf in leaves.items()}
+    # On a CPU, to_numpy returns a view of JAX's buffer.
+    arrays = {path: to_numpy(leaf).copy() for path, leaf in leaves.items()}
+    return Snapshot(arrays, specs, _as_json(meta))
+
+
 def save(root: Path, step: int, tree: PyTree, meta: Mapping[str, Any]) -> Path:
     """Save `tree` and `meta` as the checkpoint of `step`, replacing an existing one.
 
     Args:
         root: the directory of all checkpoints of a run; created if it is missing.
         step: non-negative step number, which names the directory.
-        tree: any pytree of arrays (NumPy, JAX, typed keys).
-        meta: values that JSON represents without loss.
+        tree: as for `snapshot`.
+        meta: as for `snapshot`.
 
     Returns:
         The directory of the checkpoint.
@@ -73,20 +113,29 @@ def save(root: Path, step: int, tree: PyTree, meta: Mapping[str, Any]) -> Path:
         TypeError: a leaf is not an array, or `meta` is not JSON.
         ValueError: `step` is negative.
     """
+    return write(root, step, snapshot(tree, meta))
+
+
+def write(root: Path, step: int, content: Snapshot) -> Path:
+    """Write the checkpoint of `step`; see `save`."""
     if step < 0:
         raise ValueError(f"step: got {step}, expected 0 or more")
-    leaves = [_describe(path, leaf) for path, leaf in named_leaves(tree).items()]
-    meta = _as_json(meta)
+    leaves = tuple(
+        Leaf(path=path, shape=shape, dtype=dtype, sha256=hash_array(values))
+        for (path, values), (shape, dtype) in zip(
+            content.arrays.items(), content.specs.values(), strict=True
+        )
+    )
     try:
         root.mkdir(parents=True, exist_ok=True)
         with suppress(CheckpointError):  # what cannot be deleted does not fail a save
             clean(root)
         with staged(root, step) as stage:
-            reserve(stage, _disk_size(leaves))
-            arrays.write(stage, {leaf.path: values for leaf, values in leaves})
-            manifest = _manifest(stage, step, leaves, meta)
+            reserve(stage, _disk_size(content.arrays))
+            arrays.write(stage, content.arrays)
+            manifest = _manifest(stage, step, leaves, content.meta)
             manifests.write(stage, manifest)
-            _read_back(stage, manifest, leaves)
+            _read_back(stage, manifest, content)
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {step:06d}: could not be saved in {root} ({reason(error)})"
@@ -195,7 +244,7 @@ def require_room(root: Path, tree: PyTree, *, copies: int) -> None:
         CheckpointError: the directory is read-only or the disk too full; the message
             says how much space is needed.
     """
-    leaves = [_describe(path, leaf) for path, leaf in named_leaves(tree).items()]
+    leaves = {path: to_numpy(leaf) for path, leaf in named_leaves(tree).items()}
     needed = copies * _disk_size(leaves)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -208,16 +257,9 @@ def require_room(root: Path, tree: PyTree, *, copies: int) -> None:
         ) from error
 
 
-def _describe(path: str, leaf: Any) -> tuple[Leaf, np.ndarray]:
-    shape, dtype = spec(path, leaf)
-    values = to_numpy(leaf)
-    digest = hash_array(values)
-    return Leaf(path=path, shape=shape, dtype=dtype, sha256=digest), values
-
-
-def _disk_size(leaves: list[tuple[Leaf, np.ndarray]]) -> int:
+def _disk_size(leaves: Mapping[str, np.ndarray]) -> int:
     """Return an upper estimate of the bytes that the leaves take on the disk."""
-    return sum(values.nbytes + _OVERHEAD for _, values in leaves) + _META
+    return sum(values.nbytes + _OVERHEAD for values in leaves.values()) + _META
 
 
 def _as_json(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +271,7 @@ def _as_json(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _manifest(
-    stage: Path, step: int, leaves: list[tuple[Leaf, np.ndarray]], meta: dict[str, Any]
+    stage: Path, step: int, leaves: tuple[Leaf, ...], meta: dict[str, Any]
 ) -> Manifest:
     files = {
         name: File(size=size, sha256=manifests.hash_file(stage / name))
@@ -239,15 +281,13 @@ def _manifest(
         format_version=manifests.FORMAT_VERSION,
         needs=manifests.NEEDS,
         step=step,
-        leaves=tuple(leaf for leaf, _ in leaves),
+        leaves=leaves,
         files=files,
         meta=meta,
     )
 
 
-def _read_back(
-    stage: Path, written: Manifest, leaves: list[tuple[Leaf, np.ndarray]]
-) -> None:
+def _read_back(stage: Path, written: Manifest, content: Snapshot) -> None:
     """Read a checkpoint before it gets its name, and compare it with what was saved.
 
     Raises:
@@ -255,7 +295,8 @@ def _read_back(
             represented or the disk returns other bytes.
     """
     specs = {
-        leaf.path: Spec(values.shape, values.dtype.name) for leaf, values in leaves
+        path: Spec(values.shape, values.dtype.name)
+        for path, values in content.arrays.items()
     }
     label = f"checkpoint {written.step:06d}"
     try:
