@@ -1,12 +1,13 @@
 """Functions that both kinds of modules share."""
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import masking
 from jaxlstm.cells.base import Cell, Params, State, check_size
@@ -52,6 +53,38 @@ def check_layer(layer: Layer) -> Layer:
     return layer
 
 
+PRESET = (
+    "cell=jl.lstm(init=jl.initializers.Preset(w_x=..., w_h=..., b=...)), whose "
+    "initializers draw [D, 4, H], [H, 4, H] and [4, H]"
+)
+INSTEAD = {
+    "kernel_init": PRESET,
+    "recurrent_kernel_init": PRESET,
+    "bias_init": PRESET,
+    "gate_fn": "cell=jl.lstm(gate_activation=...)",
+    "activation_fn": "cell=jl.lstm(candidate_activation=..., output_activation=...)",
+    "carry_init": "cell=jl.learned_initial_state(jl.lstm()), or initial_carry in the "
+    "call",
+    "promote_dtype": "dtype",
+    **dict.fromkeys(
+        ("unroll", "state_axes", "broadcast_rngs", "keep_rngs", "split_rngs",
+         "variable_axes", "variable_broadcast", "variable_carry"),
+        "nothing in its place",
+    ),
+}  # fmt: skip
+"""Options of the cells and of the `RNN` of Flax, and what to write instead."""
+
+
+def refuse_options(module: str, options: Iterable[str]) -> None:
+    """Raise a `TypeError` for options of Flax, which says what to write instead."""
+    for name in options:
+        if name in INSTEAD:
+            raise TypeError(
+                f"{module}: got the option {name} of Flax; write {INSTEAD[name]}."
+            )
+        raise TypeError(f"{module}: got an unexpected keyword argument {name!r}.")
+
+
 def feature_axes(cell: Cell | None) -> int:
     """Return the number of axes after time: the features and any spatial axes."""
     return 1 + (0 if cell is None else cell.spatial_axes)
@@ -65,6 +98,9 @@ def apply(
     *,
     feature_axes: int,
     time_major: bool,
+    reverse: bool = False,
+    keep_order: bool = True,
+    dtype: DTypeLike | None = None,
     key: Key | None = None,
     lengths: ArrayLike | None = None,
     mask: ArrayLike | StepMask | None = None,
@@ -79,6 +115,9 @@ def apply(
         state: the state before the first step, or None.
         feature_axes: number of axes after time and batch.
         time_major: whether time is the first axis.
+        reverse: whether to run from the last step to the first.
+        keep_order: False is refused with `reverse`, as outputs stay at their own steps.
+        dtype: the dtype that features are cast to; None for their own.
         key: random key; None for no noise.
         lengths: `[*b]`.
         mask: `[*b, T]`, or `[T, *b]` if `time_major`; or a `StepMask`, whose fields are
@@ -86,22 +125,51 @@ def apply(
         resets: as mask.
 
     Raises:
-        ValueError: inputs have too few axes, or mask or resets have other axes than the
-            inputs before their features.
+        ValueError: inputs have too few axes, mask or resets have other axes than the
+            inputs before their features, or the state is a `(c, h)` of Flax.
     """
+    _check_carry(state)
+    if reverse and not keep_order:
+        raise ValueError(
+            "keep_order: got False with reverse=True, expected True, as outputs stay "
+            "at their own steps here; flip them for the order of computation."
+        )
     xs = input_array(inputs, feature_axes)
     axis = 0 if time_major else xs.ndim - 1 - feature_axes
     frame = xs.shape[: xs.ndim - feature_axes]
-    state, ys = layer.apply(
-        params,
-        _moved(xs, axis, 0),
-        state,
-        key=key,
-        lengths=lengths,
-        mask=mask if isinstance(mask, StepMask) else _flags("mask", mask, frame, axis),
-        resets=_flags("resets", resets, frame, axis),
-    )
-    return state, _moved(ys, 0, axis)
+    xs = _moved(xs, axis, 0)
+    if dtype is not None and feature_axes:
+        xs = xs.astype(dtype)
+    steps: dict[str, Any] = {
+        "lengths": lengths,
+        "mask": mask
+        if isinstance(mask, StepMask)
+        else _flags("mask", mask, frame, axis),
+        "resets": _flags("resets", resets, frame, axis),
+    }
+    if reverse:
+        found = masking.steps(xs.shape[: len(frame)], **steps)
+        active, resets, invalid = found
+        flipped = jax.tree.map(lambda flags: flags[::-1], (active, resets))
+        xs, steps = xs[::-1], {"mask": StepMask(*flipped, invalid)}
+    state, ys = layer.apply(params, xs, state, key=key, **steps)
+    return state, _moved(ys[::-1] if reverse else ys, 0, axis)
+
+
+def _check_carry(carry: State | None) -> None:
+    """Raise a `ValueError` for a plain tuple of two arrays, whose order is unknown."""
+    is_pair = type(carry) is tuple and len(carry) == 2
+    if is_pair and all(hasattr(leaf, "shape") for leaf in carry):
+        raise ValueError(
+            "initial_carry: got a tuple of two arrays, such as the (c, h) of Flax, "
+            "expected a state with names; write jl.LSTMState(h=h, c=c), and for the "
+            "module LSTM a tuple with one of them for each layer."
+        )
+
+
+def first(value: bool | None, default: bool) -> bool:
+    """Return the value, or the default if it is None."""
+    return default if value is None else value
 
 
 def input_array(inputs: ArrayLike, feature_axes: int) -> Any:

@@ -14,12 +14,14 @@ with the differences listed in `jaxlstm.modules.nnx`. The collection `params` ho
 nested dicts of arrays that `flax.serialization.to_state_dict` makes of the parameters.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import serialization
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.layers.base import Layer
@@ -32,9 +34,19 @@ class _Sequence(nn.Module, kw_only=True):
     """Base class of the modules, which define `_layer`."""
 
     time_major: bool = False
+    reverse: bool = False
+    keep_order: bool = True
     return_carry: bool = False
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
     deterministic: bool | None = None
     rng_collection: str = "dropout"
+
+    def __new__(cls, *_: Any, **options: Any) -> Self:
+        """Refuse options of Flax by name."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        common.refuse_options(cls.__name__, [n for n in options if n not in known])
+        return super().__new__(cls)
 
     @nn.compact
     def __call__(
@@ -46,7 +58,11 @@ class _Sequence(nn.Module, kw_only=True):
         mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
         return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
         deterministic: bool | None = None,
+        init_key: Key | None = None,
     ) -> Features | tuple[State, Features]:
         """Return the outputs `[*b, T, out_features]`, after the carry if requested.
 
@@ -59,7 +75,12 @@ class _Sequence(nn.Module, kw_only=True):
                 `StepMask`, whose fields are always `[T, *b]`.
             resets: booleans `[*b, T]`, True to reset the carry before the step.
             return_carry: overrides the field of that name.
+            time_major: likewise.
+            reverse: likewise.
+            keep_order: likewise.
             deterministic: overrides the field of that name.
+            init_key: not read, as initial carries are not random; `nn.Bidirectional`
+                passes it.
         """
         layer, feature_axes = self._layer()
         xs = common.input_array(inputs, feature_axes)
@@ -70,7 +91,10 @@ class _Sequence(nn.Module, kw_only=True):
             xs,
             initial_carry,
             feature_axes=feature_axes,
-            time_major=self.time_major,
+            time_major=common.first(time_major, self.time_major),
+            reverse=common.first(reverse, self.reverse),
+            keep_order=common.first(keep_order, self.keep_order),
+            dtype=self.dtype,
             key=self._key(
                 common.draws_noise(layer, in_features, feature_axes), deterministic
             ),
@@ -78,7 +102,7 @@ class _Sequence(nn.Module, kw_only=True):
             mask=mask,
             resets=resets,
         )
-        with_carry = self.return_carry if return_carry is None else return_carry
+        with_carry = common.first(return_carry, self.return_carry)
         return (carry, outputs) if with_carry else outputs
 
     def initialize_carry(self, inputs: ArrayLike) -> State:
@@ -104,13 +128,14 @@ class _Sequence(nn.Module, kw_only=True):
         raise NotImplementedError
 
     def _params(self, layer: Layer, in_features: int | None) -> Params:
-        def init(key: Key) -> Any:
-            return serialization.to_state_dict(layer.init(key, in_features)[0])
+        def draw(key: Key) -> Params:
+            params, _ = layer.init(key, in_features)
+            return jax.tree.map(lambda leaf: leaf.astype(self.param_dtype), params)
 
-        like = jax.eval_shape(
-            lambda key: layer.init(key, in_features)[0],
-            jax.eval_shape(jax.random.key, 0),
-        )
+        def init(key: Key) -> Any:
+            return serialization.to_state_dict(draw(key))
+
+        like = jax.eval_shape(draw, jax.eval_shape(jax.random.key, 0))
         return serialization.from_state_dict(like, self.param("layer", init))
 
     def _key(self, noisy: bool, deterministic: bool | None) -> Key | None:
@@ -131,7 +156,11 @@ class Recurrent(_Sequence):
         feature_axes: number of axes of the inputs after time: 1 for features, 0 for
             tokens, 1 + n for a convolution over n axes.
         time_major: inputs are `[T, *b, D]` instead of `[*b, T, D]`.
+        reverse: run from the last step to the first.
+        keep_order: outputs stay at their own steps; False is refused with `reverse`.
         return_carry: return `(carry, outputs)` instead of the outputs.
+        dtype: dtype of the computation, that features are cast to; None for theirs.
+        param_dtype: dtype of the parameters.
         deterministic: True for no noise. A layer with noise needs True or False, here
             or in the call.
         rng_collection: the stream that noise is drawn from.
@@ -174,7 +203,11 @@ class LSTM(_Sequence):
         dropout: rate of the dropout between layers; none after the last.
         cell: the cell; None for `jl.lstm()`.
         time_major: as for `Recurrent`.
+        reverse: as for `Recurrent`.
+        keep_order: as for `Recurrent`.
         return_carry: as for `Recurrent`.
+        dtype: as for `Recurrent`.
+        param_dtype: as for `Recurrent`.
         deterministic: as for `Recurrent`.
         rng_collection: as for `Recurrent`.
 

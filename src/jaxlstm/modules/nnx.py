@@ -10,17 +10,18 @@ by
     rnn = jl.modules.nnx.LSTM(3, 5, rngs=rngs)
     carry, ys = rnn(xs, initial_carry=carry, seq_lengths=lengths, return_carry=True)
 
-Intended differences: the carry is the state of the layer, with fields h and c; outputs
-at masked and padded steps are zero; outputs have the dtype of the inputs; the outputs
-of a reversed layer, `jl.recurrent(cell, size, reverse=True)`, stay at their own steps,
-which Flax calls `keep_order`.
+Intended differences: the carry is the state of the layer, with fields h and c, where
+Flax has the tuple (c, h); outputs at masked and padded steps are zero; outputs have the
+dtype of the inputs; the outputs of a reversed run stay at their own steps, which Flax
+calls `keep_order`. Initializers and activations are options of the cell.
 """
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm.cells.base import Cell, State
 from jaxlstm.layers.base import Layer
@@ -42,7 +43,11 @@ class Recurrent(nnx.Module):
         feature_axes: number of axes of the inputs after time: 1 for features, 0 for
             tokens, 1 + n for a convolution over n axes.
         time_major: inputs are `[T, *b, D]` instead of `[*b, T, D]`.
+        reverse: run from the last step to the first.
+        keep_order: outputs stay at their own steps; False is refused with `reverse`.
         return_carry: return `(carry, outputs)` instead of the outputs.
+        dtype: dtype of the computation, that features are cast to; None for theirs.
+        param_dtype: dtype of the parameters.
         deterministic: no noise; `train()`, `eval()` and `nnx.view` set it.
         rng_collection: the stream that noise is drawn from.
         rngs: draws the parameters; if it has the stream, the module keeps a fork.
@@ -68,16 +73,24 @@ class Recurrent(nnx.Module):
         *,
         feature_axes: int = 1,
         time_major: bool = False,
+        reverse: bool = False,
+        keep_order: bool = True,
         return_carry: bool = False,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         deterministic: bool = False,
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
+        **flax_options: Any,
     ):
+        common.refuse_options(type(self).__name__, flax_options)
         layer = common.check_layer(layer)
         params, self.out_features = layer.init(rngs.params(), in_features)
+        params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
         self.params = nnx.data(jax.tree.map(nnx.Param, params))
         self.layer, self.in_features = layer, in_features
         self.feature_axes, self.time_major = feature_axes, time_major
+        self.reverse, self.keep_order, self.dtype = reverse, keep_order, dtype
         self.return_carry, self.deterministic = return_carry, deterministic
         self.rng_collection = rng_collection
         self.noisy = common.draws_noise(layer, in_features, feature_axes)
@@ -99,6 +112,9 @@ class Recurrent(nnx.Module):
         mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
         return_carry: bool | None = None,
+        time_major: bool | None = None,
+        reverse: bool | None = None,
+        keep_order: bool | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | Key | None = None,
     ) -> Features | tuple[State, Features]:
@@ -113,6 +129,9 @@ class Recurrent(nnx.Module):
                 `StepMask`, whose fields are always `[T, *b]`.
             resets: booleans `[*b, T]`, True to reset the carry before the step.
             return_carry: overrides the attribute of that name.
+            time_major: likewise.
+            reverse: likewise.
+            keep_order: likewise.
             deterministic: overrides the attribute of that name.
             rngs: draws the noise of this call instead of the module's stream. A key
                 also works inside a trace that does not contain the stream.
@@ -123,13 +142,16 @@ class Recurrent(nnx.Module):
             inputs,
             initial_carry,
             feature_axes=self.feature_axes,
-            time_major=self.time_major,
+            time_major=common.first(time_major, self.time_major),
+            reverse=common.first(reverse, self.reverse),
+            keep_order=common.first(keep_order, self.keep_order),
+            dtype=self.dtype,
             key=self._key(deterministic, rngs),
             lengths=seq_lengths,
             mask=mask,
             resets=resets,
         )
-        with_carry = self.return_carry if return_carry is None else return_carry
+        with_carry = common.first(return_carry, self.return_carry)
         return (carry, outputs) if with_carry else outputs
 
     def initialize_carry(self, inputs: ArrayLike) -> State:
@@ -190,7 +212,11 @@ class LSTM(Recurrent):
         dropout: rate of the dropout between layers; none after the last.
         cell: the cell; None for `jl.lstm()`.
         time_major: as for `Recurrent`.
+        reverse: as for `Recurrent`.
+        keep_order: as for `Recurrent`.
         return_carry: as for `Recurrent`.
+        dtype: as for `Recurrent`.
+        param_dtype: as for `Recurrent`.
         deterministic: as for `Recurrent`.
         rng_collection: as for `Recurrent`.
         rngs: as for `Recurrent`.
@@ -224,10 +250,15 @@ class LSTM(Recurrent):
         dropout: float = 0.0,
         cell: Cell | None = None,
         time_major: bool = False,
+        reverse: bool = False,
+        keep_order: bool = True,
         return_carry: bool = False,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         deterministic: bool = False,
         rng_collection: str = "dropout",
         rngs: nnx.Rngs,
+        **flax_options: Any,
     ):
         layer = common.build_stack(
             cell,
@@ -242,8 +273,13 @@ class LSTM(Recurrent):
             in_features,
             feature_axes=common.feature_axes(cell),
             time_major=time_major,
+            reverse=reverse,
+            keep_order=keep_order,
             return_carry=return_carry,
+            dtype=dtype,
+            param_dtype=param_dtype,
             deterministic=deterministic,
             rng_collection=rng_collection,
             rngs=rngs,
+            **flax_options,
         )

@@ -1,0 +1,150 @@
+"""Arguments of Flax's `RNN`: each works, or is answered with what to write instead."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import ragged
+from flax import linen, nnx
+from ragged import FEATURES, HIDDEN, LENGTHS, ROWS, TIME, assert_close, ours, pure
+
+import jaxlstm as jl
+
+BATCH = ragged.draw()
+XS = np.nan_to_num(BATCH.xs)
+every_kind = pytest.mark.parametrize("kind", ragged.KINDS)
+
+
+@pytest.mark.parametrize("place", ["call", "constructor"])
+@every_kind
+def test_reverse(kind, place):
+    """It equals a reversed layer, for ragged rows with NaN in padding and resets."""
+    at_call, given = ({}, {"reverse": True})[:: 1 if place == "constructor" else -1]
+    model = ours(kind, return_carry=True, **given)
+    steps = {"seq_lengths": LENGTHS, "resets": BATCH.resets}
+    carry, ys = model(BATCH.xs, **steps, **at_call)
+    layer = jl.recurrent(jl.lstm(), HIDDEN, reverse=True)
+    params = parameters(kind)
+    state, expected = layer.apply(
+        params, BATCH.xs.swapaxes(0, 1), lengths=LENGTHS, resets=BATCH.resets.T
+    )
+    assert_close((carry[0], ys), (state, expected.swapaxes(0, 1)))
+
+
+def parameters(kind):
+    """Return the parameters of the module that `ours` builds."""
+    if kind == "nnx":
+        return pure(jl.modules.nnx.LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0)))[0]
+    module = jl.modules.linen.LSTM(HIDDEN)
+    variables = module.init(jax.random.key(0), jnp.ones((1, 1, FEATURES)))
+    return jl.LSTMParams(**variables["params"]["layer"]["0"])
+
+
+def test_a_reversed_run_equals_that_of_flax():
+    """With lengths, from the weights of a module of nnx."""
+    cell = nnx.OptimizedLSTMCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    theirs = nnx.RNN(cell, reverse=True, keep_order=True, rngs=nnx.Rngs(0))
+    params, layer = jl.interop.flax.load(theirs)
+    model = jl.modules.nnx.Recurrent(layer, FEATURES, reverse=True, rngs=nnx.Rngs(0))
+    model.params = nnx.data(jax.tree.map(nnx.Param, params))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        expected = theirs(jnp.asarray(XS), seq_lengths=jnp.asarray(LENGTHS))
+    active = (np.arange(TIME) < LENGTHS[:, None])[..., None]
+    ys = model(XS, seq_lengths=LENGTHS)
+    assert_close(ys, np.where(active, expected, 0))
+
+
+@every_kind
+def test_time_major_at_the_call(kind):
+    model = ours(kind)
+    ys = model(XS.swapaxes(0, 1), time_major=True, seq_lengths=LENGTHS)
+    assert_close(ys.swapaxes(0, 1), model(XS, seq_lengths=LENGTHS))
+
+
+@every_kind
+def test_dtypes(kind):
+    model = ours(kind, dtype=jnp.bfloat16, return_carry=True)
+    carry, ys = model(XS)
+    assert (ys.dtype, carry[0].c.dtype) == (jnp.bfloat16, jnp.float32)
+    wide = ours(kind, dtype=jnp.float32)(XS.astype(np.float16))
+    assert wide.dtype == jnp.float32
+
+
+def test_dtypes_of_parameters():
+    model = jl.modules.nnx.LSTM(
+        FEATURES, HIDDEN, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+    module = jl.modules.linen.LSTM(HIDDEN, param_dtype=jnp.bfloat16)
+    variables = module.init(jax.random.key(0), XS)
+    for params in (nnx.state(model, nnx.Param), variables):
+        assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
+    assert model(XS).dtype == module.apply(variables, XS).dtype == jnp.float32
+
+
+def test_bidirectional_of_nnx_around_ours():
+    """It equals `jl.stack(..., bidirectional=True)` with the same parameters."""
+    forward, backward = (
+        jl.modules.nnx.LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(n)) for n in range(2)
+    )
+    both = nnx.Bidirectional(forward, backward)
+    layer = jl.stack(jl.lstm(), (HIDDEN,), bidirectional=True)
+    params = (jl.Pair(pure(forward)[0], pure(backward)[0]),)
+    state, expected = layer.apply(params, BATCH.xs.swapaxes(0, 1), lengths=LENGTHS)
+    carry, ys = both(BATCH.xs, seq_lengths=LENGTHS, return_carry=True)
+    assert_close(ys, expected.swapaxes(0, 1))
+    assert_close((carry[0][0], carry[1][0]), tuple(state[0]))
+
+
+def test_bidirectional_of_linen_around_ours():
+    both = linen.Bidirectional(jl.modules.linen.LSTM(5), jl.modules.linen.LSTM(5))
+    variables = both.init(jax.random.key(0), XS)
+    params = (
+        jl.Pair(
+            *(
+                jl.LSTMParams(**variables["params"][way]["layer"]["0"])
+                for way in ("forward_rnn", "backward_rnn")
+            )
+        ),
+    )
+    layer = jl.stack(jl.lstm(), (HIDDEN,), bidirectional=True)
+    _, expected = layer.apply(params, BATCH.xs.swapaxes(0, 1), lengths=LENGTHS)
+    ys = both.apply(variables, BATCH.xs, seq_lengths=LENGTHS)
+    assert_close(ys, expected.swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("kernel_init", r"cell=jl\.lstm\(init=jl\.initializers\.Preset"),
+        ("bias_init", r"cell=jl\.lstm\(init=jl\.initializers\.Preset"),
+        ("gate_fn", r"cell=jl\.lstm\(gate_activation=\.\.\.\)"),
+        ("activation_fn", r"cell=jl\.lstm\(candidate_activation=\.\.\., output_act"),
+        ("carry_init", r"cell=jl\.learned_initial_state"),
+        ("unroll", "nothing in its place"),
+    ],
+)
+@every_kind
+def test_options_of_flax_are_answered(kind, option, instead):
+    with pytest.raises(TypeError, match=f"LSTM: got the option {option} .*{instead}"):
+        ours(kind, **{option: 1})
+
+
+@every_kind
+def test_unknown_options_and_orders_are_refused(kind):
+    with pytest.raises(TypeError, match="LSTM: got an unexpected keyword argument 'x'"):
+        ours(kind, x=1)
+    with pytest.raises(ValueError, match="keep_order: got False with reverse=True"):
+        ours(kind)(XS, reverse=True, keep_order=False)
+    assert ours(kind)(XS, reverse=False, keep_order=False).shape == (ROWS, TIME, HIDDEN)
+
+
+@every_kind
+def test_the_carry_has_names(kind):
+    """Not the order (c, h) of Flax, which is refused."""
+    model = ours(kind, return_carry=True)
+    carry, _ = model(XS)
+    (state,) = carry  # c, h = carry fails
+    assert state._fields == ("h", "c")
+    with pytest.raises(ValueError, match=r"initial_carry: got a tuple of two arrays"):
+        model(XS, initial_carry=(state.c, state.h))
+    assert_close(model(XS, initial_carry=carry), model(XS, initial_carry=(state,)))
