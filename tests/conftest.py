@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import shutil
 import signal
 import tempfile
@@ -14,7 +15,8 @@ from jax._src.interpreters import mlir
 
 import fast_compilation
 
-settings.register_profile("jaxlstm", deadline=None, max_examples=40)
+EXAMPLES = int(os.environ.get("JAXLSTM_EXAMPLES", "40"))
+settings.register_profile("jaxlstm", deadline=None, max_examples=EXAMPLES)
 settings.load_profile("jaxlstm")
 
 # Tracing allocates many small objects that die young. With Python's default of one

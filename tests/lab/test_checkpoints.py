@@ -89,8 +89,6 @@ trees = st.recursive(
 
 
 @settings(
-    max_examples=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(trees, st.integers(0, 10**9))
