@@ -203,3 +203,16 @@ def test_check_needs_a_library_that_runs(run, tmp_path, capsys):
     words = ["export", str(run.run), "--to", "flax", "--check", "1e-20"]
     assert cli.main([*words, "--out", str(tmp_path / "a.flax.safetensors")]) == 1
     assert "expected at most 1.0e-20; nothing was written" in capsys.readouterr().err
+
+
+def test_layers_to_choose_from_are_named_as_options(run, tmp_path, capsys):
+    weights = flax_weights(run, tmp_path / "net.flax.safetensors")
+    assert cli.main(["import", str(weights), "--from", "flax"]) == 2
+    said = capsys.readouterr().err
+    assert "pass --prefix rnn for one of them, or --prefix rnn,embed," in said
+
+
+def test_files_beside_a_model_file_have_its_name(run, tmp_path):
+    path = tmp_path / "a.jaxlstm.safetensors"
+    conversion.export(run.run, "safetensors", out=path)
+    assert conversion.export(path, "torch").path.name == "a.torch.safetensors"

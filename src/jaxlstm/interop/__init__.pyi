@@ -9,6 +9,7 @@ from . import keras as keras
 from . import layout as layout
 from . import model_file as model_file
 from . import onnx as onnx
+from . import parts as parts
 from . import references as references
 from . import rtneural as rtneural
 from . import stablehlo as stablehlo

@@ -403,6 +403,20 @@ def _choice(
     )
 
 
+def as_options(message: str) -> str:
+    """Return a message of `select` with prefixes written for the command line.
+
+    Example:
+        >>> as_options("pass prefix='lstm' for one, or prefix=('lstm', 'fc') for both.")
+        'pass --prefix lstm for one, or --prefix lstm,fc for both.'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        return "--prefix " + ",".join(re.findall(r"'([^']*)'|(?<!')\.\.\.", match[1]))
+
+    return re.sub(r"prefix=(\([^)]*\)|'[^']*')", option, message)
+
+
 # -- taking a model apart --------------------------------------------------------------
 
 # Wrappers that change nothing without a key, and have the parameters of their cell.

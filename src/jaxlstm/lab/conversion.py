@@ -106,7 +106,8 @@ def export(
         source: a run directory, or a model file.
         to: a key of `TARGETS`.
         out: the file to write; default: `export/model` and the suffix of the target in
-            the run directory, or next to the model file. It must not exist.
+            the run directory, or the name of the model file with this suffix. It must
+            not exist.
         stream: write the program of one step, with the state as input and output.
         tolerance: the largest difference that is accepted, relative to the largest
             output if that exceeds 1; None reports the difference only.
@@ -137,13 +138,14 @@ def export(
         with _as_bad_input():
             params, model = _interop().model_file.load(source)
         folder = source.parent
+        name = source.name.partition(".")[0] + (".stream" if stream else "")
     else:
         run = trained.load(source)
         model = run.task.model(without_kernel(run.config), run.spec)
         params, folder = run.params, run.run / "export"
+        name = "stream" if stream else "model"
         spec = run.task.spec_to_json(run.spec)
-    name = ("stream" if stream else "model") + target.suffix
-    path = folder / name if out is None else Path(out)
+    path = folder / (name + target.suffix) if out is None else Path(out)
     _prepare(path, target.suffix)
     spec_path = None if spec is None else path.with_name(f"{path.name}.spec.json")
     if spec_path is not None:
@@ -188,8 +190,12 @@ def import_model(
     """
     file = Path(file)
     source = SOURCES[_library(file, library)]
-    with _as_bad_input():
-        params, model = source.load(file, prefix=prefix)
+    try:
+        with _as_bad_input():
+            params, model = source.load(file, prefix=prefix)
+    except BadInput as error:
+        message = _interop().parts.as_options(str(error))
+        raise BadInput(message) from error
     path = file.with_suffix(".jaxlstm.safetensors") if out is None else Path(out)
     _prepare(path, ".safetensors")
     compared = _compared(source.compare, file, model, params, tolerance)
