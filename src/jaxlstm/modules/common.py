@@ -149,17 +149,17 @@ def apply(
     }
     if reverse:
         found = masking.steps(xs.shape[: len(frame)], **steps)
-        active, resets, invalid = found
-        flipped = jax.tree.map(lambda flags: flags[::-1], (active, resets))
-        xs, steps = xs[::-1], {"mask": StepMask(*flipped, invalid)}
+        active = None if found.active is None else found.active[::-1]
+        resets = None if found.resets is None else found.resets[::-1]
+        xs, steps = xs[::-1], {"mask": found._replace(active=active, resets=resets)}
     state, ys = layer.apply(params, xs, state, key=key, **steps)
     return state, _moved(ys[::-1] if reverse else ys, 0, axis)
 
 
 def _check_carry(carry: State | None) -> None:
     """Raise a `ValueError` for a plain tuple of two arrays, whose order is unknown."""
-    is_pair = type(carry) is tuple and len(carry) == 2
-    if is_pair and all(hasattr(leaf, "shape") for leaf in carry):
+    leaves: Any = carry if type(carry) is tuple else ()
+    if len(leaves) == 2 and all(hasattr(leaf, "shape") for leaf in leaves):
         raise ValueError(
             "initial_carry: got a tuple of two arrays, such as the (c, h) of Flax, "
             "expected a state with names; write jl.LSTMState(h=h, c=c), and for the "
