@@ -200,13 +200,18 @@ def test_the_verb_replaces_the_files_of_an_earlier_inspection(model, tmp_path, c
     assert [layer["units"] for layer in data["layers"]] == [6, 6]
 
 
+def test_symbols_of_the_held_out_part_are_read_as_unknown(model, book, tmp_path):
+    book.write_text(tiny.text() + "¡¡")
+    made, messages = model(), []
+    found = text.from_file(made, book, report=messages.append)
+    assert found.tokens[-3:].tolist()[-2:] == [0, 0]
+    assert "`¡` (in 3 of" in messages[0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"text": "the cell keeps Unknown"},
-            "--text: the symbol `U` at line 1, column 16",
-        ),
+        ({"text": "UNKNOWN SYMBOLS"}, "14 of 15 symbols are not in the model's voc"),
         ({"text": "the"}, "--text: got 3 symbols, expected at least 16"),
         ({"text": "the cell", "input": "a.txt"}, "got both --input and --text"),
         ({"input": "nowhere.txt"}, "nowhere.txt"),
@@ -228,7 +233,7 @@ def test_the_last_line_end_of_a_file_is_removed_if_unknown(model, book, tmp_path
     found = text.from_file(made, file)
     assert "".join(found.symbols) == "the cell keeps what its gates let in"
     file.write_text("the cell keeps\nwhat its gates let in\n")
-    with pytest.raises(BadInput, match="a line end at line 1, column 15"):
+    with pytest.warns(UserWarning, match="a line end .in 1 of 36 places. not in"):
         text.from_file(made, file)
 
 

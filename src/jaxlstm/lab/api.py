@@ -28,7 +28,7 @@ from jaxlstm.lab.config.sections import expanded, with_absolute_paths
 from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run
-from jaxlstm.lab.runs.trained import Trained, load
+from jaxlstm.lab.runs.trained import Trained, load, newest_spec
 from jaxlstm.lab.sinks.base import Sink, combine, progress
 from jaxlstm.lab.sinks.tensorboard import TensorBoardSink, require_tensorboard
 from jaxlstm.lab.sinks.text import TextSink
@@ -271,7 +271,7 @@ def _complete(
     ):
         environment = runs.describe_environment([str(device.device_kind)])
         try:
-            experiment = experiment or _build(config)
+            experiment = experiment or _build(config, run)
             training_run: Any = (
                 TrainingRun(run, experiment, sinks_, stop_requested)
                 if isinstance(experiment, Experiment)
@@ -295,12 +295,19 @@ def _complete(
             sinks_.finish()
 
 
-def _build(config: RunConfig) -> "Experiment | PopulationExperiment":
+def _build(
+    config: RunConfig, run: Run | None = None
+) -> "Experiment | PopulationExperiment":
+    """Build the parts of a new run, or of one that is resumed."""
+    task, spec = tasks.get(config.task), None
+    if run is not None and hasattr(task, "data_of_run"):
+        spec = newest_spec(run, task)
+    build = functools.partial(Experiment.build, spec=spec)
     if config.population is None:
-        return Experiment.build(config)
+        return build(config)
     from jaxlstm.lab.training.population import PopulationExperiment
 
-    return PopulationExperiment.build(config, Experiment.build)
+    return PopulationExperiment.build(config, build)
 
 
 def _population_run(*parts: Any) -> Any:

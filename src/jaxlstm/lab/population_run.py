@@ -23,7 +23,7 @@ from jaxlstm.lab.runs import members as directories
 from jaxlstm.lab.runs.trained import Trained, load, require_same_data
 from jaxlstm.lab.sinks.base import Sink
 from jaxlstm.lab.sinks.formatting import duration, table
-from jaxlstm.lab.tasks.base import Artifact
+from jaxlstm.lab.tasks.base import Artifact, files_of
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training import population as populations
 from jaxlstm.lab.training.evaluation import metrics
@@ -96,6 +96,8 @@ class PopulationRun:
             Diverged: every member diverged.
         """
         self._writer.begin()
+        files = files_of(self.task, self.experiment.first.dataset.spec)
+        runs.write_files(self.run, files, self.sink.message)
         with self._saves:
             state, loop = self._restored(checkpoint)
             self._saves.wait()
@@ -152,6 +154,7 @@ class PopulationRun:
             "best": None,
             "members": populations.loop_to_json(loop),
             "data": self.experiment.descriptions(),
+            "spec": self.task.spec_to_json(self.experiment.first.dataset.spec),
         }
         step, content = int(state.step), checkpoints.snapshot(state, meta)
         self._saves.start(functools.partial(self._write, step, content))

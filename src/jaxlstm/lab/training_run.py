@@ -16,6 +16,7 @@ from jaxlstm.lab.runs import Run
 from jaxlstm.lab.runs.trained import Trained, load, require_same_data
 from jaxlstm.lab.sinks.base import Sink
 from jaxlstm.lab.sinks.formatting import duration, table
+from jaxlstm.lab.tasks.base import files_of
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training import policies
 from jaxlstm.lab.training.evaluation import evaluate, metrics
@@ -80,6 +81,8 @@ class TrainingRun:
             Interrupted: the run was interrupted; a checkpoint was saved.
         """
         self._writer.begin()
+        files = files_of(self.task, self.experiment.dataset.spec)
+        runs.write_files(self.run, files, self.sink.message)
         with self._saves:
             state, loop = self._restored(checkpoint)
             self._saves.wait()
@@ -164,7 +167,12 @@ class TrainingRun:
         self._writer.prune([] if best is None else [best])
         if best is not None and best == step:
             self._writer.link_best(best)
-            runs.export_weights(self.run.weights, content.below("params"))
+            self._export_weights(content.below("params"))
+
+    def _export_weights(self, params: Any) -> None:
+        spec = self.task.spec_to_json(self.experiment.dataset.spec)
+        config = self.config.model_dump(mode="json")
+        runs.export_weights(self.run.weights, params, config=config, spec=spec)
 
     def _log_training(
         self, step: int, loss: float, numbers: dict[str, Any], pace: dict[str, Any]
@@ -263,7 +271,7 @@ class TrainingRun:
             fresh = LoopState(best_value=self.task.primary.worst)
             return fresh._replace(unlogged=loop.unlogged)
         self._writer.link_best(best)
-        runs.export_weights(self.run.weights, kept.params)
+        self._export_weights(kept.params)
         return loop
 
     def _conclude(self) -> Trained:

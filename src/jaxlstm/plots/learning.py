@@ -44,6 +44,7 @@ class _Score(NamedTuple):
 
 _SCORES = (
     _Score("bits_per_character", "bits per character", "bits"),
+    _Score("bits_per_byte", "bits per byte", "bits"),
     _Score("perplexity", "perplexity per token", ""),
     _Score("loss", "loss", ""),
 )
@@ -59,9 +60,9 @@ def loss_curve(
 ) -> Axes:
     """Plot training and validation against the step, with the best validation marked.
 
-    The plotted metric is bits per character if the records have it, else perplexity,
-    else the loss. If the first steps are much worse than the rest, the y axis is cut
-    off above and the first value is written there.
+    The plotted metric is the first of bits per character, bits per byte, perplexity and
+    loss that training and validation have. If the first steps are much worse than the
+    rest, the y axis is cut off above and the first value is written there.
 
     The training curve may rise while the model improves: each point is about other
     data, which may be harder. Validation is about the same data each time.
@@ -82,7 +83,7 @@ def loss_curve(
         >>> loss_curve(records).get_xlabel()
         'step'
     """
-    score = _score(records, loss=label)
+    score = _score(records, loss=label, splits=("train", "validation"))
     train = _series(records, "train", score.key)
     validation = _series(records, "validation", score.key)
     if not train.values.size + validation.values.size:
@@ -113,8 +114,8 @@ def compare_runs(
 ) -> Axes:
     """Plot the validation curves of several runs, each labelled with its best value.
 
-    All runs are drawn in the same metric: the first of bits per character, perplexity
-    and loss that every run has.
+    All runs are drawn in the same metric: the first of bits per character, bits per
+    byte, perplexity and loss that the validations of every run have.
 
     Args:
         runs: the records of each run by name.
@@ -132,7 +133,7 @@ def compare_runs(
     """
     bands.check_mapping("runs", runs, '{"one": records, "other": records}')
     ax = new_axes(ax)
-    score = _score(*runs.values(), loss=label)
+    score = _score(*runs.values(), loss=label, splits=("validation",))
     colours = (INK, VERMILION, BLUE, GREEN, PURPLE, ORANGE)
     curves = [_series(run, "validation", score.key) for run in runs.values()]
     for index, (name, curve) in enumerate(zip(runs, curves, strict=True)):
@@ -254,10 +255,22 @@ def _series(records: Sequence[Record], split: str, key: str) -> _Curve:
     return _Curve(*np.array(rows, dtype=float).reshape(-1, 2).T)
 
 
-def _score(*runs: Sequence[Record], loss: str) -> _Score:
-    """Return the first metric that every run has; `loss` is the label of the loss."""
+def _score(*runs: Sequence[Record], loss: str, splits: Sequence[str]) -> _Score:
+    """Return the first metric that every run has in each split it has records of.
+
+    Args:
+        runs: the records of each run.
+        loss: the label of the loss.
+        splits: the splits that are plotted.
+    """
+    parts = [
+        [record for record in run if record.get("split", "train") == split]
+        for run in runs
+        for split in splits
+    ]
     for score in _SCORES[:-1]:
-        if all(any(score.key in record for record in run) for run in runs):
+        has = [any(score.key in record for record in part) for part in parts if part]
+        if has and all(has):
             return score
     return _SCORES[-1]._replace(label=loss)
 

@@ -59,9 +59,9 @@ def inspect(
 
     Raises:
         BadInput: There is no run, its task does not describe its models, `input` and
-            `text` are both given, the text is too short or has symbols that are not in
-            the vocabulary, the validation text is needed and missing, or `out` cannot
-            be written.
+            `text` are both given, the text is too short or mostly not in the
+            vocabulary, the validation text is needed and missing, or `out` cannot be
+            written.
         LabError: Every checkpoint is damaged, or a file cannot be written. An earlier
             page is then unchanged.
     """

@@ -1,6 +1,7 @@
 """The text that a trained model is run on."""
 
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.wording import shortened
 from jaxlstm.lab.analysis.features import symbol_name
 from jaxlstm.lab.data import encoding
 from jaxlstm.lab.data.files import open_data, quoted
@@ -46,9 +48,9 @@ def choose(
     """
     given = None
     if text is not None:
-        given = from_string(trained, text, "--text")
+        given = from_string(trained, text, "--text", report=report)
     elif path is not None:
-        given = from_file(trained, path)
+        given = from_file(trained, path, report=report)
     if given is not None and len(given.symbols) >= SEARCHABLE:
         return given, given
     try:
@@ -56,29 +58,48 @@ def choose(
     except BadInput as error:
         if given is None:
             raise BadInput(f"{error} (or give a text with --input or --text)") from None
-        report(f"{error}; only {given.source} is shown, and nothing is searched")
+        reason = str(error).rstrip(".")
+        report(f"{reason}; only {given.source} is shown, and nothing is searched")
         return given, given
     tokens = np.asarray(validation, np.int32)
     searched = _with_symbols(trained, tokens, "the validation text")
     return searched, given or searched
 
 
-def from_string(trained: "Trained", text: str, source: str) -> Text:
+def from_string(
+    trained: "Trained",
+    text: str,
+    source: str,
+    *,
+    report: Callable[[str], object] = warnings.warn,
+) -> Text:
     """Encode a text.
 
+    Symbols that are not in the vocabulary, such as those that only the held-out part of
+    the run's text has, are read as the unknown symbol, as in validation.
+
+    Args:
+        trained: the model.
+        text: the text.
+        source: its name, for messages.
+        report: receives a message about unknown symbols.
+
     Raises:
-        BadInput: The text is too short, or contains a symbol that is not in the model's
-            vocabulary.
+        BadInput: The text is too short, or most of it is not in the vocabulary.
     """
     vocabulary, data = trained.vocabulary, trained.config.data
     tokens = encoding.encode(text, data, vocabulary)
     if unknown := vocabulary.unknown("".join(encoding.split(text, data))):
-        text = encoding.newlines(text)
-        at = min(text.index(symbol) for symbol in unknown)
-        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-        raise BadInput(
-            f"{source}: the symbol {symbol_name(text[at])} at line {line}, column "
-            f"{column} is not in the model's vocabulary; remove it"
+        count = sum(encoding.newlines(text).count(symbol) for symbol in unknown)
+        names = shortened([symbol_name(symbol) for symbol in unknown], most=5)
+        if 2 * count > len(tokens):
+            raise BadInput(
+                f"{source}: got a text of which {count:,} of {len(tokens):,} symbols "
+                f"are not in the model's vocabulary ({names}), expected at most half"
+            )
+        report(
+            f"{source}: {names} (in {count:,} of {len(tokens):,} places) not in the "
+            "model's vocabulary; read as the unknown symbol"
         )
     if len(tokens) < SHORTEST:
         raise BadInput(
@@ -87,11 +108,16 @@ def from_string(trained: "Trained", text: str, source: str) -> Text:
     return _with_symbols(trained, tokens[:LONGEST], source)
 
 
-def from_file(trained: "Trained", path: str | Path) -> Text:
+def from_file(
+    trained: "Trained",
+    path: str | Path,
+    *,
+    report: Callable[[str], object] = warnings.warn,
+) -> Text:
     """Read and encode a file, in the character encoding of the run's data.
 
     Raises:
-        BadInput: The file cannot be read, or as `from_string`.
+        BadInput: The file cannot be read, or as for `from_string`.
     """
     encoding = getattr(trained.config.data, "encoding", "utf-8")
     with open_data(path, key="--input") as file:
@@ -106,7 +132,7 @@ def from_file(trained: "Trained", path: str | Path) -> Text:
     text, vocabulary = text.removeprefix("\ufeff"), trained.vocabulary
     if vocabulary.kind == "character" and "\n" not in vocabulary.symbols:
         text = text.removesuffix("\n")
-    return from_string(trained, text, f"--input {path}")
+    return from_string(trained, text, f"--input {path}", report=report)
 
 
 def _with_symbols(trained: "Trained", tokens: NDArray[np.int32], source: str) -> Text:

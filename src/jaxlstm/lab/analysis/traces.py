@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxlstm.diagnostics.gates import CANDIDATES
-from jaxlstm.lab.analysis.text import Text
 from jaxlstm.lab.data.encoding import document_token
 
 if TYPE_CHECKING:
+    from jaxlstm.lab.analysis.text import Text
     from jaxlstm.lab.runs.trained import Trained
 
 Floats = NDArray[np.floating]
@@ -32,12 +32,12 @@ class Traces(NamedTuple):
         layers: For each recurrent layer `[N, H]` of its units, N = R S.
     """
 
-    text: Text
+    text: "Text"
     positions: NDArray[np.int64]
     layers: list[Units]
 
 
-def record(trained: "Trained", text: Text, *, params: Any = None) -> Traces:
+def record(trained: "Trained", text: "Text", *, params: Any = None) -> Traces:
     """Run the model on evenly spaced stretches of the text.
 
     `WARM_UP` symbols before each stretch initialise its states. A short text is one

@@ -4,6 +4,7 @@ The tensors are named by the paths of the leaves. The file holds a hash of its c
 because the safetensors format does not detect a flipped bit.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def export_weights(path: Path, params: Any) -> None:
+def export_weights(path: Path, params: Any, **metadata: Any) -> None:
     """Write the leaves of `params` to a safetensors file.
+
+    Args:
+        path: the file.
+        params: the parameters.
+        metadata: JSON values for the header of the file, such as `config` and `spec`;
+            the header has the hash of the tensors as `sha256`.
 
     Raises:
         LabError: the file cannot be written.
@@ -32,7 +39,9 @@ def export_weights(path: Path, params: Any) -> None:
         spec(name, leaf)
     arrays = {name: to_numpy(leaf) for name, leaf in leaves.items()}
     try:
-        write_atomic(path, save(arrays, metadata={"sha256": hash_arrays(arrays)}))
+        header = {name: json.dumps(value) for name, value in metadata.items()}
+        header["sha256"] = hash_arrays(arrays)
+        write_atomic(path, save(arrays, metadata=header))
     except OSError as error:
         message = f"{path}: cannot be written ({reason(error)}){remedy(error)}"
         raise LabError(message) from error

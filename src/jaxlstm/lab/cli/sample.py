@@ -33,6 +33,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: Arguments) -> None:
+    from jaxlstm.lab._util.wording import join_names
     from jaxlstm.lab.data import encoding
     from jaxlstm.lab.runs import trained
     from jaxlstm.lab.sinks import formatting
@@ -54,8 +55,8 @@ def _run(arguments: Arguments) -> None:
     documents = "".join(encoding.split(prompt, model.config.data))
     if unknown := model.vocabulary.unknown(documents):
         common.warn(
-            f"--prompt: {unknown!r:.60} is not in the model's vocabulary and was read "
-            "as the unknown token"
+            f"--prompt: {join_names(unknown[:5], last='and')} not in the model's "
+            "vocabulary; read as the unknown token"
         )
     print(formatting.printable(prompt + text))
 

@@ -42,7 +42,9 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 _PathText = BeforeValidator(path_text)
 FilePath = Annotated[str, _PathText, Field(min_length=1)]
 """The path of a file; relative ones are recorded in a run as absolute ones."""
-Unit = Literal["character", "byte"]
+Paths = FilePath | Annotated[tuple[FilePath, ...], Field(strict=False, min_length=1)]
+"""A file, a pattern such as data/*.csv, or a list of them."""
+TextUnit = Literal["character", "byte", "word", "subword"]
 Bytes = Annotated[str, Field(pattern=r"^\d+(\.\d*)? ?(B|[kMG]B|[KMG]iB)$")]
 Engine = Literal[
     "adjoint",

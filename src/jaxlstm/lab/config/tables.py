@@ -6,8 +6,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from jaxlstm.lab._util.wording import describe, did_you_mean, join_names
 from jaxlstm.lab.config.sections import (
-    FilePath,
     Fraction,
+    Paths,
     Section,
     Size,
     Step,
@@ -19,7 +19,6 @@ from jaxlstm.lab.config.sections import (
 
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
-Paths = FilePath | Annotated[tuple[FilePath, ...], Field(strict=False, min_length=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Whole]
 MISSING_VALUES = ("", "NA", "N/A", "NaN", "null", "None")
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxlstm.lab.data import tokenizer as tokenizers
 from jaxlstm.lab.data.vocabulary import DOCUMENT_TOKEN, Vocabulary
 
 if TYPE_CHECKING:
     from jaxlstm.lab.config.schema import Data
 
 END = "\n[end of document]\n"  # shown between documents that have no separator
+_CONTEXT = 64  # characters before a text that can change how its first token is shown
 
 
 def newlines(text: str) -> str:
@@ -30,6 +32,8 @@ def separator_of(data: "Data") -> str | None:
 
 def document_token(data: "Data", vocabulary: Vocabulary) -> int | None:
     """Return the token that begins every document, None if there are no documents."""
+    if vocabulary.document_token is not None:
+        return vocabulary.document_token
     if data.source == "python" or separator_of(data) is not None:
         return DOCUMENT_TOKEN[vocabulary.kind]
     return getattr(data, "document_token", None)
@@ -77,7 +81,7 @@ class Decoder:
     Args:
         data: the section of a config.
         vocabulary: the vocabulary.
-        before: the text that the ids continue.
+        before: the text that the ids continue; None if it is not known.
 
     Example:
         >>> from jaxlstm.lab.config.schema import TokenData
@@ -88,34 +92,66 @@ class Decoder:
         (' 33', ' 9')
     """
 
-    def __init__(self, data: "Data", vocabulary: Vocabulary, before: str) -> None:
+    def __init__(
+        self, data: "Data", vocabulary: Vocabulary, before: str | None
+    ) -> None:
         self._vocabulary = vocabulary
         self._token = document_token(data, vocabulary)
         self._separator = separator_of(data) or END
-        self._is_spaced = not before or before[-1].isspace()
-        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_spaced = before is not None and (not before or before[-1].isspace())
+        self._pieces = _pieces(vocabulary, before)
 
     def __call__(self, id: int) -> str:
         """Return the text of the next id; "" for a part of a character in bytes."""
-        kind = self._vocabulary.kind
-        if kind == "tokens":
+        if self._vocabulary.kind == "tokens":
             space, self._is_spaced = "" if self._is_spaced else " ", False
             return f"{space}{id}"
         if id == self._token:
             return self.end() + self._separator
-        if kind == "byte":
+        return self._pieces.decode(id)
+
+    def end(self) -> str:
+        """Return the text of a character in bytes that has not ended."""
+        return self._pieces.end()
+
+
+class _Characters:
+    """Text of characters, and of bytes that become characters."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def decode(self, id: int) -> str:
+        if self._vocabulary.kind == "byte":
             return self._bytes.decode(bytes([id])) if id < 256 else ""
         return self._vocabulary.decode([id])
 
     def end(self) -> str:
-        """Return the text of a character in bytes that has not ended."""
         rest = self._bytes.decode(b"", final=True)
         self._bytes.reset()
         return rest
 
 
+def _pieces(
+    vocabulary: Vocabulary, before: str | None
+) -> "_Characters | tokenizers.Pieces":
+    """Return a decoder of one id after another, which continue a text."""
+    if vocabulary.kind != "tokenizer":
+        return _Characters(vocabulary)
+    if before is None:
+        without = set(vocabulary.without_text)
+        ids = [next(id for id in range(vocabulary.size) if id not in without)]
+    else:
+        ids = vocabulary.encode(newlines(before)[-_CONTEXT:]).tolist()
+    return tokenizers.Pieces(vocabulary.tokenizer, ids)
+
+
 def decode(
-    ids: NDArray[np.integer], data: "Data", vocabulary: Vocabulary, before: str
+    ids: NDArray[np.integer],
+    data: "Data",
+    vocabulary: Vocabulary,
+    before: str | None,
 ) -> str:
     """Return the text of ids `[N]` that continue a text, separators included."""
     show = Decoder(data, vocabulary, before)

@@ -2,11 +2,12 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import shown
@@ -23,7 +24,7 @@ def quoted(name: object) -> str:
 
 
 @contextmanager
-def open_data(path: str | Path, *, key: str) -> Iterator[BinaryIO]:
+def open_data(path: str | Path, *, key: str) -> Iterator[BufferedReader]:
     """Open a regular, non-empty file for reading.
 
     Pipes and devices are refused before they are opened, because reading one may not
@@ -50,6 +51,26 @@ def open_data(path: str | Path, *, key: str) -> Iterator[BinaryIO]:
 def size_of(file: BinaryIO) -> int:
     """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
+
+
+class _Hashed(Protocol):
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+def require_other_files(hashes: Iterable[str], validation: Iterable[_Hashed]) -> None:
+    """Raise `BadInput` if a validation file has the content of a training file."""
+    known = set(hashes)
+    for file in validation:
+        if file.sha256 in known:
+            raise BadInput(
+                f"data.validation_path: {quoted(file.path)}: got the same content as "
+                "the training text, expected another text; use another file, or "
+                "remove the key to hold out data.validation_fraction."
+            )
 
 
 def _regular(path: str | Path, name: str) -> Path:

@@ -14,12 +14,12 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe, did_you_mean, join_names, shown
 from jaxlstm.lab.data.files import open_data, quoted
 from jaxlstm.lab.data.labelled import UNLABELLED, LabelledSequences, Labels
+from jaxlstm.lab.data.paths import expand
 from jaxlstm.lab.data.series_set import fill
 from jaxlstm.lab.data.tables import (
     Table,
     check_names,
     digest,
-    expand,
     header,
     is_frame,
     read_table,

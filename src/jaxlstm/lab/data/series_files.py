@@ -18,11 +18,11 @@ from jaxlstm.lab._util.wording import describe, join_names
 from jaxlstm.lab.data.calendar import calendar_features, local_times
 from jaxlstm.lab.data.files import quoted
 from jaxlstm.lab.data.frequency import Frequency, Times, duration_text, frequency, infer
+from jaxlstm.lab.data.paths import expand
 from jaxlstm.lab.data.series_set import Array, SeriesNames, SeriesSet, fill, time_text
 from jaxlstm.lab.data.tables import (
     Table,
     check_names,
-    expand,
     header,
     is_frame,
     read_table,

@@ -7,13 +7,19 @@ from jaxlstm.lab.data.corpus import Corpus
 from jaxlstm.lab.data.files import quoted
 from jaxlstm.lab.data.text import read_python, read_text
 from jaxlstm.lab.data.tokens import read_tokens
+from jaxlstm.lab.data.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from jaxlstm.lab.config.schema import Data
 
 
-def read(data: "Data") -> Corpus:
+def read(data: "Data", *, vocabulary: Vocabulary | None = None) -> Corpus:
     """Read the corpus described by the `data` section of a config.
+
+    Args:
+        data: the section.
+        vocabulary: the vocabulary of a run on this data, whose tokenizer is used again;
+            None for a new one.
 
     Raises:
         BadInput: a file does not match the config, a part has no token to predict, or
@@ -26,23 +32,17 @@ def read(data: "Data") -> Corpus:
         ('character', 1)
     """
     if data.source == "python":
-        corpus = read_python(data)
+        corpus = read_python(data, vocabulary=vocabulary)
     elif data.source == "text":
-        corpus = read_text(data)
+        corpus = read_text(data, vocabulary=vocabulary)
     else:
-        corpus = read_tokens(data)
+        corpus = read_tokens(data, vocabulary=vocabulary)
     _check_parts(corpus)
     return corpus
 
 
 def _check_parts(corpus: Corpus) -> None:
-    paths, hashes = corpus.description["paths"], corpus.description["sha256"]
-    if len(set(hashes)) < len(hashes):
-        raise BadInput(
-            f"data.validation_path: {quoted(paths[1])}: got the same content as the "
-            "training text, expected another text; use another file, or remove the "
-            "key to hold out data.validation_fraction."
-        )
+    paths = corpus.description["paths"]
     parts = {"training": len(corpus.train), "validation": len(corpus.validation)}
     for part, size in parts.items():
         if size < 2:

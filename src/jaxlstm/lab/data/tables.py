@@ -7,7 +7,6 @@ names file, row and column. The rows of a CSV file are its lines, so the header 
 """
 
 import bisect
-import glob
 import hashlib
 import importlib.util
 import re
@@ -23,6 +22,7 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe, did_you_mean, join_names, shown
 from jaxlstm.lab.data.delimited import Delimited, Report
 from jaxlstm.lab.data.files import open_data, quoted, size_of
+from jaxlstm.lab.data.paths import expand
 from jaxlstm.lab.data.progress import Progress
 from jaxlstm.lab.data.times import TimeColumn
 
@@ -160,36 +160,6 @@ def read_table(
             some = f"{len(blank)} blank lines" if len(blank) > 1 else "a blank line"
             notes.append(f"{opened.name}: skipped {some} (row {blank[0]:,})")
     return reading.table(names, notes)
-
-
-def expand(paths: Any, *, key: str) -> list[str]:
-    """Return the files of a path, a pattern such as `data/*.csv`, or a list of them.
-
-    Raises:
-        BadInput: a pattern matches no file, or a file occurs twice.
-    """
-    found: list[str] = []
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        text = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
-        if re.search(r"[*?[]", text) and not _exists(text):
-            matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207
-            if not matches:
-                raise BadInput(
-                    f"{key}: {quoted(path)} matches no file; patterns are relative to "
-                    f"the current directory, {quoted(Path.cwd())}."
-                )
-            found += matches
-        elif _is_directory(text):
-            raise BadInput(
-                f"{key}: {quoted(path)}: got a directory, expected a file; use a "
-                f"pattern such as {quoted(Path(text) / '*.csv')}."
-            )
-        else:
-            found.append(text)
-    for number, path in enumerate(found):
-        if path in found[:number]:
-            raise BadInput(f"{key}: got {quoted(path)} twice, expected each file once.")
-    return found
 
 
 # -- the values of a block ------------------------------------------------------
@@ -646,20 +616,6 @@ def digest(file: BinaryIO) -> str:
 def is_frame(value: Any) -> bool:
     """Return whether `data.path` is replaced by a data frame."""
     return not isinstance(value, str | Path | tuple | list)
-
-
-def _is_directory(text: str) -> bool:
-    try:
-        return Path(text).is_dir()
-    except (OSError, ValueError):
-        return False
-
-
-def _exists(text: str) -> bool:
-    try:
-        return Path(text).exists()
-    except (OSError, ValueError):
-        return True  # opening it explains the error
 
 
 def _open(path: Any, form: Any, *, key: str, report: Report | None) -> Any:

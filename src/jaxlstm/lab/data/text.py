@@ -1,17 +1,20 @@
-"""Readers of text: a text file, or the source code of the standard library."""
+"""Readers of text: text files, or the source code of the standard library."""
 
 import hashlib
 import io
 import sysconfig
 import tokenize
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.wording import shortened
 from jaxlstm.lab.data.corpus import Corpus
 from jaxlstm.lab.data.documents import Split, assemble, split_documents, split_text
 from jaxlstm.lab.data.encoding import newlines, separator_of
-from jaxlstm.lab.data.files import open_data, quoted, size_of
+from jaxlstm.lab.data.files import open_data, quoted, require_other_files, size_of
+from jaxlstm.lab.data.paths import text_files
+from jaxlstm.lab.data.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from jaxlstm.lab.config.schema import PythonData, TextData
@@ -27,7 +30,7 @@ class Text(NamedTuple):
     text: str
 
 
-def read_python(data: "PythonData") -> Corpus:
+def read_python(data: "PythonData", *, vocabulary: Vocabulary | None = None) -> Corpus:
     """Read the top folder of the running Python's standard library.
 
     Each file is a document, decoded by its own encoding declaration. The files are
@@ -57,49 +60,67 @@ def read_python(data: "PythonData") -> Corpus:
         "paths": [str(folder)],
         "sha256": [digest.hexdigest()],
     }
-    return assemble(split, unit=data.unit, marked=True, description=description)
+    return assemble(
+        split, data, marked=True, description=description, vocabulary=vocabulary
+    )
 
 
-def read_text(data: "TextData") -> Corpus:
+def read_text(data: "TextData", *, vocabulary: Vocabulary | None = None) -> Corpus:
     """Read `data.path` for training and, if given, `data.validation_path`.
 
-    Line ends are converted to `\\n`. With `data.document_separator`, the text between
-    two separators is a document and whole documents are held out; otherwise the last
-    `data.validation_fraction` of the characters is held out.
+    Line ends are converted to `\\n`. Each of several files is a document, and with
+    `data.document_separator` the text between two separators. Whole documents are held
+    out; without documents, the last `data.validation_fraction` of the characters is.
+
+    Args:
+        data: the section of the config.
+        vocabulary: the vocabulary of a run, whose tokenizer is used again.
 
     Raises:
-        BadInput: a file cannot be read or decoded, or does not have the separator.
+        BadInput: a file cannot be read or decoded, or none has the separator.
     """
-    texts = [_read(data.path, data.encoding, key="data.path")]
+    train, notes = _read_all(data.path, data.encoding, key="data.path")
+    validation: list[Text] = []
     if data.validation_path is not None:
         key = "data.validation_path"
-        texts.append(_read(data.validation_path, data.encoding, key=key))
-    split = _split_files(texts, data)
-    description = {
+        validation, more = _read_all(data.validation_path, data.encoding, key=key)
+        require_other_files([text.sha256 for text in train], validation)
+        notes += more
+    separator = _separator(train, data)
+    marked = separator is not None or max(len(train), len(validation)) > 1
+    documents = [part for text in train for part in _documents(text, separator)]
+    if validation:
+        held_out = [part for text in validation for part in _documents(text, separator)]
+        split = Split(documents, held_out)
+    elif marked:
+        split = split_documents(documents, data.validation_fraction)
+    else:
+        split = split_text(train[0].text, data.validation_fraction)
+    description: dict[str, Any] = {
         "source": "text",
-        "paths": [text.path for text in texts],
-        "sha256": [text.sha256 for text in texts],
+        "paths": [text.path for text in (*train, *validation)],
+        "sha256": [text.sha256 for text in (*train, *validation)],
     }
-    marked = data.document_separator is not None
-    return assemble(split, unit=data.unit, marked=marked, description=description)
+    if notes:
+        description["notes"] = notes
+    return assemble(
+        split, data, marked=marked, description=description, vocabulary=vocabulary
+    )
 
 
-def _split_files(texts: list[Text], data: "TextData") -> Split:
+def _separator(texts: list[Text], data: "TextData") -> str | None:
+    """Return the separator of documents, which occurs in a text."""
     separator = separator_of(data)
-    if separator is not None and separator not in texts[0].text:
-        remedy = "correct it, or remove the key if the text has no documents"
-        if "\\" in separator:
-            remedy = "YAML reads escapes in double quotes only, such as '\"\\n\"'"
-        raise BadInput(
-            f"data.document_separator: got {quoted(separator)}, expected text that "
-            f"occurs in {quoted(texts[0].path)}; {remedy}."
-        )
-    documents = [_documents(text, separator) for text in texts]
-    if len(documents) == 2:
-        return Split(*documents)
-    if separator is None:
-        return split_text(texts[0].text, data.validation_fraction)
-    return split_documents(documents[0], data.validation_fraction)
+    if separator is None or any(separator in text.text for text in texts):
+        return separator
+    remedy = "correct it, or remove the key if the text has no documents"
+    if "\\" in separator:
+        remedy = "YAML reads escapes in double quotes only, such as '\"\\n\"'"
+    where = shortened([quoted(text.path) for text in texts], most=3)
+    raise BadInput(
+        f"data.document_separator: got {quoted(separator)}, expected text that "
+        f"occurs in {where}; {remedy}."
+    )
 
 
 def _documents(text: Text, separator: str | None) -> list[str]:
@@ -107,6 +128,22 @@ def _documents(text: Text, separator: str | None) -> list[str]:
     if separator is None:
         return [text.text]
     return [document for document in text.text.split(separator) if document]
+
+
+def _read_all(paths: Any, encoding: str, *, key: str) -> tuple[list[Text], list[str]]:
+    """Return the texts of a path, pattern, folder or list, and notes on them."""
+    found = text_files(paths, key=key, encoding=encoding)
+    texts, size = [], 0
+    for path in found.paths:
+        texts.append(_read(path, encoding, key=key))
+        size += len(texts[-1].text)
+        if size > LARGEST_TEXT:
+            raise BadInput(
+                f"{key}: got more than {LARGEST_TEXT:,} characters in "
+                f"{len(found.paths):,} files, expected less for source: text; convert "
+                "them to token ids for source: tokens."
+            )
+    return texts, found.notes
 
 
 def _read(path: str | Path, encoding: str, *, key: str) -> Text:

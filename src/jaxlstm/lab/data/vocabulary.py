@@ -5,6 +5,7 @@ unknown symbol.
 
     character   0 unknown    1 document   2.. characters in code point order
     byte        0..255 bytes of UTF-8     256 document
+    tokenizer   ids of words or subwords    document: one more, or None
     tokens      ids from another tokenizer, without text
 """
 
@@ -17,8 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab._util.wording import describe
+from jaxlstm.lab.data import tokenizer as tokenizers
 
-Kind = Literal["character", "byte", "tokens"]
+Kind = Literal["character", "byte", "tokenizer", "tokens"]
 
 UNKNOWN, FIRST_CHARACTER = 0, 2
 DOCUMENT_TOKEN: dict[Kind, int] = {"character": 1, "byte": 256}
@@ -31,9 +33,13 @@ class Vocabulary(NamedTuple):
     """The token ids of a model and their text.
 
     Attributes:
-        kind: "character", "byte" or "tokens".
+        kind: "character", "byte", "tokenizer" or "tokens".
         size: number of ids.
         symbols: characters in order of their ids; empty for the other kinds.
+        tokenizer: the JSON of a tokenizer, as in a `tokenizer.json`; empty for the
+            other kinds.
+        document_token: id that begins every document. None if there are no documents,
+            and for vocabularies of earlier versions, whose config says what it is.
 
     Example:
         >>> vocabulary = characters("hello")
@@ -46,6 +52,8 @@ class Vocabulary(NamedTuple):
     kind: Kind
     size: int
     symbols: str = ""
+    tokenizer: str = ""
+    document_token: int | None = None
 
     @property
     def dtype(self) -> np.dtype[np.integer]:
@@ -55,6 +63,9 @@ class Vocabulary(NamedTuple):
     @property
     def without_text(self) -> tuple[int, ...]:
         """Ids without text, which must not be sampled."""
+        if self.kind == "tokenizer":
+            found = tokenizers.facts(self.tokenizer)
+            return (*found.without_text, *range(found.size, self.size))
         document = (DOCUMENT_TOKEN[self.kind],) if self.kind in DOCUMENT_TOKEN else ()
         return (UNKNOWN, *document) if self.kind == "character" else document
 
@@ -62,8 +73,11 @@ class Vocabulary(NamedTuple):
         """Return the ids `[N]` of a text; unknown characters have id 0.
 
         Raises:
-            BadInput: the kind is "tokens", and the text is not a sequence of ids.
+            BadInput: the kind is "tokens", and the text is not a sequence of ids; or a
+                tokenizer without an unknown word has no token for a word.
         """
+        if self.kind == "tokenizer":
+            return next(tokenizers.encode(self.tokenizer, [text]))
         if self.kind == "character":
             return _lookup(self.symbols)[_code_points(text)]
         if self.kind == "byte":
@@ -78,22 +92,43 @@ class Vocabulary(NamedTuple):
             'as "7 42"; this model was trained on token ids and cannot encode text.'
         )
 
-    def unknown(self, text: str) -> str:
-        """Return the unknown characters of a text, sorted, each once.
+    def unknown(self, text: str) -> list[str]:
+        """Return the characters or words of a text that have no id, each once.
 
         Example:
             >>> characters("hello").unknown("a hole")
-            ' a'
+            [' ', 'a']
         """
+        if self.kind == "tokenizer":
+            return tokenizers.unknown(self.tokenizer, text)
         if self.kind != "character":
-            return ""
-        return "".join(sorted(set(text) - set(self.symbols)))
+            return []
+        return sorted(set(text) - set(self.symbols))
+
+    def characters(self) -> NDArray[np.int32] | None:
+        """Return the number of characters of the text of each id, `[size]`.
+
+        A document token counts as one, as a separator does. A character of several
+        tokens is one of the first.
+
+        Returns:
+            None if a token is not a fixed part of a text.
+        """
+        counts = np.ones(self.size, np.int32)
+        if self.kind == "byte":
+            counts[0x80:0xC0] = 0  # bytes that continue a character
+        elif self.kind == "tokenizer":
+            found = tokenizers.characters(self.tokenizer)
+            if found is None:
+                return None
+            counts[: len(found)] = found
+        return None if self.kind == "tokens" else counts
 
     def decode(self, ids: ArrayLike) -> str:
         """Return the text of ids `[N]`.
 
-        Document tokens are omitted, invalid UTF-8 becomes U+FFFD, and ids of the kind
-        "tokens" are written as numbers.
+        Document tokens are omitted, invalid UTF-8 becomes U+FFFD, unknown words become
+        their token, and ids of the kind "tokens" are written as numbers.
 
         Raises:
             BadInput: an id is not in 0 to size - 1.
@@ -107,14 +142,24 @@ class Vocabulary(NamedTuple):
         if self.kind == "character":
             glyphs = ("\ufffd", "", *self.symbols)
             return "".join(glyphs[number] for number in numbers.tolist())
+        if self.kind == "tokenizer":
+            size = tokenizers.facts(self.tokenizer).size
+            has_text = (numbers < size) & (numbers != self.document_token)
+            return tokenizers.decode(self.tokenizer, numbers[has_text].tolist())
         if self.kind == "byte":
             return bytes(numbers[numbers < 256].tolist()).decode("utf-8", "replace")
         return " ".join(map(str, numbers.tolist()))
 
     def to_json(self) -> str:
         """Return one line of JSON for `from_json`."""
+        fields = self._asdict() | {"symbols": list(self.symbols)}
+        optional = ("tokenizer", "document_token")
         return json.dumps(
-            {"kind": self.kind, "size": self.size, "symbols": list(self.symbols)}
+            {
+                k: v
+                for k, v in fields.items()
+                if k not in optional or v not in ("", None)
+            }
         )
 
 
@@ -134,6 +179,19 @@ def opaque(size: int) -> Vocabulary:
     return Vocabulary("tokens", size)
 
 
+def of_tokenizer(tokenizer: str, *, size: int | None = None) -> Vocabulary:
+    """Return the vocabulary of a tokenizer.
+
+    Args:
+        tokenizer: its JSON.
+        size: number of ids; None for one more than the tokenizer has, which begins
+            documents.
+    """
+    if size is None:
+        size = tokenizers.facts(tokenizer).size + 1
+    return Vocabulary("tokenizer", size, tokenizer=tokenizer)
+
+
 def from_json(written: str) -> Vocabulary:
     """Read the output of `Vocabulary.to_json`.
 
@@ -143,8 +201,14 @@ def from_json(written: str) -> Vocabulary:
     try:
         fields = json.loads(written)
         symbols = "".join(fields["symbols"])
-        vocabulary = Vocabulary(fields["kind"], fields["size"], symbols)
-    except (ValueError, TypeError, KeyError, RecursionError):
+        vocabulary = Vocabulary(
+            fields["kind"],
+            fields["size"],
+            symbols,
+            fields.get("tokenizer", ""),
+            fields.get("document_token"),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BadInput(_DAMAGED) from None
     if not _is_valid(vocabulary):
         raise BadInput(_DAMAGED)
@@ -152,15 +216,23 @@ def from_json(written: str) -> Vocabulary:
 
 
 def _is_valid(vocabulary: Vocabulary) -> bool:
-    """Return whether the vocabulary equals one of the three kinds."""
-    _, size, symbols = vocabulary
+    """Return whether the vocabulary equals one of the four kinds.
+
+    A tokenizer is read when it is used: a model can be loaded without its library.
+    """
+    _, size, symbols, tokenizer, document = vocabulary
     if type(size) is not int or not 1 <= size <= LARGEST_SIZE:
         return False
-    return vocabulary in (characters(symbols), byte(), opaque(size))
+    if document is not None and (type(document) is not int or document >= size):
+        return False
+    known = [characters(symbols), byte(), opaque(size)]
+    if isinstance(tokenizer, str) and tokenizer:
+        known = [Vocabulary("tokenizer", size, tokenizer=tokenizer)]
+    return vocabulary._replace(document_token=None) in known
 
 
 def encode_long(vocabulary: Vocabulary, text: str) -> NDArray[np.integer]:
-    """Encode a long text in the smallest dtype, in chunks."""
+    """Encode a long text of characters or bytes in the smallest dtype, in chunks."""
     starts = range(0, len(text), _CHUNK)
     return np.concatenate(
         [np.empty(0, vocabulary.dtype)]

@@ -4,6 +4,7 @@ from .binding import readable_meta as readable_meta
 from .binding import require_own_checkpoints as require_own_checkpoints
 from .binding import require_own_log as require_own_log
 from .binding import write_config as write_config
+from .binding import write_files as write_files
 from .directory import create as create
 from .directory import export_weights as export_weights
 from .directory import finished as finished

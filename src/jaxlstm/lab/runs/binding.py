@@ -6,6 +6,7 @@
                          every file has a hash
     metrics.jsonl        begins with the bytes whose hash the newest checkpoint has
     weights.safetensors  a hash of itself; written anew from the best checkpoint
+    tokenizer.json       written anew from the newest checkpoint, which contains it
 
 A difference is an error that names it. Nothing is determined by the other files, which
 may be edited and deleted: log.txt, overrides.txt, env.json, report.md, plots/, the link
@@ -27,7 +28,7 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.checkpoints.manifest import DamagedCheckpoint, read
 from jaxlstm.lab.checkpoints.retention import directory_of, steps
 from jaxlstm.lab.runs.metrics import Mark, begins_with, is_complete
-from jaxlstm.lab.runs.paths import Run, write_text
+from jaxlstm.lab.runs.paths import Run, write_bytes, write_text
 from jaxlstm.lab.runs.state import State, new_identity, read_state, write_state
 
 if TYPE_CHECKING:
@@ -125,6 +126,28 @@ def settle(run: Run, config: "RunConfig", *, log_from: int | None = None) -> Sta
     if settled != state:
         write_state(run, settled)
     return settled
+
+
+def write_files(
+    run: Run, files: Mapping[str, str], report: Callable[[str], object]
+) -> None:
+    """Write the files that a task has for other programs, such as a tokenizer.
+
+    Args:
+        run: the run, whose checkpoints contain what these files say.
+        files: texts by file name.
+        report: receives a message about a file that was edited.
+
+    Raises:
+        LabError: a file cannot be written.
+    """
+    for name, text in files.items():
+        path, content = run.path / name, text.encode()
+        if path.is_file():
+            if path.read_bytes() == content:
+                continue
+            report(f"{path}: was edited; it is written anew, as the run used it")
+        write_bytes(path, content)
 
 
 def finish(run: Run, step: int) -> None:

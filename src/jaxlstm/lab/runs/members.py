@@ -172,6 +172,11 @@ def write(
     if loop.best_step is not None:
         with suppress(checkpoints.CheckpointError):  # a file system without links
             checkpoints.link_best(own.checkpoints, loop.best_step)
-        export_weights(own.weights, best.params)
+        export_weights(
+            own.weights,
+            best.params,
+            config=configs.content_of(config),
+            spec=meta["spec"],
+        )
     write_text(own.environment, run.environment.read_text(encoding="utf-8"))
     binding.finish(own, int(last.step))

@@ -18,7 +18,7 @@ from jaxlstm.lab.data.files import quoted
 from jaxlstm.lab.native import that_runs, without_kernel
 from jaxlstm.lab.parallel import devices
 from jaxlstm.lab.serving import Stream
-from jaxlstm.lab.tasks.base import Dataset, Task
+from jaxlstm.lab.tasks.base import Dataset, Task, data_of
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training.evaluation import evaluate, metrics
 from jaxlstm.lab.training.state import TrainState, current_names, initial_state
@@ -143,7 +143,7 @@ class Trained:
         Raises:
             BadInput: the data is missing or has changed.
         """
-        dataset = self.task.data(self.config)
+        dataset = data_of(self.task, self.config, self.spec)
         require_same_data(self.config, self.data, dataset.description)
         return dataset
 
@@ -260,6 +260,12 @@ def read_spec(task: Task, meta: Mapping[str, Any]) -> Any:
     """
     written = meta["spec"] if "spec" in meta else meta["vocabulary"]
     return task.spec_from_json(written)
+
+
+def newest_spec(run: runs.Run, task: Task) -> Any:
+    """Return the spec in the newest readable checkpoint, None without any."""
+    found = [meta for _, meta in runs.readable_meta(run) if "spec" in meta]
+    return read_spec(task, found[-1]) if found else None
 
 
 def require_same_data(

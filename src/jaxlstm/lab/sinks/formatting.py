@@ -92,8 +92,9 @@ class Field(NamedTuple):
 
 SCORES = (
     Field("loss", "loss", "{:.4f}".format),
-    Field("bits_per_character", "bits/char", "{:.3f}".format),
     Field("perplexity", "perplexity", "{:.4g}".format),
+    Field("bits_per_byte", "bits/byte", "{:.3f}".format),
+    Field("bits_per_character", "bits/char", "{:.3f}".format),
 )
 PACE = (
     Field("learning_rate", "lr", "{:.2e}".format),

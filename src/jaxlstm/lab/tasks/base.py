@@ -198,6 +198,10 @@ class Task(Protocol):
       `jaxlstm predict`. `data` is a path, a frame, or None for the run's own data.
     - `backtest(trained, windows=...)` returns artifacts with the scores of forecasts
       from several origins, for `jaxlstm backtest`.
+    - `data_of_run(config, spec)` reads the data of a run again, with what the spec says
+      was fitted to it, such as a tokenizer; without it `data` is called.
+    - `files(spec)` returns texts by file name, such as `tokenizer.json`, which are
+      written into a run directory for other programs.
     - `inspect(trained)` returns artifacts that describe the model, for `jaxlstm
       inspect`; language models are described without it.
     - `positions`, the names of the layers of `model` in order, makes checkpoints
@@ -299,6 +303,20 @@ class Task(Protocol):
             BadInput: it is not the JSON of a spec.
         """
         ...
+
+
+def data_of(task: Task, config: Any, spec: Spec | None) -> Dataset:
+    """Return the data of a config, and of the run that has a spec already."""
+    read_again = getattr(task, "data_of_run", None)
+    if spec is None or read_again is None:
+        return task.data(config)
+    return read_again(config, spec)
+
+
+def files_of(task: Task, spec: Spec) -> Mapping[str, str]:
+    """Return the files that a task has for other programs, by name."""
+    files = getattr(task, "files", None)
+    return {} if files is None else files(spec)
 
 
 def zero_carry(task: Task, model: Layer, params: Params, batch: Batch) -> Carry:

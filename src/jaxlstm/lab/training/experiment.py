@@ -13,7 +13,7 @@ from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.tasks import contract
-from jaxlstm.lab.tasks.base import Dataset, Losses, Task
+from jaxlstm.lab.tasks.base import Dataset, Losses, Spec, Task, data_of
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training.state import TrainState, initial_state
 from jaxlstm.layers.base import Layer
@@ -30,8 +30,12 @@ class Experiment:
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def build(cls, config: RunConfig) -> "Experiment":
+    def build(cls, config: RunConfig, *, spec: Spec | None = None) -> "Experiment":
         """Read the data and build the model.
+
+        Args:
+            config: the config.
+            spec: the spec of the run that is resumed; None for a new run.
 
         Raises:
             BadInput: the data cannot be used, Optax rejects the optimizer, the model
@@ -40,7 +44,7 @@ class Experiment:
         """
         devices.require_jax_settings(config)
         task = tasks.get(config.task)
-        dataset = task.data(config)
+        dataset = data_of(task, config, spec)
         contract.require_dataset(task, dataset)
         task.check(config, dataset.spec)
         try:

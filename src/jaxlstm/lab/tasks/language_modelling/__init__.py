@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from jaxlstm.lab._util.wording import shortened
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.data.vocabulary import Vocabulary, from_json
 from jaxlstm.lab.tasks.base import (
@@ -54,7 +55,7 @@ class LanguageModelling:
 
     name = "language_modelling"
     primary = Metric("loss")
-    scores: Sequence[str] = ("bits_per_character", "perplexity")
+    scores: Sequence[str] = ("bits_per_character", "bits_per_byte", "perplexity")
     positions: Sequence[str] = model.LAYERS
     cell = staticmethod(cell)
     cross_entropy = staticmethod(cross_entropy)
@@ -62,6 +63,14 @@ class LanguageModelling:
     def data(self, config: Config) -> TextDataset:
         """Read the text."""
         return TextDataset(config)
+
+    def data_of_run(self, config: Config, spec: Vocabulary) -> TextDataset:
+        """Read the text again, with the tokenizer of a run."""
+        return TextDataset(config, vocabulary=spec)
+
+    def files(self, spec: Vocabulary) -> Mapping[str, str]:
+        """Return the tokenizer as a file for other programs."""
+        return {"tokenizer.json": spec.tokenizer} if spec.tokenizer else {}
 
     def check(self, config: Config, spec: Vocabulary) -> None:
         """Check that the sample's prompt can be encoded."""
@@ -97,14 +106,16 @@ class LanguageModelling:
         Padding (weight False) is masked and does not change the state.
         """
         weights = getattr(batch, "weights", None)
+        lengths = getattr(batch, "characters", None)
+        extra = {} if lengths is None else {"characters": lengths.astype(jnp.float32)}
         carry, logits = model.apply(
             params, batch.inputs, carry, key=key, mask=weights, resets=batch.resets
         )
-        return Losses(cross_entropy(logits, batch.targets), weights), carry
+        return Losses(cross_entropy(logits, batch.targets), weights, extra), carry
 
     def metrics(self, spec: Vocabulary, means: Mapping[str, float]) -> dict[str, float]:
-        """Return the loss, and bits per character or the perplexity of tokens."""
-        return metrics(spec, means["loss"])
+        """Return the loss, and the forms of it that papers report."""
+        return metrics(spec, means["loss"], characters=means.get("characters"))
 
     def conclude(self, trained: Any, dataset: Any) -> list[Artifact]:
         """Return a sample and the pictures of the first layer."""
@@ -140,12 +151,12 @@ class LanguageModelling:
     def facts(self, config: Config, dataset: Any) -> dict[str, str]:
         """Return the source of the text and the lengths of its parts."""
         parts = dataset.description
-        return {
-            "data": f"{parts['source']}, {', '.join(parts['paths'])}",
-            "training tokens": f"{parts['train']['tokens']:,}",
-            "validation tokens": f"{parts['validation']['tokens']:,}",
-            "vocabulary": f"{dataset.spec.size:,}",
-        }
+        rows = {"data": f"{parts['source']}, {shortened(parts['paths'], most=3)}"}
+        if notes := parts.get("notes"):
+            rows["note"] = "; ".join(notes)
+        for part, name in ("train", "training"), ("validation", "validation"):
+            rows[f"{name} tokens"] = f"{parts[part]['tokens']:,}" + _inside(parts[part])
+        return rows | {"vocabulary": f"{dataset.spec.size:,}"}
 
     def spec_to_json(self, spec: Vocabulary) -> Any:
         """Return the vocabulary as JSON."""
@@ -156,14 +167,41 @@ class LanguageModelling:
         return from_json(json.dumps(written))
 
 
-def metrics(vocabulary: Vocabulary, loss: float) -> dict[str, float]:
-    """Return the loss in nats per token and the form of it that papers report.
+def _inside(part: Mapping[str, int]) -> str:
+    """Return what the tokens of a part are, if they are not its characters."""
+    words, tokens = [], part["tokens"]
+    if part.get("documents", 1) > 1:
+        words.append(f"{part['documents']:,} documents")
+    if "unknown" in part:
+        words.append(f"{part['unknown'] / max(1, tokens):.1%} unknown words")
+    return f" ({', '.join(words)})" if words else ""
 
-    Bits per character for characters and bytes, perplexity for other tokens.
+
+def metrics(
+    vocabulary: Vocabulary, loss: float, *, characters: float | None = None
+) -> dict[str, float]:
+    """Return the loss in nats per token and the forms of it that papers report.
+
+    Args:
+        vocabulary: the vocabulary.
+        loss: the mean loss per token.
+        characters: the mean number of characters of the same tokens. None in training,
+            where they are not counted, and if the tokens joined are not the text.
+
+    Returns:
+        Bits per character if tokens are characters or `characters` is known, bits per
+        byte for bytes, perplexity per token for words, subwords and other ids.
     """
-    if vocabulary.kind == "tokens":
-        return {"loss": loss, "perplexity": float(jnp.exp(loss))}
-    return {"loss": loss, "bits_per_character": loss / float(jnp.log(2.0))}
+    found, bits = {"loss": loss}, loss / float(jnp.log(2.0))
+    if vocabulary.kind == "character":
+        return found | {"bits_per_character": bits}
+    if vocabulary.kind == "byte":
+        found["bits_per_byte"] = bits
+    else:
+        found["perplexity"] = float(jnp.exp(loss))
+    if characters:
+        found["bits_per_character"] = bits / characters
+    return found
 
 
 TASK = LanguageModelling()

@@ -2,9 +2,10 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxlstm.lab.config.schema import Config
 from jaxlstm.lab.data.corpus import Corpus
@@ -13,15 +14,36 @@ from jaxlstm.lab.data.streams import Batch, Streams, Window, validation_windows
 from jaxlstm.lab.data.vocabulary import Vocabulary
 
 
+class CountedWindow(NamedTuple):
+    """A `Window`, and the number of characters of each target."""
+
+    inputs: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    resets: NDArray[np.bool_]
+    weights: NDArray[np.bool_]
+    characters: NDArray[np.int32]
+
+
 class TextDataset:
     """The training and validation part of a text; see `Dataset`.
+
+    Args:
+        config: the config.
+        corpus: the text, if it is read already.
+        vocabulary: the vocabulary of a run, whose tokenizer is used again.
 
     Raises:
         BadInput: the text cannot be read, or is too short for one batch.
     """
 
-    def __init__(self, config: Config, corpus: Corpus | None = None) -> None:
-        self.corpus: Corpus = corpus or read(config.data)
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus | None = None,
+        *,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        self.corpus: Corpus = corpus or read(config.data, vocabulary=vocabulary)
         self._config = config
         self.streams = Streams(
             self.corpus.train,
@@ -58,15 +80,20 @@ class TextDataset:
         """The number of windows of each stream in one pass over the text."""
         return self.streams.steps_per_epoch
 
-    def eval_batches(self, *, full: bool = True) -> Iterable[Window]:
+    def eval_batches(self, *, full: bool = True) -> Iterable[Window | CountedWindow]:
         """Return consecutive windows that contain each validation target once."""
-        return validation_windows(
+        windows = validation_windows(
             self.corpus.validation,
             streams=self._training.validation_streams,
             window=self._training.window,
             limit=None if full else self._training.validation_tokens,
             document_token=self.corpus.document_token,
         )
+        is_character = self.spec.kind == "character"
+        counts = None if is_character else self.spec.characters()
+        if counts is None:
+            return windows
+        return (CountedWindow(*each, counts[each.targets]) for each in windows)
 
 
 def batch_like(config: Config) -> Batch:

@@ -125,7 +125,7 @@ class TextStream(Stream):
         self, slot: int, key: Any, chosen: schema.Sample, ahead: int, *, continues: bool
     ) -> Iterator[str]:
         settings = generation.Draw.of(chosen.temperature, chosen.top_k, chosen.top_p)
-        before = "0" if continues else chosen.prompt
+        before = None if continues else chosen.prompt
         show = encoding.Decoder(self.config.data, self.vocabulary, before)
         left, drawn = chosen.documents or generation.ALL, 0
         while drawn < chosen.length and left:
