@@ -24,7 +24,7 @@ Reference:
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,7 @@ def run(
     _check_options(emit, checkpoint_every, has_resets=has_resets)
     plain.check("cudnn", cell, params, xs, per_step, state)
     (state,), hs = _call_kernel(
-        kernel, [params], [state], xs, steps.active, reverse=reverse
+        kernel, [cast("LSTMParams", params)], [state], xs, steps.active, reverse=reverse
     )
     return state, hs if emit is emits.hidden else None
 

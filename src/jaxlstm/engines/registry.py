@@ -283,11 +283,17 @@ def _burn_in(
         own = jax.tree.map(lambda leaf: leaf[chosen], (xs, per_step, flags))
         return own[0], own[1], StepMask(*own[2], steps.invalid_length)
 
-    frozen = jax.lax.stop_gradient((params, *at(first)[:2], state))
+    own_xs, own_per_step, own_steps = at(first)
+    params, own_xs, own_per_step, state = jax.lax.stop_gradient(
+        (params, own_xs, own_per_step, state)
+    )
     state, _ = program.engine(
         program.cell,
-        *frozen,
-        at(first)[2],
+        params,
+        own_xs,
+        own_per_step,
+        state,
+        own_steps,
         reverse=program.reverse,
         emit=emits.nothing,
         checkpoint_every=None,

@@ -218,8 +218,9 @@ _KERAS_ACTIVATIONS = {
 
 
 def _flax(part: Part) -> Call:
-    from flax import linen
+    from flax import linen as flax_linen
 
+    linen: Any = flax_linen  # its annotations are those of dataclass fields
     variables = {"params": _arrays("flax", part)}
     if isinstance(part, EmbedParams):
         module = linen.Embed(*part.table.shape)

@@ -3,6 +3,7 @@ from . import config as config
 from . import data as data
 from . import native as native
 from . import runs as runs
+from . import serving as serving
 from ._util.errors import BadInput as BadInput
 from ._util.errors import Diverged as Diverged
 from ._util.errors import Interrupted as Interrupted

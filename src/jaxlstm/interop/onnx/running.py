@@ -75,7 +75,8 @@ def compare(
         raise ValueError(f"onnx: onnxruntime does not run it: {reason}") from error
     ragged = lengths if ports.lengths else None
     ours = np.asarray(jax.jit(model.apply)(params, xs, lengths=ragged)[1])
-    return interop.Comparison((_difference(ports, ours, theirs, ragged),))
+    found = _difference(ports, ours, np.asarray(theirs), ragged)
+    return interop.Comparison((found,))
 
 
 def _draw(

@@ -43,7 +43,9 @@ def blocks(
         features: `[N]` by phrase, of the text of the pictures.
     """
     state, letters = traces.memory(shown.layers[0]), traces.gates(shown.layers[0])
-    parts, methods = [glossary(state, letters, found.search is not None)], []
+    first = glossary(state, letters, found.search is not None)
+    parts: list[str | Picture] = [first]
+    methods = []
 
     def name(unit: Unit) -> str:
         layer = f" of layer {unit.layer + 1}" if len(found.layers) > 1 else ""
