@@ -279,9 +279,11 @@ def _burn_in(
         first, rest = slice(length - count, None), slice(length - count)
 
     def at(chosen: slice) -> tuple[Features, PerStep, StepMask]:
-        flags = steps.active, steps.resets
-        own = jax.tree.map(lambda leaf: leaf[chosen], (xs, per_step, flags))
-        return own[0], own[1], StepMask(*own[2], steps.invalid_length)
+        arrays = (xs, per_step, steps.active, steps.resets)
+        xs_there, values, active, resets = jax.tree.map(
+            lambda leaf: leaf[chosen], arrays
+        )
+        return xs_there, values, StepMask(active, resets, steps.invalid_length)
 
     own_xs, own_per_step, own_steps = at(first)
     params, own_xs, own_per_step, state = jax.lax.stop_gradient(
