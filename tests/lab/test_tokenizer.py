@@ -309,3 +309,18 @@ def test_a_run_in_subwords(tmp_path, monkeypatch):
     assert again.vocabulary == made.vocabulary
     assert (run / "tokenizer.json").read_text() == made.vocabulary.tokenizer
     assert any("tokenizer.json: was edited" in text for text in sink.messages)
+
+
+def test_a_word_in_other_words_is_counted_where_it_is_one():
+    from types import SimpleNamespace
+
+    from jaxlstm.lab.analysis import text as texts
+
+    known = vocabulary.of_tokenizer(WORDS)
+    config = SimpleNamespace(data=TextData(path="x", unit="word"))
+    trained = SimpleNamespace(vocabulary=known, config=config)
+    said = []
+    texts.from_string(
+        trained, "he cell keeps" + " the cell" * 9, "t", report=said.append
+    )
+    assert "in 1 of 21 places" in said[0]

@@ -90,7 +90,7 @@ def from_string(
     vocabulary, data = trained.vocabulary, trained.config.data
     tokens = encoding.encode(text, data, vocabulary)
     if unknown := vocabulary.unknown("".join(encoding.split(text, data))):
-        count = sum(encoding.newlines(text).count(symbol) for symbol in unknown)
+        count = int((tokens == vocabulary.unknown_id).sum())
         names = shortened([symbol_name(symbol) for symbol in unknown], most=5)
         if 2 * count > len(tokens):
             raise BadInput(

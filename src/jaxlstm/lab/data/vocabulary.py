@@ -69,6 +69,13 @@ class Vocabulary(NamedTuple):
         document = (DOCUMENT_TOKEN[self.kind],) if self.kind in DOCUMENT_TOKEN else ()
         return (UNKNOWN, *document) if self.kind == "character" else document
 
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of what has no id of its own, or None."""
+        if self.kind == "tokenizer":
+            return tokenizers.facts(self.tokenizer).unknown
+        return UNKNOWN if self.kind == "character" else None
+
     def encode(self, text: str) -> NDArray[np.int32]:
         """Return the ids `[N]` of a text; unknown characters have id 0.
 
