@@ -110,8 +110,9 @@ found = [
 ]
 text = "\n".join(path.read_text() for path in found if path.exists())
 text = text.encode("ascii", "ignore").decode()
+text, held_out = text[: -len(text) // 10], text[-len(text) // 10 :]
 
-alphabet = sorted(set(text))
+alphabet = sorted(set(text + held_out))
 tokens = np.array([alphabet.index(character) for character in text], np.int32)
 streams, window = 32, 64
 assert len(tokens) > streams * (window + 1), "use a longer text or fewer streams"
@@ -126,7 +127,10 @@ def batch(step):
     return rows[at : at + window], rows[at + 1 : at + window + 1]
 
 
+unseen = np.array([alphabet.index(character) for character in held_out], np.int32)
+unseen = unseen[: len(unseen) // streams * streams].reshape(streams, -1).T
 print(f"{len(text):,} characters, {len(alphabet)} of them different")
+print(f"{len(held_out):,} characters held out, which are not trained on")
 print(text[:200])
 
 # %% [markdown]
@@ -173,14 +177,20 @@ def train_step(params, opt_state, state, inputs, targets):
 
 # %%
 opt_state, state = optimizer.init(params), None
+validate = jax.jit(lambda params: loss(params, None, unseen[:-1], unseen[1:])[0])
 records = []
 for step in range(STEPS):
     params, opt_state, state, bits = train_step(params, opt_state, state, *batch(step))
     records.append({"step": step, "split": "train", "bits_per_character": float(bits)})
+    if step % 60 == 59:
+        bits = float(validate(params))
+        record = {"step": step, "split": "validation", "bits_per_character": bits}
+        records.append(record)
 
 print(f"{records[0]['bits_per_character']:.2f} bits per character before training")
-last = np.mean([record["bits_per_character"] for record in records[-50:]])
-print(f"{last:.2f} in the last 50 of {STEPS} steps")
+trained = [r["bits_per_character"] for r in records if r["split"] == "train"]
+print(f"{np.mean(trained[-50:]):.2f} in the last 50 of {STEPS} steps")
+print(f"{bits:.2f} on the held-out text")
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 4))
@@ -190,6 +200,10 @@ plt.show()
 # %% [markdown]
 # A uniform guess costs log₂ of the alphabet's size, 6 to 7 bits per character. The
 # model has learnt letters, words and indentation.
+#
+# The training curve rises again and again, although the model improves: each step reads
+# another part of the text, and some parts are harder than others. The validation curve
+# is always about the same held-out text.
 #
 # ## Generate text
 #
@@ -220,9 +234,13 @@ print("".join(written))
 # ## Look inside
 #
 # `model.trace` is `model.apply` that also returns the gates and states of every step,
-# as a dict with an entry for each recurrent layer. The plot shows the forget gates of
-# all 128 units while the model reads two lines, sorted by their mean: bright is open,
-# dark is closed.
+# as a dict with an entry for each recurrent layer. The key is the path of the layer in
+# the parameters. Here it is `"rnn"`, the name that `serial` was given. A stack called
+# `rnn` has one entry for each of its layers, `"rnn/0"` and `"rnn/1"`. Without names,
+# paths consist of positions, such as `"1"` or `"1/0"`.
+#
+# The plot shows the forget gates of all 128 units while the model reads two lines,
+# sorted by their mean: bright is open, dark is closed.
 
 # %%
 # With your own text, use a part of it: line = text[:80]
@@ -237,8 +255,9 @@ plt.show()
 
 # %% [markdown]
 # Some units keep their state for a large part of a line, some for a word, and most for
-# a character or less. The forget gate determines for how long: the cell state decays by
-# a factor e in −1 / mean(log f) steps, the unit's *timescale*.
+# a character or less. The forget gate determines for how long: after −1 / mean(log f)
+# steps, the unit's *timescale*, 37 % (1/e) of the cell state is left. A timescale below
+# one step means that less than 37 % is left after a single character.
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 4))

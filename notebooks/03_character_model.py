@@ -106,10 +106,15 @@ jl.plots.loss_curve(records, ax=ax)
 plt.show()
 
 # %% [markdown]
+# The curve does not fall at every step: each step reads another part of the text, and
+# some parts are harder to predict.
+
+# %% [markdown]
 # ## Gates and states of every unit
 #
 # `model.trace` runs the model and returns all gates and states, as a dict with an entry
-# for each recurrent layer. This model has one, which is called `rnn`.
+# for each recurrent layer, called by its path in the parameters. This model has one,
+# `rnn`. (A stack called `rnn` has `rnn/0`, `rnn/1` and so on.)
 
 # %%
 reading = "".join(files[::10])[:24_000]
@@ -217,8 +222,8 @@ for name, marks in features.items():
 #
 # In the stored run, on the second half, the unit for indentation is almost perfect and
 # the one for round brackets is good. The units for quotes and square brackets are
-# outside the range by chance. For square brackets this range is wide, because the unit
-# is slow.
+# outside the range by chance, that for square brackets barely: its range is wide,
+# because the unit is slow.
 #
 # These results describe one network. A network trained from another seed has other
 # units, perhaps a good one for quotes and none for brackets.
@@ -264,7 +269,9 @@ plt.show()
 # %% [markdown]
 # ## All units
 #
-# The timescale of each unit while it reads, and the forget gates of all units.
+# The timescale of each unit while it reads, and the forget gates of all units. A
+# timescale is the number of steps until 37 % of the cell state is left; below one step,
+# less than 37 % is left after a single character.
 
 # %%
 fig, axes = plt.subplots(
