@@ -314,6 +314,35 @@ def test_an_unknown_option_is_named(capsys):
     assert "--fast" in capsys.readouterr().err
 
 
+MEANT = {
+    "my.yaml seed=1": "write: jaxlstm train my.yaml seed=1",
+    "seed=1": "write: jaxlstm train seed=1",
+    "eval runs/a": "write: jaxlstm evaluate runs/a",
+    "trian": 'did you mean "train"?',
+    "train --hidden-size 64": "write model.hidden_size=64;",
+    "check --steps=9": "write training.steps=9;",
+    "train --lr 1e-3": "write learning_rate=1e-3;",
+}
+
+
+@pytest.mark.parametrize("words", MEANT)
+def test_a_wrong_command_is_answered_with_the_one_that_was_meant(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(words.split())
+    assert caught.value.code == 2
+    assert MEANT[words] in capsys.readouterr().err
+
+
+def test_a_config_given_as_a_run_and_a_run_given_as_a_config(written, capsys):
+    code, message = failure(capsys, "resume", "tiny.yaml")
+    assert code == 2
+    assert message.endswith("train it with: jaxlstm train tiny.yaml\n")
+    Path("run").mkdir()
+    written.rename("run/config.yaml")
+    code, message = failure(capsys, "train", "run")
+    assert message.endswith("continue it with: jaxlstm resume run\n")
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxlstm.lab._util import interrupts
-from jaxlstm.lab._util.errors import LabError
+from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab.cli import (
     backtest,
     bench,
@@ -22,6 +22,7 @@ from jaxlstm.lab.cli import (
     export,
     import_model,
     inspect,
+    meant,
     new,
     plot,
     predict,
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with (
             contextlib.nullcontext() if arguments.debug else interrupts.exit_on_signal()
         ):
+            _require_kind(arguments)
             VERBS[arguments.verb].run(arguments)
             _flush()
     except LabError as error:
@@ -117,7 +119,10 @@ def _fail(arguments: Arguments, error: BaseException, message: str, code: int) -
 def _parse(argv: Sequence[str] | None) -> Arguments:
     """Parse the arguments, accepting `key=value` before and after options."""
     parser = _parser()
-    arguments, extra = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if problem := meant.verb(words, VERBS):
+        parser.error(problem)
+    arguments, extra = parser.parse_known_args(words)
     has_overrides = "overrides" in arguments
     unknown = [
         word
@@ -126,13 +131,23 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
     ]
     if unknown:
         expected = "KEY=VALUE or an option" if has_overrides else "an option"
+        instead = meant.option(unknown[0], words) if has_overrides else ""
         parser.error(
-            f"{arguments.verb}: got {unknown[0]!r}, expected {expected}; see "
+            f"{arguments.verb}: got {unknown[0]!r}, expected {expected}{instead}; see "
             f'"jaxlstm {arguments.verb} --help"'
         )
     if extra:
         arguments.overrides = [*arguments.overrides, *extra]
     return arguments
+
+
+def _require_kind(arguments: Arguments) -> None:
+    """Raise `BadInput` for a config given as a run, and for a run given as a config."""
+    run, config = getattr(arguments, "run", None), getattr(arguments, "config", None)
+    if arguments.verb != "train" and isinstance(run, str) and meant.is_config(run):
+        raise BadInput(meant.instead_of_a_run(run))
+    if arguments.verb == "train" and isinstance(config, str) and meant.is_run(config):
+        raise BadInput(meant.instead_of_a_config(config))
 
 
 def _parser() -> argparse.ArgumentParser:

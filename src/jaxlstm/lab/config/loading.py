@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
 from jaxlstm.lab._util.wording import describe
-from jaxlstm.lab.config.messages import ConfigError, format_errors
+from jaxlstm.lab.config.messages import ConfigError, format_errors, key_paths
 from jaxlstm.lab.config.schema import CONFIGS, NAME_LENGTH, Config, RunConfig
 from jaxlstm.lab.config.yaml_source import (
     Node,
@@ -120,6 +120,20 @@ def dump(config: RunConfig) -> str:
     text = io.StringIO()
     writer.dump(config.model_dump(), text)
     return text.getvalue()
+
+
+def keys_named(name: str) -> list[str]:
+    """Return the keys of all tasks that end in a name, as overrides write them.
+
+    Example:
+        >>> keys_named("hidden_size")
+        ['model.hidden_size']
+    """
+    if name == "learning_rate":
+        return [name]
+    paths = (path for config in CONFIGS.values() for path in key_paths(config))
+    found = {".".join(map(str, path)) for path in paths if path[-1] == name}
+    return sorted(found, key=lambda key: (key.count("."), key))
 
 
 def json_schema() -> dict[str, Any]:

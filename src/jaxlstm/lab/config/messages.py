@@ -163,18 +163,19 @@ def _unknown_key(location: "_Location") -> str:
         tag = describe(location.tag)
         return f"unknown key for {tag}; it belongs to {join_names(knowing)}"
     fields = location.owner.model_fields
-    elsewhere = [dotted(path) for path in _paths(location.root) if path[-1] == key]
+    elsewhere = [dotted(path) for path in key_paths(location.root) if path[-1] == key]
     meant = did_you_mean(key, fields)
     if elsewhere and not meant:
         meant = f"; did you mean {describe(elsewhere[0])}?"
     return f"unknown key{meant or '; expected ' + join_names(fields)}"
 
 
-def _paths(section: Section) -> Iterator[KeyPath]:
+def key_paths(section: Section) -> Iterator[KeyPath]:
+    """Yield the path of every key of a section, of all kinds that it may be."""
     for name, field in section.model_fields.items():
         yield (name,)
         for kind in _kinds(field).values():
-            yield from ((name, *path) for path in _paths(kind))
+            yield from ((name, *path) for path in key_paths(kind))
 
 
 # -- pydantic's locations -----------------------------------------------------
