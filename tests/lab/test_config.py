@@ -510,6 +510,20 @@ def test_paths_become_absolute_by_their_type(tmp_path, monkeypatch):
     assert with_absolute_paths(Config()) == Config()
 
 
+def test_text_in_place_of_a_section_is_its_tag(here):
+    """In files, mappings and overrides, and the schema allows it."""
+    gru = config.load({"model": {"cell": {"name": "gru", "reset_after": False}}})
+    given = ["model.cell=gru", "model.cell.reset_after=false"]
+    assert config.load(overrides=given) == gru
+    Path("a.yaml").write_text("model: {cell: gru}\nname: quickstart")
+    assert config.load("a.yaml", overrides=given[1:]) == gru
+    Path("b.yaml").write_text("extends: a.yaml\nmodel: {cell: {reset_after: false}}")
+    assert config.load("b.yaml").model == gru.model
+    validator = jsonschema.Draft202012Validator(config.json_schema())
+    assert validator.is_valid({"model": {"cell": "gru"}, "data": "python"})
+    assert not validator.is_valid({"model": {"cell": "gur"}})
+
+
 # -- schema, templates and shipped configs ------------------------------------
 
 

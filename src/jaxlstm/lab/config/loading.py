@@ -23,9 +23,11 @@ from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config.messages import ConfigError, format_errors, key_paths
 from jaxlstm.lab.config.schema import CONFIGS, NAME_LENGTH, Config, RunConfig
 from jaxlstm.lab.config.yaml_source import (
+    KeyPath,
     Node,
     SourceError,
     apply_override,
+    expand_tags,
     merge,
     plain,
     read,
@@ -81,6 +83,7 @@ you mean "hidden_size"?
     """
     try:
         node, problems = _read(source)
+        node = expand_tags(node, _model_of(node).tags)
         return _validated(_override(node, overrides, problems), problems)
     except SourceError as error:
         raise ConfigError([str(error)]) from None
@@ -159,7 +162,20 @@ def _json_schema(config: type[RunConfig]) -> dict[str, Any]:
     schema = config.model_json_schema(ref_template=where)
     extends = {"description": "Config file that provides the keys missing here."}
     schema["properties"]["extends"] = extends | {"type": "string"}
+    for path in config.tags:
+        _allow_tag(schema, path)
     return schema
+
+
+def _allow_tag(schema: dict[str, Any], path: KeyPath) -> None:
+    """Allow a tag as text in place of the mapping at `path`, as `expand_tags` does."""
+    task, field = schema["properties"]["task"]["default"], schema["properties"][path[0]]
+    for key in path[1:]:
+        model = field.get("$ref", "").rpartition("/")[2].removeprefix(f"{task}-")
+        field = schema["$defs"].get(model, {}).get("properties", {}).get(key, {})
+    if "discriminator" in field:
+        kinds = sorted(field.pop("discriminator")["mapping"])
+        field["anyOf"] = [*field.pop("oneOf"), {"enum": kinds, "type": "string"}]
 
 
 def digest(config: RunConfig) -> str:
@@ -211,6 +227,7 @@ def _read_with_parent(path: Path) -> tuple[Node, list[str]]:
         )
     parent = _migrated(parent)
     tags = _model_of(parent if _task(child) is None else child).tags
+    parent, child = (expand_tags(each, tags) for each in (parent, child))
     return merge(parent, child, tags), problems + more
 
 
@@ -242,7 +259,9 @@ def _override(node: Node, overrides: Sequence[str], problems: list[str]) -> Node
         raise ConfigError(['overrides: got text, expected a list such as ["seed=1"]'])
     for text in overrides:
         try:
-            node = apply_override(node, text, defaults=_defaults(_model_of(node)))
+            model = _model_of(node)
+            node = apply_override(node, text, defaults=_defaults(model))
+            node = expand_tags(node, model.tags)
         except SourceError as error:
             problems.append(str(error))
     return node

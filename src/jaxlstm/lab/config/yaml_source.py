@@ -106,6 +106,31 @@ def merge(
     return Node({**below.value, **above.value, **both}, above.place)
 
 
+def expand_tags(node: Node, tags: Mapping[KeyPath, str]) -> Node:
+    """Replace text in place of a tagged mapping by a mapping with this tag.
+
+    `cell: gru` becomes `cell: {name: gru}`.
+
+    Args:
+        node: a config.
+        tags: as for `merge`.
+    """
+    for path, tag in tags.items():
+        node = _expand_tag(node, path, tag)
+    return node
+
+
+def _expand_tag(node: Node, path: KeyPath, tag: str) -> Node:
+    if not path:
+        is_text = isinstance(node.value, str)
+        return Node({tag: node}, node.place) if is_text else node
+    key, *rest = path
+    if not (isinstance(node.value, dict) and key in node.value):
+        return node
+    expanded = _expand_tag(node.value[key], tuple(rest), tag)
+    return Node({**node.value, key: expanded}, node.place)
+
+
 # -- overrides ----------------------------------------------------------------
 
 
