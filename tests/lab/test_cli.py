@@ -182,7 +182,7 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys, monkey
     assert captured.out.startswith("gates")
     assert captured.err == ""
     assert cli.main(["sample", str(run), "--prompt", "gatesßß", "--length", "9"]) == 0
-    assert "--prompt: 'ß' is not in the model's vocabulary" in capsys.readouterr().err
+    assert '--prompt: "ß" not in the model\'s vocabulary' in capsys.readouterr().err
 
     moved = tmp_path / "moved.txt"
     (tmp_path / "book.txt").rename(moved)
