@@ -885,3 +885,13 @@ def test_functions_that_change_the_rows_are_refused():
     params, _ = layer.init(KEY, D)
     with pytest.raises(ValueError, match=r"from \[6, 4, 4\] to \[6, 16\], expected"):
         layer.apply(params, XS)
+
+
+def test_parameters_may_be_numpy_arrays():
+    """As `jax.device_get` and files of weights give them."""
+    layer = jl.serial(jl.embed(9, 4), jl.recurrent(CELL, 5), jl.linear(2))
+    params, _ = layer.init(jax.random.key(0))
+    tokens = np.array([[3, 1], [0, 8]])
+    assert_same(
+        layer.apply(jax.device_get(params), tokens), layer.apply(params, tokens), 0
+    )

@@ -259,7 +259,7 @@ def embed(vocabulary: int, size: int, *, dtype: DTypeLike = jnp.float32) -> Laye
         return EmbedParams(table), size
 
     def rows(params: EmbedParams, tokens: jax.Array) -> Features:
-        table = replicate_like(tokens, params.table)
+        table = replicate_like(tokens, jnp.asarray(params.table))
         return _lookup(table, tokens).astype(dtype)
 
     def run(params: EmbedParams, xs: ArrayLike, state: State, call: Call) -> Result:
