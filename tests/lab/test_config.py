@@ -524,6 +524,78 @@ def test_text_in_place_of_a_section_is_its_tag(here):
     assert not validator.is_valid({"model": {"cell": "gur"}})
 
 
+ADAM = {"optimizer": [{"clip": {"max_delta": 1.0}}, {"adam": {"learning_rate": 0.1}}]}
+
+
+def schedule(name: str, **arguments: float) -> dict[str, Any]:
+    return {"optimizer": [{"sgd": {"learning_rate": {name: arguments}}}]}
+
+
+def test_learning_rate_is_set_wherever_it_is():
+    assert config.load(ADAM, overrides=["learning_rate=3e-4"]).optimizer == (
+        ADAM["optimizer"][0],
+        {"adam": {"learning_rate": 3e-4}},
+    )
+    peak = "optimizer.1.adamw.learning_rate.warmup_cosine_decay_schedule.peak_value"
+    assert config.load(overrides=["learning_rate=3e-4"]) == config.load(
+        overrides=[f"{peak}=3e-4"]
+    )
+    rising = schedule(
+        "linear_schedule", init_value=0.0, end_value=1.0, transition_steps=3
+    )
+    read = config.load(rising, overrides=["learning_rate=0.5"]).optimizer
+    assert read[0]["sgd"]["learning_rate"]["linear_schedule"]["end_value"] == 0.5
+    given = {"optimizer": [{"adafactor": {}}]}
+    assert config.load(given, overrides=["learning_rate=1"]).optimizer == (
+        {"adafactor": {"learning_rate": 1}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "message"),
+    [
+        (None, "lr=1", 'unknown key; did you mean "learning_rate"?'),
+        (None, "learning_rate=1e-6", "got 1e-06, expected at least the end_value"),
+        (None, "learning_rate=x", 'got "x", expected a finite number'),
+        (ADAM, "learning_rate=-1", "got -1, expected 0 or more"),
+        ({"optimizer": [{"clip": {"max_delta": 1}}]}, "learning_rate=1", "without a"),
+    ],
+)
+def test_message_of_an_invalid_learning_rate(source, text, message):
+    [line] = problems(source, text)
+    assert line.startswith(f'override "{text}": ')
+    assert message in line
+
+
+def test_a_schedule_without_steps_follows_those_of_the_training():
+    def steps(source: Any, *overrides: str) -> list[int]:
+        [[entry]] = [
+            c.values() for c in config.load(source, overrides=overrides).optimizer[-1:]
+        ]
+        [arguments] = entry["learning_rate"].values()
+        return [v for k, v in arguments.items() if k.endswith("_steps")]
+
+    cosine = schedule("cosine_decay_schedule", init_value=1.0)
+    assert steps(cosine, "training.steps=300") == [300]
+    accumulated = "training.gradient_accumulation_steps=8"
+    assert steps(cosine, "training.steps=300", accumulated) == [38]
+    assert steps(cosine | {"training": {"steps": 7}}) == [7]
+    linear = schedule(
+        "linear_schedule", init_value=1.0, end_value=0.0, transition_begin=100
+    )
+    assert steps(linear, "training.steps=300") == [200]
+    own = schedule("cosine_decay_schedule", init_value=1.0, decay_steps=9)
+    assert steps(own, "training.steps=300") == [9]
+    assert steps(None) == steps(Config(), "training.steps=20") == [100, 2800]
+    assert steps(None, "training.steps=500", "learning_rate=1") == [100, 500]
+    assert steps(None, "training.steps=20") == [100, 101]
+    trained = config.load(cosine, overrides=["training.steps=300"])
+    key = "optimizer.0.sgd.learning_rate.cosine_decay_schedule.decay_steps=null"
+    assert steps(trained, "training.steps=400") == [300]
+    assert steps(trained, "training.steps=400", key) == [400]
+    assert config.load(YAML(typ="safe").load(config.dump(trained))) == trained
+
+
 # -- schema, templates and shipped configs ------------------------------------
 
 

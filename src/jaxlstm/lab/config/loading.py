@@ -21,6 +21,12 @@ from ruamel.yaml import YAML
 
 from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config.messages import ConfigError, format_errors, key_paths
+from jaxlstm.lab.config.rates import (
+    Length,
+    with_learning_rate,
+    with_lengths,
+    without_lengths,
+)
 from jaxlstm.lab.config.schema import CONFIGS, NAME_LENGTH, Config, RunConfig
 from jaxlstm.lab.config.yaml_source import (
     KeyPath,
@@ -260,15 +266,75 @@ def _override(node: Node, overrides: Sequence[str], problems: list[str]) -> Node
     for text in overrides:
         try:
             model = _model_of(node)
-            node = apply_override(node, text, defaults=_defaults(model))
-            node = expand_tags(node, model.tags)
+            node = expand_tags(_overridden(node, text, model), model.tags)
         except SourceError as error:
             problems.append(str(error))
     return node
 
 
+def _overridden(node: Node, text: str, model: type[RunConfig]) -> Node:
+    """Apply one override, which may be of the learning rate wherever that is."""
+    key, defaults = text.partition("=")[0].strip(), _defaults(model)
+    if key in _NO_RATE and key not in model.model_fields:
+        known = f'did you mean "{_RATE}"?'
+        raise SourceError(f"override {describe(text)}: unknown key; {known}")
+    if key != _RATE or key in model.model_fields:
+        return apply_override(node, text, defaults=defaults)
+    rate = apply_override(Node({}, ""), text, defaults={}).value[_RATE]
+    chain = node.value.get("optimizer")
+    if chain is None:
+        chain = with_place(defaults.get("optimizer"), rate.place)
+        if "steps" in _given_training(node):
+            chain = without_lengths(chain)
+    try:
+        chain = with_learning_rate(chain, rate)
+    except SourceError as error:
+        raise SourceError(f"{rate.place}: {error}") from None
+    return Node({**node.value, "optimizer": chain}, node.place)
+
+
+_RATE = "learning_rate"
+_NO_RATE = {
+    "lr",
+    *(f"{section}.lr" for section in ("model", "optimizer", "training")),
+    *(f"{section}.{_RATE}" for section in ("model", "optimizer", "training")),
+}
+"""Keys that are not those of the learning rate, and that people try."""
+
+
+def _with_schedules(node: Node, model: type[RunConfig]) -> Node:
+    """Fill in the steps of schedules that follow those of the training."""
+    given, defaults = _given_training(node), _defaults(model)
+    chain = node.value.get("optimizer")
+    if chain is None and "steps" in given:
+        place = given["steps"].place
+        chain = without_lengths(with_place(defaults.get("optimizer"), place))
+    if chain is None:
+        return node
+    training = defaults.get("training") or {}
+
+    def number(key: str, low: int, default: int) -> int:
+        value = given[key].value if key in given else training.get(key)
+        is_number = isinstance(value, int | float) and low <= value < 2**31
+        return int(value) if is_number else default
+
+    steps, accumulate = number("steps", 0, 1), number(_ACCUMULATE, 1, 1)
+    chain = with_lengths(chain, Length(steps, accumulate))
+    return Node({**node.value, "optimizer": chain}, node.place)
+
+
+_ACCUMULATE = "gradient_accumulation_steps"
+
+
+def _given_training(node: Node) -> dict[Any, Node]:
+    """Return the keys of the section training that a config gives."""
+    training = node.value.get("training", Node({}, "")).value
+    return training if isinstance(training, dict) else {}
+
+
 def _validated(node: Node, problems: list[str]) -> Any:
     model = _model_of(node)
+    node = _with_schedules(node, model)
     try:
         config = model.model_validate(plain(node))
     except ValidationError as error:
