@@ -33,6 +33,7 @@ def _declare(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: Arguments) -> None:
+    from jaxlstm.lab import runs
     from jaxlstm.lab._util.wording import join_names
     from jaxlstm.lab.data import encoding
     from jaxlstm.lab.runs import trained
@@ -41,6 +42,12 @@ def _run(arguments: Arguments) -> None:
     model = trained.load(
         arguments.run, overrides=arguments.overrides, report=common.warn
     )
+    run = runs.open(model.run)
+    if runs.finished(run) is None:
+        common.warn(
+            f"{run.path} is not finished ({runs.progress(run)}); this is the model of "
+            f"step {model.step}"
+        )
     prompt = arguments.prompt
     text = model.sample(
         prompt,
