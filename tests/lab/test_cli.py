@@ -1,5 +1,6 @@
 """Each verb of the command line works; each user error is one sentence and a code."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import tiny
 from ruamel.yaml import YAML
 
 import jaxlstm as jl
-from jaxlstm.lab import cli, runs
+from jaxlstm.lab import cli, doctor, runs
 from jaxlstm.lab import config as configs
 from jaxlstm.lab._util.wording import join_names
 from jaxlstm.lab.config import starters
@@ -184,6 +185,11 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys, monkey
     assert cli.main(["sample", str(run), "--prompt", "gatesßß", "--length", "9"]) == 0
     assert '--prompt: "ß" not in the model\'s vocabulary' in capsys.readouterr().err
 
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "finished", lambda run: None)
+        assert cli.main(["sample", str(run), "--length", "1"]) == 0
+    assert "is not finished (step 20 of 20)" in capsys.readouterr().err
+
     moved = tmp_path / "moved.txt"
     (tmp_path / "book.txt").rename(moved)
     assert cli.main(["evaluate", str(run)]) == 2
@@ -296,6 +302,63 @@ def test_doctor_lists_versions_and_explains_a_missing_gpu(capsys):
     out = capsys.readouterr().out
     assert "none: JAX sees only cpu: jaxlib has" in out
     assert re.search(r"^optax +\d", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, 'pip install "jaxlstm[plot]"'),
+        ({"url": "file:///a b", "dir_info": {}}, 'pip install "/a b[plot]"'),
+        (
+            {"url": "file:///src", "dir_info": {"editable": True}},
+            'pip install -e "/src[plot]"',
+        ),
+        ({"url": "file:///a.whl", "archive_info": {}}, 'pip install "jaxlstm[plot]"'),
+    ],
+)
+def test_doctor_installs_from_where_the_package_is_from(origin, command, monkeypatch):
+    class Distribution:
+        def read_text(self, name):
+            return json.dumps(origin) if origin else None
+
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "distribution", lambda name: Distribution()
+    )
+    assert doctor.install_command("plot") == command
+
+
+def in_terminal(words: list[str], **environment: str) -> str:
+    """Return the output of a command in a pseudo terminal."""
+    leader, follower = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxlstm", *words],
+        stdout=follower,
+        stderr=follower,
+        env=os.environ | {"TERM": "xterm-256color"} | environment,
+    )
+    os.close(follower)
+    parts = []
+    with contextlib.suppress(OSError):  # Linux reports the end as an error
+        while part := os.read(leader, 4096):
+            parts.append(part)
+    process.wait()
+    os.close(leader)
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def test_screens_without_colour_and_of_60_columns(written, capsys):
+    """No escape sequence, and no line longer than the screen but of a single word."""
+    words = ["train", "tiny.yaml", "training.steps=5", "--run", "r" * 40]
+    out = in_terminal(words, NO_COLOR="1", COLUMNS="60")
+    assert "step 5/5" in out
+    assert "\x1b" not in out
+    out = in_terminal(["check", "tiny.yaml"], COLUMNS="60")
+    assert cli.main(["check", "tiny.yaml"]) == 0
+    plain = capsys.readouterr().out
+    assert len(out.split()) == len(plain.split())
+    broken = [line for line in out.splitlines() if len(line) > 60]
+    assert all(len(line.split()) == 1 for line in broken)
+    assert len(out.splitlines()) > len(plain.splitlines())
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

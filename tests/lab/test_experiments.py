@@ -470,7 +470,8 @@ def test_an_interruption_names_the_command_that_resumes(book, tmp_path, monkeypa
     from contextlib import contextmanager
 
     @contextmanager
-    def stopped():
+    def stopped(again):
+        assert again.startswith("jaxlstm resume")
         yield lambda: True
 
     monkeypatch.setattr(experiments.interrupts, "stop_on_signal", stopped)

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from jaxlstm.lab._util.errors import LabError
+from jaxlstm.lab.sinks import base
 from jaxlstm.lab.sinks.base import combine, progress
 from jaxlstm.lab.sinks.console import Outlet, TerminalSink
 from jaxlstm.lab.sinks.formatting import clock, duration, line, printable
@@ -313,3 +314,15 @@ def test_without_tensorboardx_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(LabError, match=r'pip install "jaxlstm\[tensorboard\]"'):
         TensorBoardSink(tmp_path)
+
+
+def test_no_sink_is_quiet_and_auto_is_the_one_of_the_output(capsys):
+    quiet = base.choose(None)
+    quiet.start(3)
+    quiet.log({"step": 1, "loss": 1.0})
+    quiet.message("saved")
+    quiet.finish()
+    assert capsys.readouterr().out == ""
+    base.choose("auto").message("saved")
+    assert capsys.readouterr().out == "saved\n"
+    assert base.choose(quiet) is quiet

@@ -29,7 +29,7 @@ from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.reports import report as reports
 from jaxlstm.lab.runs import Run
 from jaxlstm.lab.runs.trained import Trained, load, newest_spec
-from jaxlstm.lab.sinks.base import Sink, combine, progress
+from jaxlstm.lab.sinks.base import Progress, choose, combine
 from jaxlstm.lab.sinks.tensorboard import TensorBoardSink, require_tensorboard
 from jaxlstm.lab.sinks.text import TextSink
 from jaxlstm.lab.sweeps import SweepResult
@@ -49,7 +49,7 @@ def train(
     overrides: Sequence[str] = (),
     run: str | Path | None = None,
     resume: Literal["never", "auto"] = "never",
-    sink: Sink | None = None,
+    sink: Progress = "auto",
     tensorboard: bool = False,
 ) -> Trained:
     """Train a model in a run directory, as a config describes it.
@@ -61,7 +61,7 @@ def train(
         run: the run directory; None creates `runs/<name>-<date>-<time>`.
         resume: `"auto"` starts a run in a new directory, resumes a run of the same
             config, and returns the trained model of a finished run.
-        sink: object that receives progress; None prints it.
+        sink: object that receives progress; "auto" prints it, None is quiet.
         tensorboard: whether to write event files into the run directory.
 
     Returns:
@@ -86,7 +86,7 @@ def train(
     path = None if run is None else expanded(run)
     if resume == "auto" and path is not None and runs.is_run(path):
         existing = runs.open(path)
-        before = runs.bound_config(existing, (sink or progress()).message)
+        before = runs.bound_config(existing, choose(sink).message)
         _require_same_config(existing, before, loaded)
         return _complete(existing, before, sink, tensorboard)
     cost = tasks.get(loaded.task).step_cost(loaded)
@@ -108,7 +108,7 @@ def resume(
     run: str | Path,
     *,
     overrides: Sequence[str] = (),
-    sink: Sink | None = None,
+    sink: Progress = "auto",
     tensorboard: bool = False,
 ) -> Trained:
     """Resume a run from its newest valid checkpoint.
@@ -127,7 +127,7 @@ def resume(
         LabError: as for `train`.
     """
     existing = runs.open(Path(run))
-    before = runs.bound_config(existing, (sink or progress()).message)
+    before = runs.bound_config(existing, choose(sink).message)
     if overrides:
         after = _changed_config(existing, before, overrides)
         return _complete(existing, before, sink, tensorboard, after, overrides)
@@ -141,7 +141,7 @@ def sweep(
     out: str | Path | None = None,
     storage: str | None = None,
     trials: int | None = None,
-    sink: Sink | None = None,
+    sink: Progress = "auto",
 ) -> SweepResult:
     """Search the best config with Optuna, or go on with the trials that are left.
 
@@ -155,7 +155,7 @@ def sweep(
         storage: the URL of Optuna's storage, for several machines; None is SQLite in
             the directory.
         trials: the number of trials of the whole sweep; None takes `sweep.trials`.
-        sink: object that receives messages; None prints them.
+        sink: object that receives messages; "auto" prints them, None is quiet.
 
     Raises:
         BadInput: the config has no section `sweep`, a key of its space is invalid, the
@@ -166,7 +166,7 @@ def sweep(
     loaded = with_absolute_paths(configs.load(config, overrides=overrides))
     path = Path("sweeps") / loaded.name if out is None else expanded(out)
     return sweeps.search(
-        loaded, train, out=path, storage=storage, trials=trials, sink=sink or progress()
+        loaded, train, out=path, storage=storage, trials=trials, sink=choose(sink)
     )
 
 
@@ -232,7 +232,7 @@ def _picture(out: str | Path | None) -> Path:
 def _complete(
     run: Run,
     config: RunConfig,
-    sink: Sink | None,
+    sink: Progress,
     tensorboard: bool,
     changed: RunConfig | None = None,
     overrides: Sequence[str] = (),
@@ -254,20 +254,20 @@ def _complete(
     if changed is None and finished is not None:
         runs.require_own_log(run)
         early = ", stopped early" * (finished < config.training.steps)
-        (sink or progress()).message(
-            f"{run.path} is finished ({runs.progress(run)}{early})"
-        )
+        choose(sink).message(f"{run.path} is finished ({runs.progress(run)}{early})")
         return load(run.path)
     before, config = config, changed or config
     primary = tasks.get(config.task).primary
-    sinks = [sink or progress(best=primary), TextSink(functools.partial(runs.log, run))]
+    sinks = [choose(sink, best=primary), TextSink(functools.partial(runs.log, run))]
     if tensorboard:
         sinks.append(TensorBoardSink(run.path / "tensorboard"))
     sinks_ = combine(*sinks)
     with (
         _default_device(config) as device,
         runs.lock(run),
-        interrupts.stop_on_signal() as stop_requested,
+        interrupts.stop_on_signal(
+            shlex.join(["jaxlstm", "resume", str(run.path)])
+        ) as stop_requested,
     ):
         environment = runs.describe_environment([str(device.device_kind)])
         try:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -309,7 +310,7 @@ def show(rows: Sequence[Row]) -> None:
     """Print the rows as a table on a terminal, and as aligned lines otherwise."""
     reasons = [row for row in rows if row.reason]
     cells = [_cells(row) for row in rows if not row.reason]
-    if cells and sys.stdout.isatty():
+    if cells and sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         Console(highlight=False).print(_table(cells))
     elif cells:
         print(_lines(cells))

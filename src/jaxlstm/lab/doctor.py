@@ -2,9 +2,12 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import re
 import sys
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import jaxlstm as jl
@@ -45,8 +48,25 @@ def _dependencies() -> list[str]:
 
 def _extra(extra: str, module: str) -> str:
     if importlib.util.find_spec(module) is None:
-        return f'not installed: pip install "jaxlstm[{extra}]"'
+        return f"not installed: {install_command(extra)}"
     return "installed"
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra to this installation of jaxlstm.
+
+    One from a directory, such as a checkout, is installed from there again: a package
+    index may have another version, or none.
+    """
+    text = importlib.metadata.distribution("jaxlstm").read_text("direct_url.json")
+    origin = json.loads(text) if text else {}
+    address = urllib.parse.urlsplit(origin.get("url", ""))
+    if address.scheme != "file" or "dir_info" not in origin:
+        return f'pip install "jaxlstm[{extra}]"'
+    path = Path(urllib.request.url2pathname(address.path))
+    place = "." if path == Path.cwd() else path
+    option = "-e " if origin["dir_info"].get("editable") else ""
+    return f'pip install {option}"{place}[{extra}]"'
 
 
 def _device(device: str) -> str:

@@ -18,19 +18,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
+def stop_on_signal(again: str = "") -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether a signal requested a stop.
 
     Each signal is confirmed on standard error. The second one exits the process
     immediately with the same exit code; files are consistent, as they are written
     atomically. Outside the main thread Python delivers no signals, and the function
     always returns False.
+
+    Args:
+        again: the command that continues what was stopped; the second signal names it.
     """
     requested = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if requested.is_set():
-            _write_to_stderr("exited without saving; the last checkpoint is complete")
+            resume = f"; continue with: {again}" if again else ""
+            _write_to_stderr(
+                f"exited without saving; the last checkpoint is complete{resume}"
+            )
             os._exit(Interrupted.exit_code)
         requested.set()
         _write_to_stderr("stopping and saving; interrupt again to exit immediately")

@@ -115,7 +115,8 @@ def show(found: Inspection) -> None:
     markdown = found.page.read_text(encoding="utf-8")
     for block in markdown.partition(results.DEFINITIONS)[0].strip().split("\n\n"):
         if not re.match(r"!\[|\*[^*]", block):  # a picture or its caption
-            style = "bold" if block.startswith("#") else None
+            is_bold = block.startswith("#") and not console.no_color
+            style = "bold" if is_bold else None
             text = printable(block).lstrip("# ").replace("**", "")
             console.print(text, style=style, end="\n\n")
     number = markdown.count("\n![")

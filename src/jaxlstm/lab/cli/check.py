@@ -25,7 +25,8 @@ def _run(arguments: Arguments) -> None:
         from jaxlstm.lab import checks
         from jaxlstm.lab.sinks import formatting
 
-        facts = "\n" + formatting.table(checks.check(config))
+        width = common.terminal_width()
+        facts = "\n" + formatting.table(checks.check(config), width=width)
     print(f"{path or 'the quickstart config'}: valid{facts}")
 
 

@@ -1,6 +1,7 @@
 """The record that describes a verb, and the arguments and output that verbs share."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,13 @@ def config_and_overrides(arguments: Arguments) -> tuple[str | None, list[str]]:
 def warn(text: str) -> None:
     """Print a message to standard error."""
     print(f"jaxlstm: {text}", file=sys.stderr)
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal, None if standard output is not one."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return max(20, shutil.get_terminal_size().columns)
 
 
 def print_or_write(text: str, out: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from jaxlstm.lab.cli import common
 from jaxlstm.lab.cli.common import Arguments, Verb
 
 
@@ -13,7 +14,7 @@ def _run(arguments: Arguments) -> None:
     from jaxlstm.lab import doctor
     from jaxlstm.lab.sinks import formatting
 
-    print(formatting.table(doctor.examine()))
+    print(formatting.table(doctor.examine(), width=common.terminal_width()))
 
 
 VERB = Verb(

@@ -57,9 +57,28 @@ def progress(
     outlet = Outlet(sys.stdout if stream is None else stream)
     if stream is None and _in_notebook():
         return NotebookSink(outlet.write_line)
-    if outlet.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
+    # A live display moves the cursor by escape sequences, also without colours.
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("", "dumb")
+    if outlet.isatty() and not is_plain:
         return TerminalSink(outlet, best=best)
     return TextSink(outlet.write_line)
+
+
+Progress = Sink | Literal["auto"] | None
+"""A sink, "auto" for the one of `progress`, or None for none."""
+
+
+def choose(
+    sink: Progress, *, best: tuple[str, Literal["min", "max"]] = ("loss", "min")
+) -> Sink:
+    """Return the sink that an argument `sink` stands for.
+
+    Example:
+        >>> choose(None).message("not shown")
+    """
+    if sink == "auto":
+        return progress(best=best)
+    return combine() if sink is None else sink
 
 
 def _in_notebook() -> bool:

@@ -15,6 +15,7 @@ from rich.text import Text
 from jaxlstm.lab.sinks.formatting import (
     Record,
     clock,
+    fill,
     format_fields,
     format_metrics,
     format_score,
@@ -121,7 +122,9 @@ class TerminalSink:
 
     def message(self, text: str) -> None:
         """Print above the display."""
-        self._console.print(Text(printable(text)), soft_wrap=True)
+        # Broken between words here, since a terminal breaks within them.
+        lines = fill(printable(text), self._console.width, indent="  ")
+        self._console.print(Text(lines), soft_wrap=True)
 
     def finish(self) -> None:
         """Draw the display once more and stop updating it."""

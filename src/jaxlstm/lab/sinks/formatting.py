@@ -12,6 +12,7 @@ standard deviation of each.
 """
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -189,13 +190,45 @@ def line(record: Record, total: int) -> str:
     return "  ".join(words + [f"{name} {value}" for name, value in numbers])
 
 
-def table(rows: Mapping[str, str]) -> str:
+def table(rows: Mapping[str, str], *, width: int | None = None) -> str:
     """Format names and values in two aligned columns.
+
+    Args:
+        rows: values by name.
+        width: columns of the terminal, at which values are continued on the next line,
+            between words; None does not break lines.
 
     Example:
         >>> print(table({"steps": "900", "best validation": "2.18 bits/char"}))
         steps            900
         best validation  2.18 bits/char
     """
-    width = max(map(len, rows), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    names = max(map(len, rows), default=0) + 2
+    lines = [f"{name:<{names}}{value}" for name, value in rows.items()]
+    if width is None:
+        return "\n".join(lines)
+    indent = " " * min(names, width // 2)
+    return "\n".join(fill(text, width, indent=indent) for text in lines)
+
+
+def fill(text: str, width: int, *, indent: str = "") -> str:
+    """Break each line of a text between words, where it is longer than `width`.
+
+    Example:
+        >>> print(fill("steps   900, 1.2 epochs", 15, indent="        "))
+        steps   900,
+                1.2
+                epochs
+    """
+    wrapper = textwrap.TextWrapper(
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        drop_whitespace=True,
+    )
+    return "\n".join(
+        "\n".join(wrapper.wrap(line)) if len(line) > width else line
+        for line in text.split("\n")
+    )
