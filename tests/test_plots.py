@@ -343,3 +343,12 @@ def test_plots_can_share_a_figure():
     plots.timescales(trace(3, 2).gates.f, ax=right)
     drawn(left)
     assert left.get_position().x1 < right.get_position().x0
+
+
+def test_the_legend_of_a_loss_curve_is_above_the_axes():
+    """A curve that rises would run into a legend inside them."""
+    rising = [{"step": n, "split": "train", "loss": 1.0 + n} for n in range(1, 9)]
+    ax = plots.loss_curve(rising)
+    ax.figure.canvas.draw()
+    legend = ax.get_legend().get_window_extent()
+    assert legend.y0 >= ax.get_window_extent().y1 - 1

@@ -100,7 +100,8 @@ def loss_curve(
     _mark_best(ax, validation, _best(records, score, best), score)
     _cut_descent(ax, [train, validation])
     ax.set(xlabel="step", ylabel=score.label)
-    ax.legend(loc="upper right", frameon=False)
+    # Above the axes, where no curve is: a rising one would end below it.
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
     return style_axes(ax)
 
 
