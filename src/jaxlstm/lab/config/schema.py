@@ -11,6 +11,7 @@ from jaxlstm.lab.config.base import RunConfig as RunConfig
 from jaxlstm.lab.config.base import Training as Training
 from jaxlstm.lab.config.classification import ClassifyConfig, CTCConfig, TagConfig
 from jaxlstm.lab.config.forecasting import ForecastConfig as ForecastConfig
+from jaxlstm.lab.config.language_modelling import SUBWORD_SIZE as SUBWORD_SIZE
 from jaxlstm.lab.config.language_modelling import Config as Config
 from jaxlstm.lab.config.language_modelling import Data as Data
 from jaxlstm.lab.config.language_modelling import (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxlstm.lab.config.language_modelling import SUBWORD_SIZE
+from jaxlstm.lab.config.schema import SUBWORD_SIZE
 from jaxlstm.lab.data import tokenizer as tokenizers
 from jaxlstm.lab.data import tokenizer_files
 from jaxlstm.lab.data.corpus import Corpus

@@ -46,7 +46,7 @@ class Listener(NamedTuple):
     log: Callable[[int, float, dict[str, Any], dict[str, Any]], None]
     compiled: Callable[[float], None]
     stopping: Callable[[], bool]
-    skipped: Callable[[int, int], None]
+    skipped: Callable[[int, int], None] = lambda step, count: None
 
 
 class Job(NamedTuple):
