@@ -41,7 +41,7 @@ def export_weights(path: Path, params: Any, **metadata: Any) -> None:
     try:
         header = {name: json.dumps(value) for name, value in metadata.items()}
         header["sha256"] = hash_arrays(arrays)
-        write_atomic(path, save(arrays, metadata=header))
+        write_atomic(path, _sorted_header(save(arrays, metadata=header)))
     except OSError as error:
         message = f"{path}: cannot be written ({reason(error)}){remedy(error)}"
         raise LabError(message) from error
@@ -87,6 +87,18 @@ def load_weights(
         raise BadInput("\n".join(lines))
     placed = [place(name, arrays[name], leaf) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), placed)
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """Return a safetensors file with sorted keys, as safetensors orders them randomly.
+
+    Two equal runs then have equal files.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":"))
+    text = header.encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def _read(path: Path) -> "dict[str, np.ndarray]":
