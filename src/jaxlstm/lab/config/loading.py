@@ -315,8 +315,9 @@ def _with_schedules(node: Node, model: type[RunConfig]) -> Node:
 
     def number(key: str, low: int, default: int) -> int:
         value = given[key].value if key in given else training.get(key)
-        is_number = isinstance(value, int | float) and low <= value < 2**31
-        return int(value) if is_number else default
+        if isinstance(value, int | float) and low <= value < 2**31:
+            return int(value)
+        return default
 
     steps, accumulate = number("steps", 0, 1), number(_ACCUMULATE, 1, 1)
     chain = with_lengths(chain, Length(steps, accumulate))
