@@ -27,20 +27,12 @@ from jaxlstm.layers.pointwise import EmbedParams, LinearParams
 Call = Callable[[Any, Any], Any]
 """A function of xs `[T, b, D]`, or tokens `[T, b]`, and lengths `[b]`; returns ys."""
 
-PACKAGES = {
-    "torch": "torch",
-    "keras": "keras",
-    "flax": "flax",
-    "haiku": "haiku",
-    "equinox": "equinox",
-}
-
 
 def reference(library: str, model: Layer, params: Params) -> Call:
     """Return a function that runs a model in another library.
 
     Args:
-        library: a key of `PACKAGES`.
+        library: one of `LIBRARIES`.
         model: a layer made of `jl.recurrent`, `stack`, `bidirectional`, `serial`,
             `linear` and `embed`. Dropout is left out.
         params: its parameters.
@@ -63,7 +55,7 @@ def reference(library: str, model: Layer, params: Params) -> Call:
     """
     if library == "keras":  # Keras reads this when it is imported.
         os.environ.setdefault("KERAS_BACKEND", "jax")
-    importlib.import_module(PACKAGES[library])
+    importlib.import_module(library)
     make = _MAKERS[library]
     calls = [make(part) for part in _single(parts.parts_of(model, params).values())]
 
@@ -77,8 +69,7 @@ def reference(library: str, model: Layer, params: Params) -> Call:
 
 def version(library: str) -> str:
     """Return name and version of an installed library, such as "torch 2.13.0"."""
-    module = importlib.import_module(PACKAGES[library])
-    return f"{library} {module.__version__}"
+    return f"{library} {importlib.import_module(library).__version__}"
 
 
 def _single(found: Any) -> Iterator[Part]:
@@ -159,9 +150,8 @@ def _keras(part: Part) -> Call:
     import keras  # pyright: ignore[reportMissingImports]
 
     layer = _keras_layer(keras.layers, part)
-    layer.build(
-        (None, None) if isinstance(part, EmbedParams) else (None, None, _d(part))
-    )
+    features = () if isinstance(part, EmbedParams) else (parts.input_size(part),)
+    layer.build((None, None, *features))
     layer.set_weights(_arrays("keras", part))
 
     def call(xs: Any, lengths: Any) -> Any:
@@ -176,10 +166,6 @@ def _keras(part: Part) -> Call:
         return ys[::-1] if isinstance(part, Recurrent) and part.reverse else ys
 
     return call
-
-
-def _d(part: Part) -> int | None:
-    return parts.input_size(part)
 
 
 def _keras_layer(layers: Any, part: Part) -> Any:
@@ -230,15 +216,12 @@ def _flax(part: Part) -> Call:
         return lambda xs, lengths: dense.apply(variables, jnp.asarray(xs))
     assert isinstance(part, Recurrent)
 
-    def rnn(*, reverse: bool) -> Any:
-        cell = _flax_cell(linen, part)
-        return linen.RNN(cell, time_major=True, reverse=reverse, keep_order=reverse)
-
     if parts.is_bidirectional(part):
         both = (linen.RNN(_flax_cell(linen, part)) for _ in range(2))
         module = linen.Bidirectional(*both, time_major=True)
     else:
-        module = rnn(reverse=part.reverse)
+        backward = {"reverse": part.reverse, "keep_order": part.reverse}
+        module = linen.RNN(_flax_cell(linen, part), time_major=True, **backward)
     return lambda xs, lengths: module.apply(
         variables, jnp.asarray(xs), seq_lengths=lengths
     )
@@ -316,3 +299,5 @@ _MAKERS: dict[str, Callable[[Part], Call]] = {
     "haiku": _haiku,
     "equinox": _equinox,
 }
+
+LIBRARIES = tuple(_MAKERS)

@@ -17,8 +17,8 @@ from jaxlstm.lab.runs.trained import Trained, load, require_same_data
 from jaxlstm.lab.sinks.base import Sink
 from jaxlstm.lab.sinks.formatting import duration, table
 from jaxlstm.lab.tasks.base import files_of
+from jaxlstm.lab.training import diagnosis, policies
 from jaxlstm.lab.training import optimizer as optimizers
-from jaxlstm.lab.training import policies
 from jaxlstm.lab.training.evaluation import evaluate, metrics
 from jaxlstm.lab.training.experiment import Experiment
 from jaxlstm.lab.training.job import Callback, Job, Listener
@@ -206,10 +206,7 @@ class TrainingRun:
         return stopping
 
     def _skipped(self, step: int, count: int) -> None:
-        self.sink.message(
-            f"step {step}: the loss or the gradient is not finite; the optimizer "
-            f"skipped the update ({count} so far)"
-        )
+        self.sink.message(diagnosis.skipped(step, count))
 
     # -- before and after -----------------------------------------------------
 

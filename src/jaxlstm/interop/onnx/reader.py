@@ -149,7 +149,7 @@ def build(
     """
     if not any(node.op in nodes.GATES for node in graph.nodes):
         raise ValueError(f"onnx.load: got no node LSTM, GRU or RNN; {NOT_READ}")
-    walk = Walk(graph, prefix, output)
+    walk = _Walk(graph, prefix, output)
     entries = walk.main_output().entries
     if not any(entry.sizes for entry in _all(entries)):
         raise ValueError(
@@ -174,7 +174,7 @@ def ports(source: Any) -> FilePorts:
             `load`.
     """
     graph = read_graph(source)
-    walk = Walk(graph)
+    walk = _Walk(graph, "", None)
     stream = walk.main_output()
     names = [name for name in graph.outputs if walk.values.get(name) is stream]
     if not names:
@@ -209,12 +209,10 @@ def _all(entries: Iterable[Entry]) -> Iterable[Entry]:
         yield from _all(entry.inner)
 
 
-class Walk:
+class _Walk:
     """The values of all tensors of a graph that its outputs need."""
 
-    def __init__(
-        self, graph: Graph, prefix: str = "", output: str | None = None
-    ) -> None:
+    def __init__(self, graph: Graph, prefix: str, output: str | None) -> None:
         self.graph, self.prefix, self.output = graph, prefix, output
         self.sizes: dict[str, int] = {}  # of the elementary axes
         self.frames: dict[str, tuple[Axis, Axis]] = {}  # T and B of each source
@@ -646,18 +644,18 @@ def _numbers(value: Value) -> np.ndarray:
 # -- operations on streams: None for a use that is no layer ---------------------------
 
 
-def _identity(walk: Walk, node: Node, x: Value, *rest: Value) -> Value:
+def _identity(walk: _Walk, node: Node, x: Value, *rest: Value) -> Value:
     return x
 
 
-def _cast(walk: Walk, node: Node, x: Value) -> Value:
+def _cast(walk: _Walk, node: Node, x: Value) -> Value:
     """Accept casts of tokens, and of features to float32."""
     to = node.attributes.get("to")
     before = isinstance(x, Stream) and not x.entries
     return x if to == 1 or (before and to in (6, 7)) else None
 
 
-def _shape_of(walk: Walk, node: Node, x: Value) -> Value:
+def _shape_of(walk: _Walk, node: Node, x: Value) -> Value:
     if isinstance(x, States):
         sizes = [len(x.parts), *map(walk.size, x.axes)]
     elif isinstance(x, Stream):
@@ -668,7 +666,7 @@ def _shape_of(walk: Walk, node: Node, x: Value) -> Value:
     return Constant(np.array(sizes[start:end], np.int64), sized=True)
 
 
-def _transpose(walk: Walk, node: Node, x: Value) -> Value:
+def _transpose(walk: _Walk, node: Node, x: Value) -> Value:
     if not isinstance(x, Stream):
         return None
     perm = node.attributes.get("perm") or range(len(x.axes))[::-1]
@@ -677,7 +675,7 @@ def _transpose(walk: Walk, node: Node, x: Value) -> Value:
     return x._replace(axes=tuple(x.axes[n] for n in perm))
 
 
-def _squeeze(walk: Walk, node: Node, x: Value, axes: Value = None) -> Value:
+def _squeeze(walk: _Walk, node: Node, x: Value, axes: Value = None) -> Value:
     given = None if axes is None else _numbers(axes)
     chosen = constants.axes_of(node.attributes, given)
     if isinstance(x, States):
@@ -696,7 +694,7 @@ def _squeeze(walk: Walk, node: Node, x: Value, axes: Value = None) -> Value:
     return x._replace(axes=tuple(a for n, a in enumerate(x.axes) if n not in gone))
 
 
-def _unsqueeze(walk: Walk, node: Node, x: Value, axes: Value = None) -> Value:
+def _unsqueeze(walk: _Walk, node: Node, x: Value, axes: Value = None) -> Value:
     if not isinstance(x, Stream):
         return None
     given = None if axes is None else _numbers(axes)
@@ -707,7 +705,7 @@ def _unsqueeze(walk: Walk, node: Node, x: Value, axes: Value = None) -> Value:
     return x._replace(axes=tuple(new))
 
 
-def _reshape(walk: Walk, node: Node, x: Value, shape: Value) -> Value:
+def _reshape(walk: _Walk, node: Node, x: Value, shape: Value) -> Value:
     if not isinstance(x, Stream):
         return None
     old = tuple(map(walk.size, x.axes))
@@ -715,7 +713,7 @@ def _reshape(walk: Walk, node: Node, x: Value, shape: Value) -> Value:
     return _regroup(walk, x, constants.target_shape(old, _numbers(shape), zeros=zeros))
 
 
-def _flatten(walk: Walk, node: Node, x: Value) -> Value:
+def _flatten(walk: _Walk, node: Node, x: Value) -> Value:
     if not isinstance(x, Stream):
         return None
     n = node.attributes.get("axis", 1)
@@ -723,7 +721,7 @@ def _flatten(walk: Walk, node: Node, x: Value) -> Value:
     return x._replace(axes=(sum(head, ()), sum(tail, ())))
 
 
-def _regroup(walk: Walk, x: Stream, target: Sequence[int]) -> Stream | None:
+def _regroup(walk: _Walk, x: Stream, target: Sequence[int]) -> Stream | None:
     """Return the stream in another shape; None if that splits an elementary axis."""
     names = [name for axis in x.axes for name in axis]
     new = []
@@ -737,7 +735,7 @@ def _regroup(walk: Walk, x: Stream, target: Sequence[int]) -> Stream | None:
     return None if names else x._replace(axes=tuple(new))
 
 
-def _gather(walk: Walk, node: Node, x: Value, indices: Value) -> Value:
+def _gather(walk: _Walk, node: Node, x: Value, indices: Value) -> Value:
     axis = node.attributes.get("axis", 0)
     if isinstance(x, Constant):
         return _embed(walk, node, x, indices) if axis == 0 else None
@@ -748,7 +746,7 @@ def _gather(walk: Walk, node: Node, x: Value, indices: Value) -> Value:
     return _select(walk, x, axis, int(index.ravel()[0]), keep_axis=keep != 0)
 
 
-def _select(walk: Walk, x: Value, axis: int, index: int, *, keep_axis: bool) -> Value:
+def _select(walk: _Walk, x: Value, axis: int, index: int, *, keep_axis: bool) -> Value:
     """Return one step, direction or layer."""
     if isinstance(x, States):
         if axis % (1 + len(x.axes)) != 0:
@@ -767,7 +765,7 @@ def _select(walk: Walk, x: Value, axis: int, index: int, *, keep_axis: bool) -> 
     return x._replace(axes=new, last=True) if is_last else None
 
 
-def _embed(walk: Walk, node: Node, table: Constant, x: Value) -> Value:
+def _embed(walk: _Walk, node: Node, table: Constant, x: Value) -> Value:
     x = walk.data(x)
     if not isinstance(x, Stream) or x.entries or table.array.ndim != 2 or table.sized:
         return None
@@ -784,7 +782,7 @@ def _embed(walk: Walk, node: Node, table: Constant, x: Value) -> Value:
     return Stream((*x.axes, axis), axis, (entry,), x.source)
 
 
-def _slice(walk: Walk, node: Node, x: Value, *rest: Value) -> Value:
+def _slice(walk: _Walk, node: Node, x: Value, *rest: Value) -> Value:
     given = [None if value is None else _numbers(value) for value in rest]
     parts = constants.slices(node.attributes, *given)
     for axis, part in parts.items():
@@ -801,7 +799,7 @@ def _slice(walk: Walk, node: Node, x: Value, *rest: Value) -> Value:
     return x
 
 
-def _split(walk: Walk, node: Node, x: Value, *rest: Value) -> Any:
+def _split(walk: _Walk, node: Node, x: Value, *rest: Value) -> Any:
     """Split the axis of layers of final states."""
     if not isinstance(x, States) or node.attributes.get("axis", 0) != 0:
         return None
@@ -810,13 +808,13 @@ def _split(walk: Walk, node: Node, x: Value, *rest: Value) -> Any:
     return [x._replace(parts=(part,)) for part in x.parts]
 
 
-def _matmul(walk: Walk, node: Node, x: Value, w: Value) -> Value:
+def _matmul(walk: _Walk, node: Node, x: Value, w: Value) -> Value:
     if not isinstance(x, Stream) or not isinstance(w, Constant) or w.sized:
         return None
     return _linear(walk, node, x, w.array, None)
 
 
-def _gemm(walk: Walk, node: Node, x: Value, w: Value, c: Value = None) -> Value:
+def _gemm(walk: _Walk, node: Node, x: Value, w: Value, c: Value = None) -> Value:
     if not isinstance(x, Stream) or not isinstance(w, Constant) or w.sized:
         return None
     attributes = node.attributes
@@ -844,7 +842,7 @@ def _bias(array: np.ndarray, size: int) -> np.ndarray | None:
 
 
 def _linear(
-    walk: Walk, node: Node, x: Stream, w: np.ndarray, b: np.ndarray | None
+    walk: _Walk, node: Node, x: Stream, w: np.ndarray, b: np.ndarray | None
 ) -> Value:
     if w.ndim != 2 or x.axes[-1] != x.features:
         return None
@@ -865,7 +863,7 @@ def _linear(
     )
 
 
-def _add(walk: Walk, node: Node, x: Value, y: Value) -> Value:
+def _add(walk: _Walk, node: Node, x: Value, y: Value) -> Value:
     if isinstance(x, Constant):
         x, y = y, x
     if not isinstance(x, Stream):
@@ -898,7 +896,7 @@ def _plain(x: Stream) -> Any:
     return [None if axis == x.features else axis for axis in x.axes]
 
 
-def _add_bias(walk: Walk, x: Stream, array: np.ndarray) -> Value:
+def _add_bias(walk: _Walk, x: Stream, array: np.ndarray) -> Value:
     """Return the stream with a bias in its last layer, a `linear` without one."""
     *before, entry = x.entries
     params = entry.params
@@ -911,7 +909,7 @@ def _add_bias(walk: Walk, x: Stream, array: np.ndarray) -> Value:
     return x._replace(entries=(*before, entry))
 
 
-def _concat(walk: Walk, node: Node, *parts: Value) -> Value:
+def _concat(walk: _Walk, node: Node, *parts: Value) -> Value:
     axis = node.attributes["axis"]
     if all(isinstance(part, States) for part in parts):
         return _concat_states(axis, parts)  # pyright: ignore[reportArgumentType]
@@ -947,7 +945,7 @@ def _concat_states(axis: int, parts: Sequence[States]) -> Value:
     return States(tuple(stream for part in parts for stream in part.parts), axes)
 
 
-def _dropout(walk: Walk, node: Node, x: Value, *rest: Value) -> Value:
+def _dropout(walk: _Walk, node: Node, x: Value, *rest: Value) -> Value:
     """Return a dropout layer, which is the identity without a key."""
     if not isinstance(x, Stream):
         return None
@@ -964,7 +962,7 @@ def _dropout(walk: Walk, node: Node, x: Value, *rest: Value) -> Value:
     return x._replace(entries=(*x.entries, entry))
 
 
-def _where(walk: Walk, node: Node, chosen: Value, x: Value, y: Value) -> Value:
+def _where(walk: _Walk, node: Node, chosen: Value, x: Value, y: Value) -> Value:
     """Pass data that are replaced by zeros after the length of each row.
 
     A final state that is replaced by the initial one in rows of length 0 passes, too.

@@ -94,8 +94,8 @@ def from_string(
         names = shortened([symbol_name(symbol) for symbol in unknown], most=5)
         if 2 * count > len(tokens):
             raise BadInput(
-                f"{source}: got a text of which {count:,} of {len(tokens):,} symbols "
-                f"are not in the model's vocabulary ({names}), expected at most half"
+                f"{source}: {count:,} of {len(tokens):,} symbols are not in the "
+                f"model's vocabulary ({names}), expected at most half"
             )
         report(
             f"{source}: {names} (in {count:,} of {len(tokens):,} places) not in the "

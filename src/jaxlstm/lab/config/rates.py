@@ -103,7 +103,7 @@ def with_learning_rate(chain: Node, rate: Node) -> Node:
             return arguments
         found += 1
         before = arguments.get("learning_rate", Node(None, ""))
-        return {**arguments, "learning_rate": _scaled(before, rate)}
+        return {**arguments, "learning_rate": _with_highest(before, rate)}
 
     changed = _edited(chain, change)
     if not found:
@@ -114,7 +114,7 @@ def with_learning_rate(chain: Node, rate: Node) -> Node:
     return changed
 
 
-def _scaled(before: Node, rate: Node) -> Node:
+def _with_highest(before: Node, rate: Node) -> Node:
     """Return a learning rate, or a schedule, whose highest value is `rate`."""
     if not isinstance(before.value, dict) or len(before.value) != 1:
         return rate

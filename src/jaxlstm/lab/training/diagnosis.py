@@ -43,6 +43,19 @@ def diagnose(job: "Job", state: TrainState) -> str:
     )
 
 
+def skipped(step: int, count: int) -> str:
+    """Return a message about a step whose update the optimizer skipped.
+
+    Args:
+        step: the step.
+        count: the number of updates skipped so far.
+    """
+    return (
+        f"step {step}: the loss or the gradient is not finite; the optimizer skipped "
+        f"the update ({count} so far)"
+    )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _examine(
     static: tuple[Task, Layer, int], axes: Any, state: TrainState, batch: Batch

@@ -453,7 +453,9 @@ def _read(
                 )
                 member = member._replace(loop=seen)
                 if skipped[n, k]:
-                    job.message(_skipped(job.experiment, n, step, seen.skipped))
+                    name = job.experiment.members[n].name
+                    said = diagnosis.skipped(step, seen.skipped)
+                    job.message(f"member {name}: {said}")
             after.append(member)
         loop = tuple(after)
         if step % training.log_every == 0 or step == training.steps:
@@ -479,15 +481,6 @@ def _log(
     )
     job.log(step, rows, pace)
     return tuple(after)
-
-
-def _skipped(
-    experiment: PopulationExperiment, index: int, step: int, count: int
-) -> str:
-    return (
-        f"member {experiment.members[index].name}: step {step}: the loss or the "
-        f"gradient is not finite; the optimizer skipped the update ({count} so far)"
-    )
 
 
 def _diagnosis(
