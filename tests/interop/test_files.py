@@ -234,6 +234,31 @@ def test_h5_are_read(h5py, tmp_path):
     assert got["vars"] == 2
 
 
+def test_the_archive_of_a_keras_model(h5py, tmp_path):
+    """Its weights are read; what describes the model may name code and is not."""
+    weights = tmp_path / "model.weights.h5"
+    with h5py.File(weights, "w") as file:
+        file["layers/lstm/cell/vars/0"] = np.arange(3.0)
+
+    def written(**members):
+        path = tmp_path / "model.keras"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return path
+
+    content = weights.read_bytes()
+    path = written(**{"config.json": "{", "model.weights.h5": content})
+    assert files.read(path)["layers/lstm/cell/vars/0"].tolist() == [0, 1, 2]
+    refuses(written(**{"config.json": "{}"}), "without model.weights.h5")
+    refuses(written(**{"model.weights.h5": content[:300]}), "no valid HDF5 file")
+    path.write_bytes(b"PK" + bytes(50))
+    refuses(path, "no valid .keras file")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(2 * files.FREE_EXPANSION))
+    refuses(path, "claims to hold")
+
+
 def test_h5_that_reads_other_files(h5py, tmp_path):
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(80))

@@ -190,6 +190,9 @@ def test_a_live_model_gives_the_same_numbers(keras, kind, options, both, tmp_pat
     path = tmp_path / "model.weights.h5"
     peer.save_weights(path)
     assert_same_bits(interop.load(path)[0], params)
+    whole = tmp_path / "model.keras"
+    peer.save(whole)
+    assert_same_bits(interop.load(whole)[0], params)
     xs = np.random.default_rng(65).normal(size=(7, 2, 3)).astype(np.float32)
     _, ours = model.apply(params, xs)
     theirs = np.asarray(peer(xs.swapaxes(0, 1))).swapaxes(0, 1)

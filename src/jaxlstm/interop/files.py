@@ -1,4 +1,4 @@
-"""Arrays from files of unknown origin: `.safetensors`, `.npz`, `.h5` and `.pt`.
+"""Arrays from files of unknown origin: `.safetensors`, `.npz`, `.h5`, `.keras`, `.pt`.
 
     nothing is executed      pickles are refused; `.pt` is read with weights_only=True
     nothing outside is read  links and external or virtual data of HDF5 are refused
@@ -9,6 +9,7 @@ A fault is a `ValueError` of one sentence that begins with the path. A file that
 be opened is an `OSError`.
 """
 
+import io
 import math
 import os
 import zipfile
@@ -29,6 +30,8 @@ Arrays = dict[str, np.ndarray]
 # in any case. Weights compress to a half at best; deflate allows a factor of 1000.
 MAX_EXPANSION = 100
 FREE_EXPANSION = 64 * 2**20
+
+KERAS_WEIGHTS = "model.weights.h5"
 
 MAX_DEPTH = 50
 MAX_NODES = 1_000_000
@@ -52,8 +55,8 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     "/" and ".".
 
     Args:
-        path: a file named `.safetensors`, `.npz`, `.h5`, `.hdf5`, `.pt`, `.pth` or
-            `.bin`.
+        path: a file named `.safetensors`, `.npz`, `.h5`, `.hdf5`, `.keras`, `.pt`,
+            `.pth`, `.ckpt` or `.bin`.
 
     Raises:
         ValueError: the file is damaged, unsafe, or of another format.
@@ -69,14 +72,14 @@ def read(path: str | os.PathLike[str]) -> Arrays:
         (2, 3)
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: got a directory or a device, expected a file.")
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise ValueError(
             f"{path}: got a file named {suffix or 'without a suffix'}, expected one of "
             f"{', '.join(READERS)}."
         )
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: got a directory or a device, expected a file.")
     with path.open("rb") as file:  # an OSError that names the path
         start = file.read(8)
     if not start:
@@ -181,25 +184,47 @@ def _npy_header(member: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
 # -- HDF5 ------------------------------------------------------------------------------
 
 
-def _read_h5(path: Path) -> Arrays:
+def _read_h5(path: Path, content: bytes | None = None) -> Arrays:
+    """Read an HDF5 file, or the content of one that was a member of an archive."""
     try:
         import h5py
     except ImportError as error:
         raise ImportError(NEEDS_H5PY) from error
 
+    size = path.stat().st_size if content is None else len(content)
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path if content is None else io.BytesIO(content), "r") as file:
             datasets = dict(_datasets(path, file))
             total = sum(dataset.nbytes for dataset in datasets.values())
-            if total > path.stat().st_size:
+            if total > size:
                 raise ValueError(
                     f"{path}: got arrays of {total:,} bytes, expected at most the "
-                    f"{path.stat().st_size:,} bytes of the file."
+                    f"{size:,} bytes of the file."
                 )
             return {name: dataset[()] for name, dataset in datasets.items()}
     except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: got no valid HDF5 file ({_one_line(error)})."
+        ) from None
+
+
+def _read_keras(path: Path) -> Arrays:
+    """Read the weights of a whole model, as `keras.Model.save` writes it.
+
+    The description of the model in the archive is not read: it may name functions.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_expansion(path, archive)
+            if KERAS_WEIGHTS not in archive.namelist():
+                raise ValueError(
+                    f"{path}: got an archive without {KERAS_WEIGHTS}, expected a model "
+                    "as keras.Model.save writes it."
+                )
+            return _read_h5(path, archive.read(KERAS_WEIGHTS))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path}: got no valid .keras file ({_one_line(error)})."
         ) from None
 
 
@@ -303,8 +328,8 @@ def _check_torch_archive(path: Path) -> None:
     total, size = sum(info.file_size for info in members), path.stat().st_size
     if any(info.compress_type != zipfile.ZIP_STORED for info in members):
         raise ValueError(
-            f"{path}: got a compressed archive, expected a plain one as torch.save "
-            "writes it."
+            f"{path}: got a compressed archive, such as one of torch.jit.save, "
+            "expected a plain one as torch.save writes it."
         )
     if total > size:
         raise ValueError(
@@ -395,7 +420,9 @@ READERS: dict[str, Callable[[Path], Arrays]] = {
     ".npz": _read_npz,
     ".h5": _read_h5,
     ".hdf5": _read_h5,
+    ".keras": _read_keras,
     ".pt": _read_torch,
     ".pth": _read_torch,
+    ".ckpt": _read_torch,
     ".bin": _read_torch,
 }

@@ -53,8 +53,8 @@ def load(
 
     Args:
         source: the arrays of `get_weights()` in their order, the path of a
-            `.weights.h5` file (which needs h5py), or a layer or model. Only a layer
-            tells its activations.
+            `.weights.h5` or `.keras` file (which needs h5py), or a layer or model. Only
+            a layer tells its activations.
         prefix: the name of one layer if there are several, such as "lstm_1"; or a
             sequence of names for a `jl.serial` that applies these layers in this order.
         kind: "embedding" or "linear", for a matrix without bias whose name does not
@@ -91,7 +91,7 @@ def load(
         else:
             raise ValueError(
                 f"got {type(source).__name__}, expected a list of arrays, a layer or "
-                "the path of a .weights.h5 file."
+                "the path of a .weights.h5 or .keras file."
             )
         return parts.select(found, unknown, prefix, separator="/", kind=kind, join=True)
 

@@ -58,7 +58,8 @@ def load(
 
     Args:
         source: a `state_dict` (tensors or NumPy arrays), the path of a `.pt`, `.pth`,
-            `.safetensors` or `.npz` file, or a module. Only `.pt` files need torch.
+            `.ckpt`, `.safetensors` or `.npz` file, or a module. Only the first three
+            need torch.
         prefix: the name of one layer if there are several, such as "lstm" (the end of
             its path is enough); or a sequence of names, such as
             `("embed", "lstm", "fc")`, for a `jl.serial` that applies these layers in

@@ -399,8 +399,10 @@ def _loader(library: str) -> Callable[..., tuple[Any, Any]]:
 
 
 SOURCES = {
-    "torch": Source((".pt", ".pth", ".bin"), _loader("torch"), _in_library("torch")),
-    "keras": Source((".h5",), _loader("keras"), _in_library("keras")),
+    "torch": Source(
+        (".pt", ".pth", ".ckpt", ".bin"), _loader("torch"), _in_library("torch")
+    ),
+    "keras": Source((".h5", ".keras"), _loader("keras"), _in_library("keras")),
     "onnx": Source((".onnx",), _loader("onnx"), _in_onnxruntime),
     "rtneural": Source((".json",), _loader("rtneural")),
     "flax": Source((), _loader("flax"), _in_library("flax")),
