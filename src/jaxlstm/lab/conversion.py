@@ -146,7 +146,7 @@ def export(
         name = "stream" if stream else "model"
         spec = run.task.spec_to_json(run.spec)
     path = folder / (name + target.suffix) if out is None else Path(out)
-    _prepare(path, target.suffix)
+    _prepare(path, Path(target.suffix).suffix)
     spec_path = None if spec is None else path.with_name(f"{path.name}.spec.json")
     if spec_path is not None:
         _prepare(spec_path, ".json")
@@ -209,14 +209,19 @@ def _library(file: Path, library: str | None) -> str:
         if library in SOURCES:
             return library
         raise BadInput(f"--from: got {library!r}, expected one of {', '.join(SOURCES)}")
+    if file.name.endswith(TARGETS["safetensors"].suffix):
+        raise BadInput(
+            f"{file}: got a model file of jaxlstm, which needs no import; pass it to "
+            "jaxlstm export, or to jl.interop.model_file.load"
+        )
     suffix = file.suffix.lower()
-    found = [name for name, each in SOURCES.items() if suffix in each.suffixes]
-    if len(found) == 1:
-        return found[0]
+    for name, each in SOURCES.items():
+        exported = name in TARGETS and file.name.endswith(TARGETS[name].suffix)
+        if suffix in each.suffixes or exported:
+            return name
     raise BadInput(
-        f"{file}: got a file named {suffix or 'without a suffix'}, which "
-        f"{'several libraries write' if found else 'no library here writes'}; pass "
-        f"--from {', '.join(found or SOURCES)}"
+        f"{file}: got a file named {suffix or 'without a suffix'}, which does not tell "
+        f"the library; pass --from {', '.join(SOURCES)}"
     )
 
 
