@@ -150,9 +150,11 @@ _, ys, traces = model.trace(params, xs)
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
 left.plot(losses)
 left.set(title="training after loading", xlabel="step", ylabel="mean squared error")
-shown = right.imshow(traces["lstm"].gates.f[:, 0].T, aspect="auto", cmap="viridis")
-right.set(title="forget gate", xlabel="time", ylabel="unit")
-figure.colorbar(shown, ax=right)
+shown = right.imshow(
+    traces["lstm"].gates.f[:, 0].T, aspect="auto", cmap="cividis", vmin=0, vmax=1
+)
+right.set(title="forget gate of one sequence", xlabel="step", ylabel="unit number")
+figure.colorbar(shown, ax=right, label="gate value (0: closed, 1: open)")
 # %% [markdown]
 # ## And back
 #

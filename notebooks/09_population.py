@@ -96,6 +96,7 @@ plots.loss_bands(
     {"rate 0.01": np.array(losses[:4]), "rate 0.003": np.array(losses[4:])},
     steps=steps,
     label="training loss (squared error)",
+    logarithmic=True,
 )
 
 # %% [markdown]

@@ -147,6 +147,15 @@ def test_lyapunov_exponents_are_ranked_and_lost_directions_marked(ax):
     np.testing.assert_array_equal(lines(ax)["RNN"].get_xdata(), [1, 2, 3])
 
 
+def test_loss_bands_on_a_logarithmic_axis_mark_a_loss_of_zero(ax):
+    plots.loss_bands({"LSTM": [1.0, 0.01, 0.0]}, logarithmic=True, ax=ax)
+    low, high = ax.get_ylim()
+    assert ax.get_yscale() == "log"
+    assert 0 < low < 0.01
+    assert 1 < high < 2
+    assert "exactly 0" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
 def test_loss_bands_name_and_mark_seeds_that_diverged(ax):
     losses = np.linspace(3, 1, 5) + np.arange(4)[:, None] / 10
     losses[3, 3:] = np.nan

@@ -193,6 +193,7 @@ def loss_bands(
     steps: ArrayLike | None = None,
     within: tuple[float, float] = (0.25, 0.75),
     label: str = "loss",
+    logarithmic: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
     """Plot the loss of several seeds as a band, for several models.
@@ -206,6 +207,7 @@ def loss_bands(
         steps: `[steps]`, the step of each loss; None for 1, 2, 3, ...
         within: the quantiles of the seeds that limit the band.
         label: name and unit of the loss.
+        logarithmic: draw the losses on a logarithmic axis, for losses above 0.
         ax: the axes; None for a new figure.
 
     Raises:
@@ -224,7 +226,7 @@ def loss_bands(
         diverged = int((~np.isfinite(values[:, -1])).sum())
         note = f" ({diverged} of {len(values)} diverged)" if diverged else ""
         curves[f"{name}{note}"] = xs, values
-    bands.draw(ax, curves, within, logarithmic=False)
+    bands.draw(ax, curves, within, logarithmic=logarithmic)
     ax.set(xlabel="step", ylabel=label)
     return style_axes(ax)
 
