@@ -14,7 +14,7 @@ import jaxlstm as jl
 from jaxlstm.lab import config, tasks
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.analysis import inspection
-from jaxlstm.lab.tasks.classification import data, results
+from jaxlstm.lab.tasks.classification import convolution, data, results
 from jaxlstm.lab.training import evaluation
 
 CLASSES = ["low", "high", "rare"]
@@ -454,3 +454,20 @@ def test_the_starter_config_has_the_defaults(tmp_path, name):
     path = tmp_path / "a.yaml"
     path.write_text(jl.lab.starter(name))
     assert config.load(path, overrides=[f"name={name}"]) == config.load({"task": name})
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (4, 1), (3, 2), (5, 3)])
+def test_layers_over_time_convolve(size, stride):
+    params = convolution.init(jax.random.key(0), 2, [3], [size])
+    xs = jax.random.normal(jax.random.key(1), (7, 2, 2))
+    found, lengths = convolution.apply(params, xs, jnp.array([7, 5]), stride=stride)
+    ys = jax.lax.conv_general_dilated(
+        xs.at[5:, 1].set(0.0),
+        params[0].w,
+        (stride,),
+        [((size - 1) // 2, size // 2)],
+        dimension_numbers=("WNC", "WIO", "WNC"),
+    )
+    expected = jnp.maximum(jax.nn.standardize(ys, axis=-1, epsilon=1e-5), 0.0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert lengths.tolist() == [-(-7 // stride), -(-5 // stride)]

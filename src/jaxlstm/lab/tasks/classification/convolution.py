@@ -68,16 +68,25 @@ def apply(
     """
     for w, gain, bias in params:
         size = len(w)
-        ys = jax.lax.conv_general_dilated(
-            jnp.where(active(xs, lengths)[..., None], xs, 0.0),
-            w.astype(xs.dtype),
-            (stride,),
-            [((size - 1) // 2, size // 2)],
-            dimension_numbers=("WNC", "WIO", "WNC"),
-        )
+        inside = jnp.where(active(xs, lengths)[..., None], xs, 0.0)
+        ys = _windows(inside, size, stride) @ w.astype(xs.dtype).reshape(-1, w.shape[2])
         lengths = -(-lengths // stride)
         xs = jax.nn.relu(_normalize(ys) * gain[None, None] + bias[None, None])
     return xs, lengths
+
+
+def _windows(xs: Array, size: int, stride: int) -> Array:
+    """Return the `size` steps around each `stride`-th step, `[T', B, size * D]`.
+
+    The product with these is a convolution. On CPU, XLA runs a convolution inside a
+    loop such as `lax.scan` over training steps 5 to 70 times slower than the product.
+    """
+    steps = -(-len(xs) // stride)
+    padded = jnp.pad(xs, (((size - 1) // 2, size // 2), (0, 0), (0, 0)))
+    last = stride * (steps - 1) + 1
+    return jnp.concatenate(
+        [padded[k : k + last : stride] for k in range(size)], axis=-1
+    )
 
 
 def _normalize(xs: Array) -> Array:
