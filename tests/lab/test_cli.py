@@ -13,6 +13,7 @@ import pytest
 import tiny
 from ruamel.yaml import YAML
 
+import fast_compilation
 import jaxlstm as jl
 from jaxlstm.lab import cli, doctor, runs
 from jaxlstm.lab import config as configs
@@ -327,14 +328,24 @@ def test_doctor_installs_from_where_the_package_is_from(origin, command, monkeyp
     assert doctor.install_command("plot") == command
 
 
+IN_TERMINAL = """
+import sys
+from jaxlstm.lab import cli
+if sys.argv[1] == "train":
+    from jaxlstm.lab.reports import report
+    report.write_plots = lambda *args, **options: []  # drawing takes seconds
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def in_terminal(words: list[str], **environment: str) -> str:
     """Return the output of a command in a pseudo terminal."""
     leader, follower = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "jaxlstm", *words],
+        [sys.executable, "-c", IN_TERMINAL, *words],
         stdout=follower,
         stderr=follower,
-        env=os.environ | {"TERM": "xterm-256color"} | environment,
+        env=fast_compilation.environment() | {"TERM": "xterm-256color"} | environment,
     )
     os.close(follower)
     parts = []

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import sum_task
 import tiny
+from matplotlib.figure import Figure
 
 from jaxlstm.lab import api, config, tasks
 from jaxlstm.lab._util.errors import BadInput, Diverged
 from jaxlstm.lab.config import loading, schema
 from jaxlstm.lab.config import population as sections
+from jaxlstm.lab.reports import report
 from jaxlstm.lab.runs.trained import load
 
 OPTIMISED = True  # members are compared with runs alone
@@ -60,10 +62,13 @@ def assert_equal(run, other, *, bits=False):
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory, registered_task):
-    """A population of two seeds by two learning rates."""
+def grid(tmp_path_factory, registered_task, rasterised):
+    """A population of two seeds by two learning rates, with its own pictures only."""
     path = tmp_path_factory.mktemp("grid") / "run"
-    return trained(path, sums(), seeds=2, grid={RATE: [0.05, 0.01]})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(Figure, "savefig", rasterised)
+        monkeypatch.setattr(report, "write_plots", lambda *args, **options: [])
+        return trained(path, sums(), seeds=2, grid={RATE: [0.05, 0.01]})
 
 
 @pytest.mark.parametrize(("member", "seed", "rate"), [("01", 1, 0.05), ("02", 0, 0.01)])

@@ -26,6 +26,7 @@ from jaxlstm.lab.tasks import Artifact, Metric
 from jaxlstm.lab.tasks.base import Picture
 from jaxlstm.lab.tasks.language_modelling import TASK, pictures
 
+PICTURES = True  # their pixels are read
 RECORDS = [
     {
         "step": step,
