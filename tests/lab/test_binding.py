@@ -15,6 +15,7 @@ import tiny
 from helpers import as_earlier_version, change_meta, results
 
 import jaxlstm as jl
+from faults import counted, failing
 from jaxlstm.lab import checkpoints, runs
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab.reports import report as reports
@@ -346,6 +347,33 @@ def test_more_steps_after_an_early_stop_train_on(finished, tmp_path):
     assert runs.finished(runs.open(run)) == 15
 
 
+def test_a_refused_change_leaves_config_and_state_byte_for_byte(unfinished, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text(tiny.text(seed=1))
+    files = [unfinished / name for name in ("config.yaml", "state.json")]
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(BadInput, match="got sha256"):
+        resume(unfinished, "training.steps=48", f"data.path={other}")
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_disk_that_cannot_be_read_is_a_sentence(run):
+    with counted(run) as operations:
+        jl.lab.load(run)
+    for at in range(0, operations.count, 10):
+        with (
+            failing(run, at, errno.EIO, once=False),
+            pytest.raises(LabError, match="Input/output error|is damaged"),
+        ):
+            jl.lab.load(run, report=lambda text: None)
+
+
+def test_a_finished_run_is_cleaned_of_the_files_of_a_killed_change(run):
+    (run / ".state.json.1.tmp").write_text("{")
+    resume(run)
+    assert not list(run.glob(".*.tmp"))
+
+
 # -- special files ------------------------------------------------------------
 
 
@@ -380,7 +408,6 @@ def test_a_pipe_as_config_does_not_hang(run, tmp_path):
     ("act", "count"),
     [
         (fault_runs.flips, 30),
-        (fault_runs.verbs, 30),
         (fault_runs.kills, 8),
         (fault_runs.operations, 20),
     ],

@@ -1,6 +1,8 @@
 """A population trains members that equal their runs alone, and fail on their own."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -90,6 +92,22 @@ def test_members_are_ranked_and_the_best_is_loaded(grid):
     assert header == f"member,seed,{RATE},share_close,best_step,status"
     assert first.startswith(f"{best.run.name},")
     assert (grid / "plots" / "members_train_loss.png").stat().st_size > 10_000
+
+
+def test_the_best_member_is_that_of_the_checkpoint_not_of_an_edited_table(
+    grid, tmp_path
+):
+    run = Path(shutil.copytree(grid, tmp_path / "run"))
+    best = load(grid, report=lambda text: None).run.name
+    header, first, second, *others = (run / "members.csv").read_text().splitlines()
+    rows = [header, second, first, *others]
+    (run / "members.csv").write_text("\n".join(rows) + "\n")
+    assert load(run, report=lambda text: None).run.name == best
+    other = next(path for path in (run / "members").iterdir() if path.name != best)
+    shutil.rmtree(run / "members" / best)
+    other.rename(run / "members" / best)
+    with pytest.raises(BadInput, match=f"members/{best}: got the run of another mem"):
+        load(run, report=lambda text: None)
 
 
 def test_metrics_have_a_line_for_each_member(grid):

@@ -11,6 +11,7 @@ Example:
     print(trained.sample("def ", length=200))
 """
 
+import contextlib
 import functools
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jaxlstm.lab import checkpoints, native, runs, sweeps, tasks
 from jaxlstm.lab._util import interrupts
-from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.errors import BadInput, LabError
+from jaxlstm.lab._util.files import translate_os_errors
 from jaxlstm.lab.config import changes
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.base import RunConfig
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 ConfigSource = str | Path | Mapping[str, Any] | RunConfig | None
 
 
+@translate_os_errors()
 def train(
     config: ConfigSource = None,
     *,
@@ -104,6 +107,7 @@ def train(
     return _complete(new_run, loaded, sink, tensorboard, experiment=experiment)
 
 
+@translate_os_errors()
 def resume(
     run: str | Path,
     *,
@@ -183,6 +187,7 @@ def _changed_config(run: Run, before: RunConfig, overrides: Sequence[str]) -> Ru
     return after
 
 
+@translate_os_errors()
 def plot(runs_: Sequence[str | Path], *, out: str | Path | None = None) -> list[Path]:
     """Redraw the plots of one run, or compare several runs in one plot.
 
@@ -255,6 +260,10 @@ def _complete(
         runs.require_own_log(run)
         early = ", stopped early" * (finished < config.training.steps)
         choose(sink).message(f"{run.path} is finished ({runs.progress(run)}{early})")
+        # A change of the config that was killed before it took effect leaves files.
+        with contextlib.suppress(LabError), runs.lock(run):
+            run.clean()
+            checkpoints.clean(run.checkpoints)
         return load(run.path)
     before, config = config, changed or config
     primary = tasks.get(config.task).primary

@@ -5,11 +5,30 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jaxlstm.interop.writing import sync as sync
 from jaxlstm.interop.writing import write_atomic as write_atomic
 from jaxlstm.interop.writing import write_file as write_file
+from jaxlstm.lab._util.errors import LabError
+
+
+@contextmanager
+def translate_os_errors() -> Iterator[None]:
+    """Raise a `LabError` in place of an `OSError` that no function has explained.
+
+    Any operation can fail on a broken disk or a lost network file system.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of standard output has gone
+        raise
+    except OSError as error:
+        path = error.filename or "a file of the run"
+        message = f"{path}: cannot be read or written ({reason(error)}){remedy(error)}"
+        raise LabError(message) from error
 
 
 def reserve(directory: Path, size: int) -> None:

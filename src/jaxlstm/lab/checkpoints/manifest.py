@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jaxlstm.lab._util.errors import LabError
-from jaxlstm.lab._util.files import write_file
+from jaxlstm.lab._util.files import reason, write_file
 
 FORMAT_VERSION = 2
 NEEDS = "0.1.0"
@@ -228,6 +228,10 @@ def _read_text(path: Path, label: str) -> str:
         raise DamagedCheckpoint(
             f"{label}: {NAME} has changed since it was written"
         ) from None
+    except OSError as error:
+        raise DamagedCheckpoint(
+            f"{label}: {NAME} cannot be read ({reason(error)})"
+        ) from error
 
 
 def render(body: Mapping[str, Any]) -> str:

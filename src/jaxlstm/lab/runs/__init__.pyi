@@ -19,7 +19,7 @@ from .environment import describe_environment as describe_environment
 from .environment import write_environment as write_environment
 from .locking import lock as lock
 from .members import MemberResult as MemberResult
-from .members import best_member as best_member
+from .members import ranked as ranked
 from .metrics import MetricsLog as MetricsLog
 from .metrics import append as append
 from .metrics import read_metrics as read_metrics

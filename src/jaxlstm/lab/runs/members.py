@@ -9,16 +9,13 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxlstm.lab import checkpoints
 from jaxlstm.lab import config as configs
-from jaxlstm.lab._util.errors import BadInput, LabError
-from jaxlstm.lab._util.files import reason
 from jaxlstm.lab.checkpoints.weights import export_weights
 from jaxlstm.lab.config.population import Member
-from jaxlstm.lab.runs import binding, directory, metrics
+from jaxlstm.lab.runs import binding, metrics
 from jaxlstm.lab.runs.paths import Run, write_text
 from jaxlstm.lab.runs.state import read_state
 from jaxlstm.lab.tasks.base import Metric
@@ -104,27 +101,6 @@ def write_ranking(run: Run, results: Sequence[MemberResult], primary: Metric) ->
     write_text(run.path / NAME, text.getvalue())
 
 
-def best_member(run: Run) -> Path:
-    """Return the directory of the best member of a population.
-
-    Raises:
-        BadInput: the population is not finished.
-    """
-    try:
-        with (run.path / NAME).open(encoding="utf-8", newline="") as file:
-            return run.path / "members" / next(csv.DictReader(file))["member"]
-    except FileNotFoundError:
-        raise BadInput(
-            f"{run.path}: got a population that is not finished "
-            f"({directory.progress(run)}), expected a finished one; finish it with: "
-            f"jaxlstm resume {run.path}"
-        ) from None
-    except (OSError, StopIteration, KeyError) as error:
-        raise LabError(
-            f"{run.path / NAME}: cannot be read ({reason(error)})"
-        ) from error
-
-
 def write(
     run: Run,
     member: Member,
@@ -154,7 +130,7 @@ def write(
     """
     own = Run(run.path / "members" / member.name)
     own.path.mkdir(parents=True, exist_ok=True)
-    metrics.truncate_metrics(own, -1)
+    metrics.truncate_metrics(own, metrics.Mark(0, ""))
     metrics.append(own, *records)
     binding.write_config(own, config, overrides=member.overrides(), total_steps=steps)
     states = {int(last.step): last}

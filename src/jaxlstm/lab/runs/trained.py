@@ -1,6 +1,7 @@
 """The trained model of a run: load it, evaluate it, generate with it."""
 
 import dataclasses
+import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ import jax
 
 from jaxlstm.lab import checkpoints, runs, tasks
 from jaxlstm.lab._util.errors import BadInput
-from jaxlstm.lab.config import changes
+from jaxlstm.lab._util.files import translate_os_errors
+from jaxlstm.lab.config import changes, population
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.config.sections import file_paths, with_absolute_paths
@@ -172,6 +174,7 @@ class Trained:
         return runs.read_metrics(run)
 
 
+@translate_os_errors()
 def load(
     run: str | Path,
     *,
@@ -197,7 +200,7 @@ def load(
     config = _moved(runs.bound_config(opened, report), overrides)
     runs.require_own_checkpoints(opened, config)
     if config.population is not None:
-        best = runs.best_member(opened)
+        best = _best_member(opened, config, report)
         report(f"{opened.path} is a population; this is its best member, {best}")
         return load(best, overrides=overrides, report=report)
     devices.require_jax_settings(config)
@@ -210,6 +213,46 @@ def load(
     return Trained(
         opened.path, config, task, spec, model, state.params, step, meta["data"]
     )
+
+
+def _best_member(
+    run: runs.Run, config: RunConfig, report: Callable[[str], object]
+) -> Path:
+    """Return the directory of the best member of a population.
+
+    Its newest checkpoint records the best validation of each member. `members.csv`,
+    which people may edit, is not read.
+
+    Raises:
+        BadInput: the population is not finished, or the directory holds another member.
+        LabError: every checkpoint of the population is damaged.
+    """
+    from jaxlstm.lab.training.population import loop_from_json
+
+    section, task = config.population, tasks.get(config.task)
+    assert section is not None
+    if runs.finished(run) is None:
+        again = shlex.join(["jaxlstm", "resume", str(run.path)])
+        raise BadInput(
+            f"{run.path}: got a population that is not finished "
+            f"({runs.progress(run)}), expected a finished one; finish it with: {again}"
+        )
+    _, meta = _best_or_newest(run, report)
+    members = population.members(section, config.seed)
+    loop = loop_from_json(meta["members"], task)
+    best = runs.ranked(members, loop, task.primary)[0]
+    found = runs.open(run.path / "members" / best.name)
+    [member] = [member for member in members if member.name == best.name]
+    alone = config.model_copy(update={"population": None})
+    expected = configs.load(alone, overrides=member.overrides())
+    lines = changes.described(expected, runs.bound_config(found, report))
+    if other := changes.fixed(expected, [line.partition(":")[0] for line in lines]):
+        raise BadInput(
+            f"{found.path}: got the run of another member ({', '.join(other)} differ: "
+            f"{'; '.join(lines)}); restore the member, or delete "
+            f"{run.state.name} and resume the population to write it anew"
+        )
+    return found.path
 
 
 def _moved(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
