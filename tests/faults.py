@@ -7,9 +7,11 @@ uses no other way to write a file: checkpoints, too, are written by `os.write`.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,19 +27,30 @@ def numbered(step: int) -> dict[str, np.ndarray]:
 
 
 class Operations:
-    """Counts the file operations below `root`, and calls `act` at number `at`."""
+    """Counts the file operations below `root`, and calls `act` at number `at`.
+
+    Other threads wait at their next operation until `act` has ended.
+    """
 
     def __init__(self, root: Path, at: int, act: Callable[[], None], *, once: bool):
         self.root, self.at, self.act, self.once = str(root), at, act, once
         self.count = 0
+        self._lock, self._acting = threading.RLock(), False
 
     def record(self, path: object) -> None:
         name = os.fsdecode(path) if isinstance(path, str | bytes) else ""
         if name.startswith(os.sep) and not name.startswith(self.root):
             return
-        self.count += 1
-        if self.count - 1 == self.at or (self.count > self.at and not self.once):
-            self.act()
+        with self._lock:
+            if self._acting:  # an operation of `act` itself
+                return
+            self.count += 1
+            if self.count - 1 == self.at or (self.count > self.at and not self.once):
+                self._acting = True
+                try:
+                    self.act()
+                finally:
+                    self._acting = False
 
 
 _active: Operations | None = None
@@ -90,6 +103,25 @@ def dying(root: Path, at: int):
     """Kill the process before operation `at` of a block."""
     kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
     return _installed(Operations(root, at, kill, once=True))
+
+
+class Killed(BaseException):
+    """Ends a call as SIGKILL ends a process: no handler of errors catches it."""
+
+
+def killed(root: Path, at: int, copy: Path):
+    """End a block at operation `at` by `Killed`, and copy what SIGKILL would leave.
+
+    No later operation of the block takes place, but locks are released. It takes a
+    thousandth of the time of a process that is killed and started again.
+    """
+
+    def end() -> None:
+        if not copy.exists() and root.exists():
+            shutil.copytree(root, copy, symlinks=True)
+        raise Killed
+
+    return _installed(Operations(root, at, end, once=False))
 
 
 class ForkServer:

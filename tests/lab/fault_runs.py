@@ -4,16 +4,17 @@
     python tests/lab/fault_runs.py kills 200         kill -9 at random instants
     python tests/lab/fault_runs.py operations 1      each file operation of a save
     python tests/lab/fault_runs.py flips 2000        random single-bit flips
-    python tests/lab/fault_runs.py verbs 200         random verbs on one run
+    python tests/lab/fault_runs.py loop 30           train, kill, read, for 30 minutes
 
 Each prints what it found and exits with 1 if a promise was broken. `--seed` repeats a
-run. `operations N` takes every N-th operation.
+run. `operations N` takes every N-th operation. Sequences of verbs are in test_verbs.
 """
 
 import argparse
 import collections
 import contextlib
 import errno
+import gc
 import io
 import os
 import random
@@ -23,22 +24,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tiny
 from helpers import results
+from warm import warm
 
 import jaxlstm as jl
-from faults import ForkServer, counted, failing
+from faults import ForkServer, Killed, counted, failing, killed
+from jaxlstm.interop.trees import named_leaves
 from jaxlstm.lab import checkpoints, runs
 from jaxlstm.lab._util.errors import LabError
-from jaxlstm.lab.reports import report as reports
 
 
 def configs(book: Path) -> dict[str, dict[str, Any]]:
-    """Return three configs: one and two layers with dropout, and a GRU with zoneout."""
+    """Return configs: layers with dropout, a GRU with zoneout, and a population."""
     one = tiny.config(book, keep_checkpoints=2)
     layers = {"layers": 2, "dropout": 0.3, "embedding_size": 6, "hidden_size": 10}
     gru = {"cell": {"name": "gru"}, "zoneout_h": 0.1, "hidden_size": 10}
@@ -46,6 +49,7 @@ def configs(book: Path) -> dict[str, dict[str, Any]]:
         "one layer": one,
         "two layers": one | {"model": layers},
         "gru": one | {"model": gru | {"embedding_size": 6}},
+        "population": one | {"population": {"seeds": 2}},
     }
 
 
@@ -75,14 +79,53 @@ def leftovers(run: Path) -> list[str]:
     return [str(path.relative_to(run)) for path in hidden]
 
 
-@contextlib.contextmanager
-def without_pictures() -> Iterator[None]:
-    """Draw no plots, which take most of the time of a tiny run."""
-    before, reports.write_plots = reports.write_plots, lambda *a, **k: []
-    try:
-        yield
-    finally:
-        reports.write_plots = before
+def readings(run: Path) -> dict[str, Any]:
+    """Return what each verb reads from a finished run, or its error."""
+    messages: list[str] = []
+
+    def report(text: str) -> None:
+        if "is its best member" not in text and "is a population" not in text:
+            messages.append(text.replace(str(run), "RUN"))
+
+    def weights(trained: Any) -> Any:
+        path = trained.run / "weights.safetensors"
+        return named_bytes(runs.load_weights(path, trained.params))
+
+    readers: dict[str, Callable[[Any], Any]] = {
+        "params": lambda trained: (trained.step, named_bytes(trained.params)),
+        "metrics": lambda trained: trained.metrics(),
+        "weights": weights,
+        "evaluate": lambda trained: trained.evaluate(),
+        "sample": lambda trained: trained.sample("the ", length=20),
+    }
+    found: dict[str, Any] = {}
+    for name, read in readers.items():
+        try:
+            found[name] = read(jl.lab.load(run, report=report))
+        except LabError as error:
+            found[name] = error
+    return found | {"messages": set(messages)}
+
+
+def named_bytes(tree: Any) -> dict[str, bytes]:
+    """Return the bytes of each leaf by its path."""
+    leaves = named_leaves(tree).items()
+    return {path: np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def compared(found: dict[str, Any], expected: dict[str, Any], label: str) -> str:
+    """Return "refused", "told" or "same" for what was read of a damaged run.
+
+    Raises:
+        AssertionError: a value differs and no message says so.
+    """
+    errors = [value for value in found.values() if isinstance(value, LabError)]
+    assert all(len(str(error)) > 20 for error in errors), f"{label}: {errors}"
+    told = found["messages"] - expected["messages"]
+    for name in found.keys() - {"messages"}:
+        same = isinstance(found[name], LabError) or found[name] == expected[name]
+        assert same or told, f"{label}: {name} differs without a word"
+    return "refused" if errors else "told" if told else "same"
 
 
 # -- kill -9 at random instants -----------------------------------------------
@@ -121,6 +164,11 @@ def kills(place: Path, count: int, seed: int) -> None:
             stderr=subprocess.PIPE,
         )
 
+    def bits(run: Path) -> dict[str, Any]:
+        """Return the results of a run, and of each member of a population."""
+        members = sorted((run / "members").glob("*"))
+        return {"run": results(run)} | {path.name: results(path) for path in members}
+
     expected, seconds = {}, {}
     for name, config in configs(place / "book.txt").items():
         for attempt in ("first", "cached"):  # the second one has a warm compile cache
@@ -129,8 +177,8 @@ def kills(place: Path, count: int, seed: int) -> None:
             _, error = process.communicate()
             assert process.returncode == 0, error.decode()
             seconds[name] = time.monotonic() - begun
-            expected.setdefault(name, results(run))
-            assert results(run) == expected[name], f"{name}: two runs differ"
+            expected.setdefault(name, bits(run))
+            assert bits(run) == expected[name], f"{name}: two runs differ"
     print(f"seconds of a run: {seconds}", flush=True)
     where = collections.Counter()
     while done < count:
@@ -148,12 +196,14 @@ def kills(place: Path, count: int, seed: int) -> None:
             process.send_signal(signal.SIGKILL)
             process.communicate()
             done += 1
+            if done % 20 == 0:
+                print(f"{done} kills", flush=True)
             steps = checkpoints.steps(run / "checkpoints") if run.exists() else []
             where[f"{name}, newest checkpoint {max(steps, default=None)}"] += 1
         _, error = process.communicate()
         label = f"seed {seed}, kill {done}, {name}"
         assert process.returncode == 0, f"{label}: {error.decode()}"
-        assert results(run) == expected[name], f"{label}: other bits"
+        assert bits(run) == expected[name], f"{label}: other bits"
         assert not leftovers(run), f"{label}: {leftovers(run)}"
         assert len(checkpoints.steps(run / "checkpoints")) <= 3
     for line, times in sorted(where.items()):
@@ -265,125 +315,151 @@ def unfinished(whole: Path) -> None:
     runs.state.write_state(run, runs.state.read_state(run)._replace(finished=None))
 
 
-def flips(place: Path, count: int, seed: int) -> dict[str, int]:
-    """Flip one random bit of a random file of an unfinished run, and resume it.
+def flip(run: Path, draw: random.Random) -> tuple[Path, int]:
+    """Flip one random bit; each file or folder at the top is as likely as another.
 
     Returns:
-        How often the run was refused, or finished with the same numbers.
+        The relative path of the file, and the number of the bit.
+    """
+    files = [path for path in run.rglob("*") if path.is_file()]
+    files = sorted(p for p in files if p.stat().st_size and not p.is_symlink())
+    top = draw.choice(sorted({path.relative_to(run).parts[0] for path in files}))
+    path = draw.choice([p for p in files if p.relative_to(run).parts[0] == top])
+    bit = draw.randrange(8 * path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+    return path.relative_to(run), bit
+
+
+def flips(place: Path, count: int, seed: int) -> dict[str, int]:
+    """Flip one random bit of a random file of a run; then resume or read the run.
+
+    Half of the runs are unfinished, and are resumed and then read. The others are
+    finished, every sixth of all a population, and are read. Everything that is read
+    must equal what is read of the undamaged run, or an error or a message must say so.
+
+    Returns:
+        How often the damage was refused, told, or had no effect, for each file.
 
     Raises:
-        AssertionError: it finished with other numbers, or a sentence is missing.
+        AssertionError: a number differs without a word, or a sentence is missing.
     """
     draw, found = random.Random(seed), collections.Counter()
     place.mkdir(exist_ok=True)
     (place / "book.txt").write_text(tiny.text())
-    train(configs(place / "book.txt")["one layer"], place / "whole")
-    expected = results(place / "whole")
-    unfinished(place / "whole")
+    given = configs(place / "book.txt")
+    train(given["one layer"], place / "finished")
+    train(given["population"], place / "population")
+    expected = {name: readings(place / name) for name in ("finished", "population")}
+    shutil.copytree(place / "finished", place / "unfinished", symlinks=True)
+    unfinished(place / "unfinished")
     for number in range(count):
-        run = Path(shutil.copytree(place / "whole", place / "flipped", symlinks=True))
-        files = [path for path in run.rglob("*") if path.is_file()]
-        files = sorted(p for p in files if p.stat().st_size and not p.is_symlink())
-        top = draw.choice(sorted({path.relative_to(run).parts[0] for path in files}))
-        path = draw.choice([p for p in files if p.relative_to(run).parts[0] == top])
-        bit = draw.randrange(8 * path.stat().st_size)
-        data = bytearray(path.read_bytes())
-        data[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(data)
-        name = path.relative_to(run)
-        label = f"seed {seed}, flip {number}: bit {bit} of {name}"
-        if message := attempt(lambda run=run: resume(run)):
-            assert len(message) > 20, f"{label}: {message}"
-            outcome = "refused"
+        kind = ("unfinished", "finished", "unfinished", "population")[
+            number % 6 if number % 6 < 4 else number % 2
+        ]
+        run = Path(shutil.copytree(place / kind, place / "run", symlinks=True))
+        name, bit = flip(run, draw)
+        label = f"seed {seed}, flip {number}: bit {bit} of {name} of {kind}"
+        if kind == "unfinished":
+            # What a resumed run says is compared with what an undamaged one says.
+            message, outcome = attempt(lambda run=run: resume(run)), "refused"
+            assert not message or len(message) > 20, f"{label}: {message}"
+            if not message:
+                same = results(run) == results(place / "finished")
+                assert same, f"{label}: other numbers"
+                outcome = compared(readings(run), expected["finished"], label)
         else:
-            assert results(run) == expected, f"{label}: other numbers"
-            outcome = "same numbers"
-        found[f"{name.parts[0]}: {outcome}"] += 1
+            outcome = compared(readings(run), expected[kind], label)
+        found[f"{kind} {name.parts[0]}: {outcome}"] += 1
         shutil.rmtree(run)
-    return dict(found)
+        if number % 100 == 99:
+            print(f"{number + 1} flips: none silent", flush=True)
+    return dict(sorted(found.items()))
 
 
-# -- sequences of verbs -------------------------------------------------------
+# -- leaks ---------------------------------------------------------------------
 
 
-def verbs(place: Path, count: int, seed: int) -> dict[str, int]:
-    """Apply random verbs and changes to one run; each works or says why it does not.
+def loop(place: Path, minutes: float, seed: int) -> dict[str, int]:
+    """Train, kill, resume, evaluate and sample in one process for some minutes.
+
+    Each minute prints the memory of the process, its open files, and the files that
+    the runs have left.
 
     Raises:
-        AssertionError: a run that was not edited ends with other numbers.
-        Exception: an error that is no `LabError`.
+        AssertionError: one of them grows, or a resumed run has other bits.
     """
-    draw, found = random.Random(seed), collections.Counter()
-    place.mkdir(exist_ok=True)
-    book = place / "book.txt"
-    book.write_text(tiny.text())
-    config = configs(book)["one layer"]
-    train(config, place / "whole")
-    expected, run = results(place / "whole"), place / "run"
+    draw, begun, cycles = random.Random(seed), time.monotonic(), 0
+    (place / "book.txt").write_text(tiny.text())
+    expected, operations = {}, {}
+    given = configs(place / "book.txt")
+    del given["population"]
+    for name, config in given.items():
+        with counted(place / "run") as all_operations:
+            train(config, place / "run")
+        expected[name] = results(place / "run")
+        operations[name] = all_operations.count
+        shutil.rmtree(place / "run")
+    rows: list[tuple[int, int, int]] = []
+    while time.monotonic() - begun < 60 * minutes:
+        name = draw.choice(list(given))
+        run, copy = place / "run", place / "copy"
 
-    def restart() -> None:
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(place / "whole", run, symlinks=draw.random() < 0.5)
-        unfinished(run)
+        def act(name: str = name, run: Path = run) -> None:
+            sink = tiny.RecordingSink()
+            jl.lab.train(given[name], run=run, resume="auto", sink=sink)
 
-    def move() -> None:
-        run.rename(place / "elsewhere")
-        shutil.copytree(place / "elsewhere", run, ignore_dangling_symlinks=True)
-        shutil.rmtree(place / "elsewhere")
+        while draw.random() < 0.7:
+            try:
+                with killed(run, draw.randrange(operations[name]), copy):
+                    act()
+            except Killed:
+                shutil.rmtree(run, ignore_errors=True)
+                if copy.exists():
+                    copy.rename(run)
+        act()
+        assert results(run) == expected[name], f"seed {seed}, {name}: other bits"
+        assert not leftovers(run), f"seed {seed}, {name}: {leftovers(run)}"
+        read = readings(run)
+        errors = [value for value in read.values() if isinstance(value, LabError)]
+        assert not errors, errors
+        shutil.rmtree(run)
+        cycles += 1
+        if time.monotonic() - begun >= 60 * (len(rows) + 1):
+            files = [*place.rglob("*"), *Path(tempfile.gettempdir()).glob("*jaxlstm*")]
+            handles = len(list(Path("/proc/self/fd").iterdir()))
+            rows.append((resident(), handles, len(files)))
+            memory, handles, left = rows[-1]
+            print(
+                f"minute {len(rows):2d}: {cycles} cycles, {memory} MB resident, "
+                f"{handles} open files, {left} files on disk",
+                flush=True,
+            )
+    if len(rows) >= 10:
+        third = len(rows) // 3  # the first ones fill the caches of compiled programs
+        early, late = rows[third], rows[-1]
+        assert late[0] <= early[0] * 1.05 + 10, f"memory grows: {early} to {late} MB"
+        assert late[1:] <= early[1:], f"files remain: {early} to {late}"
+    return {"cycles": cycles}
 
-    def move_data() -> None:
-        other = place / f"book{draw.randrange(3)}.txt"
-        shutil.copy(book, other)
-        resume(run, f"data.path={other}")
 
-    def delete() -> None:
-        names = [
-            "state.json",
-            "metrics.jsonl",
-            "log.txt",
-            "env.json",
-            "checkpoints/best",
-        ]
-        (run / draw.choice(names)).unlink(missing_ok=True)
-
-    def edit() -> None:
-        path = run / draw.choice(["config.yaml", "metrics.jsonl", "state.json"])
-        if path.exists():
-            path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
-
-    acts: dict[str, Callable[[], object]] = {
-        "restart": restart,
-        "resume": lambda: resume(run),
-        "move": move,
-        "move data": move_data,
-        "delete": delete,
-        "edit": edit,
-        "load": lambda: jl.lab.load(run, report=lambda text: None).evaluate(),
-        "sample": lambda: jl.lab.load(run, report=lambda text: None).sample("the "),
-        "more": lambda: resume(run, "training.steps=50"),
-    }
-    restart()
-    touched = False
-    for _ in range(count):
-        name = draw.choice(list(acts))
-        message = attempt(acts[name])
-        assert touched or not message, f"seed {seed}: {name}: {message}"
-        found[f"{name}: {'refused' if message else 'done'}"] += 1
-        touched = name != "restart" and (touched or name in ("delete", "edit", "more"))
-        if name == "resume" and not touched:
-            assert results(run) == expected, f"seed {seed}: other numbers"
-    return dict(found)
+def resident() -> int:
+    """Return the resident memory of this process in MB, after a garbage collection."""
+    gc.collect()
+    text = Path("/proc/self/statm").read_text()
+    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=["kills", "operations", "flips", "verbs"])
+    parser.add_argument("what", choices=["kills", "operations", "flips", "loop"])
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     chosen = parser.parse_args()
     print(f"seed {chosen.seed}", flush=True)
     act = globals()[chosen.what]
-    with tempfile.TemporaryDirectory() as place, without_pictures():
+    with tempfile.TemporaryDirectory() as place, warm():
         begun = time.monotonic()
         found = act(Path(place), chosen.count, chosen.seed)
         print(found or "", f"{time.monotonic() - begun:.0f} s")

@@ -363,7 +363,7 @@ def test_a_disk_that_cannot_be_read_is_a_sentence(run):
     for at in range(0, operations.count, 10):
         with (
             failing(run, at, errno.EIO, once=False),
-            pytest.raises(LabError, match="Input/output error|is damaged"),
+            pytest.raises(LabError, match=r"Input/output error|is damaged"),
         ):
             jl.lab.load(run, report=lambda text: None)
 
