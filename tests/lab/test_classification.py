@@ -17,6 +17,8 @@ from jaxlstm.lab.analysis import inspection
 from jaxlstm.lab.tasks.classification import convolution, data, results
 from jaxlstm.lab.training import evaluation
 
+PICTURES = True  # those of the task are drawn in full
+
 CLASSES = ["low", "high", "rare"]
 
 

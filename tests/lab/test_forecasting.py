@@ -18,6 +18,8 @@ from jaxlstm.lab.tasks.forecasting.forecaster import Forecaster
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training import state
 
+PICTURES = True  # those of the task are drawn in full
+
 TASK = tasks.get("forecast")
 KINDS = {
     "patched": "quantiles",

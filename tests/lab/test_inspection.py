@@ -21,6 +21,8 @@ from jaxlstm.lab.data import read
 from jaxlstm.lab.runs.trained import Trained
 from jaxlstm.lab.tasks import language_modelling as task
 
+PICTURES = True  # those of the task are drawn in full
+
 CELLS = {
     "lstm": {},
     "classic_lstm": {},

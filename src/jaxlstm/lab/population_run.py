@@ -25,14 +25,13 @@ from jaxlstm.lab.sinks.base import Sink
 from jaxlstm.lab.sinks.formatting import duration, table
 from jaxlstm.lab.tasks.base import Artifact, files_of
 from jaxlstm.lab.training import optimizer as optimizers
+from jaxlstm.lab.training import policies
 from jaxlstm.lab.training import population as populations
 from jaxlstm.lab.training.evaluation import metrics
-from jaxlstm.lab.training.policies import LoopState
+from jaxlstm.lab.training.policies import LoopState, MemberLoop, PopulationLoop
 from jaxlstm.lab.training.population import (
-    MemberLoop,
     PopulationExperiment,
     PopulationJob,
-    PopulationLoop,
     PopulationState,
 )
 
@@ -152,7 +151,7 @@ class PopulationRun:
         meta = {
             **self._writer.meta,
             "best": None,
-            "members": populations.loop_to_json(loop),
+            "members": policies.loop_to_json(loop),
             "data": self.experiment.descriptions(),
             "spec": self.task.spec_to_json(self.experiment.first.dataset.spec),
         }
@@ -234,7 +233,7 @@ class PopulationRun:
             self._save(state, loop)
             return state, loop
         _, state, meta = checkpoint
-        return state, populations.loop_from_json(meta["members"], self.task)
+        return state, policies.loop_from_json(meta["members"], self.task.primary)
 
     def _compared(self, records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         """Return the task's own numbers about all members, if it has any."""

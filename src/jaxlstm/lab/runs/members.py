@@ -21,8 +21,7 @@ from jaxlstm.lab.runs.state import read_state
 from jaxlstm.lab.tasks.base import Metric
 
 if TYPE_CHECKING:
-    from jaxlstm.lab.training.policies import LoopState
-    from jaxlstm.lab.training.population import PopulationLoop
+    from jaxlstm.lab.training.policies import LoopState, PopulationLoop
     from jaxlstm.lab.training.state import TrainState
 
 NAME = "members.csv"

@@ -227,7 +227,7 @@ def _best_member(
         BadInput: the population is not finished, or the directory holds another member.
         LabError: every checkpoint of the population is damaged.
     """
-    from jaxlstm.lab.training.population import loop_from_json
+    from jaxlstm.lab.training.policies import loop_from_json
 
     section, task = config.population, tasks.get(config.task)
     assert section is not None
@@ -239,7 +239,7 @@ def _best_member(
         )
     _, meta = _best_or_newest(run, report)
     members = population.members(section, config.seed)
-    loop = loop_from_json(meta["members"], task)
+    loop = loop_from_json(meta["members"], task.primary)
     best = runs.ranked(members, loop, task.primary)[0]
     found = runs.open(run.path / "members" / best.name)
     [member] = [member for member in members if member.name == best.name]

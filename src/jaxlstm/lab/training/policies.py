@@ -7,6 +7,7 @@ Each function takes the numbers of one member; a population calls it per member.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxlstm.lab.config import base
@@ -55,6 +56,43 @@ class LoopState(NamedTuple):
             reference=fields.get("reference", best),
             skipped=fields.get("skipped", 0),
         )
+
+
+class MemberLoop(NamedTuple):
+    """Loop state of one member.
+
+    Attributes:
+        loop: the numbers of its log, its best validation and its early stopping.
+        stopped: the last step of a member that stopped early; None while it trains.
+        diverged: the step whose loss or gradient was not finite, or None.
+    """
+
+    loop: LoopState
+    stopped: int | None = None
+    diverged: int | None = None
+
+    @property
+    def active(self) -> bool:
+        """True while the member trains."""
+        return self.stopped is None and self.diverged is None
+
+
+PopulationLoop = tuple[MemberLoop, ...]
+
+
+def loop_to_json(loop: PopulationLoop) -> list[dict[str, Any]]:
+    """Return the loop states of all members as JSON."""
+    return [member._asdict() | {"loop": member.loop.to_json()} for member in loop]
+
+
+def loop_from_json(
+    written: Sequence[Mapping[str, Any]], primary: Metric
+) -> PopulationLoop:
+    """Return the loop states that `loop_to_json` wrote."""
+    return tuple(
+        MemberLoop(**{**fields, "loop": LoopState.from_json(fields["loop"], primary)})
+        for fields in written
+    )
 
 
 def stepped(

@@ -35,7 +35,7 @@ from jaxlstm.lab.tasks.base import Batch, Carry, Dataset, Params, Sums, Task, ze
 from jaxlstm.lab.training import diagnosis, policies, state
 from jaxlstm.lab.training import optimizer as optimizers
 from jaxlstm.lab.training.clock import Clock
-from jaxlstm.lab.training.policies import LoopState
+from jaxlstm.lab.training.policies import PopulationLoop
 from jaxlstm.lab.training.state import StepMetrics, TrainState
 from jaxlstm.layers.base import Layer
 
@@ -57,43 +57,6 @@ class PopulationState(NamedTuple):
     step: Array
     members: TrainState
     best: TrainState
-
-
-class MemberLoop(NamedTuple):
-    """Loop state of one member.
-
-    Attributes:
-        loop: the numbers of its log, its best validation and its early stopping.
-        stopped: the last step of a member that stopped early; None while it trains.
-        diverged: the step whose loss or gradient was not finite, or None.
-    """
-
-    loop: LoopState
-    stopped: int | None = None
-    diverged: int | None = None
-
-    @property
-    def active(self) -> bool:
-        """True while the member trains."""
-        return self.stopped is None and self.diverged is None
-
-
-PopulationLoop = tuple[MemberLoop, ...]
-
-
-def loop_to_json(loop: PopulationLoop) -> list[dict[str, Any]]:
-    """Return the loop states of all members as JSON."""
-    return [member._asdict() | {"loop": member.loop.to_json()} for member in loop]
-
-
-def loop_from_json(written: Sequence[Mapping[str, Any]], task: Task) -> PopulationLoop:
-    """Return the loop states that `loop_to_json` wrote."""
-    return tuple(
-        MemberLoop(
-            **{**fields, "loop": LoopState.from_json(fields["loop"], task.primary)}
-        )
-        for fields in written
-    )
 
 
 @dataclasses.dataclass(frozen=True)
