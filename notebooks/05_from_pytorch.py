@@ -147,14 +147,11 @@ print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
 
 # %%
 _, ys, traces = model.trace(params, xs)
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
 left.plot(losses)
 left.set(title="training after loading", xlabel="step", ylabel="mean squared error")
-shown = right.imshow(
-    traces["lstm"].gates.f[:, 0].T, aspect="auto", cmap="cividis", vmin=0, vmax=1
-)
-right.set(title="forget gate of one sequence", xlabel="step", ylabel="unit number")
-figure.colorbar(shown, ax=right, label="gate value (0: closed, 1: open)")
+forget = traces["lstm"].gates.f[:, 0]
+jl.plots.signal_heatmap(xs[:, 0, 0], forget, "forget gate f", ax=right)
 # %% [markdown]
 # ## And back
 #

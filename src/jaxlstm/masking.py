@@ -208,7 +208,8 @@ def error_prefix(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if type(error) is not ValueError or str(error).startswith(f"{name}: "):
+        named = not name or str(error).startswith(f"{name}: ")
+        if type(error) is not ValueError or named:
             raise
         raise ValueError(f"{name}: {error}") from error
 

@@ -20,7 +20,6 @@ at its own step.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -278,7 +277,7 @@ def _from_file(
     found: dict[str, Part] = {}
     for path, group in groups.items():
         members = [group[n] for n in sorted(group)]
-        with error_prefix(path) if path else nullcontext():
+        with error_prefix(path):
             if part := _part_of_file(path, members, reset_after):
                 found[path] = part
             else:
