@@ -354,10 +354,9 @@ def flips(place: Path, count: int, seed: int) -> dict[str, int]:
     expected = {name: readings(place / name) for name in ("finished", "population")}
     shutil.copytree(place / "finished", place / "unfinished", symlinks=True)
     unfinished(place / "unfinished")
+    kinds = ("unfinished", "finished") * 2 + ("unfinished", "population")
     for number in range(count):
-        kind = ("unfinished", "finished", "unfinished", "population")[
-            number % 6 if number % 6 < 4 else number % 2
-        ]
+        kind = kinds[number % len(kinds)]
         run = Path(shutil.copytree(place / kind, place / "run", symlinks=True))
         name, bit = flip(run, draw)
         label = f"seed {seed}, flip {number}: bit {bit} of {name} of {kind}"

@@ -110,6 +110,17 @@ def test_the_best_member_is_that_of_the_checkpoint_not_of_an_edited_table(
         load(run, report=lambda text: None)
 
 
+def test_files_of_a_killed_process_are_removed_from_members(grid, tmp_path):
+    run = Path(shutil.copytree(grid, tmp_path / "run"))
+    left = run / "members" / "01" / ".state.json.1.tmp"
+    stage = run / "members" / "02" / "checkpoints" / ".000020.1.tmp"
+    left.write_text("{")
+    stage.mkdir()
+    api.resume(run, sink=tiny.RecordingSink())
+    assert not left.exists()
+    assert not stage.exists()
+
+
 def test_metrics_have_a_line_for_each_member(grid):
     text = (grid / "metrics.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]

@@ -291,9 +291,8 @@ class Verbs(RuleBasedStateMachine):
         other.write_text(tiny.text(seed=1, words=60))
         before = self.contents()
         changes = ["seed=3", "training.steps=some"]
-        if checkpoints.steps(
-            self.run / "checkpoints"
-        ):  # they have the hash of the data
+        # Checkpoints have the hash of the data.
+        if checkpoints.steps(self.run / "checkpoints"):
             changes.append(f"data.path={other}")
         for change in changes:
             overrides = "training.steps=24", change

@@ -259,12 +259,12 @@ def _complete(
     if changed is None and finished is not None:
         runs.require_own_log(run)
         early = ", stopped early" * (finished < config.training.steps)
-        choose(sink).message(f"{run.path} is finished ({runs.progress(run)}{early})")
+        report = choose(sink).message
+        report(f"{run.path} is finished ({runs.progress(run)}{early})")
         # A change of the config that was killed before it took effect leaves files.
         with contextlib.suppress(LabError), runs.lock(run):
-            run.clean()
-            checkpoints.clean(run.checkpoints)
-        return load(run.path)
+            runs.clean(run)
+        return load(run.path, report=report)
     before, config = config, changed or config
     primary = tasks.get(config.task).primary
     sinks = [choose(sink, best=primary), TextSink(functools.partial(runs.log, run))]

@@ -16,10 +16,14 @@ from jaxlstm.lab._util.errors import LabError
 
 
 @contextmanager
-def translate_os_errors() -> Iterator[None]:
-    """Raise a `LabError` in place of an `OSError` that no function has explained.
+def translate_os_errors(
+    summary: str = "", kind: type[LabError] = LabError
+) -> Iterator[None]:
+    """Raise a `LabError` with reason and remedy in place of an `OSError`.
 
-    Any operation can fail on a broken disk or a lost network file system.
+    Args:
+        summary: the file and what failed; by default the file of the error.
+        kind: the type of the error that is raised.
     """
     try:
         yield
@@ -27,8 +31,8 @@ def translate_os_errors() -> Iterator[None]:
         raise
     except OSError as error:
         path = error.filename or "a file of the run"
-        message = f"{path}: cannot be read or written ({reason(error)}){remedy(error)}"
-        raise LabError(message) from error
+        what = summary or f"{path}: cannot be read or written"
+        raise kind(f"{what} ({reason(error)}){remedy(error)}") from error
 
 
 def reserve(directory: Path, size: int) -> None:

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jaxlstm.lab._util.files import reason, remedy, sync, sync_directories
+from jaxlstm.lab._util.files import sync, sync_directories, translate_os_errors
 from jaxlstm.lab.checkpoints.manifest import NAME, CheckpointError, check_sizes, read
 
 _STEP = re.compile(r"\d{6,}", re.ASCII)
@@ -98,7 +98,7 @@ def link_best(root: Path, step: int | None) -> None:
             without links. Nothing depends on it.
     """
     link = root / _BEST
-    with _translate_os_errors(f"{link}: cannot be written"):
+    with translate_os_errors(f"{link}: cannot be written", CheckpointError):
         if link.is_dir() and not link.is_symlink() and (link / NAME).is_file():
             _delete(link)
         if step is None:
@@ -130,7 +130,9 @@ def prune(root: Path, keep: int, *, protect: Collection[int] = ()) -> list[int]:
     """
     if keep < 1:
         raise ValueError(f"keep: got {keep}, expected at least 1")
-    with _translate_os_errors(f"{root}: old checkpoints cannot be deleted"):
+    with translate_os_errors(
+        f"{root}: old checkpoints cannot be deleted", CheckpointError
+    ):
         intact = [s for s in steps(root) if _looks_intact(directory_of(root, s))]
         kept = {*protect, best(root)}
         oldest = min(intact[-keep:], default=0)
@@ -148,7 +150,9 @@ def clean(root: Path) -> None:
     Raises:
         CheckpointError: a file cannot be renamed or deleted.
     """
-    with _translate_os_errors(f"{root}: unfinished files cannot be deleted"):
+    with translate_os_errors(
+        f"{root}: unfinished files cannot be deleted", CheckpointError
+    ):
         _for_each(_clean, [p for p in _entries(root) if p.name.startswith(".")])
 
 
@@ -181,16 +185,6 @@ def _claimed(stage: Path) -> Iterator[None]:
         yield
     finally:
         os.close(claim)
-
-
-@contextmanager
-def _translate_os_errors(summary: str) -> Iterator[None]:
-    """Raise `CheckpointError` with `summary`, reason and remedy for any `OSError`."""
-    try:
-        yield
-    except OSError as error:
-        message = f"{summary} ({reason(error)}){remedy(error)}"
-        raise CheckpointError(message) from error
 
 
 def _publish(stage: Path, target: Path) -> None:

@@ -27,3 +27,4 @@ from .metrics import truncate_metrics as truncate_metrics
 from .paths import Run as Run
 from .state import State as State
 from .writer import RunWriter as RunWriter
+from .writer import clean as clean

@@ -238,13 +238,12 @@ def _best_member(
             f"({runs.progress(run)}), expected a finished one; finish it with: {again}"
         )
     _, meta = _best_or_newest(run, report)
-    members = population.members(section, config.seed)
+    members = {each.name: each for each in population.members(section, config.seed)}
     loop = loop_from_json(meta["members"], task.primary)
-    best = runs.ranked(members, loop, task.primary)[0]
-    found = runs.open(run.path / "members" / best.name)
-    [member] = [member for member in members if member.name == best.name]
+    best = runs.ranked(list(members.values()), loop, task.primary)[0].name
+    found = runs.open(run.path / "members" / best)
     alone = config.model_copy(update={"population": None})
-    expected = configs.load(alone, overrides=member.overrides())
+    expected = configs.load(alone, overrides=members[best].overrides())
     lines = changes.described(expected, runs.bound_config(found, report))
     if other := changes.fixed(expected, [line.partition(":")[0] for line in lines]):
         raise BadInput(

@@ -22,6 +22,20 @@ if TYPE_CHECKING:
     from jaxlstm.lab.config.base import RunConfig
 
 
+def clean(run: Run) -> None:
+    """Remove the unfinished files of a killed process; hold the lock of the run.
+
+    Those of the members of a population are removed, too.
+
+    Raises:
+        CheckpointError: a file of a checkpoint cannot be renamed or deleted.
+    """
+    members = sorted((run.path / "members").glob("*/"))
+    for each in (run, *map(Run, members)):
+        each.clean()
+        retention.clean(each.checkpoints)
+
+
 class RunWriter:
     """The files of a run that is being trained.
 
@@ -48,9 +62,8 @@ class RunWriter:
         Raises:
             BadInput: a checkpoint is of another run.
         """
-        self._run.clean()
         with self._as_warning():
-            retention.clean(self._run.checkpoints)
+            clean(self._run)
         binding.require_own_checkpoints(self._run, self._config)
 
     def check_log(self, found: tuple[int, Any, Mapping[str, Any]] | None) -> None:
