@@ -4,6 +4,7 @@ Tests that run the kernel are skipped on a machine without a C++ compiler.
 """
 
 import functools
+import re
 import shutil
 import subprocess
 import sys
@@ -256,6 +257,18 @@ def test_vmap_is_one_call_for_all_members(name, axes, kernel, x64):
 
     assert calls(gradients("native"), *inputs) == (2, 0)
     assert_same(gradients("native")(*inputs), gradients("scan")(*inputs), 1e-10)
+
+
+@needs_compiler
+def test_a_population_copies_no_sequence(kernel):
+    """The kernel reads and writes members first, as the products of gradients do."""
+    params, xs = members(CELL)
+
+    def loss(p, x):
+        return (jl.unroll(CELL, p, x, engine="native")[1] ** 2).sum()
+
+    gradient = jax.jit(jax.vmap(jax.grad(loss))).lower(params, xs).compile()
+    assert not re.search(r" (transpose|copy)\(", gradient.as_text())
 
 
 @needs_compiler

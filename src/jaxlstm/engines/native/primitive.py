@@ -258,15 +258,20 @@ def _call(options: Options, *arguments: Array) -> list[Array]:
     for n, own in program.broadcast:
         is_input = n >= options.consts + options.carry
         arrays[n] = broadcast_rows(arrays[n], own, rows, first=int(is_input))
+    for n in program.members_first:
+        arrays[n] = jnp.moveaxis(arrays[n], 0, program.member_axes)
     structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in carry]
-    structs += [
-        jax.ShapeDtypeStruct((options.length, *a.shape), a.dtype)
-        for a in options.jaxpr.out_avals[options.carry :]
-    ]
+    for aval in options.jaxpr.out_avals[options.carry :]:
+        shape = list(aval.shape)
+        shape.insert(program.member_axes, options.length)
+        structs.append(jax.ShapeDtypeStruct(shape, aval.dtype))
     results = jax.ffi.ffi_call(TARGETS[carry[0].dtype.name], structs)(
         *arrays, program=program.integers, constants=program.constants
     )
-    return match_varying_axes(*arguments[:1], *results)[1:]
+    results = match_varying_axes(*arguments[:1], *results)[1:]
+    by_step = results[options.carry :]
+    by_step = [jnp.moveaxis(result, program.member_axes, 0) for result in by_step]
+    return [*results[: options.carry], *by_step]
 
 
 def broadcast_rows(
@@ -501,7 +506,10 @@ def _batch(arguments: Any, axes: Any, **parameters: Any) -> tuple[Any, Any]:
     closed = jax.make_jaxpr(batched)(*structs[:number])
     changed = options._replace(jaxpr=closed, row_axes=options.row_axes + 1)
     results = loop.bind(*arrays, **changed._asdict())
-    return results, [0 if n < options.carry else 1 for n in range(len(results))]
+    carry, by_step = results[: options.carry], results[options.carry :]
+    if shares:  # the order in which the kernel writes the results of a population
+        by_step = [jnp.moveaxis(result, 1, 0) for result in by_step]
+    return [*carry, *by_step], [0] * len(carry) + [1 - shares] * len(by_step)
 
 
 batching.primitive_batchers[loop] = _batch

@@ -40,11 +40,16 @@ class Program(NamedTuple):
         constants: the numbers that it refers to.
         broadcast: the inputs that have some of the axes of rows, and these; they must
             be broadcast to all.
+        member_axes: how many of the axes of rows are those of a population.
+        members_first: the inputs `[T, *members, ...]` that the kernel reads as
+            `[*members, T, ...]`. It writes all results so.
     """
 
     integers: np.ndarray
     constants: np.ndarray
     broadcast: tuple[tuple[int, tuple[int, ...]], ...]
+    member_axes: int
+    members_first: tuple[int, ...]
 
 
 class Group:
@@ -99,6 +104,7 @@ class _Writer:
         self.slot_of: dict[Any, int] = {}
         self.constants: list[float] = []
         self.broadcast: dict[int, tuple[int, ...]] = {}
+        self.members_first: set[int] = set()
         self.alias: dict[Node, Node] = {}
         self.places: dict[Node, Place] = {}
         self.outputs = self._outputs()
@@ -185,12 +191,14 @@ class _Writer:
             self.broadcast[number] = value.rows
             rows = every
         row = size if rows == every or (batch and set(batch) <= set(rows)) else 0
-        steps = self.batch * size if row else size
-        population = steps if members and set(members) <= set(rows) else 0
-        is_input = number >= self.layout.consts + self.layout.carry
-        shape = [self.layout.rows[axis] for axis in rows]
-        time = int(np.prod(shape, dtype=int)) * size if is_input else 0
-        return population, time, row
+        step = self.batch * size if row else size
+        has_members = bool(members) and set(members) <= set(rows)
+        if number < self.layout.consts + self.layout.carry:
+            return step if has_members else 0, 0, row
+        if not has_members:
+            return 0, step, row
+        self.members_first.add(number)
+        return self.length * step, step, row
 
     def memory(self, node: Node) -> Place:
         """Return the place of a node that is in memory before the step."""
@@ -217,8 +225,7 @@ class _Writer:
             return self.slot(CARRY_OUT, number, number, 0, 1, size, 0)
         rows = self.batch * size
         index = self.layout.carry + number
-        time = self.population * rows
-        return self.slot(RESULT, number, index, rows, time, size, 0)
+        return self.slot(RESULT, number, index, self.length * rows, rows, size, 0)
 
     def fresh(self, kind: int, row: int, width: int) -> int:
         """Return a new slot of memory that only this step uses."""
@@ -506,13 +513,16 @@ class _Writer:
         header += [len(table) for table in tables]
         header += [-1, 0, 0, 0]
         if self.active is not None:
-            rows = self.population * self.batch
-            header[-4:] = [self.active, self.batch, rows, 1]
+            header[-4:] = [self.active, self.length * self.batch, self.batch, 1]
+            if self.members:
+                self.members_first.add(self.active)
         numbers = [*header, *itertools.chain(*itertools.chain(*tables))]
         return Program(
             np.asarray(numbers, np.int64),
             np.asarray(self.constants or [0.0], np.float64),
             tuple(sorted(self.broadcast.items())),
+            self.members,
+            tuple(sorted(self.members_first)),
         )
 
     def _product(self, group: Group) -> list[int]:
