@@ -22,7 +22,8 @@
 #
 # where $z = W_x x_t + W_h h_{t-1} + b$. The forget gate `f` determines how much of the
 # cell state is kept, the input gate `i` how much of the candidate `g` is added, and the
-# output gate `o` how much of the cell state is output.
+# output gate `o` how much of the cell state is output, as the *hidden state* `h`. All
+# of these are vectors. One position in them is a *unit*, with its own gates.
 #
 # This notebook trains a model that generates Python code, with a training loop written
 # out, and then plots its gates while it reads. Nothing is downloaded: the text is the
@@ -203,7 +204,8 @@ plt.show()
 #
 # The training curve rises again and again, although the model improves: each step reads
 # another part of the text, and some parts are harder than others. The validation curve
-# is always about the same held-out text.
+# is always about the same held-out text. It is higher than the training curve since the
+# model has read the other text almost three times.
 #
 # ## Generate text
 #
@@ -255,9 +257,10 @@ plt.show()
 
 # %% [markdown]
 # Some units keep their state for a large part of a line, some for a word, and most for
-# a character or less. The forget gate determines for how long: after −1 / mean(log f)
-# steps, the unit's *timescale*, 37 % (1/e) of the cell state is left. A timescale below
-# one step means that less than 37 % is left after a single character.
+# a character or less. The forget gate determines for how long. The *timescale* of a
+# unit is −1 / mean(log f): after so many steps, if nothing is written, 37 % (1/e) of
+# its cell state is left. A timescale below one step means that less than 37 % is left
+# after a single character.
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 4))

@@ -190,6 +190,11 @@ print(text, "==", "gre" + trained.sample("gre", temperature=0))
 
 # %% [markdown]
 # ## Time of a step
+#
+# `trained.stream` checks the tokens, keeps the state of each slot and locks it against
+# other threads, in Python: most of the time of one slot is spent there, and 64 slots
+# share it. The last bar is the time of a step divided by its 64 slots. `jl.stream`,
+# which takes arrays and has no slots, is timed in docs/speed.md.
 
 
 # %%

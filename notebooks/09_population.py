@@ -40,7 +40,10 @@ RATE = "optimizer.1.adam.learning_rate"
 # ## Four seeds, two learning rates
 #
 # `population` is a section of any config. Each of the 4 x 2 members has its own
-# parameters, its own order of the data and its own best checkpoint.
+# parameters, its own order of the data and its own best checkpoint. `solved` is the
+# share of the 2,000 test sequences whose sum is off by less than 0.04. In the lines of
+# the training, ± is the standard deviation over the members; in the table at the end it
+# is the 95 % confidence interval of their mean.
 
 # %%
 ADDING = {
@@ -83,7 +86,8 @@ for rate in sorted({row[RATE] for row in rows}):
 # ## The training of all members
 #
 # The line is the median of the four seeds of a learning rate, and the band holds the
-# middle half of them. Where bands overlap, four seeds do not tell the rates apart.
+# middle half of them. The plot is no test of the difference between the rates; the
+# table above has the interval of each mean.
 
 # %%
 losses = []

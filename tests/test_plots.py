@@ -81,7 +81,7 @@ def test_a_steep_first_descent_is_cut_off_and_its_value_written(ax):
     records = [record(n, 9.0 if n == 1 else 2 + 1 / n) for n in range(1, 101)]
     plots.loss_curve(records, ax=ax)
     assert ax.get_ylim()[1] < 3
-    assert "starts at 9" in words(drawn(ax))
+    assert "first value 9" in words(drawn(ax))
 
 
 def test_a_slow_descent_is_not_cut_off(ax):

@@ -242,8 +242,8 @@ def test_gradients_are_described_by_the_median_passage():
         "the output of the layer, by 1 % of the largest change, 9 or more steps" in said
     )
     assert (
-        "The median time constant is 0.4 steps: half of the units keep less than 8 % "
-        "of their state from one step to the next. The longest are unit 1 (2.0 steps), "
+        "The median timescale is 0.40 steps: half of the units keep at most 8 % of "
+        "their state from one step to the next. The longest are unit 1 (2.0 steps), "
     ) in said
 
 

@@ -92,7 +92,7 @@ def test_the_report_contains_every_section(run, artifacts):
         "def f():\n    pass",
         "```yaml\nname: quickstart\n```",
         '```json\n{"jax": "0.10.2"}\n```',
-        "Unit 1: gates",
+        "Unit 1, whose forget gate and cell state vary most: gates",
     ):
         assert part in text
 

@@ -356,7 +356,7 @@ def _cut_descent(ax: Axes, curves: Sequence[_Curve]) -> None:
     if first - low > 1.5 * (high - low):
         ax.set_ylim(low - 0.08 * (high - low), high + 0.05 * (high - low))
         ax.annotate(
-            f"\u2191 starts at {first:.3g}",
+            f"\u2191 first value {first:.3g}",
             (0.05 * steps.max(), 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(8, -4),

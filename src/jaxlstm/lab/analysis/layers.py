@@ -1,4 +1,4 @@
-"""Statistics of recurrent layers: saturation, time constants, reach of gradients."""
+"""Statistics of recurrent layers: saturation, timescales, reach of gradients."""
 
 import functools
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class LayerFacts(NamedTuple):
         units: The number of units.
         saturation: Shares of steps at which each gate is closed and open, `[H]` by
             letter; None for a cell without gates.
-        timescales: Time constants `[H]` in steps; None without a forget or update gate.
+        timescales: Timescales `[H]` in steps; None without a forget or update gate.
         dead: Units whose h never changes.
         duplicates: Pairs of units whose h is the same up to scale.
         flow: `[rows, T - 1]`, norm of the gradient of the last loss with respect to c,
@@ -166,9 +166,9 @@ def sentences(number: int, facts: LayerFacts) -> list[str]:
         median = float(np.median(taus))
         kept = 100 * np.exp(-1 / max(median, 1e-9))
         found.append(
-            f"The median time constant is {_steps(median)}: half of the units keep "
-            f"less than {kept:.0f} % of their state from one step to the next. The "
-            f"longest are {longest}."
+            f"The median timescale is {_steps(median)}: half of the units keep at most "
+            f"{kept:.0f} % of their state from one step to the next. The longest are "
+            f"{longest}."
         )
     pairs = [f"{one} and {other}" for one, other in facts.duplicates]
     found.append(
@@ -199,7 +199,8 @@ def _at_most(steps: int, most: int) -> str:
 def _steps(tau: float) -> str:
     if tau > traces.STRETCH:
         return f"more than {traces.STRETCH:,} steps"
-    return f"{tau:.1f} steps" if tau < 10 else f"{tau:.0f} steps"
+    digits = 2 if tau < 1 else 1 if tau < 10 else 0
+    return f"{tau:.{digits}f} steps"
 
 
 def _some(names: Sequence[object]) -> str:

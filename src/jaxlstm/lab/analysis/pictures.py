@@ -77,7 +77,8 @@ def of_layer(number: int, facts: LayerFacts, shown: Traces) -> list[Picture]:
 
     add(
         "gates",
-        f"{caption} while the model reads, a row per unit; bright is high.",
+        f"{caption} of layer {number + 1} while the model reads, a row per unit; "
+        "bright is high.",
         lambda ax: plots.gate_heatmap(symbols, values, title, limits=limits, ax=ax),
         (_width(symbols), 5),
     )
@@ -85,18 +86,21 @@ def of_layer(number: int, facts: LayerFacts, shown: Traces) -> list[Picture]:
         "gradient-flow",
         "Gradient of the last prediction's loss with respect to earlier states, as a "
         f"share of its maximum. Line and band: median and middle half of "
-        f"{len(facts.flow)} passages. Dashed: {100 * SHARE:.0f} %. Dotted: the median "
-        "of how far back it stays above.",
+        f"{len(facts.flow)} passages at each step. Dashed: {100 * SHARE:.0f} %. "
+        "Dotted: for how many steps a passage stays above it (median).",
         lambda ax: _flow(ax, facts),
     )
     if (taus := facts.timescales) is not None:
         caption = (
-            "Time constants of the units: steps after which 37 % (1/e) of the state is "
-            "left if nothing is written."
+            "Timescales of the units while they read the text of the findings: steps "
+            "after which 37 % (1/e) of the state is left if nothing is written."
         )
         add("timescales", caption, lambda ax: plots.timescales(taus, ax=ax))
     if (shares := facts.saturation) is not None:
-        caption = "Shares of steps with a gate closed (below 0.1) and open (above 0.9)."
+        caption = (
+            "Shares of steps with a gate closed (below 0.1) and open (above 0.9); the "
+            "rest, white, is between."
+        )
         add("saturation", caption, lambda ax: plots.saturation(shares, ax=ax))
     return found
 

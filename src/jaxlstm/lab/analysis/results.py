@@ -92,7 +92,7 @@ def glossary(state: str, letters: Collection[str], searched: bool) -> str:
     if gates := " ".join(_GATES[letter] for letter in letters if letter in _GATES):
         words.append(f"**Gates** are numbers from 0 (closed) to 1 (open). {gates}")
     words += _SEARCHED if searched else ()
-    words += [_TIME_CONSTANT] if {"f", "z"} & set(letters) else []
+    words += [_TIMESCALE] if {"f", "z"} & set(letters) else []
     listed = "\n".join(f"- {word.format(state=state)}" for word in words)
     return f"## Words\n\n{listed}"
 
@@ -166,8 +166,8 @@ _SEARCHED = (
     "**Chance**: with many units, one always fits a little. This is the best fit to a "
     "text that was shifted against the units, and of an untrained network.",
 )
-_TIME_CONSTANT = (
-    "**Time constant**: the number of steps after which 37 % (1/e) of {state} is left "
+_TIMESCALE = (
+    "**Timescale**: the number of steps after which 37 % (1/e) of {state} is left "
     "if nothing is written. If it is below one step, less than 37 % is left after a "
     "single step."
 )

@@ -19,6 +19,7 @@ Flags = NDArray[np.bool_]
 OPENS = 0.2  # more than elsewhere, for a gate that opens where a feature begins
 KEEPS = 0.1  # more than elsewhere, or than at the end, for a gate that keeps
 KEPT = 0.7  # the least forget gate that keeps
+CLEARS = 0.5  # the largest forget gate that clears the state
 _KEEPING = {"f": "forget", "z": "update"}
 
 
@@ -113,7 +114,7 @@ def _gates(
         gate, usual = f"Its {_KEEPING[letter]} gate", _usual(ends, symbols)
         where = "Where this ends" if usual is None else f"On {symbol_name(usual)}"
         keeps = kept >= KEPT and kept - outside >= KEEPS
-        falls = kept >= KEPT and kept - end >= KEEPS
+        falls = kept >= KEPT and end <= CLEARS
         if keeps:
             sentences.append(
                 f"{gate} keeps {state}: {letter} is {kept:.2f} inside and "

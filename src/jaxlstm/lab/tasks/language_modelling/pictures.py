@@ -88,7 +88,7 @@ def pictures(symbols: Sequence[str], trace: Trace) -> list[Picture]:
         )
         timescales = Picture(
             "timescales.png",
-            "Time constant of each unit, from its forget gate.",
+            "Timescale of each unit, from its forget gate while reading this text.",
             (8, 4),
             lambda ax: plots.timescales(keeps, ax=ax),
         )
@@ -97,7 +97,8 @@ def pictures(symbols: Sequence[str], trace: Trace) -> list[Picture]:
         unit = _unit_to_show(trace)
         picture = Picture(
             "unit.png",
-            f"Unit {unit}: gates, cell state c and output h while the model reads.",
+            f"Unit {unit}, whose forget gate and cell state vary most: gates, cell "
+            "state c and output h while the model reads.",
             (width, 7),
             lambda ax: plots.unit_trace(symbols, trace, unit, ax=ax),
         )

@@ -169,11 +169,12 @@ class Memory:
         """Return success rate and cost of several runs; see `Task`."""
         size = config.training.batch_size
         costs = [found for found in map(_steps_to_success, members) if found]
-        rows = {"solved by": f"{len(costs)} of {len(members)} runs"}
+        rows = {"all sequences solved by": f"{len(costs)} of {len(members)} runs"}
         if costs:
             found = [cost * size for cost in costs]
             median = statistics.median(found)
             words = f"median {median:,.0f}, from {min(found):,} to {max(found):,}"
+            words = words if len(found) > 1 else f"{median:,.0f}"
             rows["sequences until success"] = words
         problem = PROBLEMS[config.data.problem]
         published = problem.published.get(config.data.length)
