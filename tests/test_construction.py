@@ -327,3 +327,19 @@ def test_records_of_arrays_show_shapes_and_dtypes():
     assert traced == [text]
     assert isinstance(params, tuple)
     assert params._replace(b=None).b is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: jl.lstm(2, 64), "lstm: too many positional .* cell.init"),
+        (lambda: jl.gru(features=64), "gru: got an unknown option 'features'; pass si"),
+        (lambda: jl.lstm(forget_bia=2.0), "did you mean forget_bias?"),
+        (lambda: jl.zoneout(jl.lstm(), 1), "zoneout: too many .*; expected zoneout"),
+        (lambda: jl.recurrent(jl.lstm()), "'hidden_size'; expected recurrent.cell, hi"),
+        (lambda: jl.linear(size=3, bias=False), "linear: got an unknown option 'bias'"),
+    ],
+)
+def test_calls_with_other_arguments_are_answered_by_the_right_ones(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()

@@ -8,6 +8,7 @@ neither pickle nor compare such functions, but it can pickle and compare the cal
     file formats        write the call that `construction_of` returns as data
 """
 
+import difflib
 import functools
 import inspect
 import itertools
@@ -169,10 +170,10 @@ def constructor(
 
     @functools.wraps(function)
     def construct(*args: P.args, **kwargs: P.kwargs) -> Record:
+        bound = _bind(function, signature, args, kwargs)
         record = function(*args, **kwargs)
         if _is_known_cell(record):
             return record
-        bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {
             name: converters[name](value) for name, value in bound.arguments.items()
@@ -181,6 +182,44 @@ def constructor(
         return _remember(record, Construction(construct, arguments))
 
     return readable(construct)
+
+
+_SIZES = "size", "sizes", "features", "units", "input_size", "hidden_size"
+
+
+def _bind(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> inspect.BoundArguments:
+    """Return the arguments of a call by name.
+
+    Raises:
+        TypeError: the function has no such arguments, or some are missing.
+    """
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        problem = f"{error}"
+    name, parameters = function.__name__, signature.parameters
+    shown = signature.replace(
+        parameters=[p.replace(annotation=p.empty) for p in parameters.values()],
+        return_annotation=signature.empty,
+    )
+    remedy = f"expected {name}{shown}"
+    unknown = [key for key in kwargs if key not in parameters]
+    if unknown:
+        problem = f"got an unknown option {unknown[0]!r}"
+        if near := difflib.get_close_matches(unknown[0], parameters, n=1):
+            remedy = f"did you mean {near[0]}?"
+    given = [*args, *unknown]
+    is_size = any(type(each) is int or str(each) in _SIZES for each in given)
+    is_cell = function.__module__.startswith("jaxlstm.cells.")
+    if is_size and is_cell and "cell" not in parameters:
+        remedy = "pass sizes to its init: cell.init(key, input_size, hidden_size)"
+    stop = "" if remedy.endswith("?") else "."
+    raise TypeError(f"{name}: {problem}; {remedy}{stop}") from None
 
 
 def construction_of(record: tuple) -> Construction | None:
