@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import sys
@@ -171,6 +172,26 @@ def check_interruptions_change_no_byte(
     sink = tiny.RecordingSink()
     jl.lab.train(path, run=interrupted, resume="auto", sink=sink)
     assert "is finished" in sink.messages[0]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("verb", ["train", "resume"])
+def test_of_two_processes_on_one_directory_one_works(verb, tmp_path):
+    book, path, run = tmp_path / "book.txt", tmp_path / "tiny.yaml", tmp_path / "run"
+    book.write_text(tiny.text())
+    path.write_text(json.dumps(tiny.config(book, steps=2000)))
+    words = ["train", path, "--run", run]
+    if verb == "resume":
+        tiny.jaxlstm(*words, "training.steps=5").communicate(timeout=600)
+        words = ["resume", run, "training.steps=2000"]
+    processes = [tiny.jaxlstm(*words) for _ in range(2)]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) in ([0, 1], [0, 2])
+    refusal = errors[1 - codes.index(0)]
+    assert re.search(r"is writing to this run; wait|the directory of a run", refusal)
+    assert "Traceback" not in refusal
+    assert newest_step(run) == 2000
 
 
 def test_a_damaged_checkpoint_is_skipped_and_written_again(library, tmp_path):

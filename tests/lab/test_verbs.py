@@ -57,10 +57,10 @@ FILES = [
 ]
 FAULTS = st.one_of(
     st.none(),
-    st.tuples(st.just("kill"), st.integers(0, 260)),
-    st.tuples(st.just("kill"), st.integers(0, 260)),
+    st.tuples(st.just("kill"), st.integers(0, 430)),
+    st.tuples(st.just("kill"), st.integers(0, 430)),
     st.tuples(
-        st.sampled_from([errno.ENOSPC, errno.EIO]), st.integers(0, 260), st.booleans()
+        st.sampled_from([errno.ENOSPC, errno.EIO]), st.integers(0, 430), st.booleans()
     ),
 )
 
