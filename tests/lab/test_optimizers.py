@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlstm.lab import config
-from jaxlstm.lab.config import ConfigError, optax_names
+from jaxlstm.lab import checks, config
+from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab.config import ConfigError, optax_names, rates
 from jaxlstm.lab.training import optimizer as optimizers
 
 PARAMS = {"w": jnp.asarray([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.asarray([0.1, 0.2])}
@@ -266,3 +267,59 @@ def test_last_learning_rate_is_reported():
     assert fixed is not None
     assert fixed(7) == 5.0
     assert optimizers.learning_rate([{"clip": {"max_delta": 1}}]) is None
+
+
+@pytest.mark.parametrize("key", ["peak_value", "end_value"])
+def test_a_number_inside_a_schedule_differs_between_members(key):
+    """Optax tests the numbers of some schedules in Python: they cannot be traced."""
+    schedule = {"init_value": 0.0, "peak_value": 0.1, "warmup_steps": 2}
+    schedule |= {"decay_steps": 8, "end_value": 0.01}
+
+    def chain(**changes):
+        call = {"warmup_cosine_decay_schedule": schedule | changes}
+        return [{"sgd": {"learning_rate": call}}]
+
+    path = (0, "sgd", "learning_rate", "warmup_cosine_decay_schedule", key)
+    choices = (0.05, 0.0, 0.02)
+
+    def updates(optimizer):
+        state, found = optimizer.init(jnp.ones(2)), []
+        for _ in range(6):
+            update, state = optimizer.update(jnp.ones(2), state)
+            found.append(update)
+        return jnp.stack(found)
+
+    def of_member(value):
+        varied = {path: optimizers.Varied(value, choices)}
+        return updates(optimizers.build(chain(), varied=varied))
+
+    found = jax.vmap(of_member)(jnp.asarray(choices))
+    for k, choice in enumerate(choices):
+        alone = updates(optimizers.build(chain(**{key: choice})))
+        np.testing.assert_allclose(found[k], alone, rtol=1e-6, atol=0)
+
+
+def test_the_learning_rate_is_found_in_the_chain():
+    schedule = {"linear_schedule": {"init_value": 0.0, "end_value": 0.1}}
+    chain = [{"clip": {"max_delta": 1.0}}, {"adam": {"learning_rate": schedule}}]
+    found = rates.learning_rate_paths([*chain, {"sgd": {"learning_rate": 0.5}}])
+    assert found == [
+        (1, "adam", "learning_rate", "linear_schedule", "end_value"),
+        (2, "sgd", "learning_rate"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"population": {"grid": {"optimizer.0.adam.b3": [0.1]}}}, "b3, which is no n"),
+        ({"population": {"grid": {"learning_rate": [-1.0]}}}, "-1.0, expected 0 or"),
+        ({"sweep": {"space": {"model.hidden_siz": [8, 16]}}}, "did you mean"),
+    ],
+)
+def test_check_refuses_what_training_would_refuse(section, message):
+    chain = [{"adam": {"learning_rate": 0.01}}]
+    data = {"problem": "adding", "length": 20, "test_sequences": 4}
+    given = {"task": "memory", "data": data, "optimizer": chain, **section}
+    with pytest.raises(BadInput, match=message):
+        checks.check(config.load(given))

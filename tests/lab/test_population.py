@@ -203,7 +203,7 @@ def test_all_members_diverged(tmp_path):
     [
         ({"grid": {"model.units": [4, 8]}}, "jaxlstm sweep"),
         ({"grid": {"training.batch_size": [4, 8]}}, "jaxlstm sweep"),
-        ({"grid": {"optimizer.0.adam.b1": [0.8]}}, "write the number there first"),
+        ({"grid": {"optimizer.0.adam.b1": [0.8]}}, "expected a key of optimizer"),
         ({"grid": {RATE: [0.1, 0.1]}}, "a value twice"),
         ({"seeds": [1, 1]}, "a seed twice"),
     ],

@@ -42,7 +42,7 @@ class _SharedPrograms(programs.Programs):
 
 def _shared_optimizer(config: Any, **options: Any) -> Any:
     """Return the same optimizer for equal configs, so that its programs are found."""
-    if options.get("traced") is not None:
+    if options.get("varied") is not None:
         return _build(config, **options)
     key = f"{config!r} {options!r}"
     if key not in _optimizers:

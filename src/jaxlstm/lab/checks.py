@@ -6,6 +6,7 @@ import jax
 
 from jaxlstm.engines import memory
 from jaxlstm.lab import native, tasks
+from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.config.recurrent import WRAPPERS
 from jaxlstm.lab.parallel import devices, splits
@@ -19,12 +20,15 @@ def check(config: RunConfig) -> dict[str, str]:
     Raises:
         BadInput: training would fail before its first step.
     """
+    if config.sweep is not None:
+        configs.require_space(config)
     cost = tasks.get(config.task).step_cost(config)
     reason = splits.split(config, cost).reason
     config = native.resolve_engine(splits.resolve_shards(config, cost))
     cpu_devices = splits.cpu_devices(config)
     with devices.default_device(config.device, cpu_devices=cpu_devices) as device:
-        experiment, training = Experiment.build(config), config.training
+        experiment, members = _build(config)
+        training = config.training
         return {
             "device": device.device_kind,
             "shards": f"{splits.describe(config, device)} ({reason})",
@@ -33,7 +37,23 @@ def check(config: RunConfig) -> dict[str, str]:
             "parameters": f"{experiment.parameters():,}",
             "memory": _memory(experiment),
             "steps": f"{training.steps:,}, {experiment.epochs():.1f} epochs",
+            **members,
         }
+
+
+def _build(config: RunConfig) -> tuple[Experiment, dict[str, str]]:
+    """Return the parts of the run, of a population those of one member, and a row."""
+    if config.population is None:
+        return Experiment.build(config), {}
+    from jaxlstm.lab.training.population import PopulationExperiment
+
+    population = PopulationExperiment.build(config, Experiment.build)
+    seeds = {member.seed for member in population.members}
+    points = len(population.members) // len(seeds)
+    count = f"{len(population.members)}: {len(seeds)} seeds"
+    if config.population.grid:
+        count += f" for each of {points} points of the grid"
+    return population.first, {"members": f"{count}; the rest is stated for one"}
 
 
 def _cell(model: Any) -> str:

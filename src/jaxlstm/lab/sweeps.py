@@ -14,7 +14,6 @@ import contextlib
 import csv
 import fcntl
 import io
-import json
 import math
 import os
 import time
@@ -83,29 +82,13 @@ def search(
             "such as sweep: {space: {model.hidden_size: [64, 128]}}"
         )
     _require_optuna()
-    require_space(config)
+    configs.require_space(config)
     work = _Sweep(out, config, train, storage, sink)
     count = config.sweep.trials if trials is None else trials
     while work.finished() < count:
         if not work.next_trial():
             break
     return work.conclude()
-
-
-def require_space(config: RunConfig) -> None:
-    """Raise `BadInput` unless every value of the space gives a valid config."""
-    assert config.sweep is not None
-    for key, values in config.sweep.space.items():
-        ends = [values.low, values.high] if isinstance(values, Range) else values
-        for value in ends:
-            trial_config(config, {key: value})
-
-
-def trial_config(config: RunConfig, values: Mapping[str, Any]) -> Any:
-    """Return the config of a trial with these values."""
-    base = config.model_copy(update={"sweep": None})
-    changes = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    return configs.load(base, overrides=changes)
 
 
 class _Sweep:
@@ -283,7 +266,7 @@ class _Sweep:
         import optuna
 
         state, number = optuna.trial.TrialState, trial.number
-        config = trial_config(self.config, self._draw(trial))
+        config = configs.trial_config(self.config, self._draw(trial))
         path = self.trials / f"{number:04d}"
         try:
             sink = _TrialSink(trial, self.primary, self._trial(number))
@@ -332,7 +315,7 @@ class _Sweep:
                 "narrow the space"
             )
         best = ranked[0]
-        config = trial_config(self.config, best.values)
+        config = configs.trial_config(self.config, best.values)
         write_text(self.path / "best.yaml", configs.dump(config))
         write_text(self.path / "trials.csv", _table(ranked, self.primary))
         drawn = reports.pictures(ranked, self.primary)

@@ -28,6 +28,7 @@ from jaxlstm.lab.config.rates import (
     without_lengths,
 )
 from jaxlstm.lab.config.schema import CONFIGS, NAME_LENGTH, Config, RunConfig
+from jaxlstm.lab.config.sweep import Range
 from jaxlstm.lab.config.yaml_source import (
     KeyPath,
     Node,
@@ -188,6 +189,22 @@ def digest(config: RunConfig) -> str:
     """Return the SHA-256 of the config in hexadecimal."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_space(config: RunConfig) -> None:
+    """Raise `BadInput` unless every value of the space gives a valid config."""
+    assert config.sweep is not None
+    for key, values in config.sweep.space.items():
+        ends = [values.low, values.high] if isinstance(values, Range) else values
+        for value in ends:
+            trial_config(config, {key: value})
+
+
+def trial_config(config: RunConfig, values: Mapping[str, Any]) -> Any:
+    """Return the config of a trial with these values."""
+    base = config.model_copy(update={"sweep": None})
+    changes = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return load(base, overrides=changes)
 
 
 # -- steps of `load` ----------------------------------------------------------

@@ -24,6 +24,8 @@ _KINDS = {
     "finite_number": "a finite number",
     "string_type": "text",
     "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys",
     "model_type": "a mapping of keys",
     "model_attributes_type": "a mapping of keys",
     "string_pattern_mismatch": 'a size such as "2 GB"',

@@ -19,6 +19,7 @@ from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config.sections import Section, Whole
 
 MOST_MEMBERS = 1024
+LEARNING_RATE = "learning_rate"  # wherever it is in the optimizer
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), Whole]
 SeedCount = Annotated[int, Field(ge=1, le=MOST_MEMBERS), Whole]
@@ -37,9 +38,8 @@ class Population(Section):
     )
     grid: dict[str, Values] = Field(
         default={},
-        description="Values of numbers of the optimizer by key, such as "
-        "optimizer.1.adamw.learning_rate; every combination is trained with every "
-        "seed.",
+        description="Values of numbers of the optimizer by key, such as learning_rate "
+        "or optimizer.1.adamw.b1; every combination is trained with every seed.",
     )
 
     @field_validator("seeds")
@@ -53,10 +53,10 @@ class Population(Section):
     @classmethod
     def _varies_numbers_of_the_optimizer(cls, grid: dict[str, Any]) -> dict[str, Any]:
         for key, values in grid.items():
-            if not key.startswith("optimizer."):
+            if key != LEARNING_RATE and not key.startswith("optimizer."):
                 raise ValueError(
                     f"got the key {describe(key)}, expected numbers of the optimizer "
-                    "such as optimizer.1.adamw.learning_rate; the members of a "
+                    "such as learning_rate or optimizer.1.adamw.b1; the members of a "
                     "population share shapes, data and layers, so vary this key with "
                     "jaxlstm sweep"
                     if key != "seed"

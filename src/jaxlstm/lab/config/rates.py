@@ -8,12 +8,18 @@ Both are replaced by what they mean before a config is validated, so that the co
 a run has the values that were used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config.optax_names import factory
-from jaxlstm.lab.config.yaml_source import Node, SourceError
+from jaxlstm.lab.config.yaml_source import (
+    KeyPath,
+    Node,
+    SourceError,
+    plain,
+    with_place,
+)
 
 _LENGTHS = {
     "cosine_decay_schedule": "decay_steps",
@@ -146,6 +152,30 @@ def _highest(known: dict[str, str], arguments: dict[Any, Node]) -> str | None:
     if "end_value" in known and _is_number(first) and _is_number(last) and last > first:
         return "end_value"
     return next((key for key in ("value", "init_value") if key in known), None)
+
+
+def learning_rate_paths(chain: Sequence[Any]) -> list[KeyPath]:
+    """Return where `with_learning_rate` sets the learning rate.
+
+    Raises:
+        SourceError: as for `with_learning_rate`.
+
+    Example:
+        >>> learning_rate_paths([{"adam": {"learning_rate": 0.1}}])
+        [(0, 'adam', 'learning_rate')]
+    """
+    rate = Node(object(), "")  # not a number, so that it is compared with none
+    changed = with_learning_rate(with_place(chain, ""), rate)
+    return [path for path, value in _leaves(plain(changed), ()) if value is rate.value]
+
+
+def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    if isinstance(value, list | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _leaves(item, (*path, key))
+    else:
+        yield path, value
 
 
 # -- the chain ----------------------------------------------------------------

@@ -134,6 +134,10 @@ def _expand_tag(node: Node, path: KeyPath, tag: str) -> Node:
 # -- overrides ----------------------------------------------------------------
 
 
+# Mappings whose keys are keys of a config, such as model.hidden_size.
+_BY_KEY = ("population", "grid"), ("sweep", "space")
+
+
 def apply_override(node: Node, text: str, *, defaults: Mapping[str, Any]) -> Node:
     """Apply one override `key.path=value`.
 
@@ -151,6 +155,8 @@ def apply_override(node: Node, text: str, *, defaults: Mapping[str, Any]) -> Nod
             f"{place}: got {got}, expected key=value, such as model.hidden_size=256"
         )
     keys = path.strip().split(".")
+    if tuple(keys[:2]) in _BY_KEY and keys[2:]:
+        keys = [*keys[:2], ".".join(keys[2:])]
     try:
         return _set(node, keys, _override_value(value, place), defaults, path=())
     except SourceError as error:

@@ -10,9 +10,10 @@ Each entry is one call of an Optax function. Only the functions that `optax_name
 can be called.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +26,23 @@ from jaxlstm.lab.config.optimizer import KeyPath, check, is_call
 Chain = Sequence[Mapping[str, Any]]
 
 
+class Varied(NamedTuple):
+    """A number of the optimizer that differs between the members of a population.
+
+    Attributes:
+        value: that of a member, a traced scalar.
+        choices: those of all members.
+    """
+
+    value: Any
+    choices: tuple[float, ...]
+
+
 def build(
     chain: Chain,
     *,
     accumulate: int = 1,
-    traced: Mapping[KeyPath, Any] | None = None,
+    varied: Mapping[KeyPath, Varied] | None = None,
 ) -> optax.GradientTransformation:
     """Return the chain of transformations.
 
@@ -40,11 +53,11 @@ def build(
         accumulate: number of gradients whose mean makes one update, by
             `optax.MultiSteps`. An entry `apply_if_finite` of the chain is then applied
             to each gradient, before it is accumulated.
-        traced: traced scalars that replace numbers of the chain, by their paths, such
-            as `{(0, "sgd", "learning_rate"): rate}`. `optax.inject_hyperparams` is
-            not used, because it does not reach into schedules and changes the
-            structure of the state, so that a member's checkpoint would not be one of
-            the same run alone.
+        varied: numbers that differ between members, by their paths, such as
+            `{(0, "sgd", "learning_rate"): Varied(rate, (0.1, 0.01))}`.
+            `optax.inject_hyperparams` is not used, because it does not reach into
+            schedules and changes the structure of the state, so that a member's
+            checkpoint would not be one of the same run alone.
 
     Raises:
         ConfigError: an entry has arguments that Optax rejects, or its update needs more
@@ -64,7 +77,7 @@ def build(
             entry, path = arguments["inner"], (i, "apply_if_finite", "inner")
         try:
             with _standard_promotion():
-                called = _call(entry, path, traced or {})
+                called = _call(entry, path, varied or {})
             transformation = _with_standard_promotion(called)
             _check_by_eval_shape(transformation, (*path, *entry))
             transformations.append(transformation)
@@ -145,12 +158,12 @@ def _check_names(chain: Chain) -> None:
         raise ConfigError(lines)
 
 
-def _call(call: Mapping[str, Any], path: KeyPath, traced: Mapping[KeyPath, Any]) -> Any:
+def _call(call: Mapping[str, Any], path: KeyPath, varied: Mapping[KeyPath, Any]) -> Any:
     """Return the result of the call `{name: {arguments}}`."""
     [(name, arguments)] = call.items()
     path = (*path, name)
     values = {
-        key: _evaluate(value, (*path, key), traced)
+        key: _evaluate(value, (*path, key), varied)
         for key, value in (arguments or {}).items()
     }
     factory = getattr(optax, name, None) or getattr(optax.schedules, name)
@@ -159,17 +172,42 @@ def _call(call: Mapping[str, Any], path: KeyPath, traced: Mapping[KeyPath, Any])
 
 
 def _evaluate(
-    value: Any, path: KeyPath, traced: Mapping[KeyPath, Any] | None = None
+    value: Any, path: KeyPath, varied: Mapping[KeyPath, Any] | None = None
 ) -> Any:
     """Return the value of an argument, with its nested calls replaced by results."""
-    traced = traced or {}
-    if path in traced:
-        return traced[path]
+    varied = varied or {}
+    if path in varied:
+        found = varied[path]
+        return found.value if isinstance(found, Varied) else found
     if isinstance(value, list | tuple):
-        return [_evaluate(item, (*path, i), traced) for i, item in enumerate(value)]
-    if is_call(value):
-        return _call(value, path, traced)
-    return value
+        return [_evaluate(item, (*path, i), varied) for i, item in enumerate(value)]
+    if not is_call(value):
+        return value
+    inside = {at: each for at, each in varied.items() if at[: len(path)] == path}
+    if any(isinstance(each, Varied) for each in inside.values()):
+        return _schedule_of_members(value, path, inside)
+    return _call(value, path, varied)
+
+
+def _schedule_of_members(
+    call: Mapping[str, Any], path: KeyPath, varied: Mapping[KeyPath, Varied]
+) -> optax.Schedule:
+    """Return the schedule of a member: one of those of all members.
+
+    Schedules of Optax test their arguments in Python, so these cannot be traced.
+    """
+    points = list(itertools.product(*(each.choices for each in varied.values())))
+    schedules = [
+        _call(call, path, dict(zip(varied, point, strict=True))) for point in points
+    ]
+
+    def schedule(count: Any) -> Any:
+        own = jnp.stack([jnp.asarray(each.value) for each in varied.values()])
+        is_own = (jnp.asarray(points, own.dtype) == own).all(1)
+        rates = jnp.stack([jnp.asarray(each(count)) for each in schedules])
+        return rates[jnp.argmax(is_own)]
+
+    return schedule
 
 
 def _check_by_eval_shape(

@@ -24,10 +24,13 @@ import numpy as np
 from jax import Array
 
 from jaxlstm.lab._util.errors import BadInput, Diverged
+from jaxlstm.lab._util.wording import describe
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config import population as sections
 from jaxlstm.lab.config.base import RunConfig, Training
 from jaxlstm.lab.config.population import Member
+from jaxlstm.lab.config.rates import learning_rate_paths
+from jaxlstm.lab.config.yaml_source import SourceError
 from jaxlstm.lab.parallel import members as split
 from jaxlstm.lab.parallel import splits
 from jaxlstm.lab.parallel.devices import Device
@@ -69,7 +72,7 @@ class PopulationExperiment:
         configs: the config of each member, as of a run alone.
         first: the parts of the first member; task and model are those of all.
         datasets: the data of each member.
-        paths: the path in the optimizer of each key of the grid.
+        paths: the paths in the optimizer of each key of the grid.
     """
 
     config: Any
@@ -77,7 +80,7 @@ class PopulationExperiment:
     configs: tuple[Any, ...]
     first: "Experiment"
     datasets: tuple[Dataset, ...]
-    paths: tuple[sections.KeyPath, ...]
+    paths: tuple[tuple[sections.KeyPath, ...], ...]
 
     @classmethod
     def build(
@@ -101,12 +104,10 @@ class PopulationExperiment:
                 "the members of a population are not split"
             )
         members = tuple(sections.members(section, config.seed))
-        for key in section.grid:
-            _require_number(config, key)
+        paths = tuple(_paths(config, key) for key in section.grid)
         alone = config.model_copy(update={"population": None})
         own = tuple(configs.load(alone, overrides=each.overrides()) for each in members)
         first = build(own[0])
-        paths = tuple(map(sections.key_path, section.grid))
         found = cls(config, members, own, first, _datasets(first, own), paths)
         found._require_same_shapes()
         found._require_memory()
@@ -125,10 +126,14 @@ class PopulationExperiment:
 
     def optimizer(self, values: Array) -> Any:
         """Return the optimizer of one member from its values of the grid `[P]`."""
-        traced = {path: values[k] for k, path in enumerate(self.paths)}
-        config = self.first.config
+        config, grid = self.config, self.config.population.grid
+        varied = {
+            path: optimizers.Varied(values[k], choices)
+            for k, choices in enumerate(grid.values())
+            for path in self.paths[k]
+        }
         accumulate = config.training.gradient_accumulation_steps
-        return optimizers.build(config.optimizer, accumulate=accumulate, traced=traced)
+        return optimizers.build(config.optimizer, accumulate=accumulate, varied=varied)
 
     @functools.cached_property
     def values(self) -> np.ndarray:
@@ -547,8 +552,17 @@ def _datasets(first: "Experiment", own: Sequence[RunConfig]) -> tuple[Dataset, .
     return tuple(by_seed[config.seed] for config in own)
 
 
-def _require_number(config: RunConfig, key: str) -> None:
-    """Raise `BadInput` unless a key of the grid is a number in the optimizer."""
+def _paths(config: RunConfig, key: str) -> tuple[sections.KeyPath, ...]:
+    """Return the paths in the optimizer of the numbers that a key of the grid sets.
+
+    Raises:
+        BadInput: there are none.
+    """
+    if key == sections.LEARNING_RATE:
+        try:
+            return tuple(learning_rate_paths(config.optimizer))
+        except SourceError as error:
+            raise BadInput(f"population.grid: {key}: {error}") from None
     value: Any = config.optimizer
     for part in sections.key_path(key):
         try:
@@ -557,11 +571,14 @@ def _require_number(config: RunConfig, key: str) -> None:
             value = None
             break
     if isinstance(value, bool) or not isinstance(value, int | float):
+        found = "no number" if value is None else describe(value)
         raise BadInput(
-            f"population.grid: got the key {key}, expected a number that the config "
-            "gives under optimizer, such as optimizer.1.adamw.learning_rate; write "
-            "the number there first, and vary anything else with jaxlstm sweep"
+            f"population.grid: got {key}, which is {found} in the config, expected a "
+            "key of optimizer with a number; write one there, for example "
+            "optimizer=[{adam: {learning_rate: 0.01}}] for the key "
+            "optimizer.0.adam.learning_rate, or use jaxlstm sweep"
         )
+    return (sections.key_path(key),)
 
 
 def _cannot_vary(config: RunConfig, error: Exception) -> BadInput:
