@@ -116,7 +116,8 @@ def apply(
         feature_axes: number of axes after time and batch.
         time_major: whether time is the first axis.
         reverse: whether to run from the last step to the first.
-        keep_order: False is refused with `reverse`, as outputs stay at their own steps.
+        keep_order: with `reverse`, whether outputs stay at their own steps; False for
+            the order of execution, in which padding stays at the end.
         dtype: the dtype that features are cast to; None for their own.
         key: random key; None for no noise.
         lengths: `[*b]`.
@@ -129,11 +130,6 @@ def apply(
             inputs before their features, or the state is a `(c, h)` of Flax.
     """
     _check_carry(state)
-    if reverse and not keep_order:
-        raise ValueError(
-            "keep_order: got False with reverse=True, expected True, as outputs stay "
-            "at their own steps here; flip them for the order of computation."
-        )
     xs = input_array(inputs, feature_axes)
     axis = 0 if time_major else xs.ndim - 1 - feature_axes
     frame = xs.shape[: xs.ndim - feature_axes]
@@ -147,13 +143,33 @@ def apply(
         else _flags("mask", mask, frame, axis),
         "resets": _flags("resets", resets, frame, axis),
     }
+    active = None
     if reverse:
         found = masking.steps(xs.shape[: len(frame)], **steps)
         active = None if found.active is None else found.active[::-1]
         resets = None if found.resets is None else found.resets[::-1]
         xs, steps = xs[::-1], {"mask": found._replace(active=active, resets=resets)}
     state, ys = layer.apply(params, xs, state, key=key, **steps)
-    return state, _moved(ys[::-1] if reverse else ys, 0, axis)
+    if reverse:
+        ys = ys[::-1] if keep_order else _first_executed_first(ys, active)
+    return state, _moved(ys, 0, axis)
+
+
+def _first_executed_first(ys: Features, active: jax.Array | None) -> Features:
+    """Move the inactive steps before the first executed one of each row to its end.
+
+    A reversed run of padded rows begins with padding, which Flax keeps at the end.
+
+    Args:
+        ys: `[T, *b, *features]`, in the order of execution.
+        active: `[T, *b]`, likewise; None if all steps are executed.
+    """
+    if active is None or not len(active):
+        return ys
+    step = jnp.arange(len(active)).reshape(-1, *(1,) * (active.ndim - 1))
+    step = (step + jnp.argmax(active, axis=0, keepdims=True)) % len(active)
+    step = step.reshape(*step.shape, *(1,) * (ys.ndim - step.ndim))
+    return jnp.take_along_axis(ys, step, axis=0)
 
 
 def _check_carry(carry: State | None) -> None:

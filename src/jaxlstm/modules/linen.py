@@ -157,7 +157,8 @@ class Recurrent(_Sequence):
             tokens, 1 + n for a convolution over n axes.
         time_major: inputs are `[T, *b, D]` instead of `[*b, T, D]`.
         reverse: run from the last step to the first.
-        keep_order: outputs stay at their own steps; False is refused with `reverse`.
+        keep_order: with `reverse`, outputs stay at their own steps, unlike the default
+            of Flax; False for the order of execution, with padding at the end.
         return_carry: return `(carry, outputs)` instead of the outputs.
         dtype: dtype of the computation, that features are cast to; None for theirs.
         param_dtype: dtype of the parameters.

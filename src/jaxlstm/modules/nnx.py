@@ -12,8 +12,9 @@ by
 
 Intended differences: the carry is the state of the layer, with fields h and c, where
 Flax has the tuple (c, h); outputs at masked and padded steps are zero; outputs have the
-dtype of the inputs; the outputs of a reversed run stay at their own steps, which Flax
-calls `keep_order`. Initializers and activations are options of the cell.
+dtype of the inputs unless `dtype` is given; the outputs of a reversed run stay at their
+own steps unless `keep_order=False`, which is the default of Flax. Initializers and
+activations are options of the cell. The forget bias starts at 1, in Flax at 0.
 """
 
 from typing import Any
@@ -44,7 +45,8 @@ class Recurrent(nnx.Module):
             tokens, 1 + n for a convolution over n axes.
         time_major: inputs are `[T, *b, D]` instead of `[*b, T, D]`.
         reverse: run from the last step to the first.
-        keep_order: outputs stay at their own steps; False is refused with `reverse`.
+        keep_order: with `reverse`, outputs stay at their own steps, unlike the default
+            of Flax; False for the order of execution, with padding at the end.
         return_carry: return `(carry, outputs)` instead of the outputs.
         dtype: dtype of the computation, that features are cast to; None for theirs.
         param_dtype: dtype of the parameters.
