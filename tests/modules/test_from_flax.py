@@ -54,6 +54,22 @@ def test_a_reversed_run_equals_that_of_flax():
     assert_close(ys, np.where(active, expected, 0))
 
 
+def test_the_preset_that_draws_as_flax():
+    """Of docs/layers.md: one orthogonal matrix, LeCun normal, no forget bias."""
+    draw, size = jl.initializers, 32
+    preset = draw.Preset(
+        draw.lecun_per_gate(), draw.orthogonal_fused(), draw.forget_bias(0.0)
+    )
+    cell = nnx.OptimizedLSTMCell(size, size, rngs=nnx.Rngs(0))
+    theirs, _ = jl.interop.flax.load(nnx.RNN(cell, rngs=nnx.Rngs(0)))
+    ours = jl.lstm(init=preset).init(jax.random.key(0), size, size)
+    for params in theirs, ours:
+        fused = params.w_h.reshape(size, 4 * size)
+        np.testing.assert_allclose(fused @ fused.T, np.eye(size), atol=1e-5)
+        np.testing.assert_allclose(params.w_x.std() * size**0.5, 1, atol=0.05)
+        assert not params.b.any()
+
+
 def with_weights_of(theirs) -> jl.modules.nnx.Recurrent:
     """Return our module with the weights of an `nnx.RNN`."""
     params, layer = jl.interop.flax.load(theirs)
