@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxlstm as jl
 from cases import assert_same, finite, same_bits
@@ -878,6 +879,54 @@ def test_equal_functions_are_equal_layers_and_can_be_pickled():
 def test_functions_without_features_are_refused(function, message):
     with pytest.raises(ValueError, match=message):
         jl.serial(function).init(KEY, D)
+
+
+@pytest.mark.parametrize(
+    ("library", "place", "instead"),
+    [
+        ("torch.nn", "torch.nn.modules.module", r"jl\.interop\.torch\.load\(module\)"),
+        ("keras", "keras.src.layers.layer", r"jl\.interop\.keras\.load\(layer\)"),
+        ("flax.linen", "flax.linen.module", r"jl\.modules\.linen\.Recurrent"),
+    ],
+)
+def test_modules_of_other_libraries_are_refused(library, place, instead):
+    name = "Layer" if library == "keras" else "Module"
+    base = type(name, (), {"__module__": place, "__call__": lambda self, x: x})
+    message = rf"serial: got the module Mine of {library}, expected .*{instead}"
+    with pytest.raises(ValueError, match=message):
+        jl.serial(jl.linear(4), type("Mine", (base,), {})())
+
+
+def test_modules_of_nnx_are_refused():
+    """Their weights would be missing in the params; so would those of a method."""
+    linear = nnx.Linear(D, 2, rngs=nnx.Rngs(0))
+    for function in linear, linear.__call__:
+        with pytest.raises(ValueError, match=r"module Linear of flax\.nnx, expected"):
+            jl.serial(function)
+    assert jl.serial(nnx.relu).init(KEY, D) == (((),), D)
+
+
+def test_modules_of_equinox_are_refused_if_they_have_arrays():
+    @jax.tree_util.register_pytree_node_class
+    class Module:
+        __module__ = "equinox._module"
+
+        def __init__(self, leaf):
+            self.leaf = leaf
+
+        def __call__(self, x):
+            return x
+
+        def tree_flatten(self):
+            return (self.leaf,), None
+
+        @classmethod
+        def tree_unflatten(cls, _, leaves):
+            return cls(*leaves)
+
+    with pytest.raises(ValueError, match="module Module of equinox, expected"):
+        jl.serial(Module(jnp.ones(2)))
+    assert jl.serial(Module(jax.nn.relu)).init(KEY, D) == (((),), D)
 
 
 def test_functions_that_change_the_rows_are_refused():

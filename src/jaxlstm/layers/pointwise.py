@@ -177,9 +177,11 @@ def of_function(function: Callable[[Any], Any]) -> Layer:
     layer it may also read tokens `[*b]`.
 
     Raises:
-        ValueError: at `init`, the function fails for features `[D]`, or returns none;
-            when applied, it changes the axes before the features.
+        ValueError: the function is a module with weights of another library; at `init`,
+            it fails for features `[D]`, or returns none; when applied, it changes the
+            axes before the features.
     """
+    _refuse_module(function)
     name = getattr(function, "__name__", "function")
 
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
@@ -217,6 +219,43 @@ def of_function(function: Callable[[Any], Any]) -> Layer:
         return (), function(x)
 
     return make_layer(name, init, run, _steps_of_any, begin=no_state, step=step)
+
+
+_MODULES = {
+    "flax.nnx": "call it after jl.modules.nnx.Recurrent(...) in an nnx.Module",
+    "flax.linen": "call it after jl.modules.linen.Recurrent(...) in a linen module",
+    "equinox": "pass its arrays as the params of a jl.Layer(init, apply)",
+    "torch.nn": "convert it: params, layer = jl.interop.torch.load(module)",
+    "keras": "convert it: params, layer = jl.interop.keras.load(layer)",
+}
+"""Libraries whose modules hold weights, and what to do with a module instead."""
+
+
+def _refuse_module(function: Callable[[Any], Any]) -> None:
+    """Raise a `ValueError` for a module, or a method of one, that holds weights.
+
+    `jax.grad` would not see them: they are not in the params of the layer. Modules are
+    known by the names of their classes, so that no library is imported.
+    """
+    module = getattr(function, "__self__", function)
+    for base in type(module).__mro__:
+        if base.__name__ not in ("Module", "Layer"):
+            continue
+        for library, instead in _MODULES.items():
+            if not f"{base.__module__}.".startswith(f"{library}."):
+                continue
+            if library == "equinox" and not _has_arrays(module):
+                return  # a function that `filter_jit` or `Lambda` wraps
+            raise ValueError(
+                f"serial: got the module {type(module).__name__} of {library}, "
+                "expected a Layer or a function without weights: those of the module "
+                "would be constants that no gradient reaches. Write jl.linear(size) "
+                f"for a linear layer, or {instead}."
+            )
+
+
+def _has_arrays(tree: Any) -> bool:
+    return any(hasattr(leaf, "shape") for leaf in jax.tree.leaves(tree))
 
 
 def _steps_of_any(xs: ArrayLike) -> tuple[jax.Array, tuple[int, ...]]:
