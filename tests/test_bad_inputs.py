@@ -269,7 +269,8 @@ def test_b012_a_carry_of_another_depth_is_refused():
     both = jl.stack(CELL, (3,), bidirectional=True)
     params, _ = both.init(jax.random.key(0), D)
     with pytest.raises(
-        ValueError, match=r"^bidirectional: state: got LSTMState, expected a tuple of 2"
+        ValueError,
+        match=r"^0: bidirectional: state: got LSTMState, expected a tuple of 2",
     ):
         both.apply(params, xs, (state[0],))
 

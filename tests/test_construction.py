@@ -298,7 +298,7 @@ def test_a_construction_can_be_changed_and_built():
         (jl.embed(9, 4, dtype=jnp.bfloat16), "embed(9, 4, dtype=bfloat16)"),
         (
             jl.serial(jl.linear(4), jax.nn.relu, jl.residual(LAYER)),
-            "serial(linear(4), relu, residual(recurrent(lstm(), 3)))",
+            "serial(linear(4), 'relu', residual(recurrent(lstm(), 3)))",
         ),
         (
             jl.serial(rnn=jl.stack(jl.lstm(), [8, 8], dropout=0.1), head=jl.linear(2)),

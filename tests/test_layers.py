@@ -14,6 +14,7 @@ from flax import nnx
 
 import jaxlstm as jl
 from cases import assert_same, finite, same_bits
+from jaxlstm.interop import model_file
 
 T, B, D = 6, 4, 3
 KEY = jax.random.key(8)
@@ -712,7 +713,9 @@ def test_a_layer_of_a_user_may_change_the_number_of_steps():
     _, inputs = jl.linear(4).apply(params[0], XS, lengths=lengths)
     expected = jl.recurrent(CELL, 5).apply(params[2], inputs[::2], lengths=lengths)[1]
     assert same_bits(ys, expected)
-    with pytest.raises(ValueError, match=r"^recurrent: lengths\[0\]: got 4, expected"):
+    with pytest.raises(
+        ValueError, match=r"^2: recurrent: lengths\[0\]: got 4, expected"
+    ):
         layer.apply(params, XS, lengths=np.full(B, 4))
 
 
@@ -797,7 +800,7 @@ def test_initial_states_of_layers_of_a_user():
 
     layer = jl.serial(jl.Layer(lambda key, size: ((), size), apply), jl.linear(2))
     params, _ = layer.init(KEY, D)
-    with pytest.raises(ValueError, match="serial: initial_state: got a layer that"):
+    with pytest.raises(ValueError, match="serial: 0: initial_state: got a layer that"):
         layer.initial_state(params, (B,))
     own = jl.Layer(
         lambda key, size: ((), size),
@@ -944,3 +947,53 @@ def test_parameters_may_be_numpy_arrays():
     assert_same(
         layer.apply(jax.device_get(params), tokens), layer.apply(params, tokens), 0
     )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"lenghts": 1}, "did you mean lengths?"),
+        ({"initial_carry": 1}, "did you mean state?"),
+        ({"rngs": 1}, "did you mean key?"),
+        ({"return_carry": True}, "leave it out: the state is always returned"),
+        ({"emit": None}, "use key, lengths, mask, resets, reset_state"),
+    ],
+)
+def test_unknown_options_are_answered_by_the_right_ones(call, message):
+    layer = jl.recurrent(jl.lstm(), 4)
+    params, _ = layer.init(jax.random.key(0), 3)
+    with pytest.raises(TypeError, match="recurrent: got an unknown.*" + message):
+        layer.apply(params, jnp.ones((5, 3)), **call)
+
+
+def test_errors_name_the_layer_by_its_path():
+    stack = jl.stack(jl.lstm(), (4, 5), bidirectional=True)
+    model = jl.serial(rnn=stack, head=jl.linear(2))
+    params, _ = model.init(jax.random.key(0), 3)
+    other = jl.lstm().init(jax.random.key(0), 7, 5)
+    wrong = (params["rnn"][0], params["rnn"][1]._replace(backward=other))
+    with pytest.raises(ValueError, match=r"^rnn/1/backward: .* 8 features, expected 7"):
+        model.apply(params | {"rnn": wrong}, jnp.ones((6, 3)))
+    head, _ = jl.linear(2).init(jax.random.key(0), 9)
+    with pytest.raises(ValueError, match=r"^head: linear: xs: got 10 features"):
+        model.apply(params | {"head": head}, jnp.ones((6, 3)))
+    model = jl.serial(jl.linear(4), jl.residual(jl.linear(3)))
+    with pytest.raises(ValueError, match=r"^1: residual: got a layer from 4 features"):
+        model.init(jax.random.key(0), 3)
+
+
+@pytest.mark.parametrize("function", [jax.nn.relu, jax.nn.gelu, jnp.tanh, "silu"])
+def test_functions_of_jax_are_saved_by_name(function, tmp_path):
+    model = jl.serial(jl.linear(3), function, jl.linear(2))
+    params, _ = model.init(jax.random.key(0), 4)
+    xs = jax.random.normal(jax.random.key(1), (5, 4))
+    model_file.save(tmp_path / "m.safetensors", model, params)
+    _, loaded = model_file.load(tmp_path / "m.safetensors")
+    for copy in pickle.loads(pickle.dumps(model)), loaded:
+        assert copy == model
+        assert (copy.apply(params, xs)[1] == model.apply(params, xs)[1]).all()
+
+
+def test_an_unknown_function_is_answered_by_the_known_ones():
+    with pytest.raises(ValueError, match=r"got 'rel', expected a Layer, .* relu"):
+        jl.serial(jl.linear(3), "rel")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,39 @@ def most(name):
     """Mark all but a few of the combinations to run with the thorough tests."""
     few = name in ("lstm", "gru, reset before", "layer norm", "zoneout")
     return pytest.param(name, marks=[] if few else [pytest.mark.thorough])
+
+
+class OnlyH(NamedTuple):
+    h: jax.Array
+
+
+def gated_by_split():
+    """Return a GRU as many people write it, with `jnp.split`."""
+
+    def init(key, input_size, hidden_size, *, dtype=jnp.float32):
+        keys, draw = jax.random.split(key), jax.nn.initializers.normal(0.3)
+        w = draw(keys[0], (input_size, 3 * hidden_size), dtype)
+        return {"w": w, "u": draw(keys[1], (hidden_size, 3 * hidden_size), dtype)}
+
+    def initial_state(params, batch_shape=(), *, dtype=None):
+        return OnlyH(jnp.zeros((*batch_shape, len(params["u"])), dtype))
+
+    def step(params, state, z):
+        x_r, x_u, x_n = jnp.split(z, 3, axis=-1)
+        h_r, h_u, h_n = jnp.split(state.h @ params["u"], 3, axis=-1)
+        r, u = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_u + h_u)
+        n = jnp.tanh(x_n + r * h_n)
+        return OnlyH((1 - u) * n + u * state.h), u
+
+    return jl.Cell(init, initial_state, lambda params, x: x @ params["w"], step)
+
+
+@needs_compiler
+def test_a_step_may_split_its_arrays(kernel):
+    cell = gated_by_split()
+    params, xs = problem(cell)
+    found, expected = (results(cell, params, xs, engine=e) for e in ("native", "scan"))
+    assert_same(found, expected, 2e-5)
 
 
 @needs_compiler

@@ -381,3 +381,19 @@ def test_a_step_without_a_band_does_not_count(ax):
 def test_wrong_arguments_raise(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+@pytest.mark.parametrize("against", ["step", "lag"])
+def test_padding_is_no_vanished_gradient(against, ax):
+    lengths, rng = np.array([6, 3, 0, 5]), np.random.default_rng(0)
+    norms = rng.uniform(0.1, 1, size=(4, 6))
+    padded = np.where(np.arange(6) < lengths[:, None], norms, 0)
+    ax = plots.gradient_flow({"LSTM": padded}, against=against, lengths=lengths, ax=ax)
+    drawn_at = dict(zip(*ax.lines[0].get_data(), strict=True))
+    for x in range(6):
+        at = lengths - 1 - x if against == "lag" else np.full(4, x)
+        rows = [norms[k, t] for k, t in enumerate(at) if 0 <= t < lengths[k]]
+        np.testing.assert_allclose(drawn_at[x], np.median(rows))
+    assert "exactly 0" not in words(drawn(ax))
+    with pytest.raises(ValueError, match="expected 4 integers from 0 to 6"):
+        plots.gradient_flow({"LSTM": padded}, lengths=[6, 3, 7, 1], ax=ax)

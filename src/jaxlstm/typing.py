@@ -30,7 +30,8 @@ Outputs never have promoted or weak dtypes. float64 needs JAX's x64 mode.
 """
 
 import contextlib
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -152,6 +153,44 @@ def reshard_like(x: jax.Array, values: jax.Array) -> jax.Array:
 def as_key_or_none(caller: str, key: Key | None) -> Key | None:
     """Return None for None, and `as_key` otherwise."""
     return None if key is None else as_key(caller, key)
+
+
+_OTHER_NAMES = {
+    "carry": "state", "h_0": "state", "hx": "state", "initial_carry": "state",
+    "initial_state": "state", "prev_state": "state",
+    "seq_lengths": "lengths", "sequence_length": "lengths", "seq_len": "lengths",
+    "masks": "mask", "rng": "key", "rngs": "key", "reset": "resets",
+}  # fmt: skip
+"""Names of options in Flax, Haiku, Keras and torch."""
+
+_NO_OPTIONS = {
+    "return_carry": "the state is always returned, before the outputs",
+    "return_state": "the state is always returned, before the outputs",
+    "return_sequences": "the outputs of all steps are always returned",
+    "time_major": "time is the first axis; for [B, T, D] pass jnp.swapaxes(xs, 0, 1)",
+    "batch_first": "time is the first axis; for [B, T, D] pass jnp.swapaxes(xs, 0, 1)",
+    "train": "noise is drawn if a key is passed",
+    "training": "noise is drawn if a key is passed",
+    "deterministic": "noise is drawn if a key is passed",
+}
+
+
+def check_options(caller: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raise a `TypeError` for the first option that is not known, with the remedy."""
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is None:
+        return
+    near = difflib.get_close_matches(unknown, known, n=1)
+    meant = _OTHER_NAMES.get(unknown)
+    if unknown in _NO_OPTIONS:
+        remedy = f"leave it out: {_NO_OPTIONS[unknown]}."
+    elif meant == "state" or meant in known:
+        remedy = f"did you mean {meant}?"
+    elif near:
+        remedy = f"did you mean {near[0]}?"
+    else:
+        remedy = f"use {', '.join(known)}."
+    raise TypeError(f"{caller}: got an unknown option {unknown!r}; {remedy}")
 
 
 def as_key(caller: str, key: Any) -> Key:

@@ -4,7 +4,6 @@ All engines have one signature. An engine that cannot serve a call raises
 `NotImplementedError` with a reason, and `unroll` tries the next one.
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from jaxlstm.engines.given_resets import GivenResets, with_given_resets
 from jaxlstm.engines.memory import Memory
 from jaxlstm.engines.registry import DEFAULT, ENGINES, Options
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Key, as_key_or_none, is_symbolic, show
+from jaxlstm.typing import Key, as_key_or_none, check_options, is_symbolic, show
 
 
 class UnrollOptions(TypedDict, total=False):
@@ -331,11 +330,7 @@ def _checked_call(
         TypeError: an option is unknown, or the key is not one random key.
         ValueError: the arguments do not fit together.
     """
-    unknown = [name for name in options if name not in DEFAULTS]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], DEFAULTS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(DEFAULTS)}."
-        raise TypeError(f"{caller}: got an unknown option {unknown[0]!r}; {hint}")
+    check_options(caller, options, DEFAULTS)
     given: dict[str, Any] = {**DEFAULTS, **options}
     key = as_key_or_none(caller, given["key"])
     engines = _engine_names(given["engine"])

@@ -167,7 +167,7 @@ STACK = '{{"stack": {{"cell": {}, "sizes": {}}}}}'
         ({"model": '{"linear": {}, "b": {}}'}, "model: got an object with the keys"),
         ({"model": '{"linear": 3}'}, "model: got an object with the keys"),
         ({"model": '{"linear": {"hook": 3}}'}, "model.linear: got the argument 'hook'"),
-        ({"model": '{"linear": {}}'}, "model.linear: linear() missing 1 required"),
+        ({"model": '{"linear": {}}'}, "model.linear: linear: missing a required"),
         ({"model": '{"linear": {"size": -1}}'}, "model.linear: linear: size: got -1"),
         ({"model": '{"linear": {"size": [2]}}'}, "linear: size: got (2,)"),
         ({"model": '{"serial": {"named": [1]}}'}, "model.serial.named: got [1]"),

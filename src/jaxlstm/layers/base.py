@@ -6,18 +6,29 @@ Combinators pass this `Call` to the layers inside with `call_layer`, which skips
 checks that were already made.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import construction, masking
-from jaxlstm.cells.base import InitialState, Params, State, check_size
+from jaxlstm.cells.base import Cell, InitialState, Params, State, check_size
 from jaxlstm.cells.emit import Trace
 from jaxlstm.construction import readable
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, Key, as_key, as_key_or_none, show
+from jaxlstm.typing import (
+    Features,
+    Key,
+    as_key,
+    as_key_or_none,
+    check_options,
+    show,
+)
+
+OPTIONS = "key", "lengths", "mask", "resets", "reset_state"
+"""The options of `apply` and `trace`."""
 
 Traces = dict[str, Trace]
 """The `Trace` of each recurrent layer, by the name of the layer."""
@@ -230,7 +241,9 @@ def make_layer(
         mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
         reset_state: State | None = None,
+        **unknown: Any,
     ) -> tuple[State, Features]:
+        check_options(name, unknown, OPTIONS)
         steps = lengths, mask, resets
         call = Call(as_key_or_none(name, key), *steps, reset_state=reset_state)
         return definition(params, xs, state, call)[:2]
@@ -245,13 +258,16 @@ def make_layer(
         mask: ArrayLike | StepMask | None = None,
         resets: ArrayLike | None = None,
         reset_state: State | None = None,
+        **unknown: Any,
     ) -> Result:
+        check_options(name, unknown, OPTIONS)
         steps = lengths, mask, resets
         call = Call(as_key_or_none(name, key), *steps, reset_state=reset_state)
         return definition(params, xs, state, call._replace(with_trace=True))
 
     for function in apply, trace:
-        setattr(readable(function), "definition", definition)  # noqa: B010
+        shown = readable(function, options={})
+        setattr(shown, "definition", definition)  # noqa: B010
     initial_state = None if begin is None else _initial_state(name, begin)
     return Layer(readable(checked_init), apply, trace, initial_state)
 
@@ -331,6 +347,23 @@ def input_check_of(layer: Layer) -> CheckInputs | None:
     return None if definition is None else definition.check_inputs
 
 
+@contextlib.contextmanager
+def inside(name: str) -> Iterator[None]:
+    """Name an inner layer in the errors of its functions, as in "rnn/0: xs: got ...".
+
+    The message is changed in place: another exception would add a second traceback.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if type(error) in (TypeError, ValueError):
+            path, text = getattr(error, "in_layer", ("", str(error)))
+            path = f"{name}/{path}".rstrip("/")
+            error.args = (f"{path}: {text}",)
+            setattr(error, "in_layer", (path, text))  # noqa: B010
+        raise
+
+
 def call_layer(
     layer: Layer, params: Params, xs: Any, state: State, call: Call
 ) -> Result:
@@ -387,9 +420,10 @@ def check_layers(combinator: str, *layers: Layer) -> None:
     """Raise a `ValueError` if one of the layers is not a `Layer`."""
     for layer in layers:
         if not isinstance(layer, Layer):
+            is_cell = isinstance(layer, Cell)
+            remedy = "; write jl.recurrent(cell, size)" if is_cell else ""
             raise ValueError(
-                f"{combinator}: got {layer!r:.60}, expected a Layer; "
-                "jl.recurrent(cell, size) makes one from a cell."
+                f"{combinator}: got {layer!r:.60}, expected a Layer{remedy}."
             )
 
 

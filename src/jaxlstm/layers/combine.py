@@ -1,7 +1,7 @@
 """Combinators: functions that take layers and return one layer."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxlstm import masking
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.wrappers.base import check_rate
-from jaxlstm.construction import constructor
+from jaxlstm.construction import Arguments, constructor
 from jaxlstm.layers import pointwise
 from jaxlstm.layers.base import (
     Call,
@@ -23,6 +23,7 @@ from jaxlstm.layers.base import (
     definition_of,
     feature_inputs,
     input_check_of,
+    inside,
     make_layer,
     prefix_names,
     require_input_size,
@@ -41,16 +42,31 @@ class Pair(NamedTuple):
     backward: Any
 
 
-@constructor
-def serial(
-    *layers: Layer | Callable[[Any], Any], **named: Layer | Callable[[Any], Any]
-) -> Layer:
+Member = Layer | Callable[[Any], Any] | str
+
+
+def _functions_by_name(arguments: Arguments) -> Arguments:
+    """Return the arguments of `serial` with names in place of functions of jax.nn."""
+    names = {function: name for name, function in pointwise.FUNCTIONS.items()}
+
+    def name_of(layer: Member) -> Any:
+        is_function = callable(layer) and isinstance(layer, Hashable)
+        return names.get(layer, layer) if is_function else layer
+
+    named = {key: name_of(layer) for key, layer in arguments.get("named", {}).items()}
+    layers = tuple(map(name_of, arguments.get("layers", ())))
+    return {key: named if key == "named" else layers for key in arguments}
+
+
+@functools.partial(constructor, canonical=_functions_by_name)
+def serial(*layers: Member, **named: Member) -> Layer:
     """Return the composition of layers, the first one applied first.
 
         y = layer_n(... layer_2(layer_1(x)))
 
     A function such as `jax.nn.relu` is a layer without parameters and state. It maps
-    one step `[*b, D]` to `[*b, size]`, and is applied to every step.
+    one step `[*b, D]` to `[*b, size]`, and is applied to every step. Functions of
+    `jax.nn` may be given by name, as in "relu", and are saved by it.
 
     Layers that are given by position have params and state in tuples. Layers that are
     given by name have them in dicts, and the names appear in the names of traces and
@@ -97,7 +113,10 @@ def serial(
             f"serial({stars}layers)."
         )
     members = [
-        pointwise.of_function(layer) if callable(layer) else layer for layer in layers
+        pointwise.of_function(pointwise.named(layer))
+        if callable(layer) or isinstance(layer, str)
+        else layer
+        for layer in layers
     ]
     check_layers("serial", *members)
     return _serial("serial", members, tuple(named))
@@ -105,12 +124,14 @@ def serial(
 
 def _serial(caller: str, layers: Sequence[Layer], names: tuple[str, ...]) -> Layer:
     """Return the composition of layers, with names if there are any."""
+    paths = names or tuple(map(str, range(len(layers))))
 
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
         params, size = [], input_size
         keys = jax.random.split(key, len(layers))
-        for layer, layer_key in zip(layers, keys, strict=True):
-            layer_params, size = layer.init(layer_key, size)
+        for place, layer in enumerate(layers):
+            with inside(paths[place]):
+                layer_params, size = layer.init(keys[place], size)
             params.append(layer_params)
         return _by_name(names, params), require_input_size(caller, size)
 
@@ -121,18 +142,16 @@ def _serial(caller: str, layers: Sequence[Layer], names: tuple[str, ...]) -> Lay
         keys = _split_key(call.key, len(layers))
         new_states, traces = [], {}
         for place, layer in enumerate(layers):
-            layer_state, xs, layer_traces = call_layer(
-                layer,
-                all_params[place],
-                xs,
-                states[place],
-                call._replace(key=keys[place], reset_state=resets[place]),
-            )
+            own = call._replace(key=keys[place], reset_state=resets[place])
+            with inside(paths[place]):
+                layer_state, xs, layer_traces = call_layer(
+                    layer, all_params[place], xs, states[place], own
+                )
             if definition_of(layer.apply) is None:
                 # A layer from elsewhere may change T or *b: check again after it.
                 call = call._replace(steps=None)
             new_states.append(layer_state)
-            traces |= prefix_names(names[place] if names else str(place), layer_traces)
+            traces |= prefix_names(paths[place], layer_traces)
         return _by_name(names, new_states), xs, traces
 
     def begin(
@@ -140,8 +159,10 @@ def _serial(caller: str, layers: Sequence[Layer], names: tuple[str, ...]) -> Lay
     ) -> tuple[State, DTypeLike | None]:
         states = []
         all_params = _by_position(caller, "params", layers, names, params)
-        for layer, layer_params in zip(layers, all_params, strict=True):
-            state, dtype = begin_layer(layer, layer_params, batch_shape, dtype)
+        for place, layer in enumerate(layers):
+            with inside(paths[place]):
+                own = all_params[place]
+                state, dtype = begin_layer(layer, own, batch_shape, dtype)
             states.append(state)
         return _by_name(names, states), dtype
 
@@ -150,7 +171,8 @@ def _serial(caller: str, layers: Sequence[Layer], names: tuple[str, ...]) -> Lay
         all_params = _by_position(caller, "params", layers, names, params)
         befores = _by_position(caller, "state", layers, names, state)
         for place, layer in enumerate(layers):
-            after, x = step_of(layer)(all_params[place], befores[place], x)
+            with inside(paths[place]):
+                after, x = step_of(layer)(all_params[place], befores[place], x)
             states.append(after)
         return _by_name(names, states), x
 
@@ -205,12 +227,11 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
         states = _states("bidirectional", "state", layers, (), state)
         keys = _split_key(call.key, 2)
         calls = (call, _reverse_resets(call))
-        results = [
-            call_layer(
-                layers[i], params[i], xs, states[i], calls[i]._replace(key=keys[i])
-            )
-            for i in range(2)
-        ]
+        results = []
+        for i, name in enumerate(Pair._fields):
+            own = calls[i]._replace(key=keys[i])
+            with inside(name):
+                results.append(call_layer(layers[i], params[i], xs, states[i], own))
         (last, ys, traces), (first, zs, backward_traces) = results
         traces = prefix_names("forward", traces) | prefix_names(
             "backward", backward_traces

@@ -170,6 +170,33 @@ def no_state(
     return (), dtype
 
 
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    name: getattr(jax.nn, name)
+    for name in (
+        "celu", "elu", "gelu", "hard_sigmoid", "hard_swish", "hard_tanh", "identity",
+        "leaky_relu", "log_sigmoid", "log_softmax", "mish", "relu", "relu6", "selu",
+        "sigmoid", "silu", "soft_sign", "softmax", "softplus", "squareplus", "tanh",
+    )
+}  # fmt: skip
+"""Functions that `serial` takes by name: those of `jax.nn` with one argument."""
+
+
+def named(function: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the function of a name of `FUNCTIONS`, or the function itself.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if not isinstance(function, str):
+        return function
+    if function not in FUNCTIONS:
+        raise ValueError(
+            f"serial: got {function!r}, expected a Layer, a function or one of "
+            f"{', '.join(FUNCTIONS)}."
+        )
+    return FUNCTIONS[function]
+
+
 def of_function(function: Callable[[Any], Any]) -> Layer:
     """Return the layer of a function from one step `[*b, D]` to `[*b, size]`.
 
@@ -346,8 +373,8 @@ def _checked_tokens(
 
 
 def _check_range(tokens: ArrayLike, vocabulary: int) -> None:
-    if isinstance(tokens, Tracer):
-        return
+    if isinstance(tokens, Tracer) or jnp.size(tokens) == 0:
+        return  # JAX cannot read an empty array that is sharded
     host = np.asarray(tokens)
     wrong = host[(host < 0) | (host >= vocabulary)]
     if wrong.size:

@@ -42,15 +42,21 @@ def check_mapping(name: str, values: object, example: str) -> Mapping[str, Array
 
 
 def quantile_band(values: Floats, within: tuple[float, float]) -> Band:
-    """Return the median over rows, and the band between two quantiles."""
+    """Return the median over rows, and the band between two quantiles.
+
+    Masked values do not count; where all rows are masked, the band is NaN.
+    """
     low, high = within
     if not 0 <= low < high <= 1:
         raise ValueError(f"within: got {within!r}, expected 0 <= low < high <= 1.")
-    ranked, top = np.sort(values, axis=0), len(values) - 1
-    if top == 0:
+    ranked = np.sort(np.ma.filled(values, np.nan), axis=0)  # NaN is last
+    if len(values) == 1:
         return Band(ranked[0], ranked[0], ranked[0])
-    median = 0.5 * ranked[top // 2] + 0.5 * ranked[(top + 1) // 2]
-    return Band(median, ranked[int(low * top)], ranked[int(np.ceil(high * top))])
+    top = np.maximum(np.ma.count(values, axis=0) - 1, 0)
+    columns = np.arange(len(top))
+    median = 0.5 * ranked[top // 2, columns] + 0.5 * ranked[(top + 1) // 2, columns]
+    lowest, highest = (low * top).astype(int), np.ceil(high * top).astype(int)
+    return Band(median, ranked[lowest, columns], ranked[highest, columns])
 
 
 def finite_limits(
@@ -75,7 +81,7 @@ def draw(
 
     Args:
         ax: the axes.
-        curves: xs `[N]` and values `[S, N]` by name.
+        curves: xs `[N]` and values `[S, N]` by name; masked values do not count.
         within: the quantiles that limit the band.
         logarithmic: whether the y axis is logarithmic.
     """
@@ -148,7 +154,8 @@ def _draw_marks(
         _INFINITE: np.isposinf(values),
         _NAN: np.isnan(values),
     }
-    used = {kind: xs[where.any(0)] for kind, where in kinds.items() if where.any()}
+    found = {kind: np.ma.filled(where, False) for kind, where in kinds.items()}
+    used = {kind: xs[where.any(0)] for kind, where in found.items() if where.any()}
     for kind, at in used.items():
         height = kind.height + 0.035 * index * (1 if kind.height < 0.5 else -1)
         (line,) = ax.plot(at, np.full(at.shape, height), kind.shape, clip_on=False)

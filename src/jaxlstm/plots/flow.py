@@ -61,6 +61,7 @@ def gradient_flow(
     *,
     of: Literal["h", "c"] = "h",
     against: Literal["lag", "step"] = "lag",
+    lengths: ArrayLike | None = None,
     within: tuple[float, float] = _WITHIN,
     ax: Axes | None = None,
 ) -> Axes:
@@ -78,15 +79,17 @@ def gradient_flow(
             such a dict. Records have time first: use `jax.vmap(..., out_axes=1)` for
             several seeds.
         of: the state that the gradient is taken with respect to.
-        against: x axis: "lag", the number of steps before the last step of the arrays,
-            or "step", from 0. Rows of unequal length have their last steps at
-            different lags: draw them against "step".
+        against: x axis: "lag", the number of steps before the last step of a row, or
+            "step", from 0.
+        lengths: the number of steps of each row, `[*b]` or `[seeds]`, as it was passed
+            to `diagnostics.gradient_flow`. Padding, whose gradients are 0, is left out.
         within: the quantiles of the seeds that limit the band.
         ax: the axes; None for a new figure.
 
     Raises:
         ValueError: flows is empty, an array has another shape, a norm is negative, or
-            a flow lacks the state `of`.
+            a flow lacks the state `of`; lengths are not one number from 0 to T for
+            each row.
 
     Example:
         >>> ax = gradient_flow({"RNN": [1e-3, 1e-2, 1e-1], "LSTM": [0.8, 0.9, 1.0]})
@@ -100,6 +103,8 @@ def gradient_flow(
     curves = {}
     for name, flow in bands.check_mapping("flows", flows, example).items():
         norms = _norms(f'flows["{name}"]', flow, of)
+        if lengths is not None:
+            norms = _without_padding(norms, lengths, against)
         curves[name] = _time(norms, against), norms
     bands.draw(ax, curves, within, logarithmic=True)
     ax.set(ylabel=f"gradient norm ‖dL/d{of}‖")
@@ -247,6 +252,21 @@ def _norms(name: str, flow: Any, of: str) -> Floats:
     if (norms < 0).any():
         raise ValueError(f"{name}: got {norms[norms < 0][0]:g}, expected norms >= 0.")
     return norms
+
+
+def _without_padding(norms: Floats, lengths: ArrayLike, against: str) -> Any:
+    """Return the norms with padding masked, for lags with the last steps aligned."""
+    rows, time = norms.shape
+    counts = np.asarray(lengths).ravel()
+    wrong = counts.dtype.kind not in "iu" or len(counts) != rows
+    if wrong or counts.min() < 0 or counts.max() > time:
+        raise ValueError(
+            f"lengths: got {np.asarray(lengths)!r:.60}, expected {rows} integers from "
+            f"0 to {time}, one for each row."
+        )
+    step = np.arange(time) - (against == "lag") * (time - counts[:, None])
+    masked = (step < 0) | (step >= counts[:, None])
+    return np.ma.array(np.take_along_axis(norms, step % time, 1), mask=masked)
 
 
 def _unit_rows(name: str, values: ArrayLike, unit: int | None) -> Floats:

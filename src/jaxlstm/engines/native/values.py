@@ -181,6 +181,11 @@ class Flat:
                 results = self._inline(inner, getattr(called, "consts", ()), operands)
             elif eqn.primitive.name in UNCHANGED:
                 results = operands
+            elif eqn.primitive.name == "split":
+                results = [self._new(v.aval) for v in eqn.outvars]
+                for params, result in zip(_slices(eqn), results, strict=True):
+                    found = Equation("slice", params, operands, [result])
+                    self.equations.append(found)
             else:
                 results = [self._new(v.aval) for v in eqn.outvars]
                 name = RENAMED.get(eqn.primitive.name, eqn.primitive.name)
@@ -188,6 +193,21 @@ class Flat:
                 self.equations.append(found)
             known.update(zip(eqn.outvars, results, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+
+def _slices(split: Any) -> Iterator[dict[str, Any]]:
+    """Yield the parameters of the slices that a split returns."""
+    shape, axis = split.invars[0].aval.shape, split.params["axis"]
+    start = 0
+    for size in split.params["sizes"]:
+        starts, limits = [0] * len(shape), list(shape)
+        starts[axis], limits[axis] = start, start + size
+        start += size
+        yield {
+            "start_indices": tuple(starts),
+            "limit_indices": tuple(limits),
+            "strides": None,
+        }
 
 
 # -- which axes are rows -----------------------------------------------------------
