@@ -207,11 +207,16 @@ def test_options_without_effect_are_refused(options):
         jl.lstm(**options)
 
 
-def test_project_refuses_integer_features():
+def test_project_refuses_other_dtypes_and_deleted_features():
     cell = jl.lstm()
     params = cell.init(jax.random.key(0), 3, 5)
     with pytest.raises(ValueError, match="int32"):
         cell.project(params, jnp.ones(3, jnp.int32))
+    with pytest.raises(ValueError, match="expected float64 or less"):
+        cell.project(params, np.ones(3, np.longdouble))
+    (deleted := jnp.ones(3)).delete()
+    with pytest.raises(ValueError, match="xs: got a deleted array"):
+        cell.project(params, deleted)
 
 
 @pytest.mark.parametrize("drawn", [0, None, np.zeros(3), jax.random.split(KEY, 2)])

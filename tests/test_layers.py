@@ -752,6 +752,33 @@ def test_a_bias_is_not_broadcast():
         jl.linear(2).apply(params._replace(b=jnp.ones(1)), jnp.ones((5, 3)))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_deleted_arrays_and_other_dtypes_are_refused(name):
+    layer, _ = LAYERS[name]
+    params, _ = layer.init(KEY, D)
+    key = jax.random.key(2)
+    with pytest.raises(ValueError, match="xs: got dtype object, expected numbers"):
+        layer.apply(params, np.full((T, B, D), None))
+    with pytest.raises(ValueError, match="which JAX does not have; convert it"):
+        layer.apply(params, np.ones((T, B, D), np.longdouble))
+    if params != ():
+        objects = jax.tree.map(lambda leaf: np.full(leaf.shape, None), params)
+        for function in layer.apply, layer.trace:
+            with pytest.raises(ValueError, match=r"params.*: got dtype object, exp"):
+                function(objects, XS)
+        jax.tree.map(lambda leaf: leaf.delete(), params)
+        for function in layer.apply, layer.trace:
+            with pytest.raises(ValueError, match=r"params.*: got a deleted array"):
+                function(params, XS)
+    key.delete()
+    for function in (
+        lambda: layer.init(key, D),
+        lambda: layer.apply(params, XS, key=key),
+    ):
+        with pytest.raises(TypeError, match="key: got a deleted array"):
+            function()
+
+
 def test_x64_mode_does_not_change_the_noise():
     layers = {
         "dropout": jl.dropout(0.5),

@@ -280,3 +280,9 @@ def test_wrong_arguments_of_a_stream_of_a_model():
         jl.stream(model, params, xs[0], emit=jl.emit.states)
     with pytest.raises(ValueError, match="stream: serial: xs: got dtype float32"):
         jl.stream(model, params, FEATURES[0])
+    for x, kind in ((np.full(2, None), "object"), (np.ones(2, np.longdouble), "float")):
+        with pytest.raises(ValueError, match=f"stream: x: got dtype {kind}"):
+            jl.stream(model, params, x)
+    jax.tree.map(lambda leaf: leaf.delete(), params)
+    with pytest.raises(ValueError, match=r"stream: params.*: got a deleted array"):
+        jl.stream(model, params, xs[0])

@@ -181,6 +181,19 @@ def check_dtype(name: str, dtype: np.dtype) -> None:
         )
 
 
+def check_leaves(name: str, tree: Any) -> None:
+    """Raise a `ValueError` if an array of the tree is deleted or not of numbers.
+
+    Leaves that are no arrays, such as options in the parameters of a layer of a user,
+    are not checked.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, np.ndarray):
+            check_dtype(name + keystr(path), leaf.dtype)
+        elif is_deleted(leaf):
+            check_alive(name + keystr(path), leaf)
+
+
 def described(value: Any) -> str:
     """Describe a value in a message: `Gates(i, f, g, o)`, `an array [7, 3]`."""
     if hasattr(value, "shape"):

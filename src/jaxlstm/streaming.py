@@ -88,7 +88,8 @@ def stream(
     """
     is_numpy = isinstance(x, np.ndarray) and jax.default_backend() == "cpu"
     with masking.error_prefix("stream"):
-        x = x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
+        masking.check_leaves("params", params)
+        x = x if isinstance(x, jax.ShapeDtypeStruct) else masking.as_array("x", x)
         dtype, shape = x.dtype, x.shape
         x = jnp.zeros(shape, dtype)
         if isinstance(cell, Layer):

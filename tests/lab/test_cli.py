@@ -1,6 +1,7 @@
 """Each verb of the command line works; each user error is one sentence and a code."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -487,6 +488,19 @@ def test_a_closed_or_full_standard_output_is_one_line():
     )
     assert full.returncode == 1
     assert "standard output: cannot be used (No space left on device)" in full.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", r"r\udcff \xfcb"), ("utf-8", r"r\udcff üb")]
+)
+def test_characters_outside_the_encoding_are_escaped(encoding, shown, monkeypatch):
+    """A sample on a terminal of ASCII, and a name of a run that is not UTF-8."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding, "strict"))
+    verb = cli.VERBS["schema"]._replace(run=lambda _: print("r\udcff üb"))
+    monkeypatch.setitem(cli.VERBS, "schema", verb)
+    assert cli.main(["schema"]) == 0
+    assert raw.getvalue().decode().strip() == shown
 
 
 def test_an_empty_override_is_named(written, capsys):

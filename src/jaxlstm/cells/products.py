@@ -12,7 +12,13 @@ from jax import Array, lax
 from jax.sharding import AxisType
 from jax.typing import DTypeLike
 
-from jaxlstm.typing import accumulator_dtype, is_explicit, on_mesh_of, show
+from jaxlstm.typing import (
+    accumulator_dtype,
+    is_deleted,
+    is_explicit,
+    on_mesh_of,
+    show,
+)
 
 
 def product(x: Array, w: Array, dtype: DTypeLike) -> Array:
@@ -91,6 +97,10 @@ def check_features(x: Array, w: Array, size: int) -> None:
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"xs: got dtype {x.dtype}, expected floating point features.")
+    if x.dtype.itemsize > 8:  # np.longdouble, which is no dtype of JAX
+        raise ValueError(f"xs: got dtype {x.dtype}, expected float64 or less.")
+    if is_deleted(x):
+        raise ValueError("xs: got a deleted array, expected one that was not donated.")
 
 
 def check_projected(z: Array, w: Array) -> None:

@@ -231,6 +231,10 @@ def make_layer(
     def checked_init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
         return init(as_key(name, key), input_size)
 
+    def check_arrays(params: Params) -> None:
+        with masking.error_prefix(name):
+            masking.check_leaves("params", params)
+
     def apply(
         params: Params,
         xs: ArrayLike,
@@ -246,6 +250,7 @@ def make_layer(
         check_options(name, unknown, OPTIONS)
         steps = lengths, mask, resets
         call = Call(as_key_or_none(name, key), *steps, reset_state=reset_state)
+        check_arrays(params)
         return definition(params, xs, state, call)[:2]
 
     def trace(
@@ -263,6 +268,7 @@ def make_layer(
         check_options(name, unknown, OPTIONS)
         steps = lengths, mask, resets
         call = Call(as_key_or_none(name, key), *steps, reset_state=reset_state)
+        check_arrays(params)
         return definition(params, xs, state, call._replace(with_trace=True))
 
     for function in apply, trace:

@@ -7,6 +7,7 @@ before, so that `--help` and the verbs that only read configs start quickly.
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failed, 2 bad input, 3 diverged, 130 interrupted.
     """
+    _escape_unencodable()
     arguments = _parse(argv)
     try:
         with (
@@ -102,6 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "unexpected error; --debug shows the traceback"
         return _fail(arguments, error, f"{summary} ({hint})", 1)
     return 0
+
+
+def _escape_unencodable() -> None:
+    """Escape characters that the encoding of standard output lacks.
+
+    A sample may hold any character on a terminal of ASCII, and a path bytes that are
+    not UTF-8. Standard error already escapes them.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:
