@@ -315,7 +315,8 @@ def test_a_run_of_an_earlier_version_resumes_and_is_bound_from_then_on(
 def test_moved_data_is_found_by_an_override_and_compared_by_its_hash(
     finished, unfinished, tmp_path
 ):
-    moved, other = tmp_path / "moved.txt", tmp_path / "other.txt"
+    """The bytes of the new name are not UTF-8."""
+    moved, other = tmp_path / os.fsdecode(b"moved\xff\xfe.txt"), tmp_path / "other.txt"
     shutil.copy(finished / "book.txt", moved)
     other.write_text(tiny.text(seed=1))
     loaded = jl.lab.load(unfinished, overrides=[f"data.path={moved}"])

@@ -205,6 +205,30 @@ def test_a_failed_save_names_the_reason_and_leaves_no_files(tmp_path):
     assert names_in(tmp_path) == ["000001"]
 
 
+@pytest.mark.parametrize(
+    "code",
+    [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.combinations)],
+)
+def test_a_failed_save_leaves_no_checkpoint_and_prints_nothing(tmp_path, code, capfd):
+    """A fault of each operation in turn, the last sync of the directory included."""
+    root = fresh(tmp_path / "c", 1)
+    with counted(root) as operations:
+        save(root, 2)
+    failed = 0
+    for at in range(operations.count):
+        fresh(root, 1)
+        with failing(root, at, code, once=True):
+            try:
+                save(root, 2)
+                expected = [1, 2]
+            except CheckpointError:
+                expected, failed = [1], failed + 1
+        assert checkpoints.steps(root) == expected
+        assert sorted(names_in(root)) == [f"{step:06d}" for step in expected]
+    assert failed > operations.count / 2
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("largest", [0, 100, 1000, 10_000])
 def test_a_file_size_limit_is_a_failed_save(tmp_path, largest):
     save(tmp_path, 1)

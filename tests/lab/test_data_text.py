@@ -211,6 +211,19 @@ def test_encodings_and_line_ends(encoding, tmp_path):
     assert corpus.vocabulary.decode(ids) == "é\nb\nc\n\n"
 
 
+def test_separators_of_windows_split_as_those_of_unix(tmp_path):
+    content = "ab\r\nba\r\n" * 20
+    path, unix = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_bytes(content.encode())
+    unix.write_bytes(content.replace("\r\n", "\n").encode())
+    expected = read(TextData(path=str(unix), document_separator="\n"))
+    for separator in "\r\n", "\n":
+        found = read(TextData(path=str(path), document_separator=separator))
+        assert found.train.tolist() == expected.train.tolist()
+        assert found.vocabulary == expected.vocabulary
+    assert expected.vocabulary.symbols == "ab"
+
+
 def test_byte_order_mark_is_removed(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + b"ab" * 20)

@@ -15,7 +15,7 @@ import tiny
 import jaxlstm as jl
 from jaxlstm.lab import cli, tasks
 from jaxlstm.lab import config as configs
-from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.errors import BadInput, Diverged
 from jaxlstm.lab.analysis import inspection, text
 from jaxlstm.lab.data import read
 from jaxlstm.lab.runs.trained import Trained
@@ -226,6 +226,27 @@ def test_invalid_texts_are_errors(model, tmp_path, monkeypatch, options, message
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait, caf\xe9 noir")
     with pytest.raises(BadInput, match=message):
         inspection.inspect("run", **options)
+
+
+def test_parameters_that_are_not_finite_are_named(model, tmp_path):
+    params = model().params
+    params["unembed"] = params["unembed"]._replace(b=jnp.full(3, jnp.nan))
+    message = "got the parameter unembed/b with .* of step 0 cannot be used"
+    with pytest.raises(Diverged, match=message):
+        inspection.inspect("run")
+    assert not (tmp_path / "inspect").exists()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_training_file_itself_is_read_as_in_training(model, book, end):
+    """Its separators are document tokens, and no symbol is unknown."""
+    lines = tiny.text().replace(" the ", "\n")
+    book.write_bytes(lines.replace("\n", end).encode())
+    made = model({"document_separator": end})
+    found = text.from_file(made, book, report=pytest.fail)
+    corpus = made.corpus()
+    assert found.tokens.tolist().count(1) == lines.count("\n") > 9
+    assert set(found.tokens.tolist()) <= set(corpus.train.tolist())
 
 
 def test_the_last_line_end_of_a_file_is_removed_if_unknown(model, book, tmp_path):

@@ -37,10 +37,12 @@ def predict(
     Raises:
         BadInput: there is no run, its task makes no predictions, or a file cannot be
             read or written.
+        Diverged: a parameter is not finite.
     """
     path = None if out is None else check_out(out)
     model = trained.load(run)
     function = _member(model, "predict", "makes no predictions")
+    model.require_finite()
     columns = dict(function(model, data))
     if path is not None:
         write(columns, path)
@@ -60,9 +62,11 @@ def backtest(run: str | Path, *, windows: int = 5) -> str:
     Raises:
         BadInput: there is no run, its task makes no forecasts, or an origin lies in the
             part that the model was trained or selected on.
+        Diverged: a parameter is not finite.
     """
     model = trained.load(run)
     function = _member(model, "backtest", "makes no forecasts")
+    model.require_finite()
     artifacts = function(model, windows=windows)
     return "\n\n".join(f"{each.title}\n{each.text}" for each in artifacts)
 

@@ -62,12 +62,13 @@ def inspect(
             `text` are both given, the text is too short or mostly not in the
             vocabulary, the validation text is needed and missing, or `out` cannot be
             written.
-        LabError: Every checkpoint is damaged, or a file cannot be written. An earlier
-            page is then unchanged.
+        LabError: Every checkpoint is damaged, a parameter is not finite, or a file
+            cannot be written. An earlier page is then unchanged.
     """
     if input is not None and text is not None:
         raise BadInput("inspect: got both --input and --text, expected one of them")
     trained = load(run, overrides=overrides, report=report)
+    trained.require_finite()
     if not hasattr(trained.task, "cell"):
         if input is not None or text is not None:
             raise BadInput(

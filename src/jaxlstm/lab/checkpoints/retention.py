@@ -169,8 +169,16 @@ def staged(root: Path, step: int) -> Iterator[Path]:
         with _claimed(stage):
             yield stage
             sync_directories(stage)
-            _publish(stage, directory_of(root, step))
-            sync(root)
+            target = directory_of(root, step)
+            is_new = not os.path.lexists(target)
+            _publish(stage, target)
+            try:
+                sync(root)
+            except OSError:
+                # The save has failed, so that it must not leave a checkpoint more.
+                if is_new:
+                    target.rename(stage)
+                raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxlstm.lab import checkpoints, runs, tasks
-from jaxlstm.lab._util.errors import BadInput
+from jaxlstm.lab._util.errors import BadInput, Diverged
 from jaxlstm.lab._util.files import translate_os_errors
 from jaxlstm.lab.config import changes, population
 from jaxlstm.lab.config import loading as configs
@@ -162,6 +163,20 @@ class Trained:
         batches = self.dataset().eval_batches()
         means = evaluate(self.task, self.model, self.params, batches)
         return metrics(self.task, self.spec, means)
+
+    def require_finite(self) -> None:
+        """Raise an error if a parameter is not finite, before numbers are made of it.
+
+        Raises:
+            Diverged: there is one; the message names it.
+        """
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+            if not jnp.isfinite(leaf).all():
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise Diverged(
+                    f"{self.run}: got the parameter {name} with a number that is not "
+                    f"finite; the parameters of step {self.step} cannot be used"
+                )
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the records of `metrics.jsonl`.
