@@ -193,6 +193,10 @@ def check_options(caller: str, given: Iterable[str], known: Collection[str]) -> 
     raise TypeError(f"{caller}: got an unknown option {unknown!r}; {remedy}")
 
 
+_DRAW = {"Rngs": "rngs.dropout()", "RngStream": "stream()"}
+"""Sources of keys in nnx, and how to draw from them."""
+
+
 def as_key(caller: str, key: Any) -> Key:
     """Return one typed random key; `jax.random.PRNGKey(0)` becomes `key(0)`.
 
@@ -208,6 +212,12 @@ def as_key(caller: str, key: Any) -> Key:
             f"{caller}: key: got a deleted array; if it was donated to a jitted "
             "function, use a key that the function returned."
         )
+    for kind in type(key).__mro__:
+        if kind.__module__ == "flax.nnx.rnglib" and kind.__name__ in _DRAW:
+            raise TypeError(
+                f"{caller}: key: got {kind.__name__} of flax.nnx, expected one key; "
+                f"pass for example {_DRAW[kind.__name__]}, which draws one."
+            )
     dtype = getattr(key, "dtype", None)
     if dtype == np.uint32:  # a legacy key is an array of uint32
         with contextlib.suppress(TypeError, ValueError):

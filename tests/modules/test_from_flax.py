@@ -215,6 +215,76 @@ def test_unknown_options_are_refused(kind):
         ours(kind, x=1)
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("lengths", "it is seq_lengths here"),
+        ("state", "it is initial_carry here"),
+        ("reset_state", r"layer\.apply, which takes it"),
+        ("seq_length", r"did you mean seq_lengths\?"),
+        ("x", "expected initial_carry, seq_lengths, mask, resets, return_carry, "),
+    ],
+)
+@every_kind
+def test_unknown_arguments_of_a_call_are_answered(kind, argument, message):
+    with pytest.raises(TypeError, match=f"'{argument}'; .*{message}"):
+        ours(kind)(XS, **{argument: LENGTHS})
+
+
+@pytest.mark.parametrize("arguments", [((ROWS, FEATURES),), (XS, nnx.Rngs(0))])
+def test_a_carry_is_not_made_from_a_shape(arguments):
+    model = jl.modules.nnx.LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    message = r"initialize_carry: got a shape .* pass inputs \[\*b, T, D\], not their"
+    with pytest.raises(TypeError, match=message):
+        model.initialize_carry(*arguments)
+    module, key = jl.modules.linen.LSTM(HIDDEN), jax.random.key(0)
+    with pytest.raises(TypeError, match=message):
+        module.init(key, key, arguments[0], method="initialize_carry")
+
+
+@pytest.mark.parametrize("rngs", [jax.random.key(0), 0])
+def test_sources_of_keys(rngs):
+    with pytest.raises(TypeError, match=r"LSTM: rngs: got .*write rngs=nnx\.Rngs\(key"):
+        jl.modules.nnx.LSTM(FEATURES, HIDDEN, rngs=rngs)
+    layer, rngs = jl.dropout(0.5), nnx.Rngs(0)
+    with pytest.raises(TypeError, match=r"dropout: key: got Rngs .* rngs\.dropout\(\)"):
+        layer.apply((), XS, key=rngs)
+    with pytest.raises(
+        TypeError, match=r"got RngStream .* pass for example stream\(\)"
+    ):
+        layer.apply((), XS, key=rngs.dropout)
+    assert layer.apply((), XS, key=rngs.dropout())[1].shape == XS.shape
+
+
+@every_kind
+def test_classes_of_flax_are_answered(kind):
+    modules = getattr(jl.modules, kind)
+    with pytest.raises(
+        AttributeError, match=rf"{kind}\.LSTM\(\.\.\., cell=jl\.gru\(\)\)"
+    ):
+        modules.GRU  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'Mine'$"):
+        modules.Mine  # noqa: B018
+    with pytest.raises(
+        ValueError, match=r"cell: got GRUCell, expected a Cell, such as"
+    ):
+        ours(kind, cell=nnx.GRUCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("in_features", [None, 3])
+def test_tokens_need_no_feature_axis(in_features):
+    layer = jl.serial(jl.embed(9, 3), jl.recurrent(jl.lstm(), HIDDEN))
+    tokens, message = np.ones((ROWS, TIME), int), r"feature_axes: got 1 .* expected 0;"
+    with pytest.raises(ValueError, match=message):
+        jl.modules.nnx.Recurrent(layer, in_features, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=message):
+        jl.modules.linen.Recurrent(layer).init(jax.random.key(0), tokens)
+    model = jl.modules.nnx.Recurrent(layer, feature_axes=0, rngs=nnx.Rngs(0))
+    assert model(tokens).shape == (ROWS, TIME, HIDDEN)
+    with pytest.raises(ValueError, match="got dtype float32, expected integer tokens"):
+        model(np.ones((ROWS, TIME), np.float32))
+
+
 @every_kind
 def test_the_carry_has_names(kind):
     """Not the order (c, h) of Flax, which is refused."""

@@ -1,7 +1,9 @@
 """Functions that both kinds of modules share."""
 
+import difflib
 import functools
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from jaxlstm.engines._jaxpr import Jaxpr, inner_jaxprs
 from jaxlstm.layers.base import Layer
 from jaxlstm.layers.combine import stack
 from jaxlstm.masking import StepMask
-from jaxlstm.typing import Features, Key, show
+from jaxlstm.typing import Features, Key, is_key, show
 
 
 def build_stack(
@@ -34,6 +36,11 @@ def build_stack(
         ValueError: a size, num_layers or dropout is out of range.
     """
     check_size("num_layers", num_layers)
+    if cell is not None and not isinstance(cell, Cell):
+        raise ValueError(
+            f"LSTM: cell: got {type(cell).__name__}, expected a Cell, such as "
+            "jl.gru(); without one it is jl.lstm()."
+        )
     return stack(
         lstm() if cell is None else cell,
         (hidden_features,) * num_layers,
@@ -83,6 +90,63 @@ def refuse_options(module: str, options: Iterable[str]) -> None:
                 f"{module}: got the option {name} of Flax; write {INSTEAD[name]}."
             )
         raise TypeError(f"{module}: got an unexpected keyword argument {name!r}.")
+
+
+NAMES = {
+    "lengths": "seq_lengths",
+    "state": "initial_carry",
+    "key": "rngs",
+    "training": "deterministic",
+    "train": "deterministic",
+}
+"""Arguments of layers and of other libraries, and their names in the modules."""
+
+
+def refuse_arguments(
+    module: str, function: Callable[..., Any], unknown: Iterable[str]
+) -> None:
+    """Raise a `TypeError` for unknown arguments of a call, with the known ones."""
+    parameters = inspect.signature(function).parameters.values()
+    known = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    for name in unknown:
+        if name == "reset_state":
+            remedy = "call the layer itself, layer.apply, which takes it."
+        elif NAMES.get(name) in known:
+            remedy = f"it is {NAMES[name]} here."
+        elif near := difflib.get_close_matches(name, known, n=1):
+            remedy = f"did you mean {near[0]}?"
+        else:
+            remedy = f"expected {', '.join(known)}."
+        raise TypeError(f"{module}: got an unknown argument {name!r}; {remedy}")
+
+
+def refuse_shapes(inputs: Any, flax_arguments: Iterable[Any]) -> None:
+    """Raise a `TypeError` for the arguments of `initialize_carry` of a Flax cell."""
+    is_shape = isinstance(inputs, tuple) and all(isinstance(n, int) for n in inputs)
+    if is_shape or is_key(inputs) or any(True for _ in flax_arguments):
+        raise TypeError(
+            "initialize_carry: got a shape or a source of keys, as cells of Flax take "
+            "them, expected the inputs alone; pass inputs [*b, T, D], not their shape."
+        )
+
+
+CLASSES = {
+    **dict.fromkeys(("RNN", "LSTMCell", "OptimizedLSTMCell"), "LSTM(...)"),
+    **dict.fromkeys(("GRU", "GRUCell"), "LSTM(..., cell=jl.gru())"),
+    **dict.fromkeys(("SimpleRNN", "SimpleCell"), "LSTM(..., cell=jl.simple_rnn())"),
+    **dict.fromkeys(("ConvLSTM", "ConvLSTMCell"), "LSTM(..., cell=jl.conv_lstm(3))"),
+    **dict.fromkeys(("Bidirectional", "BiLSTM"), "LSTM(..., bidirectional=True)"),
+    **dict.fromkeys(("Linear", "Dense", "Embed", "Dropout"), "Recurrent(layer, ...)"),
+}
+"""Classes of other libraries, and what to write instead."""
+
+
+def no_attribute(module: str, name: str) -> AttributeError:
+    """Return the error for a name that a module of classes does not have."""
+    message = f"module {module!r} has no attribute {name!r}"
+    if name in CLASSES:
+        message += f"; write {module.replace('jaxlstm', 'jl')}.{CLASSES[name]}."
+    return AttributeError(message)
 
 
 def feature_axes(cell: Cell | None) -> int:
@@ -253,7 +317,24 @@ def draws_noise(layer: Layer, in_features: int | None, feature_axes: int) -> boo
     shape = (1, *space, in_features or 1) if feature_axes else (1,)
     xs = jax.ShapeDtypeStruct(shape, jnp.float32 if feature_axes else jnp.int32)
     traced = jax.make_jaxpr(lambda p, x, key: layer.apply(p, x, key=key))
-    return _reads_a_key(traced(params, xs, key).jaxpr)
+    try:
+        jaxpr = traced(params, xs, key).jaxpr
+    except ValueError:
+        if feature_axes and _runs(traced, params, jax.ShapeDtypeStruct((1,), int), key):
+            raise ValueError(
+                f"feature_axes: got {feature_axes} for a layer that reads integer "
+                "tokens [*b, T], expected 0; write Recurrent(layer, feature_axes=0)."
+            ) from None
+        raise
+    return _reads_a_key(jaxpr)
+
+
+def _runs(function: Callable[..., Any], *arguments: Any) -> bool:
+    try:
+        function(*arguments)
+    except Exception:  # the error for the caller's own inputs says more
+        return False
+    return True
 
 
 def _reads_a_key(jaxpr: Jaxpr) -> bool:

@@ -15,7 +15,7 @@ nested dicts of arrays that `flax.serialization.to_state_dict` makes of the para
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,10 @@ from jaxlstm.layers.base import Layer
 from jaxlstm.masking import StepMask
 from jaxlstm.modules import common
 from jaxlstm.typing import Features, Key
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise common.no_attribute(__name__, name)
 
 
 class _Sequence(nn.Module, kw_only=True):
@@ -63,6 +67,7 @@ class _Sequence(nn.Module, kw_only=True):
         keep_order: bool | None = None,
         deterministic: bool | None = None,
         init_key: Key | None = None,
+        **unknown: Any,
     ) -> Features | tuple[State, Features]:
         """Return the outputs `[*b, T, out_features]`, after the carry if requested.
 
@@ -81,7 +86,9 @@ class _Sequence(nn.Module, kw_only=True):
             deterministic: overrides the field of that name.
             init_key: not read, as initial carries are not random; `nn.Bidirectional`
                 passes it.
+            unknown: refused with a `TypeError`.
         """
+        common.refuse_arguments(type(self).__name__, _Sequence.__call__, unknown)
         layer, feature_axes = self._layer()
         xs = common.input_array(inputs, feature_axes)
         in_features = xs.shape[-1] if feature_axes else None
@@ -105,11 +112,12 @@ class _Sequence(nn.Module, kw_only=True):
         with_carry = common.first(return_carry, self.return_carry)
         return (carry, outputs) if with_carry else outputs
 
-    def initialize_carry(self, inputs: ArrayLike) -> State:
+    def initialize_carry(self, inputs: ArrayLike, *flax_arguments: Any) -> State:
         """Return the initial carry for these inputs, in their dtype and sharding.
 
         Args:
             inputs: `[*b, T, D]`; the values are not read.
+            flax_arguments: refused with a `TypeError`.
 
         Example:
             >>> import jax, jax.numpy as jnp, jaxlstm as jl
@@ -119,6 +127,7 @@ class _Sequence(nn.Module, kw_only=True):
             >>> model.apply(variables, xs, method="initialize_carry")[0].h.shape
             (4, 5)
         """
+        common.refuse_shapes(inputs, flax_arguments)
         feature_axes = self._layer()[1]
         empty = common.without_steps(inputs, feature_axes, self.time_major)
         return self(empty, return_carry=True, deterministic=True)[0]

@@ -17,7 +17,7 @@ own steps unless `keep_order=False`, which is the default of Flax. Initializers 
 activations are options of the cell. The forget bias starts at 1, in Flax at 0.
 """
 
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,10 @@ from jaxlstm.layers.base import Layer
 from jaxlstm.masking import StepMask
 from jaxlstm.modules import common
 from jaxlstm.typing import Features, Key
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise common.no_attribute(__name__, name)
 
 
 class Recurrent(nnx.Module):
@@ -87,6 +91,11 @@ class Recurrent(nnx.Module):
     ):
         common.refuse_options(type(self).__name__, flax_options)
         layer = common.check_layer(layer)
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(
+                f"{type(self).__name__}: rngs: got {type(rngs).__name__}, expected "
+                "nnx.Rngs; write rngs=nnx.Rngs(key), where key is a key or a seed."
+            )
         params, self.out_features = layer.init(rngs.params(), in_features)
         params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
         self.params = nnx.data(jax.tree.map(nnx.Param, params))
@@ -119,6 +128,7 @@ class Recurrent(nnx.Module):
         keep_order: bool | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | Key | None = None,
+        **unknown: Any,
     ) -> Features | tuple[State, Features]:
         """Return the outputs `[*b, T, out_features]`, after the carry if requested.
 
@@ -137,7 +147,9 @@ class Recurrent(nnx.Module):
             deterministic: overrides the attribute of that name.
             rngs: draws the noise of this call instead of the module's stream. A key
                 also works inside a trace that does not contain the stream.
+            unknown: refused with a `TypeError`.
         """
+        common.refuse_arguments(type(self).__name__, Recurrent.__call__, unknown)
         carry, outputs = common.apply(
             self.layer,
             jax.tree.map(_value, self.params, is_leaf=_is_variable),
@@ -156,11 +168,12 @@ class Recurrent(nnx.Module):
         with_carry = common.first(return_carry, self.return_carry)
         return (carry, outputs) if with_carry else outputs
 
-    def initialize_carry(self, inputs: ArrayLike) -> State:
+    def initialize_carry(self, inputs: ArrayLike, *flax_arguments: Any) -> State:
         """Return the initial carry for these inputs, in their dtype and sharding.
 
         Args:
             inputs: `[*b, T, D]`; the values are not read.
+            flax_arguments: refused with a `TypeError`.
 
         Example:
             >>> import jax.numpy as jnp, jaxlstm as jl
@@ -169,6 +182,7 @@ class Recurrent(nnx.Module):
             >>> model.initialize_carry(jnp.ones((4, 7, 3)))[0].h.shape
             (4, 5)
         """
+        common.refuse_shapes(inputs, flax_arguments)
         empty = common.without_steps(inputs, self.feature_axes, self.time_major)
         return self(empty, return_carry=True, deterministic=True)[0]
 
