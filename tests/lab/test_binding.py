@@ -198,7 +198,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(unfinished, monke
 
 
 def test_a_file_system_without_links_and_syncs_of_directories_works(
-    unfinished, monkeypatch
+    unfinished, tmp_path, monkeypatch
 ):
     fsync = os.fsync
 
@@ -217,6 +217,9 @@ def test_a_file_system_without_links_and_syncs_of_directories_works(
     assert any("best: cannot be written (Operation not" in m for m in messages)
     assert not os.path.lexists(unfinished / "checkpoints/best")
     assert jl.lab.load(unfinished).step == checkpoints.best(unfinished / "checkpoints")
+    text = runs.read_config(runs.open(unfinished))
+    new = runs.create(tmp_path / "new", name="r", config=text, total_steps=1)
+    assert runs.open(tmp_path / "new") == new
 
 
 def test_a_file_system_without_locks_is_refused_before_the_first_step(

@@ -267,6 +267,19 @@ def test_line_ends_of_other_systems_are_converted(model, book):
     assert "".join(found.symbols) == "the cell keeps\nwhat its gates let in"
 
 
+def test_moved_data_is_given_to_the_run_that_is_loaded(monkeypatch, capsys):
+    given = []
+
+    def load(run, *, overrides, report):
+        given.extend([run, *overrides])
+        raise BadInput("enough")
+
+    monkeypatch.setattr(inspection, "load", load)
+    assert cli.main(["inspect", "run", "data.path=new.txt"]) == 2
+    assert given == ["run", "data.path=new.txt"]
+    assert capsys.readouterr().err == "jaxlstm: enough\n"
+
+
 def test_the_error_for_missing_data_names_input_and_text(model, book):
     model()
     book.unlink()

@@ -41,6 +41,33 @@ def test_a_signal_exits_the_process(where, name, message):
     assert done.stdout == ""
 
 
+FIRST_SECOND = """
+import os, signal, sys
+from jaxlstm.lab import cli
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "jax":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder())
+sys.exit(cli.main(["train"]))
+"""
+
+
+def test_a_signal_while_jax_is_imported_exits_with_a_message(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_SECOND],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 130
+    assert done.stderr.strip() == "jaxlstm: interrupted by SIGTERM"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
 def test_the_first_signal_requests_a_stop(number, capfd):
     before = signal.getsignal(number)

@@ -173,6 +173,27 @@ REFUSED = {
         [{"adam": {"learning_rate": 0.1, "eps": -1}}],
         "optimizer[0].adam.eps: got -1, expected 0 or more",
     ),
+    "a decay of a schedule that changes the sign": (
+        [
+            {
+                "sgd": {
+                    "learning_rate": {
+                        "exponential_decay": {
+                            "init_value": 0.1,
+                            "transition_steps": 9,
+                            "decay_rate": -0.5,
+                        }
+                    }
+                }
+            }
+        ],
+        "optimizer[0].sgd.learning_rate.exponential_decay.decay_rate: got -0.5, "
+        "expected 0 or more",
+    ),
+    "a negative variance": (
+        [{"add_noise": {"eta": -1, "gamma": 0.5, "key": 0}}],
+        "optimizer[0].add_noise.eta: got -1, expected 0 or more",
+    ),
     "a norm of 0": (
         [{"clip_by_global_norm": {"max_norm": 0}}],
         "optimizer[0].clip_by_global_norm.max_norm: got 0, expected more than 0",

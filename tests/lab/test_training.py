@@ -216,7 +216,8 @@ def test_a_loss_that_is_not_finite_stops_the_loop_and_saves_the_state_before_it(
     )
     recorder = Recorder(experiment)
     job = recorder.job()._replace(dataset=NanDataset)
-    with pytest.raises(Diverged, match=r"step 13: the loss is not finite.*rows 1\b"):
+    named = r"first bad gradient params/embed/table, batch rows 1\."
+    with pytest.raises(Diverged, match=rf"step 13: the loss is not finite; {named}"):
         loop.fit(job, experiment.initial_state(), loop.LoopState())
     state, loop_state = recorder.saved[-1]
     assert int(state.step) == 12
