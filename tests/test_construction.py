@@ -4,6 +4,7 @@ import concurrent.futures
 import copy
 import functools
 import gc
+import inspect
 import multiprocessing
 import pickle
 import weakref
@@ -128,6 +129,30 @@ def test_the_construction_names_every_argument_and_builds_an_equal_record(call):
     construction = construction_of(record)
     assert construction.function in vars(jl).values()
     assert construction.build() == record
+
+
+@pytest.mark.parametrize("call", EVERY_CALL)
+def test_functions_have_the_names_and_texts_of_their_fields(call):
+    """Those of a user and those of modules keep their own."""
+    record = call()
+    for field, function in record._asdict().items():
+        if callable(function):
+            assert function.__doc__, field
+            assert inspect.signature(function).parameters
+            if function.__qualname__ != function.__name__:  # a local function
+                assert function.__name__ == field
+
+
+def test_functions_of_a_user_keep_their_names():
+    def draw(key, input_size, hidden_size, dtype=jnp.float32):
+        return CELL.init(key, input_size, hidden_size, dtype=dtype)
+
+    cell = jl.learned_initial_state(CELL._replace(init=draw))
+    jl.clip_cell(CELL._replace(init=draw), 1)
+    assert (draw.__name__, draw.__doc__) == ("draw", None)
+    assert cell.init.__name__ == "init"
+    with pytest.raises(TypeError, match=r"\.init\(\) missing .* 'hidden_size'"):
+        CELL.init(jax.random.key(0), 3)
 
 
 @pytest.mark.parametrize("call", EVERY_CALL)

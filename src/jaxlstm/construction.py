@@ -16,7 +16,7 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -174,6 +174,7 @@ def constructor(
         record = function(*args, **kwargs)
         if _is_known_cell(record):
             return record
+        _document(record)
         bound.apply_defaults()
         arguments = {
             name: converters[name](value) for name, value in bound.arguments.items()
@@ -182,6 +183,34 @@ def constructor(
         return _remember(record, Construction(construct, arguments))
 
     return readable(construct)
+
+
+def _document(record: tuple) -> None:
+    """Give the functions of a cell or layer the names and texts of their fields.
+
+    They are defined inside constructors, so `help` and error messages would show
+    internal names. A function that has a docstring, or that a user wrote, is kept. The
+    qualified name stays one of a local function, see `_local_functions`.
+    """
+    kind = type(record).__name__
+    for field, annotation in type(record).__annotations__.items():
+        function = getattr(record, field)
+        is_ours = getattr(function, "__module__", "").startswith("jaxlstm.")
+        if not is_ours or function.__doc__ or not any(_local_functions([function])):
+            continue
+        protocol = (get_args(annotation) or (annotation,))[0]
+        function.__name__, function.__qualname__ = field, f"{kind}.<locals>.{field}"
+        function.__doc__ = _text_of(protocol)
+        if not hasattr(function, "__signature__"):
+            readable(function)
+
+
+@functools.cache
+def _text_of(protocol: type) -> str:
+    """Return the text of a protocol, followed by that of its call."""
+    call: Any = protocol.__call__
+    texts = inspect.getdoc(protocol), inspect.getdoc(call)
+    return "\n\n".join(filter(None, texts))
 
 
 _SIZES = "size", "sizes", "features", "units", "input_size", "hidden_size"

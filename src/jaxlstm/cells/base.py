@@ -91,7 +91,14 @@ class Init(Protocol):
         *,
         dtype: DTypeLike = jnp.float32,
     ) -> Params:
-        """Return parameters drawn from the key."""
+        """Return parameters drawn from the key.
+
+        Args:
+            key: one random key, such as `jax.random.key(0)`.
+            input_size: number of input features.
+            hidden_size: number of hidden units.
+            dtype: a floating point dtype.
+        """
         ...
 
 
@@ -105,7 +112,13 @@ class InitialState(Protocol):
         *,
         dtype: DTypeLike | None = None,
     ) -> State:
-        """Return the state for a batch of this shape and inputs of this dtype."""
+        """Return the state for a batch of this shape and inputs of this dtype.
+
+        Args:
+            params: the parameters.
+            batch_shape: the axes of the inputs between time and features.
+            dtype: dtype of the inputs; None for that of the parameters.
+        """
         ...
 
 

@@ -38,7 +38,12 @@ class LayerInit(Protocol):
     """Draw the parameters of a layer for inputs of `input_size` features."""
 
     def __call__(self, key: Key, input_size: int | None = None) -> tuple[Params, int]:
-        """Return the parameters, and the number of features of the outputs."""
+        """Return the parameters, and the number of features of the outputs.
+
+        Args:
+            key: one random key, such as `jax.random.key(0)`.
+            input_size: number of input features; None for a layer that reads tokens.
+        """
         ...
 
 
@@ -62,12 +67,23 @@ class Apply(Protocol):
         resets: ArrayLike | None = None,
         reset_state: State | None = None,
     ) -> tuple[State, Features]:
-        """Return the state after the last step, and the outputs."""
+        """Return the state after the last step, and the outputs.
+
+        Args:
+            params: the parameters, as `init` returns them.
+            xs: features `[T, *b, D]`, or tokens `[T, *b]`.
+            state: the state before the first step.
+            key: one random key for noise.
+            lengths: integers `[*b]`, the number of steps of each row.
+            mask: booleans `[T, *b]`, False where the step is not executed.
+            resets: booleans `[T, *b]`, True to reset the state before the step.
+            reset_state: the state to reset to; None for the initial state.
+        """
         ...
 
 
 class TraceFn(Protocol):
-    """Compute what `Apply` computes, and keep the gates and states of every step.
+    """Compute what `apply` computes, and keep the gates and states of every step.
 
     The traces are a dict with a `Trace` for each recurrent layer inside. The key is the
     path of the layer in the parameters, such as "1/0", "1/0/forward" or "rnn/0", and ""
