@@ -11,6 +11,7 @@ import pytest
 from jaxlstm.lab import checks, config
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config import ConfigError, optax_names, rates
+from jaxlstm.lab.config import optimizer as chain_checks
 from jaxlstm.lab.training import optimizer as optimizers
 
 PARAMS = {"w": jnp.asarray([[1.0, -2.0], [0.5, 3.0]]), "b": jnp.asarray([0.1, 0.2])}
@@ -259,6 +260,39 @@ def test_every_plain_transformation_can_be_built(name):
         after(optimizers.build([{name: arguments}]), steps=1)
 
 
+@pytest.mark.parametrize("name", [n for n in usable() if n not in NEED_MORE])
+def test_the_sign_of_updates_is_that_of_a_first_update(name):
+    """The gradient is positive, and the parameter 0."""
+    made = optax_names.factory(name)
+    chain = [{name: {"learning_rate": 0.1} if made and made.required else {}}]
+    optimizer = optimizers.build(chain)
+    params = {"w": jnp.zeros(3)}
+    update, _ = optimizer.update({"w": jnp.ones(3)}, optimizer.init(params), params)
+    assert chain_checks.climbs(chain) == (float(update["w"].sum()) > 0), update
+
+
+SGD = {"sgd": {"learning_rate": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("chain", "climbs"),
+    [
+        ([SGD, SGD], True),
+        ([SGD, {"scale": {"step_size": -1}}], True),
+        ([{"scale_by_adam": {}}, {"scale": {"step_size": -0.1}}], False),
+        ([{"apply_if_finite": {"inner": SGD, "max_consecutive_errors": 2}}], False),
+        ([{"apply_if_finite": {"inner": {"scale_by_adam": None},
+                               "max_consecutive_errors": 2}}], True),
+        ([{"scale_by_schedule": {"step_size_fn": {"constant_schedule": {"value": 1}}}}],
+         False),
+        ([{"adadelta": {"learning_rate": 1.0}}], False),
+        ([{"scale_by_learning_rate": {"learning_rate": 1, "flip_sign": False}}], True),
+    ],
+)  # fmt: skip
+def test_the_sign_of_a_chain_is_the_product_of_signs(chain, climbs):
+    assert chain_checks.climbs(chain) == climbs
+
+
 def test_learning_rate_of_a_schedule():
     falling = {"init_value": 1.0, "end_value": 0.5, "transition_steps": 2}
     chain = [{"sgd": {"learning_rate": {"linear_schedule": falling}}}]
@@ -336,11 +370,16 @@ def test_the_learning_rate_is_found_in_the_chain():
         ({"population": {"grid": {"optimizer.0.adam.b3": [0.1]}}}, "b3, which is no n"),
         ({"population": {"grid": {"learning_rate": [-1.0]}}}, "-1.0, expected 0 or"),
         ({"sweep": {"space": {"model.hidden_siz": [8, 16]}}}, "did you mean"),
+        (
+            {"optimizer": [{"scale_by_adam": {}}]},
+            "the loss rises, expected exactly one",
+        ),
+        ({"optimizer": [{"adadelta": {}}]}, "the loss rises, expected exactly one"),
     ],
 )
 def test_check_refuses_what_training_would_refuse(section, message):
     chain = [{"adam": {"learning_rate": 0.01}}]
     data = {"problem": "adding", "length": 20, "test_sequences": 4}
-    given = {"task": "memory", "data": data, "optimizer": chain, **section}
+    given = {"task": "memory", "data": data, "optimizer": chain} | section
     with pytest.raises(BadInput, match=message):
         checks.check(config.load(given))

@@ -55,6 +55,49 @@ def is_call(value: Any) -> bool:
     return isinstance(name, str) and factory(name) is not None
 
 
+# -- the sign of updates ------------------------------------------------------
+
+
+def climbs(chain: Any) -> bool:
+    """Return whether a valid chain follows gradients upwards, so that the loss rises.
+
+    Every transformation with a learning rate changes the sign of updates, and so does
+    `scale` by a number below 0. False is returned where the sign is not known: for
+    `scale_by_schedule`, and transformations that may differ between parameters.
+
+    Example:
+        >>> climbs([{"scale_by_adam": {}}]), climbs([{"adam": {"learning_rate": 1}}])
+        (True, False)
+        >>> climbs([{"adam": {"learning_rate": 1}}, {"sgd": {"learning_rate": 1}}])
+        True
+    """
+    signs = [
+        _sign(name, arguments or {}) for e in chain for name, arguments in e.items()
+    ]
+    return None not in signs and math.prod(sign or 1 for sign in signs) > 0
+
+
+def _sign(name: str, arguments: dict[str, Any]) -> int | None:
+    """Return the sign by which a transformation multiplies updates, None if unknown."""
+    found = factory(name)
+    if name == "scale":
+        step = arguments["step_size"]
+        return (-1 if step < 0 else 1) if isinstance(step, int | float) else None
+    if name == "apply_if_finite":
+        [(inner, given)] = arguments["inner"].items()
+        return _sign(inner, given or {})
+    if found is None or name in ("scale_by_schedule", "set_to_zero"):
+        return None
+    if any("GradientTransformation" in note for note in found.arguments.values()):
+        return None  # the transformations inside may apply to some parameters only
+    # These two scale by nothing, minus included, if they have no learning rate.
+    is_optional = name in ("adadelta", "scale_by_learning_rate")
+    is_missing = is_optional and arguments.get("learning_rate") is None
+    if "learning_rate" not in found.arguments or is_missing:
+        return 1
+    return -1 if arguments.get("flip_sign", True) else 1
+
+
 # -- calls --------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import optax
 from jaxlstm.lab import native, tasks
 from jaxlstm.lab._util.errors import BadInput
 from jaxlstm.lab.config.base import RunConfig
+from jaxlstm.lab.config.optimizer import climbs
 from jaxlstm.lab.parallel import devices, splits
 from jaxlstm.lab.tasks import contract
 from jaxlstm.lab.tasks.base import Dataset, Losses, Spec, Task, data_of
@@ -38,11 +39,13 @@ class Experiment:
             spec: the spec of the run that is resumed; None for a new run.
 
         Raises:
-            BadInput: the data cannot be used, Optax rejects the optimizer, the model
+            BadInput: the data cannot be used, Optax rejects the optimizer, its updates
+                follow the gradient instead of the descent, the model
                 does not fit the memory of this machine, or the task does not keep to
                 `Task`.
         """
         devices.require_jax_settings(config)
+        _require_descent(config)
         task = tasks.get(config.task)
         dataset = data_of(task, config, spec)
         contract.require_dataset(task, dataset)
@@ -119,3 +122,13 @@ class Experiment:
 
 def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _require_descent(config: RunConfig) -> None:
+    """Raise `BadInput` if the updates of the optimizer raise the loss."""
+    if climbs(config.optimizer):
+        raise BadInput(
+            "optimizer: got transformations whose updates follow the gradient, so that "
+            "the loss rises, expected exactly one with a learning_rate, such as sgd or "
+            "scale_by_learning_rate"
+        )
