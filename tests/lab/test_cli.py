@@ -201,6 +201,11 @@ def test_train_evaluate_sample_plot_and_resume(written, tmp_path, capsys, monkey
     words = [f"data.path={moved}", "--prompt", "gates", "--length", "9"]
     assert cli.main(["sample", str(run), *words]) == 0
     assert capsys.readouterr() == captured
+    assert cli.main(["sample", str(run), *words, "--count", "2"]) == 0
+    assert capsys.readouterr().out.count("--- seed ") == 2
+    with pytest.raises(SystemExit):
+        cli.main(["sample", str(run), "gates "])
+    assert "write --prompt 'gates '" in capsys.readouterr().err
     moved.rename(tmp_path / "book.txt")
 
     assert cli.main(["plot", str(run)]) == 0

@@ -259,6 +259,31 @@ def test_message_of_an_invalid_override(text):
     assert line.startswith(f'override "{text}": {OVERRIDES[text]}')
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_an_override_of_the_kind_of_data_drops_the_keys_of_the_other_kind(reverse):
+    given = {"task": "forecast", "data": {"source": "generated", "series": 5}}
+    overrides = ["data.source=files", "data.path=sales.csv"]
+    data = config.load(given, overrides=overrides[:: -1 if reverse else 1]).data
+    assert (data.source, data.path) == ("files", "sales.csv")
+    same = config.load(given, overrides=["data.source=generated"]).data
+    assert same.series == 5
+    with pytest.raises(ConfigError, match=r"it belongs to .*; write data.source=files"):
+        config.load(given, overrides=["data.path=sales.csv"])
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("steps=10", "training.steps"),
+        ("learning-rate=0.1", "learning_rate"),
+        ("model.hidden-size=8", "hidden_size"),
+    ],
+)
+def test_overrides_that_people_try_are_answered_by_the_key(override, meant):
+    with pytest.raises(ConfigError, match=f'unknown key; did you mean "{meant}"'):
+        config.load(overrides=[override])
+
+
 def test_override_below_a_scalar_is_refused(here):
     Path("a.yaml").write_text("seed: 1")
     [line] = problems("a.yaml", "seed.x=1")

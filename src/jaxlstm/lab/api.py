@@ -260,7 +260,8 @@ def _complete(
         runs.require_own_log(run)
         early = ", stopped early" * (finished < config.training.steps)
         report = choose(sink).message
-        report(f"{run.path} is finished ({runs.progress(run)}{early})")
+        more = f"to train on: jaxlstm resume {run.path} training.steps=N"
+        report(f"{run.path} is finished ({runs.progress(run)}{early}); {more}")
         # A change of the config that was killed before it took effect leaves files.
         with contextlib.suppress(LabError), runs.lock(run):
             runs.clean(run)

@@ -273,6 +273,7 @@ class TrainingRun:
 
     def _conclude(self) -> Trained:
         """Write report and pictures, then mark the run as finished."""
+        self.sink.message("writing the report ...")
         trained = load(self.run.path, report=self.sink.message)
         artifacts = self.task.conclude(trained, self.experiment.dataset)
         facts = self._facts()

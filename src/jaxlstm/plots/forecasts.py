@@ -101,5 +101,5 @@ def residuals(
             name = f"{percent} % between {ends[0]:.3g} and {ends[1]:.3g}"
             ax.axvline(end, color=INK, lw=1.0, ls=style, label=None if k else name)
     ax.set(xlabel=label, ylabel="forecasts")
-    ax.legend(frameon=False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False)
     return style_axes(ax)

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from jaxlstm.lab._util import interrupts
@@ -33,7 +34,7 @@ from jaxlstm.lab.cli import (
     sweep,
     train,
 )
-from jaxlstm.lab.cli.common import Arguments, Verb
+from jaxlstm.lab.cli.common import Arguments, Verb, warn
 from jaxlstm.version import __version__
 
 _EPILOG = """\
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 failed, 2 bad input, 3 diverged, 130 interrupted.
     """
     _escape_unencodable()
+    warnings.showwarning = _show_warning
     arguments = _parse(argv)
     try:
         with (
@@ -116,6 +118,11 @@ def _escape_unencodable() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """Print a warning as a sentence, without the line of code that raised it."""
+    warn(str(message))
+
+
 def _flush() -> None:
     if sys.stdout is not None:  # None if the process was started without one
         sys.stdout.flush()
@@ -124,7 +131,7 @@ def _flush() -> None:
 def _fail(arguments: Arguments, error: BaseException, message: str, code: int) -> int:
     if arguments.debug:
         raise error
-    print(f"jaxlstm: {message}", file=sys.stderr)
+    warn(message)
     return code
 
 
@@ -136,6 +143,8 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
         parser.error(problem)
     arguments, extra = parser.parse_known_args(words)
     has_overrides = "overrides" in arguments
+    if problem := meant.instead_of_a_prompt(arguments):
+        parser.error(problem)
     unknown = [
         word
         for word in extra
@@ -143,7 +152,8 @@ def _parse(argv: Sequence[str] | None) -> Arguments:
     ]
     if unknown:
         expected = "KEY=VALUE or an option" if has_overrides else "an option"
-        instead = meant.option(unknown[0], words) if has_overrides else ""
+        changes_config = has_overrides and "config" in arguments
+        instead = meant.option(unknown[0], words) if changes_config else ""
         parser.error(
             f"{arguments.verb}: got {unknown[0]!r}, expected {expected}{instead}; see "
             f'"jaxlstm {arguments.verb} --help"'

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -103,8 +104,14 @@ def config_and_overrides(arguments: Arguments) -> tuple[str | None, list[str]]:
 
 
 def warn(text: str) -> None:
-    """Print a message to standard error."""
-    print(f"jaxlstm: {text}", file=sys.stderr)
+    """Print a message to standard error, on a terminal without a word that is cut."""
+    text = f"jaxlstm: {text}"
+    if sys.stderr is not None and sys.stderr.isatty():
+        width = max(20, shutil.get_terminal_size().columns - 1)
+        whole = {"break_long_words": False, "break_on_hyphens": False}
+        lines = (textwrap.wrap(line, width, **whole) for line in text.split("\n"))
+        text = "\n".join("\n".join(line) for line in lines)
+    print(text, file=sys.stderr)
 
 
 def terminal_width() -> int | None:

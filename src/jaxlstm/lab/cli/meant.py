@@ -6,6 +6,7 @@ jaxlstm resume my.yaml              ->  jaxlstm train my.yaml
 jaxlstm train --hidden-size 64      ->  jaxlstm train model.hidden_size=64
 """
 
+import argparse
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -62,6 +63,19 @@ def option(name: str, words: Sequence[str]) -> str:
     if not equals and following and following[0][:1] != "-":
         value = following[0]
     return f"; write {keys[0]}={shown(value) or 'VALUE'}"
+
+
+def instead_of_a_prompt(arguments: argparse.Namespace) -> str | None:
+    """Return the error of `jaxlstm sample RUN TEXT`, whose text has no `=`."""
+    if arguments.verb != "sample":
+        return None
+    text = next((word for word in arguments.overrides if "=" not in word), None)
+    if text is None:
+        return None
+    return (
+        f'sample: got "{shown(text)}", expected KEY=PATH or an option; write --prompt '
+        f"{shown(shlex.quote(text))}"
+    )
 
 
 def is_config(word: str) -> bool:

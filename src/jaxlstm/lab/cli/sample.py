@@ -30,10 +30,18 @@ def _declare(parser: argparse.ArgumentParser) -> None:
         help="end after N documents; 0 shows their ends and goes on",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=1,
+        metavar="N",
+        help="samples, with the seeds --seed, --seed + 1, ...; default: 1",
+    )
 
 
 def _run(arguments: Arguments) -> None:
     from jaxlstm.lab import runs
+    from jaxlstm.lab._util.errors import BadInput
     from jaxlstm.lab._util.wording import join_names
     from jaxlstm.lab.data import encoding
     from jaxlstm.lab.runs import trained
@@ -49,15 +57,21 @@ def _run(arguments: Arguments) -> None:
             f"step {model.step}"
         )
     prompt = arguments.prompt
-    text = model.sample(
-        prompt,
-        length=arguments.length,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        documents=arguments.documents,
-        seed=arguments.seed,
-    )
+    if arguments.count < 1:
+        raise BadInput(f"--count: got {arguments.count}, expected at least 1")
+    seeds = range(arguments.seed, arguments.seed + arguments.count)
+    texts = [
+        model.sample(
+            prompt,
+            length=arguments.length,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            documents=arguments.documents,
+            seed=seed,
+        )
+        for seed in seeds
+    ]
     prompt = model.config.sample.prompt if prompt is None else prompt
     documents = "".join(encoding.split(prompt, model.config.data))
     if unknown := model.vocabulary.unknown(documents):
@@ -65,7 +79,10 @@ def _run(arguments: Arguments) -> None:
             f"--prompt: {join_names(unknown[:5], last='and')} not in the model's "
             "vocabulary; read as the unknown token"
         )
-    print(formatting.printable(prompt + text))
+    for seed, text in zip(seeds, texts, strict=True):
+        if len(seeds) > 1:
+            print(f"--- seed {seed} ---")
+        print(formatting.printable(prompt + text))
 
 
 VERB = Verb(

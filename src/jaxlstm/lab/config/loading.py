@@ -283,10 +283,44 @@ def _override(node: Node, overrides: Sequence[str], problems: list[str]) -> Node
     for text in overrides:
         try:
             model = _model_of(node)
-            node = expand_tags(_overridden(node, text, model), model.tags)
+            after = expand_tags(_overridden(node, text, model), model.tags)
+            node = _of_other_kind(node, after, text, model)
         except SourceError as error:
             problems.append(str(error))
     return node
+
+
+def _of_other_kind(
+    before: Node, after: Node, text: str, model: type[RunConfig]
+) -> Node:
+    """Remove the keys of a section whose kind an override changes, as `merge` does.
+
+    Keys of other overrides stay: `data.path=a.csv data.source=files` has any order.
+    """
+    key = text.partition("=")[0].strip()
+    for path, tag in model.tags.items():
+        if key != ".".join(map(str, (*path, tag))):
+            continue
+        old, new = ({**_section(each, path)} for each in (before, after))
+        if old.get(tag, Node(None, "")).value == new[tag].value:
+            continue
+        kept = {k: v for k, v in new.items() if v.place.startswith("override ")}
+        return _with_section(after, path, Node(kept, new[tag].place))
+    return after
+
+
+def _section(node: Node, path: KeyPath) -> Mapping[Any, Node]:
+    for key in path:
+        inside = node.value if isinstance(node.value, dict) else {}
+        node = inside.get(key, Node({}, ""))
+    return node.value if isinstance(node.value, dict) else {}
+
+
+def _with_section(node: Node, path: KeyPath, section: Node) -> Node:
+    if not path:
+        return section
+    inner = _with_section(node.value[path[0]], path[1:], section)
+    return Node({**node.value, path[0]: inner}, node.place)
 
 
 def _overridden(node: Node, text: str, model: type[RunConfig]) -> Node:
@@ -312,6 +346,7 @@ def _overridden(node: Node, text: str, model: type[RunConfig]) -> Node:
 
 _RATE = "learning_rate"
 _NO_RATE = {
+    "learning-rate",
     "lr",
     *(f"{section}.lr" for section in ("model", "optimizer", "training")),
     *(f"{section}.{_RATE}" for section in ("model", "optimizer", "training")),

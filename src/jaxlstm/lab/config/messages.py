@@ -162,13 +162,19 @@ def _unknown_key(location: "_Location") -> str:
     key = location.path[-1]
     knowing = [tag for tag, kind in location.kinds.items() if key in kind.model_fields]
     if knowing:
-        tag = describe(location.tag)
-        return f"unknown key for {tag}; it belongs to {join_names(knowing)}"
+        belongs = f"it belongs to {join_names(knowing)}"
+        if "source" in location.owner.model_fields:
+            belongs += f"; write {dotted(location.path[:-1])}.source={knowing[0]}"
+        return f"unknown key for {describe(location.tag)}; {belongs}"
     fields = location.owner.model_fields
+    key = str(key).replace("-", "_")
     elsewhere = [dotted(path) for path in key_paths(location.root) if path[-1] == key]
-    meant = did_you_mean(key, fields)
-    if elsewhere and not meant:
+    if key in ("learning_rate", "lr"):
+        meant = "; it belongs to a transformation of optimizer, such as adamw"
+    elif elsewhere and key not in fields:
         meant = f"; did you mean {describe(elsewhere[0])}?"
+    else:
+        meant = did_you_mean(key, fields)
     return f"unknown key{meant or '; expected ' + join_names(fields)}"
 
 
