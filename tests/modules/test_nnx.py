@@ -1,5 +1,6 @@
 """The modules of `flax.nnx`: transformations, state, noise and layouts."""
 
+import inspect
 import subprocess
 import sys
 
@@ -118,6 +119,17 @@ def test_paths_are_those_of_the_layer():
         for name in ("b", "w_h", "w_x")
     ]
     assert isinstance(model.params[1].forward.w_x, nnx.Param)
+
+
+def test_the_signature_is_that_of_the_constructor():
+    class Mine(LSTM):
+        def __init__(self, size, *, rngs):
+            super().__init__(size, size, rngs=rngs)
+
+    for kind, first in ((Recurrent, "layer"), (LSTM, "in_features"), (Mine, "size")):
+        names = list(inspect.signature(kind).parameters)
+        assert (names[0], names[-1]) == (first, "rngs")
+    assert Mine(3, rngs=nnx.Rngs(0))(XS).shape == (ROWS, TIME, 3)
 
 
 def test_split_and_merge_restore_the_model():

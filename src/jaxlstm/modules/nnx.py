@@ -17,6 +17,7 @@ own steps unless `keep_order=False`, which is the default of Flax. Initializers 
 activations are options of the cell. The forget bias starts at 1, in Flax at 0.
 """
 
+import inspect
 from typing import Any, NoReturn
 
 import jax
@@ -108,6 +109,10 @@ class Recurrent(nnx.Module):
         known = rng_collection in rngs or "default" in rngs
         stream = rngs[rng_collection].fork() if self.noisy and known else None
         self.rngs = nnx.data(stream)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _show_arguments(cls)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Set the options of `nnx.view(model, deterministic=True)`."""
@@ -203,6 +208,21 @@ class Recurrent(nnx.Module):
         if isinstance(source, nnx.Rngs):
             source = source[self.rng_collection]
         return source() if isinstance(source, nnx.RngStream) else source
+
+
+def _show_arguments(cls: type[Recurrent]) -> None:
+    """Let `help` show the arguments; that of Flax shows `*args, **kwargs`."""
+    init = inspect.signature(cls.__init__)
+    shown = [
+        parameter.replace(annotation=parameter.empty)
+        for name, parameter in init.parameters.items()
+        if name not in ("self", "flax_options")
+    ]
+    signature = init.replace(parameters=shown, return_annotation=init.empty)
+    setattr(cls, "__signature__", signature)  # noqa: B010
+
+
+_show_arguments(Recurrent)
 
 
 def _is_variable(leaf: Any) -> bool:
