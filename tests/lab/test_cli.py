@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 from ruamel.yaml import YAML
@@ -22,6 +24,7 @@ from jaxlstm.lab._util.wording import join_names
 from jaxlstm.lab.config import starters
 from jaxlstm.lab.config.sections import with_absolute_paths
 from jaxlstm.lab.reports import report
+from jaxlstm.lab.runs import trained
 
 
 @pytest.fixture
@@ -225,11 +228,22 @@ def test_scores_that_are_not_finite_are_null_and_exit_with_3(capsys, monkeypatch
         step = 9
         evaluate = staticmethod(lambda: {"loss": float("nan"), "accuracy": 0.5})
 
-    monkeypatch.setattr(runs.trained, "load", lambda *args, **options: Broken())
+    monkeypatch.setattr(trained, "load", lambda *args, **options: Broken())
     assert cli.main(["evaluate", "a", "--json"]) == 3
     captured = capsys.readouterr()
     assert json.loads(captured.out)["loss"] is None
     assert "got a loss that is not finite" in captured.err
+
+
+@pytest.mark.parametrize("verb", ["predict", "backtest"])
+def test_parameters_that_are_not_finite_predict_nothing(verb, capsys, monkeypatch):
+    task = SimpleNamespace(name="t", predict=pytest.fail, backtest=pytest.fail)
+    params = {"head": {"w": jnp.array([1.0, jnp.nan])}}
+    made = trained.Trained(Path("run"), None, task, None, None, params, 7, {})
+    monkeypatch.setattr(trained, "load", lambda run: made)
+    code, message = failure(capsys, verb, "run")
+    assert code == 3
+    assert "run: got the parameter head/w with a number that is not fin" in message
 
 
 @pytest.mark.parametrize("option", ["--version", "--help"])
@@ -270,8 +284,8 @@ def test_check_counts_parameters_and_estimates_memory(written, capsys):
     out = capsys.readouterr().out
     assert out.startswith(f"{written}: valid\n")
     rows = dict(re.split(r"\s{2,}", line) for line in out.splitlines()[1:])
-    trained = tiny.config(Path("x"))["model"]
-    hidden, embedded = trained["hidden_size"], trained["embedding_size"]
+    model = tiny.config(Path("x"))["model"]
+    hidden, embedded = model["hidden_size"], model["embedding_size"]
     vocabulary = int(rows["vocabulary"])
     assert int(rows["parameters"].replace(",", "")) == (
         vocabulary * embedded
