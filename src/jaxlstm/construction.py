@@ -303,7 +303,7 @@ def describe(record: tuple) -> str:
     Example:
         >>> import jax, jaxlstm as jl
         >>> jl.serial(rnn=jl.stack(jl.lstm(), (8, 8)), f=jax.nn.relu, head=jl.linear(2))
-        serial(rnn=stack(lstm(), (8, 8)), f=relu, head=linear(2))
+        serial(rnn=stack(lstm(), (8, 8)), f='relu', head=linear(2))
         >>> jl.zoneout(jl.lstm(forget_bias=2), h_rate=0.1)
         zoneout(lstm(forget_bias=2.0), h_rate=0.1)
     """

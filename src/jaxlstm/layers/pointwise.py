@@ -264,7 +264,7 @@ def _refuse_module(function: Callable[[Any], Any]) -> None:
     `jax.grad` would not see them: they are not in the params of the layer. Modules are
     known by the names of their classes, so that no library is imported.
     """
-    module = getattr(function, "__self__", function)
+    module: Any = getattr(function, "__self__", function)
     for base in type(module).__mro__:
         if base.__name__ not in ("Module", "Layer"):
             continue
