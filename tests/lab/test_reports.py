@@ -290,3 +290,16 @@ def test_without_matplotlib_the_error_names_the_extra(run, monkeypatch):
     monkeypatch.delattr("jaxlstm.plots", raising=False)
     with pytest.raises(ImportError, match=r'pip install "jaxlstm\[plot\]"'):
         write_plots(run)
+
+
+def test_without_matplotlib_the_report_has_no_pictures(run, artifacts, monkeypatch):
+    monkeypatch.delitem(sys.modules, "jaxlstm.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    messages = []
+    text = write_report(run, artifacts=artifacts, report=messages.append).read_text()
+    assert "## Configuration" in text
+    assert "plots/" not in text
+    (message,) = messages
+    assert (
+        'needs Matplotlib: pip install "jaxlstm[plot]"; then: jaxlstm plot' in message
+    )

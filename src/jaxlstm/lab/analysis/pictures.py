@@ -7,6 +7,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+import jaxlstm as jl
 from jaxlstm.cells.base import Gates, LSTMState
 from jaxlstm.cells.emit import Trace
 from jaxlstm.lab.analysis import traces
@@ -55,8 +56,6 @@ def of_finding(
 
 def of_layer(number: int, facts: LayerFacts, shown: Traces) -> list[Picture]:
     """Return a layer's gates over a passage, and its statistics."""
-    from jaxlstm import plots
-
     symbols, units = _passage(shown, number, _best_window(shown, None, None))
     gates, title = traces.gates(units), traces.memory(units)
     values = units[title]
@@ -79,7 +78,7 @@ def of_layer(number: int, facts: LayerFacts, shown: Traces) -> list[Picture]:
         "gates",
         f"{caption} of layer {number + 1} while the model reads, a row per unit; "
         "bright is high.",
-        lambda ax: plots.gate_heatmap(symbols, values, title, limits=limits, ax=ax),
+        lambda ax: jl.plots.gate_heatmap(symbols, values, title, limits=limits, ax=ax),
         (_width(symbols), 5),
     )
     add(
@@ -95,13 +94,13 @@ def of_layer(number: int, facts: LayerFacts, shown: Traces) -> list[Picture]:
             "Timescales of the units while they read the text of the findings: steps "
             "after which 37 % (1/e) of the state is left if nothing is written."
         )
-        add("timescales", caption, lambda ax: plots.timescales(taus, ax=ax))
+        add("timescales", caption, lambda ax: jl.plots.timescales(taus, ax=ax))
     if (shares := facts.saturation) is not None:
         caption = (
             "Shares of steps with a gate closed (below 0.1) and open (above 0.9); the "
             "rest, white, is between."
         )
-        add("saturation", caption, lambda ax: plots.saturation(shares, ax=ax))
+        add("saturation", caption, lambda ax: jl.plots.saturation(shares, ax=ax))
     return found
 
 
@@ -178,14 +177,13 @@ def _is_lstm(units: Units) -> bool:
 
 def _unit(ax: Axes, symbols: list[str], units: Mapping[str, Any], unit: int) -> None:
     """Draw the gates and states of a unit, one panel each."""
-    from jaxlstm import plots
     from jaxlstm.plots.canvas import split_panels, style_axes
     from jaxlstm.plots.symbols import write_symbols
 
     if _is_lstm(units):
         gates = Gates(*(units[name] for name in Gates._fields))
         trace = Trace(LSTMState(units["h"], units["c"]), gates)
-        plots.unit_trace(symbols, trace, unit, ax=ax)
+        jl.plots.unit_trace(symbols, trace, unit, ax=ax)
         return
     rows = traces.gates_and_memory(units)
     panels = split_panels(ax, [1.0] * (len(rows) - 1) + [1.6])
@@ -200,9 +198,7 @@ def _unit(ax: Axes, symbols: list[str], units: Mapping[str, Any], unit: int) -> 
 
 
 def _flow(ax: Axes, facts: LayerFacts) -> None:
-    from jaxlstm import plots
-
-    plots.gradient_flow({"loss of the last prediction": facts.flow}, ax=ax)
+    jl.plots.gradient_flow({"loss of the last prediction": facts.flow}, ax=ax)
     ax.axhline(SHARE, color=_GREY, lw=1.0, ls="--")
     ax.set_ylim(bottom=min(SHARE / 2, ax.get_ylim()[0]))
     if (steps := float(np.median(facts.reach))) > 0:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+import jaxlstm as jl
 from jaxlstm.lab.runs import MemberResult
 from jaxlstm.lab.sinks.formatting import Record
 from jaxlstm.lab.tasks.base import Metric, Picture
@@ -112,8 +113,6 @@ def pictures(
     results: Sequence[MemberResult], records: Sequence[Record], primary: Metric
 ) -> list[Picture]:
     """Return the pictures of a population: bands of its training and validation."""
-    from jaxlstm import plots
-
     drawn = []
     for split, key in dict.fromkeys(
         [("train", "loss"), ("validation", "loss"), ("validation", primary.name)]
@@ -128,7 +127,7 @@ def pictures(
                 f"members_{split}_{key}.png",
                 caption,
                 (8, 4.5),
-                lambda ax, s=steps, c=curves, label=label: plots.loss_bands(
+                lambda ax, s=steps, c=curves, label=label: jl.plots.loss_bands(
                     c, steps=s, label=label, ax=ax
                 ),
             )

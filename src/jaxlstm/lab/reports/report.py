@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,8 @@ def write_members_report(
         members: the ranking of the members, and the pictures.
         report: receives a message about each picture that cannot be drawn.
     """
-    saved = [_save_plot(run, picture, report) for picture in members.pictures]
-    return _write_report(run, rows, [one for one in saved if one], [members])
+    saved = _save_plots(run, members.pictures, report)
+    return _write_report(run, rows, saved, [members])
 
 
 def _write_report(
@@ -114,8 +115,32 @@ def write_plots(
     """
     pictures = _training_pictures(_metrics(run), primary)
     pictures += [picture for one in artifacts for picture in one.pictures]
-    saved = (_save_plot(run, picture, report) for picture in pictures)
+    return _save_plots(run, pictures, report)
+
+
+def _save_plots(
+    run: Path, pictures: Sequence[Picture], report: Callable[[str], object] | None
+) -> list[str]:
+    """Write pictures into `plots/`; return Markdown that shows those drawn."""
+    try:
+        _require_matplotlib()
+    except LabError as error:
+        if report is None:
+            raise
+        again = shlex.join(["jaxlstm", "plot", str(run)])
+        report(f"warning: no pictures were drawn: {error}; then: {again}")
+        return []
+    saved = [_save_plot(run, picture, report) for picture in pictures]
     return [markdown for markdown in saved if markdown]
+
+
+def _require_matplotlib() -> None:
+    """Raise `LabError` with the extra to install if Matplotlib is missing."""
+    try:
+        with _without_backend():
+            import_module("jaxlstm.plots")
+    except ImportError as error:
+        raise LabError(str(error)) from None
 
 
 def _save_plot(
@@ -266,8 +291,9 @@ def save(picture: Picture, path: Path) -> None:
     """Draw a picture into a file of the type of its suffix, without pyplot.
 
     Raises:
-        LabError: the file cannot be written.
+        LabError: Matplotlib is missing, or the file cannot be written.
     """
+    _require_matplotlib()
     image = io.BytesIO()
     with _default_style():
         from matplotlib.figure import Figure
@@ -285,15 +311,22 @@ def _default_style() -> Iterator[None]:
     A backend of a notebook may not exist here, and a setting such as `text.usetex`
     needs programs that may be missing.
     """
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
+    with _without_backend():
         import matplotlib as mpl
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
     with mpl.rc_context():
         mpl.rcdefaults()
         yield
+
+
+@contextlib.contextmanager
+def _without_backend() -> Iterator[None]:
+    """Import Matplotlib without the backend of the environment, which may not exist."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def _write(path: Path, data: bytes) -> None:

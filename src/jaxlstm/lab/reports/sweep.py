@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jaxlstm as jl
 from jaxlstm.lab.tasks.base import Metric, Picture
 
 
@@ -69,8 +70,6 @@ def page(
 
 def pictures(trials: Sequence[Trial], primary: Metric) -> list[Picture]:
     """Return a picture of the validations of all trials by step."""
-    from jaxlstm import plots
-
     runs = {
         f"trial {one.number}": [
             {"step": step, "split": "validation", primary.name: value, "loss": value}
@@ -84,7 +83,7 @@ def pictures(trials: Sequence[Trial], primary: Metric) -> list[Picture]:
     label = primary.name.replace("_", " ")
 
     def draw(ax: Any) -> None:
-        plots.compare_runs(runs, best=("loss", primary.mode), label=label, ax=ax)
+        jl.plots.compare_runs(runs, best=("loss", primary.mode), label=label, ax=ax)
 
     caption = f"Validation {label} of the best trials."
     return [Picture("trials.png", caption, (8, 4.5), draw)]

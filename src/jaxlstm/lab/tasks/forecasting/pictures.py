@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+import jaxlstm as jl
 from jaxlstm.lab.data.series import time_text
 from jaxlstm.lab.tasks.base import Picture
 from jaxlstm.lab.tasks.forecasting.data import ForecastDataset, Origins
@@ -23,14 +24,12 @@ def of_test(
         dataset: its data.
         evaluation: the scores of the test part.
     """
-    from jaxlstm import plots
-
     model = Forecaster(trained.config, trained.spec, trained.model, trained.params)
     errors = Picture(
         "error_by_horizon.png",
         "Mean absolute error by the step of the horizon, on all test windows.",
         (8, 4),
-        lambda ax: plots.error_by_horizon(
+        lambda ax: jl.plots.error_by_horizon(
             evaluation.by_horizon, label=_label(dataset, "mean absolute error"), ax=ax
         ),
     )
@@ -39,7 +38,7 @@ def of_test(
         "residuals.png",
         f"Truth minus forecast of {found.shape[1]:,} test windows.",
         (8, 4),
-        lambda ax: plots.residuals(
+        lambda ax: jl.plots.residuals(
             found, label=_label(dataset, "truth - forecast"), ax=ax
         ),
     )
@@ -49,8 +48,6 @@ def of_test(
 
 def _fan(dataset: ForecastDataset, model: Forecaster, number: int) -> Picture:
     """Return the last test forecast of a series."""
-    from jaxlstm import plots
-
     windows = dataset.config.windows
     tests = dataset.parts["test"]
     own = np.flatnonzero(tests.series == number)
@@ -70,7 +67,7 @@ def _fan(dataset: ForecastDataset, model: Forecaster, number: int) -> Picture:
         f"forecast_{number + 1}.png",
         f"Forecast of {name} from {when} on, the last window of the test part.",
         (8, 4),
-        lambda ax: plots.forecast_fan(
+        lambda ax: jl.plots.forecast_fan(
             target[row - shown : row],
             fan,
             truth=target[row : row + windows.horizon],

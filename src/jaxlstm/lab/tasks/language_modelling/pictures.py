@@ -71,8 +71,6 @@ def pictures(symbols: Sequence[str], trace: Trace) -> list[Picture]:
         symbols: T symbols, as they are written below the picture.
         trace: gates and states `[T, H]`.
     """
-    from jaxlstm import plots
-
     width = min(16.0, max(8.0, 0.14 * len(symbols)))
     found = []
     if (gate := _forget_gate(trace)) is not None:
@@ -82,7 +80,7 @@ def pictures(symbols: Sequence[str], trace: Trace) -> list[Picture]:
             f"The {name} gate while the model reads. Bright: the cell state is kept; "
             "dark: it is dropped.",
             (width, 5),
-            lambda ax: plots.gate_heatmap(
+            lambda ax: jl.plots.gate_heatmap(
                 symbols, keeps, f"{name} gate {letter}", ax=ax
             ),
         )
@@ -90,7 +88,7 @@ def pictures(symbols: Sequence[str], trace: Trace) -> list[Picture]:
             "timescales.png",
             "Timescale of each unit, from its forget gate while reading this text.",
             (8, 4),
-            lambda ax: plots.timescales(keeps, ax=ax),
+            lambda ax: jl.plots.timescales(keeps, ax=ax),
         )
         found = [heatmap, timescales]
     if _has_cell_state_per_unit(trace):
@@ -100,7 +98,7 @@ def pictures(symbols: Sequence[str], trace: Trace) -> list[Picture]:
             f"Unit {unit}, whose forget gate and cell state vary most: gates, cell "
             "state c and output h while the model reads.",
             (width, 7),
-            lambda ax: plots.unit_trace(symbols, trace, unit, ax=ax),
+            lambda ax: jl.plots.unit_trace(symbols, trace, unit, ax=ax),
         )
         found.insert(1, picture)
     return found
