@@ -288,7 +288,7 @@ def test_without_matplotlib_the_error_names_the_extra(run, monkeypatch):
     monkeypatch.delitem(sys.modules, "jaxlstm.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     monkeypatch.delattr("jaxlstm.plots", raising=False)
-    with pytest.raises(ImportError, match=r'pip install "jaxlstm\[plot\]"'):
+    with pytest.raises(LabError, match=r'pip install "jaxlstm\[plot\]"'):
         write_plots(run)
 
 
