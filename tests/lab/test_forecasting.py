@@ -290,3 +290,28 @@ def test_sampled_paths_follow_the_distribution_of_the_first_step():
     assert paths.shape == (600, 4, 2)
     median = np.median(np.asarray(paths)[:, 0], axis=0)
     np.testing.assert_allclose(median, parameters[0, :, 0], atol=0.25)
+
+
+@pytest.mark.thorough
+def test_predictions_have_the_column_names_of_the_data(tmp_path):
+    days = np.arange("2024-01-01", "2024-06-01", dtype="M8[D]")
+    rows = [
+        f"{shop},{day},{k % 7 + n}"
+        for n, shop in enumerate("ab")
+        for k, day in enumerate(days)
+    ]
+    (tmp_path / "sales.csv").write_text("shop,date,sold\n" + "\n".join(rows) + "\n")
+    names = {"id": "shop", "time": "date", "target": "sold"}
+    data = {"source": "files", "path": str(tmp_path / "sales.csv"), **names}
+    given = {
+        "task": "forecast",
+        "data": data,
+        "windows": {"context": 16, "horizon": 8},
+        "model": {"hidden_size": 4},
+        "training": {"steps": 20, "validate_every": 20, "checkpoint_every": 20},
+    }
+    jl.lab.train(given, run=tmp_path / "run", sink=None)
+    columns = jl.lab.predict(tmp_path / "run")
+    assert list(columns)[:3] == ["shop", "date", "forecast"]
+    assert columns["shop"].tolist() == ["a"] * 8 + ["b"] * 8
+    assert columns["date"][0] == np.datetime64("2024-06-01")

@@ -25,7 +25,7 @@ def predict(
 ) -> dict[str, Any]:
     """Return the predictions of a run as the columns of a table.
 
-    For a forecast these are `unique_id`, `ds`, `forecast` and the limits of intervals
+    For a forecast these are series, times, `forecast` and the limits of intervals,
     such as `lo-80` and `hi-80`.
 
     Args:

@@ -77,8 +77,8 @@ def predict(trained: Any, source: Any) -> dict[str, Any]:
             `context` rows of each series, and the future covariates of the horizon.
 
     Returns:
-        The columns of a table: `unique_id`, `ds`, `forecast`, and for each interval
-        `lo-80` and `hi-80`.
+        The columns of a table: series and time by the names of the config, or else
+        `unique_id` and `ds`; `forecast`; and for each interval `lo-80` and `hi-80`.
 
     Raises:
         BadInput: the data cannot be read, or a series is unknown or too short.
@@ -115,9 +115,11 @@ def predict(trained: Any, source: Any) -> dict[str, Any]:
         points.append(found.point[:, : len(chosen)].T)
         if found.quantiles is not None:
             quantiles.append(found.quantiles[:, : len(chosen)].swapaxes(0, 1))
+    id_name = getattr(config.data, "id", None) or "unique_id"
+    time_name = getattr(config.data, "time", None) or "ds"
     columns: dict[str, Any] = {
-        "unique_id": np.repeat(np.array(series.ids, object), windows.horizon),
-        "ds": shown_times(series.times[ahead].ravel(), series.frequency.zone),
+        id_name: np.repeat(np.array(series.ids, object), windows.horizon),
+        time_name: shown_times(series.times[ahead].ravel(), series.frequency.zone),
         "forecast": np.concatenate(points).ravel(),
     }
     if quantiles:
