@@ -236,12 +236,14 @@ def test_predictions_continue_the_series(run, tmp_path, capsys):
         jl.lab.predict(run, out=out)
 
 
-def test_a_backtest_stays_in_the_test_part(run):
+def test_a_backtest_stays_in_the_test_part(run, monkeypatch):
     text = predictions.backtest(run, windows=2)
     assert text.splitlines()[0] == "Backtest: 2 origins, 4 steps each"
     assert text.count("seasonal naive") == 2
     with pytest.raises(BadInput, match="got 20, expected at most 5"):
         predictions.backtest(run, windows=20)
+    monkeypatch.setattr("jaxlstm.lab.tasks.forecasting.prediction._MOST_ORIGINS", 7)
+    assert predictions.backtest(run).startswith("Backtest: 5 origins")
 
 
 def test_times_of_predictions_cross_months_and_changes_of_the_clock():

@@ -49,7 +49,7 @@ def predict(
     return columns
 
 
-def backtest(run: str | Path, *, windows: int = 5) -> str:
+def backtest(run: str | Path, *, windows: int | None = None) -> str:
     """Return the scores of forecasts from several origins at the end of the data.
 
     The origins are a horizon apart, and the last horizon ends with the data. All lie in
@@ -57,7 +57,7 @@ def backtest(run: str | Path, *, windows: int = 5) -> str:
 
     Args:
         run: a run directory.
-        windows: number of origins.
+        windows: number of origins; None for 5, or as many as the test part has.
 
     Raises:
         BadInput: there is no run, its task makes no forecasts, or an origin lies in the

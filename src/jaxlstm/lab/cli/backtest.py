@@ -11,9 +11,9 @@ def _declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--windows",
         type=int,
-        default=5,
         metavar="K",
-        help="number of origins, a horizon apart; default: 5",
+        help="number of origins, a horizon apart; default: 5, or as many as the test "
+        "part has",
     )
 
 

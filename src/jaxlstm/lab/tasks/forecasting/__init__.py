@@ -111,7 +111,7 @@ class Forecasting:
         """Return the forecast after the last value of each series, as a table."""
         return prediction.predict(trained, source)
 
-    def backtest(self, trained: Any, *, windows: int) -> list[Artifact]:
+    def backtest(self, trained: Any, *, windows: int | None) -> list[Artifact]:
         """Return scores of forecasts from several origins at the end of the data."""
         return prediction.backtest(trained, windows=windows)
 

@@ -64,6 +64,9 @@ def evaluate(trained: Any, dataset: ForecastDataset, part: Part) -> Evaluation:
     )
 
 
+_MOST_ORIGINS = 5  # of a backtest, unless more are asked for
+
+
 # -- predict ------------------------------------------------------------------
 
 
@@ -179,21 +182,24 @@ def _numbers(spec: Spec, series: SeriesSet) -> Any:
 # -- backtest -----------------------------------------------------------------
 
 
-def backtest(trained: Any, *, windows: int) -> list[Artifact]:
+def backtest(trained: Any, *, windows: int | None) -> list[Artifact]:
     """Return scores of forecasts from origins a horizon apart at the end of the data.
 
     Args:
         trained: the trained run.
-        windows: number of origins.
+        windows: number of origins; None for 5, or as many as the test part has.
 
     Raises:
         BadInput: an origin lies in the part that the model was trained or selected on.
     """
-    if windows < 1:
-        raise BadInput(f"windows: got {windows}, expected at least 1")
     dataset: ForecastDataset = trained.dataset()
     spec, horizon = trained.spec, trained.config.windows.horizon
     ends = dataset.rows[:, 3]
+    if windows is None:
+        fitting = int((ends - dataset.rows[:, 2]).min() // horizon)
+        windows = max(1, min(_MOST_ORIGINS, fitting))
+    if windows < 1:
+        raise BadInput(f"windows: got {windows}, expected at least 1")
     earliest = ends - windows * horizon
     late = np.flatnonzero(earliest < dataset.rows[:, 2])
     if late.size:
