@@ -47,7 +47,7 @@ Member = Layer | Callable[[Any], Any] | str
 
 def _functions_by_name(arguments: Arguments) -> Arguments:
     """Return the arguments of `serial` with names in place of functions of jax.nn."""
-    names = {function: name for name, function in pointwise.FUNCTIONS.items()}
+    names: dict[Any, str] = {f: name for name, f in pointwise.FUNCTIONS.items()}
 
     def name_of(layer: Member) -> Any:
         is_function = callable(layer) and isinstance(layer, Hashable)

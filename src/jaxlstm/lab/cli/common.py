@@ -108,9 +108,10 @@ def warn(text: str) -> None:
     text = f"jaxlstm: {text}"
     if sys.stderr is not None and sys.stderr.isatty():
         width = max(20, shutil.get_terminal_size().columns - 1)
-        whole = {"break_long_words": False, "break_on_hyphens": False}
-        lines = (textwrap.wrap(line, width, **whole) for line in text.split("\n"))
-        text = "\n".join("\n".join(line) for line in lines)
+        wrapper = textwrap.TextWrapper(
+            width, break_long_words=False, break_on_hyphens=False
+        )
+        text = "\n".join(wrapper.fill(line) for line in text.split("\n"))
     print(text, file=sys.stderr)
 
 
