@@ -16,6 +16,7 @@ import signal
 import stat
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -269,8 +270,10 @@ class Verbs(RuleBasedStateMachine):
 
         def act() -> list[str]:
             if verb == "plot":
-                jl.lab.plot([self.run])
-                return messages
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    jl.lab.plot([self.run])
+                return [str(each.message) for each in caught]
             trained = jl.lab.load(self.run, report=messages.append)
             found = getattr(trained, verb)()
             if verb == "evaluate":
