@@ -163,7 +163,7 @@ print("inputs ", [(each.name, each.shape) for each in session.get_inputs()])
 print("outputs", [(each.name, each.shape) for each in session.get_outputs()])
 
 # %% [markdown]
-# The most likely name that begins with "gre", drawn with NumPy from the logits:
+# A name that begins with "gre", with the most likely symbol at each step:
 
 # %%
 state = {

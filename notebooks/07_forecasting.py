@@ -90,7 +90,7 @@ task.facts(loaded, dataset)
 # and of drift (a line through the first and the last value) on the same windows. Lower
 # is better, except for the share of values inside the 80 % interval, which should be
 # 80. CRPS, the continuous ranked probability score, compares all quantiles with the
-# value; it has the unit of the data, and for a point forecast it is the absolute error.
+# value; it has the unit of the data.
 
 # %%
 trained = jl.lab.train(SALES, run=PLACE / "sales")

@@ -124,7 +124,8 @@ print("answers after one step:", dict(zip(shapes, first.tolist(), strict=True)))
 # decided by the noise: before any event most answers are `rise`, so that the answer to
 # many rises never changes. At the few points above it, the noise after the event
 # changed the answer and changed it back. The right plot shows the mean probability of
-# the right class while the recordings are read: that of a rise is high from the start.
+# the right class while the recordings are read: that of a rise starts higher, at one
+# half.
 #
 # ## The gates
 #
