@@ -35,8 +35,21 @@ FEW_ROWS = range(4, 49)
 
 
 def rows_first(x: Array, w: Array) -> Array:
-    """Return the product of x `[*b, K]` and w `[K, N]`, of one dtype."""
+    """Return the product of x `[*m, *b, K]` and w `[*m, K, N]`, of one dtype.
+
+    The axes m are those of a population; without one, w is a matrix.
+    """
     return _rows_first.bind(*match_varying_axes(x, w))
+
+
+def product_dimensions(of_x: int, of_w: int) -> Any:
+    """Return the `dimension_numbers` of `rows_first` for arrays of these ranks."""
+    members = tuple(range(of_w - 2))
+    return ((of_x - 1,), (of_w - 2,)), (members, members)
+
+
+def _product(x: Array, w: Array) -> Array:
+    return lax.dot_general(x, w, product_dimensions(x.ndim, w.ndim))
 
 
 def prefer_weights_first(rows: int, weight: Any) -> bool:
@@ -66,9 +79,10 @@ def match_varying_axes(*arrays: Array) -> list[Array]:
     ]
 
 
-def _flatten_rows(x: Array) -> Array:
-    """Return x as `[rows, K]`, also if it has no elements."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+def _flatten_rows(x: Array, members: int = 0) -> Array:
+    """Return x as `[*m, rows, K]`, also if it has no elements."""
+    rows = math.prod(x.shape[members:-1])
+    return x.reshape(*x.shape[:members], rows, x.shape[-1])
 
 
 def _multiply_from_left(x: Array, w: Array, w_transposed: Array) -> Array:
@@ -86,20 +100,24 @@ def _product_primitive(name: str, function: Callable[..., Array]) -> Primitive:
 
     @primitive.def_abstract_eval
     def _(x: Any, w: Any, *_: Any) -> Any:
-        return x.update(shape=(*x.shape[:-1], w.shape[1]), weak_type=False)
+        return x.update(shape=(*x.shape[:-1], w.shape[-1]), weak_type=False)
 
     def batch(arguments: Any, axes: Any) -> tuple[Array, int]:
-        """Add a row axis or, for batched weights, use a batched matrix product."""
+        """Add an axis of rows or, for batched weights, one of a population."""
         x, *weights = arguments
         if all(axis is None for axis in axes[1:]):
-            return primitive.bind(jnp.moveaxis(x, axes[0], 0), *weights), 0
-        return jax.vmap(jnp.matmul, axes[:2])(x, weights[0]), 0
+            at = weights[0].ndim - 2
+            return primitive.bind(jnp.moveaxis(x, axes[0], at), *weights), at
+        if axes[0] is None:
+            return jax.vmap(_product, axes[:2])(x, weights[0]), 0
+        x, w = (jnp.moveaxis(arguments[n], axes[n], 0) for n in range(2))
+        return rows_first(x, w), 0
 
     batching.primitive_batchers[primitive] = batch
     return primitive
 
 
-_rows_first = _product_primitive("rows_first", jnp.matmul)
+_rows_first = _product_primitive("rows_first", _product)
 _weights_first = _product_primitive("weights_first", _multiply_from_left)
 
 
@@ -108,12 +126,15 @@ def _transpose_rows_first(ct: Any, x: Any, w: Any) -> tuple[Any, Any]:
     if type(ct) is ad.Zero:
         return (ad.Zero(x.aval), None) if of_x else (None, ad.Zero(w.aval))
     if of_x:
-        return lax.dot_general(ct, w, (((ct.ndim - 1,), (1,)), ((), ()))), None
+        members = w.ndim - 2
+        (of_ct, _), batch = product_dimensions(ct.ndim, w.ndim)
+        return lax.dot_general(ct, w, ((of_ct, (members + 1,)), batch)), None
     # On several GPUs or TPUs, a reshape could merge row axes that are sharded.
+    members = len(w.aval.shape) - 2
     if jax.default_backend() == "cpu" or jax.device_count() == 1:
-        x, ct = _flatten_rows(x), _flatten_rows(ct)
-    rows = tuple(range(ct.ndim - 1))
-    return None, lax.dot_general(x, ct, ((rows, rows), ((), ())))
+        x, ct = _flatten_rows(x, members), _flatten_rows(ct, members)
+    rows, batch = tuple(range(members, ct.ndim - 1)), tuple(range(members))
+    return None, lax.dot_general(x, ct, ((rows, rows), (batch, batch)))
 
 
 def _transpose_weights_first(

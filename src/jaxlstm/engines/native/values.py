@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlstm.engines._jaxpr import ClosedJaxpr, Literal
+from jaxlstm.engines.matmul import product_dimensions
 
 # In the order of `kInstructions` of loop.cpp.
 OPERATIONS = (
@@ -303,8 +304,8 @@ class Axes:
 
     def _relate_product(self, equation: Equation, x: int, w: int) -> None:
         if equation.name in PRODUCTS:
-            rank = len(self.flat.avals[x].shape)
-            dimensions = ((rank - 1,), (0,)), ((), ())
+            shapes = (self.flat.avals[v].shape for v in (x, w))
+            dimensions = product_dimensions(*map(len, shapes))
         else:
             dimensions = equation.params["dimension_numbers"]
         (of_x, of_w), (batch_x, batch_w) = dimensions
@@ -735,7 +736,7 @@ class Evaluator:
     def _dot_general(self, equation: Equation, x: Value, w: Value, *_: Value) -> Value:
         result = equation.outputs[0]
         if equation.name in PRODUCTS:
-            (of_x, of_w), batch = ((len(x.shape) - 1,), (0,)), ((), ())
+            (of_x, of_w), batch = product_dimensions(len(x.shape), len(w.shape))
         else:
             (of_x, of_w), batch = equation.params["dimension_numbers"]
         avals = [self.flat.avals[v] for v in (*equation.inputs[:2], result)]
