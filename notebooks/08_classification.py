@@ -135,8 +135,8 @@ print("answers after one step:", dict(zip(shapes, first.tolist(), strict=True)))
 # %%
 fig, axes = plt.subplots(3, 1, figsize=(11, 11), layout="constrained")
 for label, (name, ax) in enumerate(zip(shapes, axes, strict=True)):
-    near = right & (reading.labels == label) & (abs(late) <= 2)
-    row = int(np.flatnonzero(near)[0])
+    chosen = right & (reading.labels == label)
+    row = int(np.where(chosen, abs(late), 100).argmin())
     first, last = test.offsets[rows[row]], test.offsets[rows[row] + 1]
     recording = test.values[first:last]
     _, _, traces = trained.model.trace(trained.params, recording[:, None])
