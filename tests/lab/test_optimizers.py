@@ -354,6 +354,20 @@ def test_a_number_inside_a_schedule_differs_between_members(key):
         np.testing.assert_allclose(found[k], alone, rtol=1e-6, atol=0)
 
 
+def test_a_number_of_a_nested_transformation_differs_between_members():
+    rates = (0.5, 0.25)
+    inner = {"inner": {"sgd": {"learning_rate": 1.0}}, "max_consecutive_errors": 3}
+    chain = [{"apply_if_finite": inner}]
+    path = (0, "apply_if_finite", "inner", "sgd", "learning_rate")
+
+    def update(rate):
+        varied = {path: optimizers.Varied(rate, rates)}
+        optimizer = optimizers.build(chain, varied=varied)
+        return optimizer.update(jnp.ones(()), optimizer.init(jnp.ones(())))[0]
+
+    assert jax.vmap(update)(jnp.asarray(rates)).tolist() == [-0.5, -0.25]
+
+
 def test_the_learning_rate_is_found_in_the_chain():
     schedule = {"linear_schedule": {"init_value": 0.0, "end_value": 0.1}}
     chain = [{"clip": {"max_delta": 1.0}}, {"adam": {"learning_rate": schedule}}]
@@ -372,9 +386,9 @@ def test_the_learning_rate_is_found_in_the_chain():
         ({"sweep": {"space": {"model.hidden_siz": [8, 16]}}}, "did you mean"),
         (
             {"optimizer": [{"scale_by_adam": {}}]},
-            "the loss rises, expected exactly one",
+            "raise the loss, expected exactly one",
         ),
-        ({"optimizer": [{"adadelta": {}}]}, "the loss rises, expected exactly one"),
+        ({"optimizer": [{"adadelta": {}}]}, "raise the loss, expected exactly one"),
     ],
 )
 def test_check_refuses_what_training_would_refuse(section, message):

@@ -276,6 +276,7 @@ class PopulationRun:
             "total time": duration(time.perf_counter() - self._start),
         }
         primary = self.task.primary
+        self.sink.message("writing the report ...")
         ranking = reports.ranking_table(rows, primary)
         summary = reports.summary(rows, primary)
         directories.write_ranking(self.run, rows, primary)

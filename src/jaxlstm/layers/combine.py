@@ -113,7 +113,7 @@ def serial(*layers: Member, **named: Member) -> Layer:
             f"serial({stars}layers)."
         )
     members = [
-        pointwise.of_function(pointwise.named(layer))
+        pointwise.of_function(layer)
         if callable(layer) or isinstance(layer, str)
         else layer
         for layer in layers

@@ -181,33 +181,27 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 """Functions that `serial` takes by name: those of `jax.nn` with one argument."""
 
 
-def named(function: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return the function of a name of `FUNCTIONS`, or the function itself.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    if not isinstance(function, str):
-        return function
-    if function not in FUNCTIONS:
-        raise ValueError(
-            f"serial: got {function!r}, expected a Layer, a function or one of "
-            f"{', '.join(FUNCTIONS)}."
-        )
-    return FUNCTIONS[function]
-
-
-def of_function(function: Callable[[Any], Any]) -> Layer:
+def of_function(given: Callable[[Any], Any] | str) -> Layer:
     """Return the layer of a function from one step `[*b, D]` to `[*b, size]`.
+
+    The function may be given by its name in `FUNCTIONS`.
 
     It is mapped over time, so that no output depends on another step. As the first
     layer it may also read tokens `[*b]`.
 
     Raises:
-        ValueError: the function is a module with weights of another library; at `init`,
-            it fails for features `[D]`, or returns none; when applied, it changes the
-            axes before the features.
+        ValueError: the name is unknown, or the function is a module with weights of
+            another library; at `init`, it fails for features `[D]`, or returns none;
+            when applied, it changes the axes before the features.
     """
+    if isinstance(given, str) and given not in FUNCTIONS:
+        raise ValueError(
+            f"serial: got {given!r}, expected a Layer, a function or one of "
+            f"{', '.join(FUNCTIONS)}."
+        )
+    function: Callable[[Any], Any] = (
+        FUNCTIONS[given] if isinstance(given, str) else given
+    )
     _refuse_module(function)
     name = getattr(function, "__name__", "function")
 

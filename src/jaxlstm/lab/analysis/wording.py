@@ -17,7 +17,7 @@ Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 
 OPENS = 0.2  # more than elsewhere, for a gate that opens where a feature begins
-KEEPS = 0.1  # more than elsewhere, or than at the end, for a gate that keeps
+KEEPS = 0.1  # more than elsewhere, for a gate that keeps
 KEPT = 0.7  # the least forget gate that keeps
 CLEARS = 0.5  # the largest forget gate that clears the state
 _KEEPING = {"f": "forget", "z": "update"}

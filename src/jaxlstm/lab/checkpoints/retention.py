@@ -175,7 +175,7 @@ def staged(root: Path, step: int) -> Iterator[Path]:
             try:
                 sync(root)
             except OSError:
-                # The save has failed, so that it must not leave a checkpoint more.
+                # The save has failed, so it must leave no checkpoint.
                 if is_new:
                     target.rename(stage)
                 raise

@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput, LabError
@@ -78,11 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 failed, 2 bad input, 3 diverged, 130 interrupted.
     """
     _escape_unencodable()
-    warnings.showwarning = _show_warning
     arguments = _parse(argv)
     try:
         with (
-            contextlib.nullcontext() if arguments.debug else interrupts.exit_on_signal()
+            _warnings_as_messages(),
+            contextlib.nullcontext()
+            if arguments.debug
+            else interrupts.exit_on_signal(),
         ):
             _require_kind(arguments)
             VERBS[arguments.verb].run(arguments)
@@ -118,9 +120,16 @@ def _escape_unencodable() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
-    """Print a warning as a sentence, without the line of code that raised it."""
-    warn(str(message))
+@contextlib.contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """Print warnings as sentences, without the line of code that raised them."""
+
+    def show(message: Warning | str, *_: object) -> None:
+        warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _flush() -> None:

@@ -59,7 +59,7 @@ def is_call(value: Any) -> bool:
 
 
 def climbs(chain: Any) -> bool:
-    """Return whether a valid chain follows gradients upwards, so that the loss rises.
+    """Return whether the updates of a valid chain raise the loss.
 
     Every transformation with a learning rate changes the sign of updates, and so does
     `scale` by a number below 0. False is returned where the sign is not known: for

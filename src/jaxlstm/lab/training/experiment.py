@@ -40,9 +40,8 @@ class Experiment:
 
         Raises:
             BadInput: the data cannot be used, Optax rejects the optimizer, its updates
-                follow the gradient instead of the descent, the model
-                does not fit the memory of this machine, or the task does not keep to
-                `Task`.
+                raise the loss, the model does not fit the memory of this machine, or
+                the task does not keep to `Task`.
         """
         devices.require_jax_settings(config)
         _require_descent(config)
@@ -128,7 +127,6 @@ def _require_descent(config: RunConfig) -> None:
     """Raise `BadInput` if the updates of the optimizer raise the loss."""
     if climbs(config.optimizer):
         raise BadInput(
-            "optimizer: got transformations whose updates follow the gradient, so that "
-            "the loss rises, expected exactly one with a learning_rate, such as sgd or "
-            "scale_by_learning_rate"
+            "optimizer: got transformations whose updates raise the loss, expected "
+            "exactly one with a learning_rate, such as sgd or scale_by_learning_rate"
         )

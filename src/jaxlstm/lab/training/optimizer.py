@@ -21,6 +21,7 @@ import optax
 
 from jaxlstm.lab._util.wording import dotted, shown
 from jaxlstm.lab.config.messages import ConfigError
+from jaxlstm.lab.config.optax_names import factory
 from jaxlstm.lab.config.optimizer import KeyPath, check, is_call
 
 Chain = Sequence[Mapping[str, Any]]
@@ -158,7 +159,9 @@ def _check_names(chain: Chain) -> None:
         raise ConfigError(lines)
 
 
-def _call(call: Mapping[str, Any], path: KeyPath, varied: Mapping[KeyPath, Any]) -> Any:
+def _call(
+    call: Mapping[str, Any], path: KeyPath, varied: Mapping[KeyPath, Varied]
+) -> Any:
     """Return the result of the call `{name: {arguments}}`."""
     [(name, arguments)] = call.items()
     path = (*path, name)
@@ -166,25 +169,26 @@ def _call(call: Mapping[str, Any], path: KeyPath, varied: Mapping[KeyPath, Any])
         key: _evaluate(value, (*path, key), varied)
         for key, value in (arguments or {}).items()
     }
-    factory = getattr(optax, name, None) or getattr(optax.schedules, name)
+    function = getattr(optax, name, None) or getattr(optax.schedules, name)
     with _located_errors(path, "got arguments that Optax rejects, expected valid ones"):
-        return factory(**values)
+        return function(**values)
 
 
 def _evaluate(
-    value: Any, path: KeyPath, varied: Mapping[KeyPath, Any] | None = None
+    value: Any, path: KeyPath, varied: Mapping[KeyPath, Varied] | None = None
 ) -> Any:
     """Return the value of an argument, with its nested calls replaced by results."""
     varied = varied or {}
     if path in varied:
-        found = varied[path]
-        return found.value if isinstance(found, Varied) else found
+        return varied[path].value
     if isinstance(value, list | tuple):
         return [_evaluate(item, (*path, i), varied) for i, item in enumerate(value)]
     if not is_call(value):
         return value
+    [name] = value
+    known = factory(name)
     inside = {at: each for at, each in varied.items() if at[: len(path)] == path}
-    if any(isinstance(each, Varied) for each in inside.values()):
+    if inside and known is not None and known.kind == "schedule":
         return _schedule_of_members(value, path, inside)
     return _call(value, path, varied)
 
@@ -197,9 +201,8 @@ def _schedule_of_members(
     Schedules of Optax test their arguments in Python, so these cannot be traced.
     """
     points = list(itertools.product(*(each.choices for each in varied.values())))
-    schedules = [
-        _call(call, path, dict(zip(varied, point, strict=True))) for point in points
-    ]
+    given = (dict(zip(varied, point, strict=True)) for point in points)
+    schedules = [_call(_replaced(call, path, numbers), path, {}) for numbers in given]
 
     def schedule(count: Any) -> Any:
         own = jnp.stack([jnp.asarray(each.value) for each in varied.values()])
@@ -208,6 +211,17 @@ def _schedule_of_members(
         return rates[jnp.argmax(is_own)]
 
     return schedule
+
+
+def _replaced(value: Any, path: KeyPath, numbers: Mapping[KeyPath, float]) -> Any:
+    """Return a value with the numbers at these paths below its own path."""
+    if path in numbers:
+        return numbers[path]
+    if isinstance(value, Mapping):
+        return {k: _replaced(v, (*path, k), numbers) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(v, (*path, k), numbers) for k, v in enumerate(value)]
+    return value
 
 
 def _check_by_eval_shape(
