@@ -320,7 +320,8 @@ def draws_noise(layer: Layer, in_features: int | None, feature_axes: int) -> boo
     try:
         jaxpr = traced(params, xs, key).jaxpr
     except ValueError:
-        if feature_axes and _runs(traced, params, jax.ShapeDtypeStruct((1,), int), key):
+        token = jax.ShapeDtypeStruct((1,), jnp.int32)
+        if feature_axes and _runs(traced, params, token, key):
             raise ValueError(
                 f"feature_axes: got {feature_axes} for a layer that reads integer "
                 "tokens [*b, T], expected 0; write Recurrent(layer, feature_axes=0)."
