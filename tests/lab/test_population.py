@@ -189,6 +189,16 @@ def test_language_models_equal_their_runs_alone(tmp_path):
     solo = trained(tmp_path / "solo", given | {"seed": 1})
     assert_equal(run / "members" / "01", solo)
     assert len(load(run / "members" / "01").sample("the ", length=9)) == 9
+    best = [
+        min(
+            row["bits_per_character"]
+            for row in load(path).metrics()
+            if row["split"] == "validation"
+        )
+        for path in (run / "members").iterdir()
+    ]
+    report_text = (run / "report.md").read_text()
+    assert f"best validation | bits per character {np.mean(best):.4g} ±" in report_text
 
 
 @pytest.mark.thorough

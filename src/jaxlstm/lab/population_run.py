@@ -101,7 +101,7 @@ class PopulationRun:
             state, loop = self._restored(checkpoint)
             self._saves.wait()
             steps, count = self.experiment.config.training.steps, len(loop)
-            title = f"{self.run.path.name}: {count} members"
+            title = f"{self.run.path.name}: {count} members, means ± 95 % intervals"
             self.sink.start(steps, step=int(state.step), title=title)
             self._final: tuple[PopulationState, PopulationLoop] = state, loop
             done = populations.fit(self._job(), state, loop)
@@ -277,8 +277,9 @@ class PopulationRun:
         }
         primary = self.task.primary
         self.sink.message("writing the report ...")
-        ranking = reports.ranking_table(rows, primary)
-        summary = reports.summary(rows, primary)
+        shown, score = reports.in_shown_unit(rows, records, primary)
+        ranking = reports.ranking_table(shown, score)
+        summary = reports.summary(shown, score)
         directories.write_ranking(self.run, rows, primary)
         drawn = reports.pictures(rows, records, primary)
         report.write_members_report(

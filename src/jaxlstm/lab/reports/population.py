@@ -9,15 +9,15 @@ import numpy as np
 
 import jaxlstm as jl
 from jaxlstm.lab.runs import MemberResult
-from jaxlstm.lab.sinks.formatting import Record
+from jaxlstm.lab.sinks.formatting import SCORES, Record
 from jaxlstm.lab.tasks.base import Metric, Picture
 
 
 def mean_record(records: Sequence[Record]) -> dict[str, Any]:
     """Return the mean over members of the records of one step.
 
-    `members` is their number, and `spread` has the sample standard deviation of each
-    metric.
+    `members` is their number, and `spread` has half the width of the 95 % confidence
+    interval of each mean (`interval`).
 
     Example:
         >>> row = {"step": 9, "split": "train", "member": 0, "loss": 1.0}
@@ -30,10 +30,9 @@ def mean_record(records: Sequence[Record]) -> dict[str, Any]:
     spread = {}
     for key in first:
         if key not in ("step", "split", "member"):
-            values = [record[key] for record in records]
-            found[key] = statistics.fmean(values)
-            if len(values) > 1:
-                spread[key] = float(np.std(values, ddof=1))
+            found[key], half = interval([record[key] for record in records])
+            if not math.isnan(half):
+                spread[key] = half
     return found | {"spread": spread}
 
 
@@ -58,7 +57,39 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), quantile * deviation / math.sqrt(len(values))
 
 
-def summary(results: Sequence[MemberResult], primary: Metric) -> dict[str, str]:
+def in_shown_unit(
+    results: Sequence[MemberResult], records: Sequence[Record], primary: Metric
+) -> tuple[list[MemberResult], str]:
+    """Return the results with the unit in which their score is shown, and its name.
+
+    A loss is shown in the last unit of `SCORES` that its record has, as in the summary
+    of a single run; any other metric as it is.
+
+    Example:
+        >>> one = MemberResult("0", 0, {}, 1.5, 9, "finished")
+        >>> record = {"member": 0, "split": "validation", "step": 9, "loss": 1.5}
+        >>> records = [record | {"bits_per_byte": 2.2}]
+        >>> found, name = in_shown_unit([one], records, Metric("loss"))
+        >>> found[0].best_value, name
+        (2.2, 'bits per byte')
+    """
+    known = [field.key for field in SCORES]
+    validations = {
+        (record["member"], record["step"]): record
+        for record in records
+        if record["split"] == "validation"
+    }
+    found, name = [], primary.name
+    for one in results:
+        record = validations.get((int(one.name), one.best_step), {})
+        units = [key for key in known if key in record]
+        if primary.name in units:
+            name, one = units[-1], one._replace(best_value=record[units[-1]])
+        found.append(one)
+    return found, name.replace("_", " ")
+
+
+def summary(results: Sequence[MemberResult], score: str) -> dict[str, str]:
     """Return the mean over members, and the best and worst member, as rows of a table.
 
     Members that diverged do not count; their number is stated. With a grid there is one
@@ -75,7 +106,7 @@ def summary(results: Sequence[MemberResult], primary: Metric) -> dict[str, str]:
     for point in dict.fromkeys(tuple(one.values.items()) for one in alive):
         values = [one.best_value for one in alive if tuple(one.values.items()) == point]
         where = ", ".join(f"{_short(key)} {value:g}" for key, value in point)
-        rows[f"{label}{f', {where}' if where else ''}"] = _mean(values, primary)
+        rows[f"{label}{f', {where}' if where else ''}"] = _mean(values, score)
     if alive:
         best, worst = alive[0], alive[-1]
         rows["best member"] = (
@@ -85,10 +116,15 @@ def summary(results: Sequence[MemberResult], primary: Metric) -> dict[str, str]:
     return rows
 
 
-def ranking_table(results: Sequence[MemberResult], primary: Metric) -> str:
-    """Return one line a member, the best first."""
+def ranking_table(results: Sequence[MemberResult], score: str) -> str:
+    """Return one line a member, the best first.
+
+    Args:
+        results: the members, ranked.
+        score: the name of their score.
+    """
     keys = list(results[0].values)
-    header = ["member", "seed", *map(_short, keys), primary.name, "step", "status"]
+    header = ["member", "seed", *map(_short, keys), score, "step", "status"]
     lines = [
         [
             one.name,
@@ -160,12 +196,11 @@ def bands(
     return steps, arrays if steps else {}
 
 
-def _mean(values: Sequence[float], primary: Metric) -> str:
+def _mean(values: Sequence[float], score: str) -> str:
     mean, half = interval(values)
-    name = primary.name.replace("_", " ")
     if math.isnan(half):
-        return f"{name} {mean:.4g} (1 member)"
-    return f"{name} {mean:.4g} ± {half:.2g} (mean of {len(values)}, 95 % interval)"
+        return f"{score} {mean:.4g} (1 member)"
+    return f"{score} {mean:.4g} ± {half:.2g} (mean of {len(values)}, 95 % interval)"
 
 
 def _short(key: str) -> str:

@@ -8,7 +8,7 @@ A record is one line of `metrics.jsonl`, with values that depend on the clock ad
 record. Fields that are missing or None are not shown.
 
 A record of a population has means over its `members`, a number, and in `spread` the
-standard deviation of each.
+half width of the 95 % confidence interval of each.
 """
 
 import math
