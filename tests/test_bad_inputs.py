@@ -117,6 +117,12 @@ def _refusals():
             "float64",
         ),
         (
+            "params and xs swapped",
+            {"params": np.zeros((T, B, D)), "xs": params},
+            r"params: got an array \[\d+, \d+, \d+\]",
+            "cell, params, xs",
+        ),
+        (
             "object params",
             {"params": params._replace(b=np.full((4, H), None))},
             r"params\.b",

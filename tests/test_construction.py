@@ -355,6 +355,37 @@ def test_records_of_arrays_show_shapes_and_dtypes():
 
 
 @pytest.mark.parametrize(
+    ("find", "meant"),
+    [
+        (lambda: jl.LSTM, "jaxlstm has no LSTM; did you mean lstm?$"),
+        (lambda: jl.RNN, "did you mean recurrent?$"),
+        (lambda: jl.interop.pytorch, "did you mean torch?$"),
+        (lambda: jl.lab.trian, "did you mean train or Trained?$"),
+        (lambda: jl.zebra, "jaxlstm has no zebra$"),
+    ],
+)
+def test_unknown_names_are_answered_by_known_ones(find, meant):
+    with pytest.raises(AttributeError, match=meant.replace("?", r"\?")):
+        find()
+
+
+@pytest.mark.parametrize("cell", [jl.lstm(), jl.learned_initial_state(jl.gru())])
+@pytest.mark.parametrize("batch_shape", [4, (4.0,), "4"])
+def test_a_batch_shape_is_a_tuple_of_sizes(cell, batch_shape):
+    params = cell.init(jax.random.key(0), 2, 3)
+    with pytest.raises(ValueError, match=r"batch_shape: got .*, expected a tup"):
+        cell.initial_state(params, batch_shape)
+
+
+@pytest.mark.parametrize("library", ["torch", "keras", "flax", "cudnn", "rtneural"])
+def test_a_model_and_its_parameters_in_the_other_order_are_refused(library):
+    model = jl.recurrent(jl.lstm(), 3)
+    params, _ = model.init(jax.random.key(0), 2)
+    with pytest.raises(ValueError, match=r"got LSTMParams.* model, params, in this"):
+        getattr(jl.interop, library).dump(params, model)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: jl.lstm(2, 64), "lstm: too many positional .* cell.init"),

@@ -7,9 +7,24 @@ Public names are listed in `__init__.pyi` and imported on first use, so that
 import importlib
 import warnings
 
-import lazy_loader
+from jaxlstm import _lazy
 
-_attribute, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+# Names of Flax, Haiku, Keras and torch.
+SYNONYMS = {
+    "dense": "linear",
+    "embedding": "embed",
+    "linen": "modules.linen",
+    "lstmcell": "lstm",
+    "grucell": "gru",
+    "nn": "modules.nnx",
+    "nnx": "modules.nnx",
+    "rnn": "recurrent",
+    "scan": "unroll",
+    "sequential": "serial",
+    "train": "lab.train",
+}
+
+_attribute, __dir__, __all__ = _lazy.attach_stub(__name__, __file__, SYNONYMS)
 
 
 # Modules that were renamed; their old names work in this version, with a warning.
@@ -29,12 +44,4 @@ def __getattr__(name: str) -> object:
     if name in RENAMED.values():
         # The warnings name these modules, which are not among the public names.
         return importlib.import_module(f"jaxlstm.{name}")
-    if name in __all__ or name.startswith("_"):
-        return _attribute(name)
-    import difflib
-
-    known = {public.lower(): public for public in __all__}
-    near = difflib.get_close_matches(name.lower(), known, n=3)
-    names = " or ".join(known[public] for public in near)
-    hint = f"; did you mean {names}?" if near else ""
-    raise AttributeError(f"jaxlstm has no {name}{hint}")
+    return _attribute(name)

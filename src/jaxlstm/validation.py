@@ -178,6 +178,11 @@ def arrays(
             f"cell: got {cell!r:.60}, expected a Cell; pass for example jl.lstm() or "
             "Cell(init, initial_state, project, step)."
         )
+    if hasattr(params, "shape") and isinstance(xs, tuple | dict):
+        raise ValueError(
+            f"params: got {masking.described(params)}, expected the parameters of the "
+            "cell; the arguments are cell, params, xs, in this order."
+        )
     check_hashable("cell", cell)
     _check_functions(cell)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

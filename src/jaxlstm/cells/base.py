@@ -1,7 +1,7 @@
 """The `Cell` record, its protocols, and the records that its functions exchange."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -248,6 +248,17 @@ def check_size(name: str, size: int) -> None:
     """Raise a `ValueError` if size is not an integer >= 1."""
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
         raise ValueError(f"{name}: got {size!r}, expected an integer >= 1.")
+
+
+def as_batch_shape(batch_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the tuple; raise a `ValueError` if it is not a sequence of sizes."""
+    sequence = isinstance(batch_shape, Sequence) and not isinstance(batch_shape, str)
+    if not sequence or any(isinstance(size, float) for size in batch_shape):
+        raise ValueError(
+            f"batch_shape: got {batch_shape!r:.60}, expected a tuple of sizes such as "
+            "(4,)."
+        )
+    return tuple(batch_shape)
 
 
 def cast_like(state: State, after: State) -> State:

@@ -33,6 +33,7 @@ from jaxlstm.cells.base import (
     Recurrent,
     activation,
     apply_edit,
+    as_batch_shape,
     cast_like,
 )
 from jaxlstm.cells.products import affine, check_projected, product
@@ -155,10 +156,11 @@ def zero_state(
         dtype: DTypeLike | None = None,
     ) -> LSTMState:
         size = parameters.sizes(record, params, without=without)
+        batch = as_batch_shape(batch_shape)
         dtype = jnp.dtype(params.b.dtype if dtype is None else dtype)
         return LSTMState(
-            h=jnp.zeros((*batch_shape, size[h_size]), dtype),
-            c=jnp.zeros((*batch_shape, size["H"]), accumulator_dtype(dtype)),
+            h=jnp.zeros((*batch, size[h_size]), dtype),
+            c=jnp.zeros((*batch, size["H"]), accumulator_dtype(dtype)),
         )
 
     return initial_state

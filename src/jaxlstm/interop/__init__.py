@@ -13,6 +13,17 @@
 names of the library. Arrays are converted without importing the library.
 """
 
-import lazy_loader
+from jaxlstm import _lazy
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+SYNONYMS = {
+    "dump": "torch.dump",
+    "linen": "flax",
+    "load": "torch.load",
+    "nnx": "flax",
+    "pytorch": "torch",
+    "safetensors": "model_file",
+    "save": "model_file.save",
+    "tensorflow": "keras",
+}
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__, SYNONYMS)

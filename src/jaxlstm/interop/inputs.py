@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxlstm.cells.base import Cell, Params
 from jaxlstm.construction import construction_of
-from jaxlstm.layers.base import Layer
+from jaxlstm.layers.base import Layer, check_model
 
 
 class Inputs(NamedTuple):
@@ -40,6 +40,7 @@ def inputs_of(model: Layer, params: Params) -> Inputs:
         >>> inputs_of(model, params)
         Inputs(shape=(), dtype=dtype('int32'), vocabulary=9)
     """
+    check_model(model)
     found = _inputs(model, params)
     if found is None:
         raise ValueError(

@@ -50,7 +50,7 @@ from jaxlstm.interop.inputs import inputs_of
 from jaxlstm.interop.trees import hash_arrays, named_leaves
 from jaxlstm.interop.writing import write_atomic
 from jaxlstm.layers import combine, pointwise
-from jaxlstm.layers.base import Layer
+from jaxlstm.layers.base import Layer, check_model
 from jaxlstm.layers.recurrent import recurrent
 from jaxlstm.masking import error_prefix
 from jaxlstm.typing import show
@@ -127,6 +127,7 @@ def save(path: str | os.PathLike[str], model: Layer, params: Params) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
+    check_model(model)
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(

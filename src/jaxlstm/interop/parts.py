@@ -23,7 +23,7 @@ from jaxlstm.cells.projected import ProjectedLSTMParams, projected_lstm
 from jaxlstm.cells.simple import RNNParams, simple_rnn
 from jaxlstm.construction import construction_of
 from jaxlstm.interop.layout import kind_of
-from jaxlstm.layers.base import Layer
+from jaxlstm.layers.base import Layer, check_model
 from jaxlstm.layers.combine import Pair, serial, stack
 from jaxlstm.layers.pointwise import EmbedParams, LinearParams
 from jaxlstm.layers.pointwise import embed as embed_layer
@@ -458,6 +458,7 @@ def parts_of(model: Layer, params: Params) -> dict[str, Part]:
         >>> {path: describe(part) for path, part in parts_of(model, params).items()}
         {'rnn': 'LSTM of 2 layers 3 -> 5', 'head': 'Linear 5 -> 2'}
     """
+    check_model(model)
     return dict(_parts("", model, params))
 
 

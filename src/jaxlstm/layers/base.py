@@ -7,14 +7,21 @@ checks that were already made.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxlstm import construction, masking
-from jaxlstm.cells.base import Cell, InitialState, Params, State, check_size
+from jaxlstm.cells.base import (
+    Cell,
+    InitialState,
+    Params,
+    State,
+    as_batch_shape,
+    check_size,
+)
 from jaxlstm.cells.emit import Trace
 from jaxlstm.construction import readable
 from jaxlstm.masking import StepMask
@@ -302,12 +309,7 @@ def _initial_state(name: str, begin: Begin) -> InitialState:
         dtype: DTypeLike | None = None,
     ) -> State:
         with masking.error_prefix(name):
-            if not isinstance(batch_shape, Sequence):
-                raise ValueError(
-                    f"batch_shape: got {batch_shape!r:.60}, expected a tuple of sizes "
-                    "such as (4,)."
-                )
-            return begin(params, tuple(batch_shape), dtype)[0]
+            return begin(params, as_batch_shape(batch_shape), dtype)[0]
 
     return readable(initial_state)
 
@@ -447,6 +449,17 @@ def check_layers(combinator: str, *layers: Layer) -> None:
             raise ValueError(
                 f"{combinator}: got {layer!r:.60}, expected a Layer{remedy}."
             )
+
+
+def check_model(model: Layer) -> None:
+    """Raise a `ValueError` if the model is not a `Layer`, such as its parameters."""
+    if isinstance(model, Cell):
+        remedy = "write jl.recurrent(cell, size)"
+    else:
+        remedy = "the arguments are model, params, in this order"
+    if not isinstance(model, Layer):
+        got = masking.described(model)
+        raise ValueError(f"model: got {got}, expected a Layer; {remedy}.")
 
 
 def check_shape(name: str, array: ArrayLike, expected: tuple[int, ...]) -> None:

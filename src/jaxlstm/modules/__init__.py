@@ -9,6 +9,6 @@ as in `jaxlstm.masking`. Arguments have the names of Flax: `seq_lengths`,
 stream `"dropout"`.
 """
 
-import lazy_loader
+from jaxlstm import _lazy
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from jaxlstm.cells.base import Cell, Params, State
+from jaxlstm.cells.base import Cell, Params, State, as_batch_shape
 from jaxlstm.cells.wrappers.base import (
     check_cell,
     check_state_shapes,
@@ -74,11 +74,10 @@ def _learned_initial_state(cell: Cell) -> Cell:
     ) -> State:
         like = jax.eval_shape(lambda p: learned.initial_state(p, dtype=dtype), params)
         check_state_shapes("learned_initial_state: params.state", params.state, like)
+        batch = as_batch_shape(batch_shape)
 
         def broadcast(like: jax.ShapeDtypeStruct, leaf: Array) -> Array:
-            return jnp.broadcast_to(
-                leaf.astype(like.dtype), (*batch_shape, *like.shape)
-            )
+            return jnp.broadcast_to(leaf.astype(like.dtype), (*batch, *like.shape))
 
         return jax.tree.map(broadcast, like, params.state)
 

@@ -9,6 +9,6 @@
 The names are listed in `__init__.pyi` and imported on first use.
 """
 
-import lazy_loader
+from jaxlstm import _lazy
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

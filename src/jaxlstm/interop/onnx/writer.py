@@ -23,8 +23,9 @@ from jaxlstm.interop.onnx.cells import CellNode, cell_node, lift
 from jaxlstm.interop.onnx.graph import import_onnx
 from jaxlstm.interop.onnx.nodes import INPUTS
 from jaxlstm.layers import combine, pointwise
-from jaxlstm.layers.base import Layer
+from jaxlstm.layers.base import Layer, check_model
 from jaxlstm.layers.combine import Pair
+from jaxlstm.masking import error_prefix
 from jaxlstm.version import __version__
 
 OLDEST_OPSET = 17
@@ -126,6 +127,8 @@ def write(
         ValueError: as `dump`.
     """
     onnx = import_onnx()
+    with error_prefix("onnx.dump"):
+        check_model(model)
     newest = onnx.defs.onnx_opset_version()
     if isinstance(opset, bool) or not isinstance(opset, int):
         raise ValueError(f"onnx.dump: opset: got {opset!r}, expected an integer.")

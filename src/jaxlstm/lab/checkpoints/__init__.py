@@ -4,6 +4,6 @@ The names are listed in `__init__.pyi` and loaded on first use: reading a run di
 needs the list of checkpoints but not JAX.
 """
 
-import lazy_loader
+from jaxlstm import _lazy
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

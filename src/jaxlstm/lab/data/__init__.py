@@ -1,5 +1,5 @@
 """Read text, time series and labelled sequences into NumPy arrays, without JAX."""
 
-import lazy_loader
+from jaxlstm import _lazy
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
