@@ -164,7 +164,14 @@ def test_words_are_written_vertically(ax):
 def test_a_unit_trace_has_panels_of_gates_cell_and_output(ax):
     plots.unit_trace("abcd", trace(4, 3), 1, ax=ax)
     names = [panel.get_ylabel() for panel in drawn(ax).figure.axes]
-    expected = ["input i", "forget f", "output o", "candidate g", "cell c", "output h"]
+    expected = [
+        "input gate i",
+        "forget gate f",
+        "output gate o",
+        "candidate g",
+        "cell state c",
+        "output h",
+    ]
     assert names == expected
 
 

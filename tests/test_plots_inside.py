@@ -312,6 +312,23 @@ def test_a_fan_of_one_step_is_visible(ax):
     assert (ends.y0, ends.y1) == (0.5, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("times", "label"),
+    [
+        (np.datetime64("2026-03-01") + np.arange(3), "2026-03-02"),
+        (np.datetime64("2026-03-01T22") + np.arange(3), "2026-03-01\n23:00"),
+        ([1990, 1991, 1992], "1991"),
+    ],
+)
+def test_a_fan_has_the_times_of_its_values(times, label, ax):
+    plots.forecast_fan([1.0, 2.0], {0.5: [1.0]}, times=times, ax=drawn(ax))
+    shown = dict(zip(ax.get_xticks(), ax.get_xticklabels(), strict=True))
+    drawn(ax)
+    assert shown[0].get_text() == label
+    outside = [text.get_text() for x, text in shown.items() if not -1 <= x <= 1]
+    assert not any(outside)
+
+
 def test_a_step_without_a_band_does_not_count(ax):
     levels = {0.1: [0.0, np.nan, 0.0], 0.9: [1.0, 1.0, 1.0]}
     plots.forecast_fan([1.0], levels, truth=[0.5, 0.5, 2.0], ax=ax)
@@ -374,6 +391,10 @@ def test_a_step_without_a_band_does_not_count(ax):
             r"0\.1\]: got 2 at step 2, expected at most the 1 of quantiles\[0\.9\]",
         ),
         (lambda: plots.forecast_fan([1.0], {}), "quantiles: got {}"),
+        (
+            lambda: plots.forecast_fan([1.0], {0.5: [1.0]}, times=[1]),
+            r"times: got shape \[1\], expected \[2\]: 1 of the history and 1",
+        ),
         (lambda: plots.forecast_fan([1.0], {0.1: [1.0]}), "also 0.9"),
         (lambda: plots.forecast_fan([], {0.5: [1.0]}), "history: got shape"),
     ],

@@ -1,9 +1,12 @@
 """Plots of predictions: a confusion matrix, and quantile forecasts."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MultipleLocator
 from numpy.typing import ArrayLike, NDArray
 
 from jaxlstm.plots.canvas import (
@@ -70,6 +73,7 @@ def forecast_fan(
     quantiles: Mapping[float, ArrayLike],
     *,
     truth: ArrayLike | None = None,
+    times: ArrayLike | None = None,
     label: str = "value",
     ax: Axes | None = None,
 ) -> Axes:
@@ -85,6 +89,8 @@ def forecast_fan(
             the others in pairs.
         truth: `[steps]`, the true values; NaN where unknown. Steps without truth, or
             where a limit of the band is not finite, do not count in the fraction.
+        times: `[N + steps]`, the times of the history and of the forecast, datetime64
+            or numbers; None numbers the steps.
         label: name and unit of the values.
         ax: the axes; None for a new figure.
 
@@ -116,8 +122,31 @@ def forecast_fan(
     _bands(ax, ahead, levels, true_values)
     ax.axvline(0, color=INK, lw=0.8, ls=":")
     ax.set(xlabel="step (0: last step of the history)", ylabel=label)
+    if times is not None:
+        _label_times(ax, np.asarray(times), past.size, steps)
     ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return style_axes(ax)
+
+
+def _label_times(ax: Axes, times: NDArray[Any], past: int, steps: int) -> None:
+    """Label the integer positions of the x axis with the times."""
+    if times.shape != (past + steps,):
+        raise ValueError(
+            f"times: got shape {list(times.shape)}, expected [{past + steps}]: {past} "
+            f"of the history and {steps} of the forecast."
+        )
+    texts = times.astype(str)
+    if np.issubdtype(times.dtype, np.datetime64):
+        midnight = (times == times.astype("datetime64[D]")).all()
+        texts = np.datetime_as_string(times, unit="D" if midnight else "m")
+
+    def text_at(position: float, _: object = None) -> str:
+        index = round(position) + past - 1
+        return texts[index].replace("T", "\n") if 0 <= index < len(texts) else ""
+
+    ax.xaxis.set_major_locator(MultipleLocator(math.ceil(len(texts) / 6)))
+    ax.xaxis.set_major_formatter(text_at)
+    ax.set(xlabel="")
 
 
 def _counts(matrix: ArrayLike, labels: Sequence[object]) -> Floats:

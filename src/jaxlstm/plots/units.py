@@ -62,11 +62,11 @@ def unit_trace(
     """
     series = unit_series(symbols, trace, unit)
     rows = (
-        ("input i", GREEN, True),
-        ("forget f", BLUE, True),
-        ("output o", PURPLE, True),
+        ("input gate i", GREEN, True),
+        ("forget gate f", BLUE, True),
+        ("output gate o", PURPLE, True),
         ("candidate g", ORANGE, False),
-        ("cell c", INK, False),
+        ("cell state c", INK, False),
         ("output h", VERMILION, False),
     )
     panels = split_panels(new_axes(ax), [1, 1, 1, 1.3, 1.6, 1.3])

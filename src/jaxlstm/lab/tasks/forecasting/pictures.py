@@ -71,6 +71,7 @@ def _fan(dataset: ForecastDataset, model: Forecaster, number: int) -> Picture:
             target[row - shown : row],
             fan,
             truth=target[row : row + windows.horizon],
+            times=dataset.series.times[row - shown : row + windows.horizon],
             label=name,
             ax=ax,
         ),
