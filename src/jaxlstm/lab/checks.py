@@ -53,7 +53,7 @@ def _build(config: RunConfig) -> tuple[Experiment, dict[str, str]]:
     count = f"{len(population.members)}: {len(seeds)} seeds"
     if config.population.grid:
         count += f" for each of {points} points of the grid"
-    return population.first, {"members": f"{count}; the rest is stated for one"}
+    return population.first, {"members": f"{count}; the rest is of one member"}
 
 
 def _cell(model: Any) -> str:

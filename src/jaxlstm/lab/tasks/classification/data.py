@@ -224,7 +224,7 @@ class SequenceDataset:
         }
 
     def scored(self) -> tuple[str, LabelledSequences]:
-        """Return the part that results are stated for, and its name."""
+        """Return the name and the sequences of the test part, or of the validation."""
         if self.test is not None:
             return "test", self.test
         return "validation", self.validation

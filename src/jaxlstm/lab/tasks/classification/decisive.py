@@ -4,8 +4,8 @@
                     that reads only x_1 … x_t gives the same class for every later t
 
 The gates of the first recurrent layer at the decisive steps are compared with those at
-all other steps of the same sequences. Sequences are from the part that results are
-stated for, which neither training nor the choice of the best has seen.
+all other steps of the same sequences. Sequences are from the test part, or from the
+validation part if there is no test part.
 """
 
 from typing import Any, NamedTuple
@@ -93,13 +93,12 @@ def decisive_steps(reading: Reading) -> np.ndarray:
 
 def describe(trained: Any) -> list[Artifact]:
     """Return when the answers are decided, by class, and the gates there."""
-    reading = read(trained)
+    reading, part = read(trained), trained.dataset().scored()[0]
     decided, classes = decisive_steps(reading), trained.spec.classes
     share = decided / reading.lengths
     right = reading.chances[-1].argmax(-1) == reading.labels
     lines = [
-        f"{len(share)} sequences of the part that results are stated for were read "
-        "step by step.",
+        f"{len(share)} sequences of the {part} part were read step by step.",
         f"Half of the answers are decided after {np.median(share):.0%} of the "
         f"sequence, nine tenths after {np.quantile(share, 0.9):.0%}.",
     ]
