@@ -261,7 +261,8 @@ def test_files_of_a_folder_are_documents(folder):
     assert corpus.document_token == corpus.vocabulary.document_token == 1
     assert corpus.vocabulary.decode(corpus.validation) == "bcd" * 9
     assert int((corpus.train == 1).sum()) == 2
-    hidden, empty = corpus.description["notes"]
+    hidden, empty, held_out = corpus.description["notes"]
+    assert held_out == f"held out for validation: {folder / 'b' / '1.txt'}"
     assert "2 hidden" in hidden
     assert "empty.txt" in empty
 

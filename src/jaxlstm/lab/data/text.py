@@ -94,6 +94,10 @@ def read_text(data: "TextData", *, vocabulary: Vocabulary | None = None) -> Corp
         split = Split(documents, held_out)
     elif marked:
         split = split_documents(documents, data.validation_fraction)
+        if separator is None:  # each file is a document
+            chosen = set(split.validation)
+            files = [text.path for text in train if text.text in chosen]
+            notes.append(f"held out for validation: {shortened(files, most=3)}")
     else:
         split = split_text(train[0].text, data.validation_fraction)
     description: dict[str, Any] = {
