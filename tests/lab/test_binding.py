@@ -339,6 +339,8 @@ def test_more_steps_after_an_early_stop_train_on(finished, tmp_path):
     stopping = {"patience": 1, "min_delta": 100.0}
     training = {"steps": 30, "validate_every": 5, "early_stopping": stopping}
     config = tiny.config(finished / "book.txt", **training)
+    schedule = {"cosine_decay_schedule": {"init_value": 0.02}}
+    config["optimizer"] = [{"adamw": {"learning_rate": schedule}}]
     run = tmp_path / "run"
     train(finished / "book.txt", run, **config)
     assert runs.finished(runs.open(run)) == 10
@@ -348,6 +350,9 @@ def test_more_steps_after_an_early_stop_train_on(finished, tmp_path):
     assert runs.finished(runs.open(run)) == 10
     messages = resume(run, "training.steps=40")
     assert any("early at step 10; it trains on to step 40" in m for m in messages)
+    unchanged = "schedule of the learning rate is unchanged, 0 at the last step."
+    key = "optimizer.0.adamw.learning_rate.cosine_decay_schedule.decay_steps=null"
+    assert any(unchanged in m and m.endswith(key) for m in messages)
     assert runs.finished(runs.open(run)) == 15
 
 

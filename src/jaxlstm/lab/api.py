@@ -23,7 +23,7 @@ from jaxlstm.lab import checkpoints, native, runs, sweeps, tasks
 from jaxlstm.lab._util import interrupts
 from jaxlstm.lab._util.errors import BadInput, LabError
 from jaxlstm.lab._util.files import translate_os_errors
-from jaxlstm.lab.config import changes
+from jaxlstm.lab.config import changes, rates
 from jaxlstm.lab.config import loading as configs
 from jaxlstm.lab.config.base import RunConfig
 from jaxlstm.lab.config.sections import expanded, with_absolute_paths
@@ -37,6 +37,7 @@ from jaxlstm.lab.sinks.text import TextSink
 from jaxlstm.lab.sweeps import SweepResult
 from jaxlstm.lab.tasks.base import Metric
 from jaxlstm.lab.training.experiment import Experiment
+from jaxlstm.lab.training.optimizer import learning_rate
 from jaxlstm.lab.training_run import TrainingRun
 
 if TYPE_CHECKING:
@@ -298,11 +299,30 @@ def _complete(
                     total_steps=changed.training.steps,
                     continued_from=checkpoint[0] if more and checkpoint else None,
                 )
+                for message in _kept_schedule(before, changed):
+                    sinks_.message(message)
             runs.write_environment(run, environment)
             sinks_.message(f"shards: {splits.describe(config, device)}")
             return training_run.complete(checkpoint)
         finally:
             sinks_.finish()
+
+
+def _kept_schedule(before: RunConfig, after: RunConfig) -> list[str]:
+    """Return a message if the number of steps changed and the schedules did not."""
+    keys, training = rates.length_keys(after.optimizer), after.training
+    same = training.steps == before.training.steps
+    if same or after.optimizer != before.optimizer or not keys:
+        return []
+    rate = learning_rate(
+        after.optimizer, accumulate=training.gradient_accumulation_steps
+    )
+    last = "" if rate is None else f", {rate(training.steps - 1):.2g} at the last step"
+    return [
+        f"training.steps is now {training.steps:,}; the schedule of the learning rate "
+        f"is unchanged{last}. To let it end with the training, resume with "
+        + " ".join(f"{key}=null" for key in keys)
+    ]
 
 
 def _build(

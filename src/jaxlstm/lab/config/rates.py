@@ -8,7 +8,7 @@ Both are replaced by what they mean before a config is validated, so that the co
 a run has the values that were used.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxlstm.lab._util.wording import describe
@@ -85,6 +85,28 @@ def without_lengths(chain: Node) -> Node:
         return {k: v for k, v in arguments.items() if k != _LENGTHS.get(name)}
 
     return _edited(chain, remove)
+
+
+def length_keys(chain: Any, path: str = "optimizer") -> list[str]:
+    """Return the keys of the numbers of updates that `with_lengths` could fill in.
+
+    Example:
+        >>> length_keys([{"sgd": {"learning_rate": {"cosine_decay_schedule": {}}}}])
+        ['optimizer.0.sgd.learning_rate.cosine_decay_schedule.decay_steps']
+    """
+    if isinstance(chain, Mapping):
+        items = [(str(key), value) for key, value in chain.items()]
+    elif isinstance(chain, list | tuple):
+        items = [(str(index), value) for index, value in enumerate(chain)]
+    else:
+        return []
+    found = []
+    for key, value in items:
+        if key in _LENGTHS:
+            found.append(f"{path}.{key}.{_LENGTHS[key]}")
+        elif key != "join_schedules":
+            found += length_keys(value, f"{path}.{key}")
+    return found
 
 
 # -- the learning rate --------------------------------------------------------
