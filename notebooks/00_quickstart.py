@@ -20,10 +20,12 @@
 # $$i, f, o = \sigma(z_i), \sigma(z_f), \sigma(z_o) \qquad g = \tanh(z_g)$$
 # $$c_t = f \odot c_{t-1} + i \odot g \qquad h_t = o \odot \tanh(c_t)$$
 #
-# where $z = W_x x_t + W_h h_{t-1} + b$. The forget gate `f` determines how much of the
-# cell state is kept, the input gate `i` how much of the candidate `g` is added, and the
-# output gate `o` how much of the cell state is output, as the *hidden state* `h`. All
-# of these are vectors. One position in them is a *unit*, with its own gates.
+# where $z = W_x x_t + W_h h_{t-1} + b$ with its own weights and bias for each of the
+# four, σ is the sigmoid, which maps any number to 0..1, and ⊙ multiplies unit by unit.
+# The forget gate `f` determines how much of the cell state is kept, the input gate `i`
+# how much of the candidate `g` is added, and the output gate `o` how much of the cell
+# state is output, as the *hidden state* `h`. All of these are vectors. One position in
+# them is a *unit*, with its own gates.
 #
 # This notebook trains a model that generates Python code, with a training loop written
 # out, and then plots its gates while it reads. Nothing is downloaded: the text is the
@@ -77,8 +79,8 @@ print("cell state ", state.c)
 
 # %% [markdown]
 # The forget gates lie around 0.73, because their bias is initialised to 1 and σ(1) is
-# 0.73; the input moves each of them. An untrained LSTM therefore keeps most of its
-# state.
+# 0.73; the input moves each of them. An untrained LSTM therefore keeps about three
+# quarters of its cell state from one step to the next.
 #
 # ## A whole sequence
 #
@@ -97,10 +99,11 @@ print("its final state is that of step 4:", bool((state.h[1] == hs[3, 1]).all())
 # %% [markdown]
 # ## The text
 #
-# Some files of the standard library, split into 32 streams that are read in parallel.
-# Batch *n + 1* of a stream begins where batch *n* ended, so the state can be carried
-# over. (At its end a stream restarts with the state it ended with, so that once in a
-# while the state does not match the text.)
+# The text consists of some files of the standard library. It is split into 32 streams
+# that are read in parallel. Batch *n + 1* of a stream begins where batch *n* ended, so
+# the state can be carried over. (When a stream has been read to its end, reading
+# continues near its beginning with the old state, which then does not match the text
+# for a few steps.)
 
 # %%
 library = Path(sysconfig.get_path("stdlib"))
@@ -204,8 +207,10 @@ plt.show()
 #
 # The training curve rises again and again, although the model improves: each step reads
 # another part of the text, and some parts are harder than others. The validation curve
-# is always about the same held-out text. It is higher than the training curve since the
-# model has read the other text almost three times.
+# is always about the same held-out text. It is higher than the training curve from the
+# start: the held-out text, most of it from `pathlib`, is not in the files that the
+# model is trained on. Later the model has also read the training text almost three
+# times.
 #
 # ## Generate text
 #
@@ -235,14 +240,15 @@ print("".join(written))
 # %% [markdown]
 # ## Look inside
 #
-# `model.trace` is `model.apply` that also returns the gates and states of every step,
-# as a dict with an entry for each recurrent layer. The key is the path of the layer in
-# the parameters. Here it is `"rnn"`, the name that `serial` was given. A stack called
-# `rnn` has one entry for each of its layers, `"rnn/0"` and `"rnn/1"`. Without names,
-# paths consist of positions, such as `"1"` or `"1/0"`.
+# `model.trace` does the same as `model.apply` and also returns the gates and states of
+# every step, as a dict with an entry for each recurrent layer. The key is the path of
+# the layer in the parameters. Here it is `"rnn"`, the name that `serial` was given. A
+# stack called `rnn` has one entry for each of its layers, `"rnn/0"` and `"rnn/1"`.
+# Without names, paths consist of positions, such as `"1"` or `"1/0"`.
 #
-# The plot shows the forget gates of all 128 units while the model reads two lines,
-# sorted by their mean: bright is open, dark is closed.
+# The plot shows the forget gates while the model reads two lines of code. It has a row
+# for each of the 128 units, the one with the highest mean on top. Bright is open (1),
+# dark is closed (0).
 
 # %%
 # With your own text, use a part of it: line = text[:80]
@@ -268,8 +274,10 @@ jl.plots.timescales(trace.gates.f, ax=ax)
 plt.show()
 
 # %% [markdown]
-# One single unit, the one whose forget gate and cell state vary most: its gates, cell
-# state and output.
+# The next plot shows a single unit, the one whose forget gate and cell state vary most.
+# Its rows are the input gate `i`, the forget gate `f`, the output gate `o`, the
+# candidate `g`, the cell state `c` and the hidden state `h`, which is the output of the
+# unit.
 
 # %%
 spread = np.asarray(trace.gates.f).std(0) * np.asarray(jnp.tanh(trace.state.c)).std(0)
@@ -280,6 +288,7 @@ plt.show()
 # %% [markdown]
 # ## The same with one command
 #
-# `jaxlstm train` does all of this from a config file, with validation, checkpoints that
-# resume to the same bits, and a report. In a clone of the repository, from this
-# directory, the Python function is `jl.lab.train("../configs/quickstart.yaml")`.
+# `jaxlstm train` does all of this from a config file, and adds checkpoints and a
+# report. An interrupted run that is resumed gives exactly the same numbers as one that
+# was not interrupted. In a clone of the repository, from this directory, the Python
+# function is `jl.lab.train("../configs/quickstart.yaml")`.

@@ -15,28 +15,31 @@
 # # The four gates, and why gradients survive
 #
 # An LSTM carries a memory from step to step, the cell state `c`. Three gates decide
-# what is kept of it (`f`), written to it (`i`) and read from it (`o`). Eight claims
-# about them are tested here: we set gates by hand, follow gradients 500 steps back, and
-# train small networks on tasks that need forgetting or a long memory. Each experiment
-# ends with a plot and numbers, and the text says where a claim is not supported.
+# what is kept of it (`f`), written to it (`i`) and read from it (`o`). The candidate
+# `g`, the value that is written, is often called the fourth gate. Eight claims about
+# them are tested here: we set gates by hand, follow gradients 500 steps back, and train
+# small networks on tasks that need forgetting or a long memory. Each experiment ends
+# with a plot and numbers, and the text says where a claim is not supported.
 #
 # | claim (section) | result |
 # | --- | --- |
 # | f = 1 keeps everything, f = 0 nothing (2) | yes, while nothing is written |
-# | closed gates leave every bit of c unchanged (3) | yes, for pre-activations of ±22 |
+# | with i = 0 and f = 1 every bit of c stays (3) | yes, for pre-activations of ±22 |
 # | gradients of an LSTM survive 500 steps (4) | no: 10⁴²·⁵ times smaller; RNN: 10¹⁰³ |
-# | they do if forget gates start near 1 (4) | yes: 10³·⁵ times smaller |
-# | the gradient is the product of the f (5) | if near 1: within 7 % over 10 steps |
-# | a candidate around zero learns sooner (6) | yes: 2.8 times fewer updates |
-# | without a forget gate, c is never cleared (7) | yes; the error is 14 times larger |
-# | forget gates should start open (8) | 20 of 20 seeds learn it; with bias 1 none |
+# | they survive if f starts near 1 (4) | yes, with chrono: only 10³·⁵ times smaller |
+# | the gradient is the product of f (5) | if f is near 1: within 7 % over 10 steps |
+# | a candidate around zero learns sooner (6) | yes; else 2.8 times as many updates |
+# | without a forget gate c is never cleared (7) | yes; the error is 14 times as large |
+# | f should start near 1 (8) | with chrono 20 of 20 seeds learn; with bias 1 none |
+#
+# *Chrono* is an initialization with forget gates near 1 (sections 4 and 8).
 #
 # A number from one random network proves little. So every experiment is repeated with
 # several *seeds*, each with its own weights and data. Numbers are given as *mean [low,
-# high]*, the 95 % confidence interval of the mean over seeds by Student's t, followed
-# by the smallest and largest seed. Ratios are averaged geometrically. Counts of seeds
-# have an exact binomial interval. Of about 60 intervals, expect two or three to miss
-# the true value.
+# high], seeds a to b*: the 95 % confidence interval of the mean over seeds by Student's
+# t, then the smallest and the largest value of a single seed. Ratios are averaged
+# geometrically. Counts of seeds have an exact binomial interval. Of about 50 intervals,
+# expect two or three to miss the true value.
 #
 # You need no experience with JAX. Its features are explained where they are first used,
 # except one: `jax.tree.map(f, params)` applies `f` to every array of a record.
@@ -149,7 +152,9 @@ plt.show()
 # In "replace" the cell equals the candidate, so one line hides the other. Everything an
 # LSTM remembers is a mixture of these four. In a real network the gates are not set by
 # hand: each is computed at each step from the input and from `h`, as $\sigma(W_x x_t +
-# W_h h_{t-1} + b)$ with its own weights, where σ maps any number to 0..1.
+# W_h h_{t-1} + b)$ with its own weights, where σ, the sigmoid, maps any number to 0..1.
+# The argument of σ is the *pre-activation*. A gate near 0 is *closed*, one near 1
+# *open*.
 
 # %% [markdown]
 # ## 2. Claim: at 1 the forget gate keeps everything, at 0 nothing
@@ -160,8 +165,9 @@ plt.show()
 #
 # `cell` is a record of functions; `cell.init` draws its weights. In JAX random numbers
 # come from a *key*, and the same key gives the same numbers. `jax.vmap` turns a
-# function of one argument into a function of many at once: here it maps one key per
-# seed to the weights of all seeds, stacked along the first axis.
+# function of one value into a function of an array of values, which are computed
+# together: here it maps one key per seed to the weights of all seeds, stacked along the
+# first axis.
 
 # %%
 UNITS, FEATURES = 32, 8
@@ -207,7 +213,7 @@ def cell_after(params, before, noise):
 
 
 def what_is_left(params, before, noise, z):
-    """Return the share kept, input gate closed, and the correlation, gate normal."""
+    """Return the share kept if i is held at 0, and the correlation if i is normal."""
     params = hold(params, FORGET, z)
     after = cell_after(hold(params, INPUT, -100.0), before, noise)
     share = (after * before).sum() / (before * before).sum()
@@ -259,13 +265,14 @@ state_number("f = 1, input gate normal: correlation", correlation[:, -1])
 # -0.27 and 0.28. Remembering takes *both* gates.
 
 # %% [markdown]
-# ## 3. Claim: with both gates closed the cell does not change by a single bit
+# ## 3. Claim: with i = 0 and f = 1 the cell does not change by a single bit
 #
-# The claim needs a definition. *Closed* means that nothing is written and nothing is
-# lost: i = 0 and **f = 1**. (With both gates at 0 the cell would be erased: see "erase"
-# above.) Mathematically, σ never reaches 0 or 1. In float32 arithmetic it does: σ(17)
-# is exactly 1, and σ(−30) is so small that adding it changes nothing. So how large must
-# the preactivations be for 500 steps of noise to leave every bit unchanged?
+# The input gate must be closed and the forget gate open, so that nothing is written and
+# nothing is lost. (With both at 0 the cell would be erased: see "erase" above.)
+# Mathematically, σ never reaches 0 or 1. In float32 arithmetic it reaches 1: σ(17) is
+# exactly 1. σ(−30) is about 10⁻¹³, which is not 0, but too small to change a number of
+# ordinary size that it is added to. So how large must the pre-activations be for 500
+# steps of noise to leave every bit unchanged?
 
 # %%
 pushes = np.arange(14.0, 33.0, 2.0, dtype=np.float32)
@@ -296,10 +303,11 @@ state_number("i = σ(−30), f = σ(30): units unchanged in every bit", at[30.0]
 assert (at[30.0] == 1).all()  # every unit of every seed, bit for bit
 
 # %% [markdown]
-# **Supported, bit for bit**, in every unit of every seed from a push of 22 on. Below
-# that it is not: at 20 the forget gate is exactly 1, but the input gate still passes
-# two parts in a billion, which changes the last bits of small numbers. The `assert`
-# uses a push of 30 as a margin for still smaller numbers.
+# **Supported, bit for bit**, in every unit of every seed for pre-activations of ±22 and
+# beyond (the *push* in the plot). Below that it is not: at 20 the forget gate is
+# exactly 1, but the input gate is still two parts in a billion, so that what is written
+# changes the last bits of small numbers. The `assert` uses 30, which is safe also for
+# cell values nearer to zero.
 
 # %% [markdown]
 # ## 4. Claim: the gradients of an LSTM survive 500 steps, those of an RNN do not
@@ -309,9 +317,10 @@ assert (at[30.0] == 1).all()  # every unit of every seed, bit for bit
 # use a random linear combination of the last outputs as the loss, and measure the norm
 # of its gradient with respect to `h` at each earlier step. We use `h` and not `c`
 # because all networks have an `h`: a plain RNN is $h_t = \tanh(W_x x_t + W_h h_{t-1} +
-# b)$, and a GRU keeps its memory in `h` too. All start with orthogonal recurrent
-# weights, one matrix per gate. *Chrono* is an initialization whose forget gates start
-# between ½ and 1 − 1/500, and whose input gates start nearly closed (section 8).
+# b)$, and a GRU, a cell with two gates and no `c`, keeps its memory in `h` too. All
+# start with orthogonal recurrent weights, one matrix per gate. *Chrono* is an
+# initialization whose forget gates start between ½ and 1 − 1/500, and whose input gates
+# start nearly closed (section 8).
 #
 # `jl.diagnostics.gradient_flow` returns the gradient of a loss with respect to the
 # state after every step. It is computed in float64 here, because some of these numbers
@@ -382,17 +391,20 @@ state_number("LSTM, chrono: lost in the cell over 499 steps", by_c[:, 1] - by_c[
 # The gradient also has paths around the cell, through `h`, so that 42.5 powers of ten
 # are lost and not 68. That is fewer than in an RNN or a GRU, but the gradient has
 # vanished all the same. The bias makes the difference: with bias 0 an LSTM loses more
-# than a GRU, whose gate also starts at ½.
+# than a GRU, whose update gate (its forget gate) also starts at ½.
 #
-# Two gradients survive. One is that of an LSTM whose forget gates *start near 1*
+# Two gradients survive, those of the two lines at the top of the left plot, whose
+# legend holds for both plots. One is that of an LSTM whose forget gates *start near 1*
 # (chrono, see section 8). It loses 3.5 powers of ten in `h`, about two of them in the
-# first 2 steps: `h` enters the cell only through the input gates, which chrono starts
-# nearly closed. In the cell itself one power of ten is lost in 499 steps. The other is
-# that of the LSTM of 1997, which has no forget gate. Over 250 steps it loses as much as
-# chrono, 3.2 and 3.1 powers of ten, and its seeds differ most. Over 500 steps it loses
-# only 1.5, fewer than over 250: perhaps because its cells are still small in the first
-# steps of the sequence (the rise at the right edge). The gradient survives not because
-# there are gates, but because they stay open.
+# first 2 steps: a change of `h` changes the next cell state only through `i`, `f` and
+# `g`, and it changes it little while most input gates are near 0 and most forget gates
+# near 1. In the cell itself one power of ten is lost in 499 steps. The other is that of
+# the LSTM of 1997, which has no forget gate. Over 250 steps it loses as much as chrono,
+# 3.2 and 3.1 powers of ten, and its seeds differ most. Over 500 steps it loses only
+# 1.5: its gradient is larger in the earlier steps, further to the right in the plot. A
+# possible reason, which was not measured, is that its cells, which only add up, are
+# smaller in the earlier steps. The gradient survives where `c` is multiplied by nearly
+# 1 at each step: with a forget gate near 1, or without a forget gate.
 
 # %% [markdown]
 # ## 5. Claim: the gradient is the product of the forget gates
@@ -450,27 +462,31 @@ state_number("chrono, 100 steps: product to derivative", product / truth, ratio=
 
 # %% [markdown]
 # The first two plots compare norms only (the Frobenius norm is the root of the sum of
-# all squares). With a forget bias of 1 both vanish, the product far sooner. With chrono
-# about half of the derivative is left after 100 steps, and the product is only 3 to 4 %
-# smaller than it. The third plot compares the whole matrices. Written as a matrix, the
-# product of forget gates is diagonal, since it links each unit with itself only. The
-# derivative is not, and *left out* is the norm of their difference divided by that
-# of the derivative.
+# all squares). At lag 0 the derivative is the identity matrix, and the norm that of 32
+# ones, √32 = 5.66. With a forget bias of 1 both vanish, the product far sooner. With
+# chrono about half of the derivative is left after 100 steps, and the product is only 3
+# to 4 % smaller than it. The third plot compares the whole matrices. Written as a
+# matrix, the product of forget gates is diagonal, since it links each unit with itself
+# only. The derivative is not, and *left out* is the norm of their difference divided by
+# that of the derivative.
 #
 # **Supported where the forget gates are near 1, and less so over longer lags.** With
 # chrono the carousel leaves out 7 % of the derivative over 10 steps, and a quarter over
-# 100 (as norms; 6 % of the squares), because the gates and `h` carry a part of it from
-# unit to unit; the share rises up to the last lag. With a forget bias of 1 it leaves
-# out nine tenths after only 10 steps: the little gradient that arrives came through
-# `h`, as in any RNN.
+# 100, because the gates and `h` carry a part of it from unit to unit; the share rises
+# up to the last lag. (A quarter of the norm is 6 % of the squared norm. So the norm of
+# the product alone is only 3 to 4 % smaller.) With a forget bias of 1 the carousel
+# leaves out nine tenths after only 10 steps: the little gradient that arrives came
+# through `h`, as in any RNN.
 
 # %% [markdown]
 # ## Training in the next experiments
 #
-# The last three claims are about learning. Each compares networks on a small task with
-# one helper, which trains the same network from many seeds *in parallel*. It has the
-# parts of any training loop: a loss, its gradient (`jax.value_and_grad`), and an update
-# by Adam (from the library Optax). `jax.vmap` runs it for all seeds.
+# The last three claims are about learning. For each of them, networks are trained on a
+# small task and compared. The function `train` trains a network from many seeds *in
+# parallel*. It has the parts of any training loop: a loss, its gradient
+# (`jax.value_and_grad`), and an update by Adam (from the library Optax). `jax.vmap`
+# runs it for all seeds. Losses are plotted as means over 20 updates, because single
+# batches are noisy, so the lines begin at update 20.
 
 # %%
 head = jl.linear(1)  # h of a step -> one number
@@ -611,9 +627,9 @@ for one, other in (
 # measured: with a candidate that can be negative, a network can subtract what it added,
 # and its cell does not grow before it has learnt anything.
 #
-# The number holds for one learning rate, 1e-2, which was tuned for none of them: with
-# 3e-2 tanh and the sigmoid learn sooner, and the factor is nearer to 2. The same
-# applies to the next two sections.
+# The number holds for one learning rate, 1e-2, which was tuned for none of the
+# networks: with 3e-2 tanh and the sigmoid learn sooner, and the factor is nearer to 2.
+# The numbers of the next two sections, too, hold for this learning rate only.
 #
 # The claim is that it learns *sooner*. With more updates the sigmoid learns the task as
 # well.
@@ -701,28 +717,29 @@ for what, pair in {"early error": early, "late error": late, "growth": growth}.i
 
 # %% [markdown]
 # **Supported for the cell, and in part for the error.** Without a forget gate the cell
-# state grows with the stream, to a mean |c| of 189 (164 to 214) after 1000 steps, where
-# it stays near ½ with one. The error is more than ten times as large, but it is so from
-# the start. It grows by about two fifths within the first hundred steps, the length of
-# the training sequences, and then no more: from steps 50 to 100 to steps 900 to 1000 it
-# grows 1.07 times (0.95 to 1.20), which is compatible with no growth, and with that of
-# the network with a forget gate. The usual account, that the network fails on longer
-# streams, is not confirmed, although a growth by up to a fifth is not excluded. The
-# network of 1997 learns to work with cells that grow.
+# state grows with the stream, to a mean |c| of 189 (164 to 214) after 1000 steps. With
+# a forget gate it stays near ½. Without a forget gate the error is more than ten times
+# as large, and it is so from the start. It grows by about two fifths within the first
+# hundred steps, the length of the training sequences. After that no growth is measured:
+# the error over steps 900 to 1000 is 1.07 times (0.95 to 1.20) that over steps 50 to
+# 100. With a forget gate this factor is 0.97 (0.72 to 1.31). The usual account, that
+# the network fails on longer streams, is not confirmed, although a growth by up to a
+# fifth is not excluded. The network of 1997 learns to work with cells that grow.
 #
 # The network with a forget gate is not free of errors either: the error of single seeds
-# jumps for about fifty steps (the spikes of its band), at most up to that of 1997.
+# jumps at times, at most about up to that of 1997. (These are the spikes of its band,
+# which look at least 50 steps wide because the plot is a mean of 50 steps.)
 
 # %% [markdown]
 # ## 8. Claim: initialise the forget gates open
 #
 # The bias of the forget gate determines where training starts: with 0 a gate is σ(0) =
 # 0.5, with 1 it is 0.73. *Chrono* draws a bias for each unit so that the timescales are
-# spread from 1 step to T steps, and gives the input gate the negative of it: a unit
-# that keeps for long writes rarely. To separate the two, a fourth initialisation
-# combines chrono's forget gates with the usual input gates. The task requires a long
-# memory: the first input is a sign, +1 or −1, followed by 100 steps of noise; output
-# the sign at the end.
+# spread from 1 step to T steps, and gives the input gate the negative of this bias, so
+# that a unit with a long timescale writes little. To separate the two effects, a fourth
+# initialisation combines chrono's forget gates with the usual input gates. The task
+# requires a long memory: the first input is a sign, +1 or −1, followed by 100 steps of
+# noise, and the sign must be output at the end.
 
 # %%
 LAG = 100
@@ -737,12 +754,13 @@ def recall(rng, rows):
 
 
 # %% [markdown]
-# The four differ only in their initial biases, so they are trained together, as four
-# times as many seeds that see the same data. Before training we compute the timescale
-# of each unit, `jl.diagnostics.timescales`: the number of steps until 37 % (1/e) of a
-# cell is left, −1 / mean(log f). A forget gate of 0.5 has a timescale of 1.4 steps, one
-# of 0.73 has 3.2. A timescale below one step means that less than 37 % is left after a
-# single step, because f is below 0.37.
+# The four networks differ only in their initial biases, so one call trains all of them:
+# four groups of 20 seeds, and every group sees the same data. Before training we
+# compute the timescale of each unit, `jl.diagnostics.timescales`: the number of steps
+# until 37 % (1/e) of a cell is left, −1 / mean(log f). A forget gate of 0.5 has a
+# timescale of 1.4 steps, one of 0.73 has 3.2. A timescale below one step means that
+# less than 37 % is left after a single step, because f is below 0.37. The left plot
+# omits the fourth initialisation, whose timescales are about those of chrono.
 
 # %%
 biases = {
@@ -818,12 +836,13 @@ state(
 # the task, with bias 0 none does. But neither does bias 1, the usual advice: its
 # initial timescale of three steps is closer to that of bias 0 than to the 100 steps
 # that the task requires, and no gradient reaches back far enough to extend it (section
-# 4). Forget gates should start open *for as long as the task needs*. They do not
-# suffice: with chrono's forget gates alone the median loss falls sooner and then
-# slows down, and 13 of the 20 seeds learn the task; with input gates that also start
-# closed, all do. The difference is unlikely to be chance (p = 0.016 in McNemar's test,
-# which counts the seeds that learn with one of the two only). All this holds
-# after 160 updates: more seeds might learn it later.
+# 4). The initial timescales should reach *the number of steps that the task needs*.
+# Forget gates alone do not suffice: with chrono's forget gates and the usual input
+# gates the median loss falls sooner and then slows down, and 13 of the 20 seeds learn
+# the task; with input gates that also start nearly closed, all do. The difference is
+# unlikely to be chance (p = 0.016 in McNemar's test, which counts the seeds that learn
+# with one of the two only). All this holds after 160 updates: more seeds might learn it
+# later.
 
 # %% [markdown]
 # ## All numbers

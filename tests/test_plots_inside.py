@@ -176,6 +176,7 @@ def test_a_signal_is_drawn_above_the_gate(ax):
     np.testing.assert_array_equal(top.lines[0].get_ydata(), signal)
     assert top.get_ylabel() == "x (volt)"
     assert panels[1].images[0].get_array().shape == (6, 20)
+    assert panels[2].get_ylabel() == "input gate i (0: closed, 1: open)"
     assert top.get_xlim() == panels[1].get_xlim()
 
 

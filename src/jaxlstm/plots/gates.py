@@ -84,7 +84,7 @@ def signal_heatmap(
     Args:
         signal: `[T]`, or `[T, D]` with at most 5 features, one line each.
         values: `[T, units]`, the gate.
-        name: the title.
+        name: the gate, written beside the colour bar.
         limits: the values of the darkest and brightest colour.
         label: name and unit of the signal.
         ax: the axes to split into panels; None for a new figure.
@@ -111,9 +111,8 @@ def signal_heatmap(
         top.plot(line, color=colour, ls=style, lw=1.3, label=feature)
     if len(lines) > 1:
         top.legend(frameon=False, ncols=len(lines), fontsize="small")
-    top.set_title(name, parse_math=False)
     top.set_ylabel(label)
-    _draw_heatmap(bottom, [top, bottom], values, limits)
+    _draw_heatmap(bottom, [top, bottom], values, limits, name)
     bottom.set(xlabel="step", xlim=(-0.5, len(values) - 0.5))
     integer_ticks(bottom.xaxis, 8)
     return style_axes(top)
@@ -255,6 +254,7 @@ def _draw_heatmap(
     beside: list[Axes],
     values: NDArray[np.float64],
     limits: tuple[float, float],
+    name: str | None = None,
 ) -> AxesImage:
     """Draw a row per unit, sorted by mean, and a colour bar beside the axes."""
     order = np.argsort(-_means(values), kind="stable")
@@ -267,8 +267,12 @@ def _draw_heatmap(
         vmax=high,
         interpolation="none",
     )
-    label = "gate value (0: closed, 1: open)" if limits == (0.0, 1.0) else "value"
-    ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25, label=label)
+    if limits == (0.0, 1.0):
+        label = f"{name or 'gate value'} (0: closed, 1: open)"
+    else:
+        label = name or "value"
+    bar = ax.figure.colorbar(image, ax=beside, pad=0.01, aspect=25)
+    bar.ax.set_ylabel(label, parse_math=False)
     ax.set(ylabel="unit number (highest mean on top)")
     _number_units(ax.yaxis, order, height_in_points(ax) / 20)
     return image
