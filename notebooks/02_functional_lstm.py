@@ -16,7 +16,8 @@
 #
 # A cell is a record of pure functions, its parameters are arrays, and its state is
 # passed in and returned. This notebook shows what follows from that. Where the text
-# says that two results are equal, the code compares them.
+# says that two results are equal, the code compares them, or prints their largest
+# difference, which is due to rounding.
 #
 # One convention everywhere: time is axis 0, features are the last axis, and any number
 # of batch axes lie between them. Functions return the state first, as `jax.lax.scan`
@@ -37,12 +38,12 @@ jax.tree.map(jnp.shape, params)
 
 
 # %% [markdown]
-# A helper that compares two results bit for bit:
+# A helper that compares two results:
 
 
 # %%
-def same_bits(one, other):
-    """Return whether all arrays of two results are equal bit for bit."""
+def exactly_equal(one, other):
+    """Return whether all numbers of two results are equal, without a tolerance."""
     equal = jax.tree.map(lambda a, b: bool((a == b).all()), one, other)
     return all(jax.tree.leaves(equal))
 
@@ -90,15 +91,16 @@ def loss(params, xs):
 
 
 clean, from_nan = (jax.grad(loss)(params, inputs) for inputs in (xs, with_nan))
-print("gradients are equal with NaN in the padding:", same_bits(clean, from_nan))
+print("gradients are equal with NaN in the padding:", exactly_equal(clean, from_nan))
 
 state, hs = jl.unroll(cell, params, with_nan, lengths=lengths)
-print("row 1 ends in the state of its step 5:", same_bits(state.h[1], hs[4, 1]))
+print("row 1 ends in the state of its step 5:", exactly_equal(state.h[1], hs[4, 1]))
 print("row 2, of length 0, keeps its state:", bool((state.c[2] == 0).all()))
 
 # %% [markdown]
-# A mask selects single steps, also in the middle of a row. Here row 0 skips steps 3 to
-# 5, and the result is that of the sequence without them.
+# `mask` is False at the steps that a row skips, which may also be in the middle of the
+# row. Here row 0 skips steps 3 to 5, and the result is that of the sequence without
+# them.
 
 # %%
 mask = jnp.ones((12, 4), bool).at[3:6, 0].set(False)
@@ -144,7 +146,9 @@ plt.show()
 assert (reach[:7] == 0).all()
 
 # %% [markdown]
-# `jl.resets_from_segments` computes resets from the segment ids of packed data.
+# Several documents can be packed into a row, one after another, with the number of its
+# document at each step. `jl.resets_from_segments` computes the resets from these
+# numbers.
 #
 # ## Outputs
 #
@@ -218,10 +222,11 @@ print("sum and batch gradient:", np.abs(per_row.w_h.sum(0) - whole.w_h).max())
 # %% [markdown]
 # ## Engines
 #
-# `unroll` has several engines, which compute the same result in different ways.
-# `explain` prints which one serves a call, and for each other engine that is tried by
-# default why it would not. Further engines are used only if you name them, as in
-# `engine="native"`.
+# `unroll` has several engines, which compute the same result in different ways. By
+# default it tries `native`, a compiled kernel for CPUs, then `adjoint`, then `scan`.
+# `explain` returns the engine that runs a call, and for each of the others why it is
+# not used. The last line says what the engine stores for the gradient. `engine="scan"`
+# chooses an engine by name; `cudnn` is used only in this way.
 
 # %%
 print(jl.explain(cell, params, xs, lengths=lengths))
@@ -230,16 +235,16 @@ print(jl.explain(cell, params, xs, lengths=lengths))
 # ## Deep networks
 #
 # `serial`, `stack`, `bidirectional` and `residual` compose layers. Lengths, masks,
-# resets and the state behave in a deep network as in a single layer. `trace` is `apply`
-# that also returns the gates and states of all layers, by name. They are zero at padded
-# steps, which a mean over steps must leave out.
+# resets and the state behave in a deep network as in a single layer. `trace` does the
+# same as `apply` and also returns the gates and states of all layers, by name. At
+# padded steps gates and states are zero; leave these steps out of a mean, as below.
 
 # %%
 deep = jl.serial(rnn=jl.stack(cell, (16, 16), bidirectional=True), unembed=jl.linear(2))
 deep_params, _ = deep.init(jax.random.key(3), 3)
 state, ys = deep.apply(deep_params, xs, lengths=lengths)
 _, traced, traces = deep.trace(deep_params, xs, lengths=lengths)
-print("the same outputs:", same_bits(ys, traced))
+print("the same outputs:", exactly_equal(ys, traced))
 active = jl.StepMask.from_lengths(lengths, time=len(xs)).active
 for name, trace in traces.items():
     share = (trace.gates.f > 0.75)[active].mean()

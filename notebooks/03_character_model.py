@@ -41,7 +41,8 @@ UNITS, STREAMS, WINDOW = 128, 32, 96
 # %% [markdown]
 # ## The text
 #
-# All top-level files of the library in alphabetical order; every tenth is held out.
+# We take all top-level files of the library in alphabetical order; every tenth is held
+# out.
 
 # %%
 library = Path(sysconfig.get_path("stdlib"))
@@ -126,9 +127,10 @@ cells = np.asarray(trace.state.c)
 # %% [markdown]
 # ## Features of the text
 #
-# Four features, each 0 or 1 for every character. Brackets are not nested: a bracket is
-# open from the opening character to the next closing one. Quotes end at the end of the
-# line at the latest, because an apostrophe in a comment opens no string.
+# We use four features, each 0 or 1 for every character. Nesting is ignored: a bracket
+# counts as open from the opening character to the next closing one. A quotation ends at
+# the end of its line at the latest, so that an apostrophe in a comment does not mark
+# the lines after it.
 
 
 # %%
@@ -173,13 +175,13 @@ features = {
 # ## Choose on one half, test on the other
 #
 # For each feature we choose the unit whose cell state best separates characters inside
-# from characters outside. The measure is the *AUC*: the probability that the cell state
-# is larger at a random character inside than at one outside. 1 and 0 are perfect
-# separation, 0.5 is none.
+# (where the feature is 1) from characters outside. The measure is the *AUC*: the
+# probability that the cell state is larger at a random character inside than at one
+# outside. 1 and 0 are perfect separation, 0.5 is none.
 #
-# A slow unit can exceed 0.5 by chance, because both the unit and the feature change
-# rarely. As a baseline, the same is computed 40 times with the feature shifted along
-# the text by several thousand characters.
+# If both the cell state and the feature change rarely, the AUC can be far from 0.5 by
+# chance. As a baseline, the same choice and test are made 40 times with the feature
+# shifted along the text by several thousand characters.
 
 
 # %%
@@ -221,17 +223,17 @@ for name, marks in features.items():
 # of the results for shifted features.
 #
 # In the stored run, on the second half, the unit for indentation is almost perfect and
-# the one for round brackets is good. The units for quotes and square brackets are
-# outside the range by chance, that for square brackets barely: its range is wide,
-# because the unit is slow.
+# the one for round brackets is good. The units for quotes and for square brackets are
+# outside the range by chance. The one for square brackets is so only barely (0.736, and
+# the range is 0.276 to 0.724).
 #
 # These results describe one network. A network trained from another seed has other
 # units, perhaps a good one for quotes and none for brackets.
 #
 # ## Plots of the units
 #
-# The cell states of the four units over a part of the second half. The characters where
-# the feature is 1 are grey.
+# The plots show the cell states of the four units over a part of the second half. The
+# characters where the feature is 1 are grey.
 
 # %%
 switches = [
@@ -257,8 +259,10 @@ plt.show()
 # %% [markdown]
 # ## One unit
 #
-# The bracket unit with its gates. While it keeps its state, its forget gate is near 1
-# and its input gate near 0; when it writes, the input gate opens.
+# The plot shows the unit for round brackets: its input gate `i`, forget gate `f` and
+# output gate `o`, the candidate `g`, the cell state `c` and the output `h`. While the
+# unit keeps its cell state, its forget gate is near 1 and its input gate near 0; when
+# it writes, the input gate opens.
 
 # %%
 fig, ax = plt.subplots(figsize=(12, 7))
@@ -269,9 +273,10 @@ plt.show()
 # %% [markdown]
 # ## All units
 #
-# The timescale of each unit while it reads, and the forget gates of all units. A
-# timescale is the number of steps until 37 % of the cell state is left; below one step,
-# less than 37 % is left after a single character.
+# The left plot counts units by their timescale while they read, the right one shows the
+# forget gates of all units. A timescale is the number of steps until 37 % (1/e) of the
+# cell state is left if nothing is written; below one step, less than 37 % is left after
+# a single character.
 
 # %%
 fig, axes = plt.subplots(
@@ -282,10 +287,9 @@ jl.plots.gate_heatmap(shown, np.asarray(passage.gates.f), "forget gate f", ax=ax
 plt.show()
 
 # %% [markdown]
-# A correlation of one unit with open brackets does not prove that the model uses this
-# unit to close them: other units may carry the same information. It proves that the
-# cell state of a single unit has the information, on text that the model was not
-# trained on.
+# That one unit follows open brackets does not prove that the model uses this unit to
+# close them: other units may carry the same information. It shows that the cell state
+# of a single unit has the information, on text that the model was not trained on.
 #
 # `jaxlstm inspect RUN` tests several hundred such features for a run of `jaxlstm
 # train`, with a comparison to chance, and writes a page with the results.

@@ -18,7 +18,7 @@
 # directions, stacks, wrappers, a fast gradient and the diagnostics then work without
 # more code.
 #
-# The cell of this notebook is an LSTM with only a forget gate (van der
+# The cell of this notebook is JANET, an LSTM with only a forget gate (van der
 # Westhuizen and Lasenby, [*The unreasonable effectiveness of the forget
 # gate*](https://arxiv.org/abs/1804.04849), 2018). One gate controls both forgetting and
 # writing, and the state is the output:
@@ -118,8 +118,11 @@ _, _, traces = model.trace(params, xs, lengths=lengths)
 print("gates by name:", sorted(traces))
 
 # %% [markdown]
-# The default engine runs this cell too. It traces `step` once, sorts its operations by
-# what they depend on, and computes the gradient of `w_h` by one product over all steps.
+# An engine is a program that runs the loop over time. The default engine runs this cell
+# too. It calls `step` once on abstract values, as `jax.jit` does, to find out which of
+# its operations depend on the state, and computes the gradient of `w_h` as one matrix
+# product over all steps. `explain` prints which engine that is; the last line says what
+# it stores for the gradient.
 
 # %%
 params = janet.init(jax.random.key(0), 3, 16)
@@ -180,17 +183,17 @@ with jax.enable_x64(True):
     print(f"by differences {differences:.10f}, by jax.grad {along:.10f}")
 
 # %% [markdown]
-# The third compares the default engine with the reference, `lax.scan` and automatic
-# differentiation:
+# The third compares the gradient by the default engine with that by `scan`, the
+# reference engine, which is `lax.scan` with automatic differentiation:
 
 
 # %%
 def total(params, engine):
-    """Return a loss, computed by the named engine."""
+    """Return a loss, computed by the named engine, or the default one for None."""
     return (jl.unroll(janet, params, xs, lengths=lengths, engine=engine)[1] ** 2).sum()
 
 
-fast, reference = (jax.grad(total)(params, name) for name in ("adjoint", "scan"))
+fast, reference = (jax.grad(total)(params, name) for name in (None, "scan"))
 for name, one, other in zip(Params._fields, fast, reference, strict=True):
     print(f"{name:4} largest difference {np.abs(one - other).max():.1e}")
 
@@ -256,13 +259,15 @@ for name, each in losses.items():
     print(f"{name:17} error in the last 25 updates: {each[:, -25:].mean(1).round(2)}")
 
 # %% [markdown]
-# A model that always outputs 0 has an error of 1. Look at the numbers of the single
-# seeds too: a median over few seeds is uncertain.
+# A model that always outputs 0 has an error of 1. Look at the printed numbers of the
+# single seeds too: a median over few seeds is uncertain.
 #
 # ## Diagnostics
 #
 # The diagnostics work for this cell as for any other. How far back does the gradient of
-# the last output reach in untrained networks? A line is the median over the seeds.
+# the last output reach in untrained networks? The loss L is the sum of the last output
+# over all units, and the plot shows the norm of its gradient with respect to the hidden
+# state h of each step. A line is the median over the seeds.
 
 # %%
 noise = jax.random.normal(jax.random.key(5), (SEEDS, LAG + 1, 2))

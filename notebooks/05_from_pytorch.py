@@ -14,9 +14,9 @@
 # %% [markdown]
 # # From PyTorch
 #
-# A trained `nn.LSTM` with a linear head, in a file, becomes a model here: read its
-# gates, train it further, write it back. Nothing in this notebook needs torch. In
-# torch, the model and its file would be
+# A trained `nn.LSTM` with a linear head is loaded from a file. We read its gates, train
+# it further, and write it back. Nothing in this notebook needs torch. In torch, the
+# model and its file would be
 #
 # ```python
 # class Net(torch.nn.Module):
@@ -50,8 +50,9 @@ STEPS = 50 if os.environ.get("FAST", "0") != "0" else 400
 # %% [markdown]
 # ## The file
 #
-# Here its arrays are random, under the names and in the shapes that torch gives them:
-# the four gates i, f, g, o one below the other, and two biases.
+# Here the arrays of the file are random, under the names and in the shapes that torch
+# gives them: the rows of a matrix are those of i, f, g and o, one below the other, and
+# there are two biases.
 
 # %%
 random = np.random.default_rng(0)
@@ -85,8 +86,8 @@ params, model = jl.interop.torch.load(folder / "net.safetensors", prefix=("lstm"
 jax.tree.map(jnp.shape, params)
 
 # %% [markdown]
-# Time is the first axis here, `[time, batch, features]`. The same outputs by torch's
-# own equations, written with NumPy:
+# Time is the first axis here, `[time, batch, features]`. We compute the same outputs by
+# torch's own equations, written with NumPy, and compare:
 
 # %%
 xs = random.normal(size=(30, 4, 1)).astype(np.float32)
@@ -111,8 +112,8 @@ for x, y in zip(xs, ys, strict=True):
 # %% [markdown]
 # ## Train it further
 #
-# The task: a delayed echo. The output is the input of three steps before, on sequences
-# of different lengths.
+# The task is to output the input of three steps before, on sequences of different
+# lengths.
 
 # %%
 DELAY = 3
@@ -122,8 +123,9 @@ optimizer = optax.adam(1e-2)
 @jax.jit
 def train_step(params, moments, key):
     """Return parameters and moments after one step, and the loss before it."""
-    xs = jax.random.normal(key, (40, 32, 1))
-    lengths = jax.random.randint(key, (32,), 10, 41)
+    for_xs, for_lengths = jax.random.split(key)
+    xs = jax.random.normal(for_xs, (40, 32, 1))
+    lengths = jax.random.randint(for_lengths, (32,), 10, 41)
     active = (jnp.arange(40)[:, None] < lengths) & (jnp.arange(40)[:, None] >= DELAY)
 
     def loss(params):
@@ -152,10 +154,12 @@ left.plot(losses)
 left.set(title="training after loading", xlabel="step", ylabel="mean squared error")
 forget = traces["lstm"].gates.f[:, 0]
 jl.plots.signal_heatmap(xs[:, 0, 0], forget, "forget gate f", ax=right)
+plt.show()
+
 # %% [markdown]
 # ## And back
 #
-# `dump` gives arrays under the names of torch. There:
+# `dump` returns arrays under the names of torch. In torch, load them with
 # `net.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})`.
 
 # %%
@@ -172,6 +176,6 @@ all(
 
 # %% [markdown]
 # The command line does the same: `jaxlstm import net.safetensors --from torch --prefix
-# lstm,fc` writes a model file, and `jaxlstm export FILE --to torch` or `--to onnx`
-# reads it. [Weights from and to other libraries](../docs/interop.md) lists what each
-# library has.
+# lstm,fc` writes a model file, and `jaxlstm export FILE --to torch` (or `--to onnx`)
+# converts that file. [Weights from and to other libraries](../docs/interop.md) lists
+# which layers and options can be converted for each library.
