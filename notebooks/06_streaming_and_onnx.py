@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Streaming and ONNX
 #
-# A small character model is trained. Then several users stream through it in one batch,
-# and it runs in onnxruntime, without JAX.
+# We train a small character model. Then it serves several users in one batch, and runs
+# in onnxruntime, without JAX.
 
 # %%
 import os
@@ -33,24 +33,13 @@ import jaxlstm as jl
 STEPS = 60 if os.environ.get("FAST", "0") != "0" else 300
 folder = Path(tempfile.mkdtemp())
 
-
-class Quiet:
-    """A sink that prints nothing."""
-
-    def start(self, *_, **__):
-        """Do nothing."""
-
-    log = message = start
-
-    def finish(self):
-        """Do nothing."""
-
-
 # %% [markdown]
 # ## A model of names
 #
-# Names made of syllables, one on each line. `document_separator` makes each of them a
-# document: the state begins anew, and the model learns where a name ends.
+# The text has names made of syllables, one on each line. `document_separator` makes
+# each of them a document: the state begins anew, and the model learns where a name
+# ends. `sink=None` prints no progress. `sample` draws text; `documents=6` draws six
+# names.
 
 # %%
 random = np.random.default_rng(0)
@@ -80,13 +69,13 @@ trained = jl.lab.train(
         "sample": {"prompt": "", "length": 30},
     },
     run=folder / "run",
-    sink=Quiet(),
+    sink=None,
 )
 print(trained.sample(documents=6, length=100, seed=1))
 
 # %% [markdown]
-# A sample ends where a name ends. `score` returns log p of each symbol, here of the end
-# of the name too:
+# `score` returns log p of each symbol of a text, here also of the end of the name. We
+# add them up:
 
 # %%
 for text in "anna\n", "anan\n", "annx\n":
@@ -95,8 +84,9 @@ for text in "anna\n", "anan\n", "annx\n":
 # %% [markdown]
 # ## Streams
 #
-# Four slots, each with a state of its own. Any split into chunks gives the numbers of
-# the whole, and other slots are not affected:
+# A stream has slots, here four, each with a state of its own. `push` reads tokens in
+# some of the slots and returns the logits after each token. A text that is read in
+# chunks gives the same logits as the whole text, and other slots are not affected:
 
 # %%
 stream = trained.stream(slots=4)
@@ -110,8 +100,9 @@ parts = [
 print("largest difference:", abs(np.concatenate(parts) - whole).max())
 
 # %% [markdown]
-# The state of a slot is a dict of arrays. Saved, it goes on in another slot, stream or
-# process:
+# The state of a slot is a dict of arrays: those of the model, and the logits after the
+# last token (`output`). A saved state can be restored in another slot, stream or
+# process, which then continues the sequence:
 
 # %%
 saved = stream.state(1)
@@ -124,15 +115,15 @@ print("same:", np.allclose(stream.push({3: more})[3], stream.push({1: more})[1])
 # %% [markdown]
 # ## Several users
 #
-# Each thread generates in its slot. Threads that wait at the same time share a call of
-# the model.
+# Each thread generates names in its slot. Threads that need the model at the same time
+# share one call of it.
 
 # %%
 texts = {}
 
 
 def user(slot, prompt):
-    """Generate three names that begin with the prompt."""
+    """Generate three names, of which the first begins with the prompt."""
     pieces = stream.generate(slot, prompt, documents=3, length=60, seed=slot)
     texts[prompt] = prompt + "".join(pieces)
 
@@ -152,8 +143,8 @@ for prompt, text in sorted(texts.items()):
 # ## In onnxruntime
 #
 # `export` writes the model with the LSTM node of ONNX, runs it in onnxruntime, and
-# keeps the file only if the numbers agree. With `stream=True` the file is one step,
-# whose state has names.
+# keeps the file only if the numbers agree. With `stream=True` the file computes a
+# single step: each array of the state is an input and an output, with a name.
 
 # %%
 exported = jl.lab.export(folder / "run", "onnx", stream=True)
@@ -163,7 +154,8 @@ print("inputs ", [(each.name, each.shape) for each in session.get_inputs()])
 print("outputs", [(each.name, each.shape) for each in session.get_outputs()])
 
 # %% [markdown]
-# A name that begins with "gre", with the most likely symbol at each step:
+# We complete the name that begins with "gre", with the most likely symbol at each step,
+# in onnxruntime and by `sample`:
 
 # %%
 state = {
@@ -186,15 +178,17 @@ for token in [1, *trained.vocabulary.encode(text)]:  # 1 begins a document
 while (best := int(logits.argmax())) != 1 and len(text) < 20:
     text += trained.vocabulary.decode([best])
     logits = read(best)
-print(text, "==", "gre" + trained.sample("gre", temperature=0))
+expected = "gre" + trained.sample("gre", temperature=0)
+print(f"onnxruntime {text}, sample {expected}, equal: {text == expected}")
 
 # %% [markdown]
 # ## Time of a step
 #
-# `trained.stream` checks the tokens, keeps the state of each slot and locks it against
-# other threads, in Python: most of the time of one slot is spent there, and 64 slots
-# share it. The last bar is the time of a step divided by its 64 slots. `jl.stream`,
-# which takes arrays and has no slots, is timed in docs/speed.md.
+# A step of `trained.stream` is one call of a compiled program for all slots. Before and
+# after it, Python checks and copies the numbers of each slot. The time per slot
+# therefore falls as more slots share the call. The last bar is the time of a step of 64
+# slots divided by 64. `jl.stream`, which takes arrays and has no slots, is faster for a
+# single sequence; benchmarks/README.md has its times.
 
 
 # %%
@@ -220,6 +214,7 @@ bars = ax.barh(list(taken), list(taken.values()))
 ax.bar_label(bars, fmt="%.0f µs", padding=3)
 ax.set(xlabel="time of a step in µs", xlim=(0, 1.2 * max(taken.values())))
 ax.invert_yaxis()
+plt.show()
 
 # %% [markdown]
 # [Serving a trained model](../docs/serving.md) has a server and a program in
