@@ -14,8 +14,10 @@
 # %% [markdown]
 # # Forecasting with covariates, and a backtest
 #
-# Daily sales of shops, four weeks ahead. Promotions are known ahead, and the day of the
-# week is a feature of the calendar. The data is generated, so what a model can learn is
+# We forecast the daily sales of shops four weeks ahead. *Covariates* are inputs beside
+# the sales: here promotions, which are known ahead, the day of the week, and the size
+# of the shop. A *backtest* makes forecasts from several past dates and compares them
+# with the values that followed. The data is generated, so what a model can learn is
 # known.
 
 # %%
@@ -37,8 +39,10 @@ PLACE = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## The data and its split
 #
-# The time axis is split once, at the same times for all shops. Scalers see the training
-# part only, and the test part is scored once, at the end.
+# The time axis is split once, at the same times for all shops. Sales are scaled by
+# numbers that are computed from the training part only. The test part is not used for
+# training or for choosing the best parameters. A *window* is 28 days of context, which
+# the model reads, and the 28 days after it, the *horizon*, which it forecasts.
 
 # %%
 SALES = {
@@ -86,11 +90,19 @@ task.facts(loaded, dataset)
 # %% [markdown]
 # ## Training
 #
-# The table at the end has the scores of the model, of seasonal naive (last week again)
-# and of drift (a line through the first and the last value) on the same windows. Lower
-# is better, except for the share of values inside the 80 % interval, which should be
-# 80. CRPS, the continuous ranked probability score, compares all quantiles with the
-# value; it has the unit of the data.
+# While the model trains, `mae` and `mse` are the mean absolute and squared errors of
+# scaled sales. The table at the end has scores on the test part: of the model, of
+# seasonal naive (last week again) and of drift (a line through the first and the last
+# value), on the same windows. Lower is better, except for "in 80 %" and "in 95 %", the
+# shares of the values that lie inside these intervals, which should be 80 and 95.
+#
+# - MAE and RMSE, the mean absolute error and the root of the mean squared error, have
+#   the unit of the data. MSE (scaled) is the mean squared error of scaled sales.
+# - MASE is MAE divided by that of seasonal naive in the training part.
+# - sMAPE is the mean of 200 % of the absolute error over the sum of the absolute values
+#   of forecast and truth.
+# - CRPS, the continuous ranked probability score, compares all quantiles with the
+#   value; it has the unit of the data.
 
 # %%
 trained = jl.lab.train(SALES, run=PLACE / "sales")
@@ -98,9 +110,10 @@ trained = jl.lab.train(SALES, run=PLACE / "sales")
 # %% [markdown]
 # ## What the promotions are worth
 #
-# The generator multiplies sales by exp(0.5) = 1.65 in a promotion, with a factor that
-# varies around it from shop to shop. The model has learned it if its forecasts with a
-# promotion on every day and on none differ by this factor.
+# In a promotion the generator multiplies the sales of a shop by a factor, which differs
+# from shop to shop and is about exp(0.5) = 1.65. We forecast the same windows twice,
+# with a promotion on every day and with no promotion. If the model has learned the
+# factor, it is the ratio of the two forecasts.
 
 # %%
 tests = dataset.parts["test"]
@@ -123,8 +136,11 @@ print(f"sales with promotions / without: {np.median(lift):.2f}, true: about 1.65
 # %% [markdown]
 # ## A forecast
 #
-# `predict` continues each series after its last value, for the times and with the
-# promotions that are known. The columns are a table: ids, dates, intervals.
+# `predict` forecasts the 28 days after the last value of each series, whose promotions
+# are known. It returns a table as a dict of columns: ids, dates, forecasts and the ends
+# of the intervals. In the plot of the first shop the high sales of the history, 59 to
+# 50 and 29 to 23 days before its last day, are promotions. The next promotion
+# covers the last two days of the forecast.
 
 # %%
 columns = jl.lab.predict(PLACE / "sales")
@@ -143,8 +159,9 @@ plots.forecast_fan(
 # %% [markdown]
 # ## A backtest
 #
-# The scores from several origins, a horizon apart, show whether one number hides a bad
-# month. All origins lie in the test part.
+# The backtest forecasts from three start dates (*origins*), 28 days apart, and scores
+# each of them, so that a bad month is not hidden in a good mean. All origins lie in the
+# test part.
 
 # %%
 print(jl.lab.backtest(PLACE / "sales", windows=3))

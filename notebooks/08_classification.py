@@ -14,10 +14,11 @@
 # %% [markdown]
 # # When does a classifier decide?
 #
-# We classify recordings of unequal length. The class is told by a short event: a rise,
-# a fall, or a spike, somewhere in the noise. A classifier that reads a recording step
-# by step can know the answer only once the event is over. We train one, find the step
-# at which each of its answers is decided, and look at its gates there.
+# We classify recordings of unequal length. The class of a recording is that of a short
+# event in it: a rise, a fall, or a spike, somewhere in the noise. A classifier that
+# reads a recording step by step can know the answer only when it has read most of the
+# event. We train one, find the step at which each of its answers is decided, and look
+# at its gates there.
 
 # %%
 import os
@@ -37,8 +38,8 @@ folder = Path(tempfile.mkdtemp())
 # %% [markdown]
 # ## The recordings
 #
-# 600 recordings of 20 to 60 steps. An event lasts 6 steps. `ends` is the step at which
-# it is over.
+# There are 600 recordings of 20 to 60 steps. An event lasts 6 steps. `ends` is the
+# number of its last step, counted from 1.
 
 # %%
 draw = np.random.default_rng(0)
@@ -67,8 +68,8 @@ np.savez(
 # %% [markdown]
 # ## Training
 #
-# The same as `jaxlstm train` with a YAML file. A part for validation and one for the
-# test are held out.
+# `jl.lab.train` does the same as `jaxlstm train` with a YAML file. A part for
+# validation and one for the test are held out.
 
 # %%
 
@@ -93,7 +94,8 @@ print(trained.task.result(trained, test, "test").text)
 # ## The decisive steps
 #
 # The model reads 1, 2, 3, … steps of each test recording. The decisive step is the
-# first from which on its answer no longer changes.
+# first from which on its answer no longer changes. The left plot and the number below
+# it are about the recordings whose last answer is right, the right plot about all.
 
 # %%
 reading = decisive.read(trained)
@@ -120,17 +122,20 @@ first = np.bincount(reading.chances[0].argmax(-1), minlength=3)
 print("answers after one step:", dict(zip(shapes, first.tolist(), strict=True)))
 
 # %% [markdown]
-# Points near the line were decided when the event was over. Points far below it were
-# decided by the noise: before any event most answers are `rise`, so that the answer to
-# many rises never changes. At the few points above it, the noise after the event
-# changed the answer and changed it back. The right plot shows the mean probability of
-# the right class while the recordings are read: that of a rise starts higher, at one
-# half.
+# Points near the line were decided when the event was over, or one step earlier,
+# perhaps because the last value of a fall and of a spike is 0, as in the noise. Points
+# far below it were decided before the event: before any event most answers are `rise`,
+# so that the answer to many rises never changes. At the few points above the line, the
+# answer was wrong at some step after the event. The right plot shows the mean
+# probability of the right class while the recordings are read: that of a rise starts
+# higher, at one half.
 #
 # ## The gates
 #
-# One recording of each class that is decided near the end of its event, with the
-# forget gates of all units. The dotted line marks the decisive step, counted from 0.
+# The plots show one recording of each class that is decided near the end of its event,
+# and below each recording the forget gates of all units. The dotted line is at the last
+# step that was read for the decision. The axis counts steps from 0, so after 20 steps
+# the line is at 19.
 
 # %%
 fig, axes = plt.subplots(3, 1, figsize=(11, 11), layout="constrained")
@@ -147,12 +152,13 @@ for label, (name, ax) in enumerate(zip(shapes, axes, strict=True)):
 plt.show()
 
 # %% [markdown]
-# The gates over all test recordings, at the decisive steps and at the others:
+# The text compares the gates of all 120 test recordings at the decisive steps with
+# those at the other steps. The mean of a gate is over all units.
 
 # %%
 print(decisive.describe(trained)[0].text)
 
 # %% [markdown]
 # A difference at the decisive steps shows that the layer treats them differently. It
-# does not show that this gate causes the decision. `jaxlstm inspect RUN` writes the
+# does not show that a gate causes the decision. `jaxlstm inspect RUN` writes the
 # same sentences and the picture for a run of your own.

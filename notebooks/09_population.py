@@ -17,9 +17,10 @@
 # # A population of seeds
 #
 # One training run says little: another seed gives another number. A population trains
-# several seeds, or values of the optimizer, side by side, and reports the mean with its
-# interval. The task is the adding problem of Hochreiter and Schmidhuber (1997): add two
-# marked numbers of a sequence.
+# several models side by side, which differ in their seed or in an option of the
+# optimizer such as the learning rate, and reports the mean with its interval. The task
+# is the adding problem of Hochreiter and Schmidhuber (1997): add two marked numbers of
+# a sequence.
 
 # %%
 import csv
@@ -28,6 +29,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from matplotlib import pyplot as plt
 
 import jaxlstm as jl
 from jaxlstm import plots
@@ -39,11 +41,12 @@ RATE = "optimizer.1.adam.learning_rate"
 # %% [markdown]
 # ## Four seeds, two learning rates
 #
-# `population` is a section of any config. Each of the 4 x 2 members has its own
-# parameters, its own order of the data and its own best checkpoint. `solved` is the
-# share of the 2,000 test sequences whose sum is off by less than 0.04. In the lines of
-# the training, ± is the standard deviation over the members; in the table at the end it
-# is the 95 % confidence interval of their mean.
+# `population` is a section of any config. Each of the 4 x 2 models, the *members*, has
+# its own parameters, its own order of the data and its own best checkpoint. `solved` is
+# the share of 2,000 sequences, which are not used for updates, whose sum is off by less
+# than 0.04. The same sequences choose the best checkpoint. In the lines of the
+# training, ± is the standard deviation over the members; in the table at the end it is
+# the 95 % confidence interval of their mean.
 
 # %%
 ADDING = {
@@ -77,17 +80,20 @@ best = jl.lab.train(ADDING, run=PLACE / "adding")
 with (PLACE / "adding" / "members.csv").open() as file:
     rows = list(csv.DictReader(file))
 for row in rows:
-    print(row["member"], row["seed"], row[RATE], row["solved"])
+    print(
+        f"{row['member']} seed {row['seed']} rate {row[RATE]:5} solved {row['solved']}"
+    )
 for rate in sorted({row[RATE] for row in rows}):
     solved = [float(row["solved"]) for row in rows if row[RATE] == rate]
-    print(f"rate {rate}: solved {np.mean(solved):.3f}, spread {np.std(solved):.3f}")
+    mean, deviation = np.mean(solved), np.std(solved, ddof=1)
+    print(f"rate {rate}: mean {mean:.4f}, standard deviation {deviation:.4f}")
 
 # %% [markdown]
 # ## The training of all members
 #
 # The line is the median of the four seeds of a learning rate, and the band holds the
 # middle half of them. The plot is no test of the difference between the rates; the
-# table above has the interval of each mean.
+# table at the end of the training has the interval of each mean.
 
 # %%
 losses = []
@@ -102,14 +108,16 @@ plots.loss_bands(
     label="training loss (squared error)",
     logarithmic=True,
 )
+plt.show()
 
 # %% [markdown]
 # ## A member is a run
 #
-# Each member can be loaded, evaluated, exported and resumed like a run alone. `load` of
-# the population gives the best member, which was chosen by validation: its score is a
-# little too good. Report the mean.
+# Each member can be loaded, evaluated, exported and resumed like a single run. `train`
+# and `load` of the population return the best member. It was chosen by the score that
+# is reported, so its score is a little too good. Report the mean.
 
 # %%
 member = jl.lab.load(PLACE / "adding" / "members" / "02")
-print(best.run.name, member.config.seed, member.evaluate())
+print("best member", best.run.name)
+print("member 02, seed", member.config.seed, member.evaluate())
