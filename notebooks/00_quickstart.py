@@ -208,9 +208,8 @@ plt.show()
 # The training curve rises again and again, although the model improves: each step reads
 # another part of the text, and some parts are harder than others. The validation curve
 # is always about the same held-out text. It is higher than the training curve from the
-# start: the held-out text, most of it from `pathlib`, is not in the files that the
-# model is trained on. Later the model has also read the training text almost three
-# times.
+# start: most of the held-out text is from other files (`pathlib`) than the training
+# text. Later the model has also read the training text almost three times.
 #
 # ## Generate text
 #

@@ -61,8 +61,9 @@ FAST = os.environ.get("FAST", "0") != "0"
 SEEDS = 4 if FAST else 20
 
 # %% [markdown]
-# Helpers: three print a number and store it for the table at the end. One plots many
-# seeds: the line is their median, and the band reaches from the lowest to the highest.
+# Of these helpers, three print a number and store it for the table at the end. One
+# plots many seeds: the line is their median, and the band reaches from the lowest to
+# the highest.
 
 # %%
 findings = {}
@@ -222,8 +223,8 @@ def what_is_left(params, before, noise, z):
 
 
 # %% [markdown]
-# `jax.vmap` again: over the settings of the forget gate, with all other arguments
-# shared (`None`), and over the seeds. `jax.jit` compiles the result.
+# We use `jax.vmap` twice: over the settings of the forget gate, with all other
+# arguments shared (`None`), and over the seeds. `jax.jit` compiles the result.
 
 # %%
 openness = np.array([0.0, 0.5, 0.9, 0.97, 0.99, 0.999, 1.0], np.float32)
@@ -280,8 +281,8 @@ pushes = np.arange(14.0, 33.0, 2.0, dtype=np.float32)
 
 def pushed(params, before, noise, push):
     """Return the cell state after the noise, with gates σ(−push) and σ(push)."""
-    closed = hold(hold(params, INPUT, -push), FORGET, push)
-    return cell_after(closed, before, noise)
+    held = hold(hold(params, INPUT, -push), FORGET, push)
+    return cell_after(held, before, noise)
 
 
 # The networks, the cells and the noise are those of section 2.
@@ -409,10 +410,10 @@ state_number("LSTM, chrono: lost in the cell over 499 steps", by_c[:, 1] - by_c[
 # %% [markdown]
 # ## 5. Claim: the gradient is the product of the forget gates
 #
-# Why would it survive? With the gates held constant, the derivative of $c_t$ with
-# respect to $c_{t-1}$ is `f`. Over many steps it is the product of the forget gates:
-# the *constant error carousel*. The true derivative has other paths too, through `h`
-# and the gates. `jl.diagnostics.carousel` computes both, for every unit and step.
+# Why would the gradient survive? With the gates held constant, the derivative of $c_t$
+# with respect to $c_{t-1}$ is `f`. Over many steps it is the product of the forget
+# gates: the *constant error carousel*. The true derivative has other paths too, through
+# `h` and the gates. `jl.diagnostics.carousel` computes both, for every unit and step.
 
 # %%
 BACK = 100
@@ -462,8 +463,8 @@ state_number("chrono, 100 steps: product to derivative", product / truth, ratio=
 
 # %% [markdown]
 # The first two plots compare norms only (the Frobenius norm is the root of the sum of
-# all squares). At lag 0 the derivative is the identity matrix, and the norm that of 32
-# ones, √32 = 5.66. With a forget bias of 1 both vanish, the product far sooner. With
+# all squares). At lag 0 both are the identity matrix of 32 units, whose norm is √32 =
+# 5.66. With a forget bias of 1 both vanish, the product far sooner. With
 # chrono about half of the derivative is left after 100 steps, and the product is only 3
 # to 4 % smaller than it. The third plot compares the whole matrices. Written as a
 # matrix, the product of forget gates is diagonal, since it links each unit with itself
@@ -556,8 +557,8 @@ def smooth(losses, width=20):
 # ## 6. Claim: a candidate around zero learns sooner than one that is always positive
 #
 # The candidate `g` is the value that is written. With tanh it can be positive or
-# negative, with a sigmoid only positive. The task: output the sum of two marked numbers
-# in a sequence of 30 random numbers. Always answering 0 has a loss of 0.67.
+# negative, with a sigmoid only positive. The task is to output the sum of two marked
+# numbers in a sequence of 30 random numbers. Always answering 0 has a loss of 0.67.
 #
 # tanh and the sigmoid differ in their mean, but also in slope and range. So a third
 # network uses the sigmoid minus ½, which has the sigmoid's slope and range, and mean
@@ -623,16 +624,16 @@ for one, other in (
 # **Supported.** With the sigmoid the network needs 2.8 times as many updates as with
 # tanh. The third network shows why: the sigmoid minus ½ differs from the sigmoid only
 # in its mean, and needs less than half as many updates. It still needs 1.26 times as
-# many as tanh, which is due to slope and range. A likely reason, which was not
-# measured: with a candidate that can be negative, a network can subtract what it added,
-# and its cell does not grow before it has learnt anything.
+# many as tanh, which is due to slope and range. A likely reason for the effect of the
+# mean, which was not measured, is that with a candidate that can be negative a network
+# can subtract what it added, and its cell does not grow before it has learnt anything.
 #
 # The number holds for one learning rate, 1e-2, which was tuned for none of the
 # networks: with 3e-2 tanh and the sigmoid learn sooner, and the factor is nearer to 2.
 # The numbers of the next two sections, too, hold for this learning rate only.
 #
-# The claim is that it learns *sooner*. With more updates the sigmoid learns the task as
-# well.
+# The claim is that tanh learns *sooner*. With more updates the network with the sigmoid
+# learns the task as well.
 
 # %% [markdown]
 # ## 7. Claim: without a forget gate a network cannot clear its cell
@@ -847,7 +848,8 @@ state(
 # %% [markdown]
 # ## All numbers
 #
-# Means over seeds with their 95 % confidence intervals, as described at the start.
+# These are means over seeds with their 95 % confidence intervals, as described at the
+# start.
 # Other machines round sums differently, so that after training a last digit, or the
 # result of one seed in twenty, may differ.
 

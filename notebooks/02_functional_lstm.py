@@ -19,9 +19,9 @@
 # says that two results are equal, the code compares them, or prints their largest
 # difference, which is due to rounding.
 #
-# One convention everywhere: time is axis 0, features are the last axis, and any number
-# of batch axes lie between them. Functions return the state first, as `jax.lax.scan`
-# does.
+# One convention holds everywhere: time is axis 0, features are the last axis, and any
+# number of batch axes lie between them. Functions return the state first, as
+# `jax.lax.scan` does.
 
 # %%
 import jax
@@ -38,7 +38,7 @@ jax.tree.map(jnp.shape, params)
 
 
 # %% [markdown]
-# A helper that compares two results:
+# This helper compares two results:
 
 
 # %%
@@ -225,8 +225,8 @@ print("sum and batch gradient:", np.abs(per_row.w_h.sum(0) - whole.w_h).max())
 # `unroll` has several engines, which compute the same result in different ways. By
 # default it tries `native`, a compiled kernel for CPUs, then `adjoint`, then `scan`.
 # `explain` returns the engine that runs a call, and for each of the others why it is
-# not used. The last line says what the engine stores for the gradient. `engine="scan"`
-# chooses an engine by name; `cudnn` is used only in this way.
+# not used. The last line says what the engine stores for the gradient. An engine can be
+# named, as in `engine="scan"`; `cudnn` is used only if it is named.
 
 # %%
 print(jl.explain(cell, params, xs, lengths=lengths))

@@ -18,9 +18,9 @@
 # whether single units follow features of the text: an open bracket, a quoted string,
 # the indentation of a line.
 #
-# With many units and many features, some unit always fits by chance. So we choose units
-# on one half of a text and test them on the other half. The model was not trained on
-# either half.
+# With many units and many features, some unit fits some feature by chance. So we choose
+# units on one half of a text and test them on the other half. The model was not trained
+# on either half.
 
 # %%
 import os
@@ -67,7 +67,8 @@ print(f"{len(seen):,} characters to train on, {len(unseen):,} held out")
 # %% [markdown]
 # ## Training
 #
-# As in the quickstart, each of 32 streams continues where its last window ended.
+# The text is split into 32 streams. Each training step reads a window of 96 characters
+# of every stream, which begins where the last one ended, as in the quickstart.
 
 # %%
 model = jl.serial(
@@ -114,7 +115,7 @@ plt.show()
 # ## Gates and states of every unit
 #
 # `model.trace` runs the model and returns all gates and states, as a dict with an entry
-# for each recurrent layer, called by its path in the parameters. This model has one,
+# for each recurrent layer, whose key is its path in the parameters. This model has one,
 # `rnn`. (A stack called `rnn` has `rnn/0`, `rnn/1` and so on.)
 
 # %%
@@ -217,8 +218,8 @@ for name, marks in features.items():
     )
 
 # %% [markdown]
-# An AUC near 0 separates as well as one near 1: the unit is then low inside. The AUC on
-# the first half is the best of 128 units, so only the AUC on the second half is
+# An AUC near 0 separates as well as one near 1: the cell state is then low inside. The
+# AUC on the first half is the best of 128 units, so only the AUC on the second half is
 # evidence. It must be far from 0.5 and outside the range by chance, which contains 95 %
 # of the results for shifted features.
 #

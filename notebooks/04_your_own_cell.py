@@ -201,8 +201,9 @@ for name, one, other in zip(Params._fields, fast, reference, strict=True):
 # ## Does it learn?
 #
 # The first input is a sign, +1 or −1, followed by 25 steps of noise; the task is to
-# output the sign at the end. We compare the cell with an LSTM and a plain RNN of the
-# same number of units, each trained from several seeds in parallel by `jax.vmap`.
+# output the sign at the end. We compare the cell with an LSTM and a plain RNN, $h_t =
+# \tanh(W x + U h_{t-1} + b)$, of the same number of units, each trained from several
+# seeds in parallel by `jax.vmap`.
 
 # %%
 LAG, UPDATES = 25, 250

@@ -101,8 +101,8 @@ task.facts(loaded, dataset)
 # - MASE is MAE divided by that of seasonal naive in the training part.
 # - sMAPE is the mean of 200 % of the absolute error over the sum of the absolute values
 #   of forecast and truth.
-# - CRPS, the continuous ranked probability score, compares all quantiles with the
-#   value; it has the unit of the data.
+# - CRPS, the continuous ranked probability score, compares the value with the whole
+#   forecast distribution; it has the unit of the data.
 
 # %%
 trained = jl.lab.train(SALES, run=PLACE / "sales")

@@ -94,8 +94,9 @@ print(trained.task.result(trained, test, "test").text)
 # ## The decisive steps
 #
 # The model reads 1, 2, 3, … steps of each test recording. The decisive step is the
-# first from which on its answer no longer changes. The left plot and the number below
-# it are about the recordings whose last answer is right, the right plot about all.
+# first from which on its answer no longer changes. The left plot and the printed
+# percentage are about the recordings whose last answer is right, the right plot about
+# all.
 
 # %%
 reading = decisive.read(trained)

@@ -91,7 +91,7 @@ for rate in sorted({row[RATE] for row in rows}):
 # %% [markdown]
 # ## The training of all members
 #
-# The line is the median of the four seeds of a learning rate, and the band holds the
+# A line is the median of the four seeds of a learning rate, and its band holds the
 # middle half of them. The plot is no test of the difference between the rates; the
 # table at the end of the training has the interval of each mean.
 
