@@ -7,6 +7,8 @@ import pytest
 
 import jaxlstm as jl
 from jaxlstm.interop.onnx import NodeActivation
+from jaxlstm.interop.onnx.functions import OPERATORS
+from jaxlstm.layers import pointwise
 
 OPTIMISED = True
 
@@ -138,6 +140,27 @@ def test_random_models_come_back_bit_for_bit(start):
                 jax.jit(model.apply)(params, inputs),
                 jax.jit(layer.apply)(again, inputs),
             )
+
+
+def alternating(names):
+    """Return a model of these functions with linear layers between them."""
+    layers = [part for name in names for part in (name, jl.linear(3))]
+    return jl.serial(jl.recurrent(jl.gru(), 4), *layers, names[0])
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+def test_functions_of_one_step(lengths, tmp_path):
+    """`save` compares onnxruntime with the model."""
+    read = list(OPERATORS)
+    path = tmp_path / "model.onnx"
+    model = alternating([name for name in pointwise.FUNCTIONS if name not in read])
+    jl.interop.onnx.save(path, model, drawn(model, 2), lengths=lengths)
+    model = alternating(read)
+    params = drawn(model, 2)
+    jl.interop.onnx.save(path, model, params, lengths=lengths)
+    again, layer = jl.interop.onnx.load(path)
+    same(params, again)
+    assert layer == model
 
 
 DEFAULT = ("peephole clip", "gru before")
@@ -373,6 +396,7 @@ def test_layers_that_onnx_cannot_express():
     own = jl.serial(jl.linear(3)._replace(trace=None))
     for layer, options, part in (
         (own, {}, "dump: 0: got a layer of your own"),
+        (jl.serial(jl.linear(3), jnp.abs), {}, "dump: 1: got a function of your own"),
         (backward, {"stream": True}, "runs backward"),
         (jl.linear(3), {"stream": True, "lengths": True}, "expected stream alone"),
         (jl.linear(3), {"opset": 16}, "opset: got 16, expected 17 to"),

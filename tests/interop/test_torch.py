@@ -1,5 +1,7 @@
 """State_dicts of torch: names, shapes and sums of biases, and live modules."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -237,6 +239,22 @@ def test_wrappers_that_only_draw_noise_are_left_out():
     assert {name.split(".")[0] for name in arrays} == {"0", "2"}
     got, _ = interop.load(arrays, prefix="0")
     assert_same_bits(got, params[0])
+
+
+def test_functions_have_no_arrays():
+    """Positions count them, as those of `nn.Sequential` do."""
+    model = jl.serial(jl.linear(4), "relu", jl.linear(2), jnp.tanh)
+    rectified = jl.serial(jl.linear(4), "relu", jl.linear(2))
+    params, _ = rectified.init(jax.random.key(0), 3)
+    params = (*params, ())
+    names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert list(interop.dump(model, params)) == names
+    for library in "keras", "flax", "haiku", "equinox":
+        assert len(getattr(jl.interop, library).dump(model, params)) in (2, 4)
+    with pytest.raises(ValueError, match="1: got the function relu, expected layers"):
+        jl.interop.rtneural.dump(model, params)
+    with pytest.raises(ValueError, match="1: got the function relu, expected layers"):
+        jl.interop.reference("flax", model, params)
 
 
 def test_a_bidirectional_of_two_recurrents_is_one_module():

@@ -76,7 +76,7 @@ def dump(
 
     Args:
         model: a layer made of `jl.recurrent`, `stack`, `serial`, `linear` and `embed`.
-            Dropout is left out.
+            Dropout and functions, which have no parameters, are left out.
         params: its parameters.
         into: a module with the layers of the model in their order; needs Equinox.
 

@@ -108,7 +108,8 @@ def dump(
 
     Args:
         model: a layer made of `jl.recurrent`, `stack`, `bidirectional`, `serial`,
-            `linear` and `embed`. Dropout is left out.
+            `linear` and `embed`. Dropout and functions, which have no parameters, are
+            left out.
         params: its parameters.
         api: "linen" for `module.apply({"params": result}, ...)`, "nnx" for
             `nnx.update(module, result)`.

@@ -91,7 +91,7 @@ def dump(model: Layer, params: Params, *, prefix: str = "") -> Tree:
 
     Args:
         model: a layer made of `jl.recurrent`, `stack`, `serial`, `linear` and `embed`.
-            Dropout is left out.
+            Dropout and functions, which have no parameters, are left out.
         params: its parameters.
         prefix: the path of the module that holds all others.
 

@@ -60,7 +60,8 @@ def _inputs(layer: Layer, params: Params) -> Inputs | None:
         keys = list(named) or range(len(options["layers"]))
         for key in keys:
             inner = named[key] if named else options["layers"][key]
-            if _name(inner) != "dropout":  # which takes any number of features
+            # Dropout and functions of jax.nn take any number of features.
+            if not isinstance(inner, str) and _name(inner) != "dropout":
                 return _inputs(inner, params[key])
         return None
     if name == "residual":

@@ -104,7 +104,8 @@ def dump(model: Layer, params: Params, *, biases: bool = True) -> list[np.ndarra
 
     Args:
         model: a layer made of `jl.recurrent`, `stack`, `bidirectional`, `serial`,
-            `linear` and `embed`. Dropout is left out.
+            `linear` and `embed`. Dropout and functions, which have no parameters, are
+            left out.
         params: its parameters.
         biases: False for recurrent layers with `use_bias=False`.
 

@@ -446,7 +446,8 @@ DEFAULTS = {"gate_activation": "sigmoid"}  # all other activations: tanh
 def parts_of(model: Layer, params: Params) -> dict[str, Part]:
     """Return the parts of a model by the path of their layer, joined with ".".
 
-    A model that is one part has the path "". Dropout has no parameters and is left out.
+    A model that is one part has the path "". Dropout and functions have no parameters
+    and are left out; `functions_of` names the functions.
 
     Raises:
         ValueError: a layer or cell has no counterpart in other libraries.
@@ -463,6 +464,8 @@ def parts_of(model: Layer, params: Params) -> dict[str, Part]:
 
 
 def _parts(path: str, layer: Layer, params: Params) -> Iterable[tuple[str, Part]]:
+    if not isinstance(layer, Layer):
+        return  # a function, or the name of one
     construction = construction_of(layer)
     place = path or "model"
     if construction is None:
@@ -489,6 +492,38 @@ def _parts(path: str, layer: Layer, params: Params) -> Iterable[tuple[str, Part]
             f"{place}: got jl.{name}, expected one of jl.recurrent, stack, "
             "bidirectional, serial, linear, embed, dropout: other libraries have no "
             "such layer; convert the layers inside one by one."
+        )
+
+
+def functions_of(model: Layer, path: str = "") -> dict[str, str]:
+    """Return the functions in a `serial` by their path: names, or "function".
+
+    Example:
+        >>> import jaxlstm as jl
+        >>> functions_of(jl.serial(jl.linear(5), "relu", jl.linear(2)))
+        {'1': 'relu'}
+    """
+    found: dict[str, str] = {}
+    construction = construction_of(model)
+    if construction is None or construction.function.__name__ != "serial":
+        return found
+    options = construction.arguments
+    for key, inner in (options["named"] or dict(enumerate(options["layers"]))).items():
+        inner_path = f"{path}.{key}" if path else str(key)
+        if isinstance(inner, Layer):
+            found |= functions_of(inner, inner_path)
+        else:
+            name = getattr(inner, "__name__", "function")
+            found[inner_path] = inner if isinstance(inner, str) else name
+    return found
+
+
+def refuse_functions(model: Layer) -> None:
+    """Raise a `ValueError` for a model with functions, which would be left out."""
+    for path, name in functions_of(model).items():
+        raise ValueError(
+            f"{path}: got the function {name}, expected layers with parameters only; "
+            "convert the parts before and after it one by one."
         )
 
 

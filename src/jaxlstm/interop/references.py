@@ -56,6 +56,7 @@ def reference(library: str, model: Layer, params: Params) -> Call:
     if library == "keras":  # Keras reads this when it is imported.
         os.environ.setdefault("KERAS_BACKEND", "jax")
     importlib.import_module(library)
+    parts.refuse_functions(model)
     make = _MAKERS[library]
     calls = [make(part) for part in _single(parts.parts_of(model, params).values())]
 

@@ -64,6 +64,7 @@ def dump(model: Layer, params: Params) -> dict[str, Any]:
     """
     with error_prefix("rtneural.dump"):
         found = parts.parts_of(model, params)
+        parts.refuse_functions(model)
         layers = [
             layer for path, part in found.items() for layer in _written(path, part)
         ]

@@ -115,7 +115,8 @@ def dump(
 
     Args:
         model: a layer made of `jl.recurrent`, `stack`, `bidirectional`, `serial`,
-            `linear` and `embed`. Dropout is left out.
+            `linear` and `embed`. Dropout and functions, which have no parameters, are
+            left out.
         params: its parameters.
         prefix: name of the module that holds all others, such as "lstm".
         biases: False for recurrent modules with `bias=False`.

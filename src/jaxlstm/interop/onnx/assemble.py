@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
     Attributes:
         path: names of the layers around it and its own, outermost first.
-        layer: the layer.
+        layer: the layer, or the name of a function of `jax.nn`.
         params: its parameters.
         cell: the cell of a recurrent layer.
         sizes: units of each direction of a recurrent layer, negative if reversed.
@@ -34,7 +34,7 @@ class Entry(NamedTuple):
     """
 
     path: tuple[str, ...]
-    layer: Layer
+    layer: Layer | str
     params: Any
     cell: Cell | None = None
     sizes: tuple[int, ...] = ()
@@ -66,6 +66,13 @@ def without_common(entries: Sequence[Entry]) -> list[Entry]:
 
 def assemble(entries: Sequence[Entry]) -> tuple[Any, Layer]:
     """Return params and layer of the composition of entries, in their order."""
+    params, layer = _assemble(entries)
+    if isinstance(layer, str):  # a function alone
+        return (params,), combine.serial(layer)
+    return params, layer
+
+
+def _assemble(entries: Sequence[Entry]) -> tuple[Any, Any]:
     if len(entries) == 1 and not entries[0].path:
         return _leaf(entries[0])
     groups = [
@@ -83,7 +90,7 @@ def assemble(entries: Sequence[Entry]) -> tuple[Any, Layer]:
         found = _stack([group for _, group in groups])
         if found is not None:
             return found
-    pairs = [assemble(group) for _, group in groups]
+    pairs = [_assemble(group) for _, group in groups]
     layers = [layer for _, layer in pairs]
     if numbered:
         return tuple(params for params, _ in pairs), combine.serial(*layers)
@@ -91,7 +98,7 @@ def assemble(entries: Sequence[Entry]) -> tuple[Any, Layer]:
     return params, combine.serial(**dict(zip(heads, layers, strict=True)))
 
 
-def _flat(entries: Sequence[Entry]) -> tuple[Any, Layer]:
+def _flat(entries: Sequence[Entry]) -> tuple[Any, Any]:
     """Return the layers by position, or as a stack if they are one."""
     groups: list[tuple[Entry, ...]] = []
     for entry in entries:
@@ -102,7 +109,7 @@ def _flat(entries: Sequence[Entry]) -> tuple[Any, Layer]:
     return _stack(groups) or _composed(entries)
 
 
-def _composed(entries: Sequence[Entry]) -> tuple[Any, Layer]:
+def _composed(entries: Sequence[Entry]) -> tuple[Any, Any]:
     """Return a layer, or the composition of several by position."""
     pairs = [_leaf(entry) for entry in entries]
     if len(pairs) == 1:
@@ -112,7 +119,7 @@ def _composed(entries: Sequence[Entry]) -> tuple[Any, Layer]:
     )
 
 
-def _leaf(entry: Entry) -> tuple[Any, Layer]:
+def _leaf(entry: Entry) -> tuple[Any, Any]:
     """Return params and layer of one entry; a residual layer's are put together."""
     if not entry.inner:
         return entry.params, entry.layer

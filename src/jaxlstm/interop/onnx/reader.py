@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlstm.interop.onnx import assemble, constants, nodes
+from jaxlstm.interop.onnx import assemble, constants, functions, nodes
 from jaxlstm.interop.onnx.assemble import Entry
 from jaxlstm.interop.onnx.graph import FilePorts, Graph, Input, Node, read_graph
 from jaxlstm.interop.onnx.nodes import NodeWeights
@@ -983,6 +983,17 @@ def _where(walk: _Walk, node: Node, chosen: Value, x: Value, y: Value) -> Value:
     return x if np.array_equal(mask.reshape(frame), active) else None
 
 
+def _function(walk: _Walk, node: Node, x: Value) -> Value:
+    """Return a function of `jax.nn` as a layer, if the attributes are its defaults."""
+    if not isinstance(x, Stream) or x.axes[-1:] != (x.features,):
+        return None
+    name = functions.read(node.op, node.attributes, len(x.axes))
+    if name is None:
+        return None
+    entry = Entry(assemble.path_of(node.name), name, ())
+    return x._replace(entries=(*x.entries, entry))
+
+
 HANDLERS: Mapping[str, Callable[..., Any]] = {
     "Add": _add,
     "Cast": _cast,
@@ -1001,13 +1012,12 @@ HANDLERS: Mapping[str, Callable[..., Any]] = {
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _where,
+    **dict.fromkeys((one.op for one in functions.OPERATORS.values()), _function),
 }
 
 REASONS = {
     "If": "chooses between graphs, which no layer of jaxlstm does",
     "Loop": "is a loop; only recurrence in the nodes LSTM, GRU and RNN is read",
     "Scan": "is a loop; only recurrence in the nodes LSTM, GRU and RNN is read",
-    "Softmax": "is not a layer of jaxlstm; apply jax.nn.softmax to the outputs",
-    "LogSoftmax": "is not a layer of jaxlstm; apply jax.nn.log_softmax to the outputs",
     "ReverseSequence": "reverses the data; jaxlstm reads direction=reverse instead",
 }

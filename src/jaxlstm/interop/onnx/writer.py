@@ -6,6 +6,7 @@
     linear          MatMul and Add
     residual        Add
     dropout         Dropout, which does nothing at inference
+    a function      see `functions`
 
 The names of nodes, weights and states are the paths of the layers in the parameters.
 """
@@ -18,7 +19,7 @@ import numpy as np
 
 from jaxlstm.cells.base import HiddenState, LSTMState
 from jaxlstm.construction import construction_of
-from jaxlstm.interop.onnx import cells
+from jaxlstm.interop.onnx import cells, functions
 from jaxlstm.interop.onnx.cells import CellNode, cell_node, lift
 from jaxlstm.interop.onnx.graph import import_onnx
 from jaxlstm.interop.onnx.nodes import INPUTS
@@ -83,7 +84,7 @@ def dump(
 
     Args:
         model: a layer made by `jl.recurrent`, `stack`, `serial`, `bidirectional`,
-            `residual`, `linear`, `embed` and `dropout`.
+            `residual`, `linear`, `embed`, `dropout` and functions of `jax.nn`.
         params: its parameters, which are written in float32.
         stream: write one step.
         lengths: take the length of each row.
@@ -353,6 +354,8 @@ class _Writer:
         Raises:
             ValueError: ONNX has no counterpart.
         """
+        if isinstance(layer, str):
+            return self.function(layer, path, x), ()
         construction = construction_of(layer)
         function, options = construction or (None, {})
         match function:
@@ -385,7 +388,7 @@ class _Writer:
                 return self.embed(params, path, x), ()
             case pointwise.dropout:
                 return self.dropout(options["rate"], path, x), ()
-        raise _own_layer(path)
+        raise _own_layer(path, layer)
 
     def chain(
         self,
@@ -488,6 +491,20 @@ class _Writer:
             (tokens,) = self.add("Where", [self.mask(), tokens, zero], path)
         inputs = [self.constant(table, _join(path, "table")), tokens]
         return _Data(self.add("Gather", inputs, path)[0], table.shape[1])
+
+    def function(self, name: str, path: str, x: _Data) -> _Data:
+        """Add a function of one step, given by its name in `pointwise.FUNCTIONS`."""
+
+        def add(op: str, *inputs: str | float, **attributes: Any) -> str:
+            names = [
+                self.constant(np.float32(value), f"constant/float_{value:.9g}")
+                if not isinstance(value, str)
+                else value
+                for value in inputs
+            ]
+            return self.add(op, names, path, **attributes)[0]
+
+        return _Data(functions.write(name, add, x.name), x.size)
 
     def dropout(self, rate: float, path: str, x: _Data) -> _Data:
         """Add a node that keeps the rate, and does nothing at inference."""
@@ -675,10 +692,12 @@ def _place(path: str) -> str:
     return f"onnx.dump: {path}" if path else "onnx.dump"
 
 
-def _own_layer(path: str) -> ValueError:
+def _own_layer(path: str, layer: Any) -> ValueError:
+    kind = "layer" if isinstance(layer, Layer) else "function"
+    known = "layers of jaxlstm" if kind == "layer" else "functions of jax.nn"
     return ValueError(
-        f"{_place(path)}: got a layer of your own, expected layers of jaxlstm; "
-        "jax.export writes any layer, as StableHLO."
+        f"{_place(path)}: got a {kind} of your own, expected {known}; jax.export "
+        "writes any layer, as StableHLO."
     )
 
 
@@ -690,9 +709,11 @@ def _inner(path: str, layer: Layer, params: Any) -> Iterable[tuple[str, Layer, A
     Raises:
         ValueError: the layer was not made by a constructor of this package.
     """
+    if isinstance(layer, str):  # a function of jax.nn
+        return
     construction = construction_of(layer)
     if construction is None:
-        raise _own_layer(path)
+        raise _own_layer(path, layer)
     function, options = construction
     match function:
         case combine.serial:
