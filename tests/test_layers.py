@@ -839,6 +839,24 @@ def test_initial_states_of_layers_of_a_user():
         jl.linear(2).initial_state(params[1], 3)
 
 
+def test_an_own_layer_without_a_state_needs_no_reset_state():
+    def apply(
+        params, xs, state=None, *, key=None, lengths=None, mask=None, resets=None
+    ):
+        return (), 2 * xs
+
+    model = jl.serial(
+        jl.Layer(lambda key, size: ((), size), apply), jl.recurrent(jl.gru(), 4)
+    )
+    params, _ = model.init(KEY, D)
+    state, ys = model.apply(params, XS)
+    resets = np.zeros((T, B), bool)
+    resets[3] = True
+    _, again = model.apply(params, XS, resets=resets, reset_state=state)
+    assert_same(again[:3], ys[:3], 0)
+    assert not np.allclose(again[3], ys[3])
+
+
 def test_single_steps_of_layers_without_a_state():
     linear, embed = jl.linear(2), jl.embed(9, 4)
     params, _ = linear.init(KEY, D)

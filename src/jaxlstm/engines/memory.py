@@ -76,11 +76,11 @@ def show(size: float) -> str:
     """Format a number of bytes.
 
     Example:
-        >>> show(512), show(1_234_567)
-        ('512 B', '1.23 MB')
+        >>> show(512), show(999_900), show(1_234_567)
+        ('512 B', '1 MB', '1.23 MB')
     """
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
+        if size >= 0.9995 * unit:  # which has three digits in this unit
             return f"{size / unit:.3g} {name}"
     return f"{size:.0f} B"
 

@@ -36,7 +36,7 @@ KERAS_WEIGHTS = "model.weights.h5"
 MAX_DEPTH = 50
 MAX_NODES = 1_000_000
 
-NEEDS_H5PY = 'reading .h5 files needs h5py: pip install "jaxlstm[keras]"'
+NEEDS_H5PY = 'reading .h5 and .keras files needs h5py: pip install "jaxlstm[keras]"'
 NEEDS_TORCH = (
     "reading .pt files needs torch >= 2.6 (before, weights_only=True did not prevent "
     'the execution of code): pip install "jaxlstm[torch]"'

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
@@ -400,7 +401,8 @@ def call_layer(
     definition = definition_of(function)
     if definition is not None:
         return definition(params, xs, state, call._replace(with_trace=traced))
-    given = {} if call.reset_state is None else {"reset_state": call.reset_state}
+    has_reset_state = bool(jax.tree.leaves(call.reset_state))
+    given = {"reset_state": call.reset_state} if has_reset_state else {}
     result = function(
         params,
         xs,
