@@ -300,6 +300,64 @@ def test_the_loss_of_gradient_flow_gets_what_emit_returns(x64):
     assert (found.gradient.c[~q.active] == 0).all()
 
 
+def test_the_gradient_flow_of_a_model_is_that_of_its_cells(x64):
+    """That of each cell alone, whose loss is computed by the layers after it."""
+    lstm, gru = jl.lstm(), jl.zoneout(jl.gru(), h_rate=0.2)
+    both = jl.bidirectional(
+        jl.recurrent(gru, 3), jl.serial(jl.recurrent(gru, 2, reverse=True))
+    )
+    model = jl.serial(rnn=jl.stack(lstm, (4,)), both=both, head=jl.linear(1))
+    params, _ = model.init(KEY, 2)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    xs, lengths = jax.random.normal(KEY, (6, 3, 2), jnp.float64), np.array([6, 4, 0])
+    flows = dg.gradient_flow(
+        model, params, xs, loss=lambda _, ys: (ys**2).sum(), lengths=lengths
+    )
+    assert list(flows) == ["rnn/0", "both/forward", "both/backward/0"]
+
+    def flipped(values):
+        t = np.arange(6)[:, None]
+        order = np.where(t < lengths, lengths - 1 - t, t)[..., None]
+        return jnp.take_along_axis(values, order, axis=0)
+
+    def rest(forward, backward):
+        features = jnp.concatenate([forward, backward], -1)
+        _, ys = jl.linear(1).apply(params["head"], features, lengths=lengths)
+        return (ys**2).sum()
+
+    def after_lstm(_, hs):
+        _, features = both.apply(params["both"], hs, lengths=lengths)
+        return rest(features[..., :3], features[..., 3:])
+
+    steps = {"lengths": lengths}
+    expected = dg.gradient_flow(
+        lstm, params["rnn"][0], xs, loss=after_lstm, **steps
+    ).gradient
+    assert_same(flows["rnn/0"].gradient, expected, 1e-12)
+    hs = model.trace(params, xs, lengths=lengths)[2]["rnn/0"].state.h
+    _, ahead = jl.unroll(gru, params["both"].forward, hs, **steps)
+    back = flipped(hs)
+    own = params["both"].backward[0]
+    _, behind = jl.unroll(gru, own, back, **steps)
+    behind = flipped(behind)
+    found = flows["both/forward"]
+    expected = dg.gradient_flow(
+        gru, params["both"].forward, hs, loss=lambda _, h: rest(h, behind), **steps
+    )
+    assert_same(found, expected, 1e-12)
+    expected = dg.gradient_flow(
+        gru,
+        own,
+        back,
+        loss=lambda _, h: rest(ahead, flipped(h)),
+        **steps,
+    )
+    found = flows["both/backward/0"].gradient.h
+    assert_same(found, flipped(expected.gradient.h), 1e-12)
+    with pytest.raises(ValueError, match="expected a model with recurrent layers"):
+        dg.gradient_flow(jl.linear(1), params["head"], ahead, loss=lambda s, y: y.sum())
+
+
 @thorough
 def test_gradient_flow_of_a_convolutional_cell():
     cell = jl.conv_lstm((3,))

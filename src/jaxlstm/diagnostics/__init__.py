@@ -16,7 +16,8 @@ For a reversed run, pass `reverse=True` and the resets of that run to
 `closed_intervals` and `forget_products`; `backward_resets` returns the resets of the
 backward part of a bidirectional layer. The other statistics do not depend on the
 direction. Functions that run the cell themselves, such as `gradient_flow`, `carousel`
-and `memory_span`, run forward only: flip the inputs instead.
+and `memory_span`, run forward only: flip the inputs instead. `gradient_flow` also takes
+a model, whose layers may run in any direction.
 """
 
 from jaxlstm.diagnostics import attribution as attribution

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from jaxlstm.cells.emit import Emit, Trace
 from jaxlstm.cells.wrappers import Tapped, taps
 from jaxlstm.diagnostics._common import as_number
 from jaxlstm.diagnostics.intervals import forget_products
+from jaxlstm.diagnostics.tapped_models import Recurrent, tapped_params, with_taps
+from jaxlstm.layers.base import Layer
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, Hidden, accumulator_dtype, show
 from jaxlstm.unrolling import unroll
@@ -68,6 +70,7 @@ class MemorySpan(NamedTuple):
     span: Array
 
 
+@overload
 def gradient_flow(
     cell: Cell,
     params: Params,
@@ -79,7 +82,33 @@ def gradient_flow(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | StepMask | None = None,
     resets: ArrayLike | None = None,
-) -> GradientFlow:
+) -> GradientFlow: ...
+@overload
+def gradient_flow(
+    cell: Layer,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None = None,
+    *,
+    loss: Loss,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | StepMask | None = None,
+    resets: ArrayLike | None = None,
+) -> dict[str, GradientFlow]: ...
+
+
+def gradient_flow(
+    cell: Cell | Layer,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None = None,
+    *,
+    loss: Loss,
+    emit: Emit = emits.hidden,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | StepMask | None = None,
+    resets: ArrayLike | None = None,
+) -> GradientFlow | dict[str, GradientFlow]:
     """Compute the gradient of a loss with respect to every state, in one pass:
 
         dL/dh_t, dL/dc_t        of the state that step t returns
@@ -89,19 +118,24 @@ def gradient_flow(
     masked and padded steps.
 
     Args:
-        cell: the cell.
+        cell: the cell, or a model.
         params: its parameters.
-        xs: `[T, *b, D]`.
-        state: the state before the first step; None for the cell's initial state.
-        loss: `(state, emitted) -> number`, called with the results of `unroll`.
-        emit: what is stacked for the loss; see `jl.emit`.
+        xs: `[T, *b, D]`, or tokens `[T, *b]` of a model.
+        state: the state before the first step; None for the initial state.
+        loss: `(state, emitted) -> number`, called with the results of `unroll`, or
+            `(state, ys) -> number` with those of the model.
+        emit: what is stacked for the loss of a cell; see `jl.emit`.
         lengths: as in `unroll`.
         mask: as in `unroll`.
         resets: as in `unroll`.
 
+    Returns:
+        The gradients; for a model those of each recurrent layer by its path, as in
+        `model.trace`. Layers of your own are left out.
+
     Raises:
-        ValueError: as in `unroll`; the loss is not one floating point number; or the
-            state has a leaf without a derivative.
+        ValueError: as in `unroll`; the loss is not one floating point number; the
+            state has a leaf without a derivative; or a model has no recurrent layer.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxlstm as jl
@@ -114,6 +148,13 @@ def gradient_flow(
         ((7, 2, 5), (7, 2))
         >>> bool((flow.gradient.h[-1] == 1).all())
         True
+        >>> model = jl.serial(rnn=jl.stack(cell, (5, 4)), head=jl.linear(1))
+        >>> params, _ = model.init(jax.random.key(0), 3)
+        >>> flows = gradient_flow(
+        ...     model, params, jnp.ones((7, 2, 3)), loss=lambda state, ys: ys[-1].sum()
+        ... )
+        >>> {path: flow.norm.h.shape for path, flow in flows.items()}
+        {'rnn/0': (7, 2), 'rnn/1': (7, 2)}
 
     Reference:
         Hochreiter, "The vanishing gradient problem during learning recurrent neural
@@ -122,6 +163,9 @@ def gradient_flow(
     with masking.error_prefix("gradient_flow"):
         example = "lambda state, hs: hs[-1].sum()"
         check_function("loss", loss, "state", "emitted", such_as=example)
+        if isinstance(cell, Layer):
+            steps = {"lengths": lengths, "mask": mask, "resets": resets}
+            return _flows_of_model(cell, params, xs, state, loss, emit, steps)
         unroll_tapped = functools.partial(
             unroll, taps(cell), lengths=lengths, mask=mask, resets=resets
         )
@@ -140,6 +184,41 @@ def gradient_flow(
         frame = jnp.ndim(xs) - 1 - cell.spatial_axes
         norm = jax.tree.map(lambda d: _norm(d, range(frame, d.ndim)), gradient)
         return GradientFlow(gradient, norm)
+
+
+def _flows_of_model(
+    model: Layer,
+    params: Params,
+    xs: ArrayLike,
+    state: State | None,
+    loss: Loss,
+    emit: Emit,
+    steps: Mapping[str, Any],
+) -> dict[str, GradientFlow]:
+    """Return the gradient flow of each recurrent layer of a model."""
+    if emit is not emits.hidden:
+        raise ValueError("emit: got a model, expected a cell; its loss reads ys.")
+    tapped = with_taps(model)
+    without, layers = tapped_params(model, params, {})
+    if not layers:
+        raise ValueError(f"got {model!r:.60}, expected a model with recurrent layers.")
+    traces = tapped.trace(without, xs, state, **steps)[2]
+    zeros = {}
+    for layer in layers:
+        check_differentiable(traces[layer.path].state)
+        zeros[layer.path] = jax.tree.map(jnp.zeros_like, traces[layer.path].state)
+
+    def loss_of(added: dict[str, State]) -> Array:
+        params_, _ = tapped_params(model, params, added)
+        return _one_number("loss", loss(*tapped.apply(params_, xs, state, **steps)))
+
+    def flow(layer: Recurrent, gradient: State) -> GradientFlow:
+        units = layer.cell.spatial_axes + 1
+        norm = jax.tree.map(lambda d: _norm(d, range(d.ndim - units, d.ndim)), gradient)
+        return GradientFlow(gradient, norm)
+
+    gradients = jax.grad(loss_of)(zeros)
+    return {layer.path: flow(layer, gradients[layer.path]) for layer in layers}
 
 
 def carousel(

@@ -495,7 +495,7 @@ def _parts(path: str, layer: Layer, params: Params) -> Iterable[tuple[str, Part]
         )
 
 
-def functions_of(model: Layer, path: str = "") -> dict[str, str]:
+def functions_of(model: Layer, *, path: str = "") -> dict[str, str]:
     """Return the functions in a `serial` by their path: names, or "function".
 
     Example:
@@ -511,7 +511,7 @@ def functions_of(model: Layer, path: str = "") -> dict[str, str]:
     for key, inner in (options["named"] or dict(enumerate(options["layers"]))).items():
         inner_path = f"{path}.{key}" if path else str(key)
         if isinstance(inner, Layer):
-            found |= functions_of(inner, inner_path)
+            found |= functions_of(inner, path=inner_path)
         else:
             name = getattr(inner, "__name__", "function")
             found[inner_path] = inner if isinstance(inner, str) else name
