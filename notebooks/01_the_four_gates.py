@@ -474,10 +474,10 @@ state_number("chrono, 100 steps: product to derivative", product / truth, ratio=
 # **Supported where the forget gates are near 1, and less so over longer lags.** With
 # chrono the carousel leaves out 7 % of the derivative over 10 steps, and a quarter over
 # 100, because the gates and `h` carry a part of it from unit to unit; the share rises
-# up to the last lag. (A quarter of the norm is 6 % of the squared norm. So the norm of
-# the product alone is only 3 to 4 % smaller.) With a forget bias of 1 the carousel
-# leaves out nine tenths after only 10 steps: the little gradient that arrives came
-# through `h`, as in any RNN.
+# up to the last lag. (Squared norms add: without 0.25² = 6 % of the square, the norm of
+# the product is only about 3 % smaller than that of the derivative.) With a forget bias
+# of 1 the carousel leaves out nine tenths after only 10 steps: the little gradient that
+# arrives came through `h`, as in any RNN.
 
 # %% [markdown]
 # ## Training in the next experiments

@@ -146,9 +146,9 @@ plt.show()
 assert (reach[:7] == 0).all()
 
 # %% [markdown]
-# Several documents can be packed into a row, one after another, with the number of its
-# document at each step. `jl.resets_from_segments` computes the resets from these
-# numbers.
+# Several documents can be packed into a row, one after another. A second array states
+# the number of the document of each step: 0, 0, 0, 1, 1, … `jl.resets_from_segments`
+# computes the resets from this array.
 #
 # ## Outputs
 #
@@ -224,9 +224,9 @@ print("sum and batch gradient:", np.abs(per_row.w_h.sum(0) - whole.w_h).max())
 #
 # `unroll` has several engines, which compute the same result in different ways. By
 # default it tries `native`, a compiled kernel for CPUs, then `adjoint`, then `scan`.
-# `explain` returns the engine that runs a call, and for each of the others why it is
-# not used. The last line says what the engine stores for the gradient. An engine can be
-# named, as in `engine="scan"`; `cudnn` is used only if it is named.
+# `explain` returns the engine that runs a call, and for each other one of these three
+# why it is not used. The last line says what the engine stores for the gradient. An
+# engine can be named, as in `engine="scan"`; `cudnn` is used only if it is named.
 
 # %%
 print(jl.explain(cell, params, xs, lengths=lengths))
@@ -236,8 +236,9 @@ print(jl.explain(cell, params, xs, lengths=lengths))
 #
 # `serial`, `stack`, `bidirectional` and `residual` compose layers. Lengths, masks,
 # resets and the state behave in a deep network as in a single layer. `trace` does the
-# same as `apply` and also returns the gates and states of all layers, by name. At
-# padded steps gates and states are zero; leave these steps out of a mean, as below.
+# same as `apply` and also returns the gates and states of all layers, by name. They are
+# recorded as zero at padded steps, although the state itself is kept there; leave these
+# steps out of a mean, as below.
 
 # %%
 deep = jl.serial(rnn=jl.stack(cell, (16, 16), bidirectional=True), unembed=jl.linear(2))

@@ -14,9 +14,9 @@
 # %% [markdown]
 # # From PyTorch
 #
-# A trained `nn.LSTM` with a linear head is loaded from a file. We read its gates, train
-# it further, and write it back. Nothing in this notebook needs torch. In torch, the
-# model and its file would be
+# An `nn.LSTM` with a linear head is loaded from a file. We read its gates, train it,
+# and write it back. Nothing in this notebook needs torch. In torch, the model and its
+# file would be
 #
 # ```python
 # class Net(torch.nn.Module):

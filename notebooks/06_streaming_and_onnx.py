@@ -184,9 +184,9 @@ print(f"onnxruntime {text}, sample {expected}, equal: {text == expected}")
 # %% [markdown]
 # ## Time of a step
 #
-# A step of `trained.stream` is one call of a compiled program for all slots. Before and
-# after it, Python checks and copies the numbers of each slot. The time per slot
-# therefore falls as more slots share the call. The last bar is the time of a step of 64
+# A step of `trained.stream` is one call of a compiled program for all slots. The slots
+# share the time of the call, so the time per slot falls with their number; checks and
+# copies in Python are made for each slot. The last bar is the time of a step of 64
 # slots divided by 64. `jl.stream`, which takes arrays and has no slots, is faster for a
 # single sequence; benchmarks/README.md has its times.
 

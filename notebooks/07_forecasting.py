@@ -15,10 +15,10 @@
 # # Forecasting with covariates, and a backtest
 #
 # We forecast the daily sales of shops four weeks ahead. *Covariates* are inputs beside
-# the sales: here promotions, which are known ahead, the day of the week, and the size
-# of the shop. A *backtest* makes forecasts from several past dates and compares them
-# with the values that followed. The data is generated, so what a model can learn is
-# known.
+# the sales: here promotions, which are known ahead, the day of the week (two numbers),
+# and the size of the shop. A *backtest* makes forecasts from several past dates and
+# compares them with the values that followed. The data is generated, so what a model
+# can learn is known.
 
 # %%
 import os

@@ -115,7 +115,8 @@ plt.show()
 #
 # Each member can be loaded, evaluated, exported and resumed like a single run. `train`
 # and `load` of the population return the best member. It was chosen by the score that
-# is reported, so its score is a little too good. Report the mean.
+# is reported, so its score is too good; report the mean. The mean is slightly too good,
+# too, as the same score chose the checkpoint of each member.
 
 # %%
 member = jl.lab.load(PLACE / "adding" / "members" / "02")
