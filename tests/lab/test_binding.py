@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -286,6 +287,14 @@ def test_a_line_that_is_added_to_the_log_of_a_finished_run_is_refused(run):
         log.write(lines_of(run)[-1])
     with pytest.raises(BadInput, match=r"metrics\.jsonl: was edited"):
         resume(run)
+
+
+def test_the_deleted_log_of_a_finished_run_is_named(run):
+    (run / "metrics.jsonl").unlink()
+    lost = r"metrics.jsonl was deleted: the losses of this run are lost"
+    assert any(re.search(lost, message) for message in resume(run))
+    with pytest.warns(UserWarning, match=lost):
+        assert jl.lab.load(run).metrics() == []
 
 
 def test_a_deleted_log_begins_anew_with_a_message(finished, unfinished):

@@ -287,17 +287,20 @@ class Verbs(RuleBasedStateMachine):
         messages: list[str] = []
 
         def act() -> list[str]:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                read()
+            return messages + [str(each.message) for each in caught]
+
+        def read() -> None:
             if verb == "plot":
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always")
-                    jl.lab.plot([self.run])
-                return [str(each.message) for each in caught]
+                jl.lab.plot([self.run])
+                return
             trained = jl.lab.load(self.run, report=messages.append)
             found = getattr(trained, verb)()
             if verb == "evaluate":
                 known = self.whole.evaluated.setdefault(trained.step, found)
                 assert found == known or (self.edits and messages)
-            return messages
 
         kept = checkpoints.steps(self.run / "checkpoints")
         error = self.call(act)

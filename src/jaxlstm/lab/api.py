@@ -263,6 +263,8 @@ def _complete(
         report = choose(sink).message
         more = f"to train on: jaxlstm resume {run.path} training.steps=N"
         report(f"{run.path} is finished ({runs.progress(run)}{early}); {more}")
+        if lost := runs.deleted_log(run):
+            report(lost)
         # A change of the config that was killed before it took effect leaves files.
         with contextlib.suppress(LabError), runs.lock(run):
             runs.clean(run)

@@ -1,4 +1,5 @@
 from .binding import bound_config as bound_config
+from .binding import deleted_log as deleted_log
 from .binding import finish as finish
 from .binding import readable_meta as readable_meta
 from .binding import require_own_checkpoints as require_own_checkpoints

@@ -219,6 +219,17 @@ def require_own_log(run: Run, step: int | None = None) -> Mark | None:
     )
 
 
+def deleted_log(run: Run) -> str | None:
+    """Return a message if the checkpoints record a log that was deleted."""
+    recorded = any(meta.get("log", {}).get("size") for _, meta in readable_meta(run))
+    if run.metrics.exists() or not recorded:
+        return None
+    return (
+        f"{run.metrics} was deleted: the losses of this run are lost; its checkpoints "
+        "and weights are complete"
+    )
+
+
 def newest_identity(run: Run) -> str | None:
     """Return the identity in the newest readable checkpoint that has one."""
     found = [meta["run"] for _, meta in readable_meta(run) if "run" in meta]

@@ -179,13 +179,15 @@ class Trained:
                 )
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the records of `metrics.jsonl`.
+        """Return the records of `metrics.jsonl`; warn if the file was deleted.
 
         Raises:
             BadInput: the file was edited.
         """
         run = runs.open(self.run)
         runs.require_own_log(run)
+        if lost := runs.deleted_log(run):
+            warnings.warn(lost, stacklevel=2)
         return runs.read_metrics(run)
 
 
