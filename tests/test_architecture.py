@@ -145,10 +145,15 @@ PLANTED = [f"planted_{n:02d}" for n in range(architecture.LONGEST_CHAIN + 1)]
     ("template", "is_found"),
     [
         ("import jaxlstm.{}", True),
-        ("from jaxlstm import typing, {}", True),
-        ("from jaxlstm.{} import x", True),
-        ("class A:\n    from jaxlstm import {}", True),
-        ("try:\n    from jaxlstm import {}\nfinally:\n    pass", True),
+        *(
+            pytest.param(template, True, marks=pytest.mark.combinations)
+            for template in (
+                "from jaxlstm import typing, {}",
+                "from jaxlstm.{} import x",
+                "class A:\n    from jaxlstm import {}",
+                "try:\n    from jaxlstm import {}\nfinally:\n    pass",
+            )
+        ),
         ("def f():\n    from jaxlstm import {}", True),
         ("if TYPE_CHECKING:\n    from jaxlstm import {}", False),
     ],

@@ -248,7 +248,11 @@ def test_unknown_names_suggest_close_ones():
         jl.conv2d_transposed  # noqa: B018
 
 
-@pytest.mark.parametrize("size", [(), (2, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(), *(pytest.param(s, marks=pytest.mark.combinations) for s in ((2, 1), (2, 2)))],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "build",
     [

@@ -83,7 +83,18 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("make", CELLS.values(), ids=CELLS)
+DEFAULT = ("step", "activation", "zoneout")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(
+            make, id=name, marks=() if name in DEFAULT else pytest.mark.combinations
+        )
+        for name, make in CELLS.items()
+    ],
+)
 def test_cells_are_freed(make):
     def use(cell):
         params = cell.init(jax.random.key(0), 3, 4)
@@ -92,7 +103,13 @@ def test_cells_are_freed(make):
     assert alive(make, use) == 0
 
 
-@pytest.mark.parametrize("engine", ["native", "adjoint", "scan"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "native",
+        *(pytest.param(e, marks=pytest.mark.combinations) for e in ("adjoint", "scan")),
+    ],
+)
 def test_emit_functions_and_their_arrays_are_freed(engine):
     arrays = []
 

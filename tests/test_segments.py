@@ -13,7 +13,9 @@ from problems import CELL, problem
 SEGMENTS = np.array([1, 1, 1, 2, 2, 2])
 
 
-@pytest.mark.parametrize("hole", [None, 0, 2, 3, 5])
+@pytest.mark.parametrize(
+    "hole", [pytest.param(None, marks=pytest.mark.combinations), 0, 2, 3, 5]
+)
 @pytest.mark.parametrize(
     "bidirectional", [True, pytest.param(False, marks=pytest.mark.combinations)]
 )

@@ -255,6 +255,7 @@ def test_tokens(model, time, rows):
             close(leaf, other)
 
 
+@pytest.mark.combinations
 def test_padding_is_not_read():
     """NaN in padding reaches neither outputs nor states."""
     both = jl.stack(jl.lstm(), (4, 4), bidirectional=True)
@@ -291,6 +292,7 @@ def test_steps_equal_the_whole():
     close(expected, QUICKSTART.apply(params, tokens)[1])
 
 
+@pytest.mark.combinations
 def test_a_state_carried_between_chunks():
     params, tokens = drawn(QUICKSTART, None), np.arange(20).reshape(10, 2)
     file = session(jl.interop.onnx.dump(QUICKSTART, params, initial_state=True))
@@ -303,6 +305,7 @@ def test_a_state_carried_between_chunks():
     close(np.concatenate(ys), QUICKSTART.apply(params, tokens)[1])
 
 
+@pytest.mark.combinations
 def test_projection(tmp_path):
     """h = m W_p is computed after a node that carries m; h_0 determines m_0."""
     model = jl.serial(rnn=jl.stack(jl.projected_lstm(2), (5, 4)), head=jl.linear(3))

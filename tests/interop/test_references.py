@@ -53,7 +53,13 @@ def drawn(name):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "tokens" else pytest.mark.combinations)
+        for name in MODELS
+    ],
+)
 def test_a_model_runs_in_its_library(name, library, relaxed):
     model, params = drawn(name)
     if (name, library) not in RUNS:

@@ -151,6 +151,7 @@ np.save(sys.argv[3], np.stack(outputs))
 """
 
 
+@pytest.mark.combinations
 def test_a_file_runs_in_a_process_without_jaxlstm(tmp_path):
     pytest.importorskip("flatbuffers")
     model, rows = jl.serial(rnn=jl.recurrent(CELL, 3)), 2

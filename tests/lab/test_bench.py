@@ -115,6 +115,7 @@ def test_every_engine_is_accepted_by_the_config():
         assert schema.Model(engine=engine).engine == engine
 
 
+@pytest.mark.combinations
 def test_every_engine_and_torch_have_a_row(measured):
     rows, messages = measured
     assert list(rows) == ["scan", "torch"]

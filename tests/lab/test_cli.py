@@ -377,6 +377,7 @@ def in_terminal(words: list[str], **environment: str) -> str:
     return b"".join(parts).decode().replace("\r\n", "\n")
 
 
+@pytest.mark.combinations
 def test_screens_without_colour_and_of_60_columns(written, capsys):
     """No escape sequence, and no line longer than the screen but of a single word."""
     words = ["train", "tiny.yaml", "training.steps=5", "--run", "r" * 40]

@@ -384,6 +384,11 @@ def test_an_invalid_prompt_is_refused_before_training(book, tmp_path):
     config = tiny.config(book) | {"sample": {"prompt": "", "length": 9}}
     with pytest.raises(BadInput, match=r"sample\.prompt"):
         jl.lab.train(config, run=tmp_path / "run")
+
+
+@pytest.mark.combinations
+def test_text_with_documents_needs_no_prompt(book, tmp_path):
+    config = tiny.config(book) | {"sample": {"prompt": "", "length": 9}}
     config["data"]["document_separator"] = "gates"
     trained = jl.lab.train(config, run=tmp_path / "run", sink=tiny.RecordingSink())
     assert len(trained.sample("")) == 9

@@ -183,6 +183,7 @@ def run(tmp_path_factory):
     return place / "run"
 
 
+@pytest.mark.combinations
 def test_a_run_that_died_resumes_with_the_same_bits(run, tmp_path, monkeypatch):
     batches = ForecastDataset.batches
 

@@ -21,7 +21,14 @@ def found(head, size):
     return np.asarray(head.parameters(jnp.asarray(RAW[..., :size]), CENTER, WIDTH))
 
 
-@pytest.mark.parametrize("name", ["normal", "student_t", "negative_binomial"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "normal",
+        pytest.param("student_t", marks=pytest.mark.combinations),
+        pytest.param("negative_binomial", marks=pytest.mark.combinations),
+    ],
+)
 def test_distributions_have_the_probabilities_and_quantiles_of_scipy(name):
     head = getattr(heads, name)()
     if name == "negative_binomial":

@@ -127,6 +127,7 @@ def test_metrics_have_a_line_for_each_member(grid):
     assert [row["member"] for row in lines if row["split"] == "train"] == [0, 1, 2, 3]
 
 
+@pytest.mark.combinations
 def test_diverged_member_leaves_the_bits_of_others(grid, tmp_path):
     rates = [0.05, 0.01, 1e38]
     sink = tiny.RecordingSink()

@@ -48,6 +48,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.combinations
 def test_best_config_trains(tmp_path):
     sink = tiny.RecordingSink()
     found = api.sweep(given(), out=tmp_path / "s", sink=sink)
