@@ -263,7 +263,7 @@ UNREADABLE = {
     ),
     "text after a quote": (
         GOOD + '"a"x,2024-01-05,5\n',
-        "row 6: got invalid quotes",
+        "row 6: got a misplaced quote in",
     ),
     "an Excel file": (b"PK\x03\x04" + bytes(60), "got a zip archive or an Excel file"),
     "old Mac line ends": (

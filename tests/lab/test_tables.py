@@ -291,6 +291,9 @@ def edited(changes) -> bytes:
 @given(edits)
 @example([(14, 0, b"\n\n")])
 @example([(30, 0, b'"')])
+@example([(32, 1, b'"'), (15, 0, b'"')])
+@example([(32, 0, b'"'), (15, 0, b'"')])
+@example([(10, 0, b"\x01"), (38, 3, b'"'), (49, 3, b""), (50, 0, b'"')])
 def test_edited_files_are_refused_or_read_without_loss(changes):
     check_against_csv_module(edited(changes))
 

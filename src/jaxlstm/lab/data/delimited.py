@@ -249,6 +249,7 @@ class Delimited:
     ) -> Block:
         self._check_bytes(body, line)
         self._check_returns(body, line)
+        self._check_quotes(body, line)
         body, rows, blank = self._records(body, line)
         import polars as pl
 
@@ -310,6 +311,16 @@ class Delimited:
                 line + body.count(b"\n", 0, at),
                 "got a carriage return inside the row, expected line feeds alone or "
                 "after carriage returns as ends of rows; correct the line ends.",
+            )
+
+    def _check_quotes(self, body: bytes, line: int) -> None:
+        at = _misplaced_quote(body, self.header.separator.encode())
+        if at is not None:
+            around = body[max(at - 5, 0) : at + 6].decode("utf-8", "replace")
+            raise self.fail(
+                line + body.count(b"\n", 0, at),
+                f"got a misplaced quote in {quoted(around)}, expected quotes around "
+                "the whole field; write a quote inside a text twice.",
             )
 
     def _records(
@@ -408,6 +419,45 @@ def _bare_return(body: bytes) -> int | None:
     found = np.flatnonzero((data == _RETURN) & outside & ~before_newline)
     last = len(body.rstrip(b"\r"))  # a file may end in one
     return int(found[0]) if found.size and found[0] < last else None
+
+
+def _misplaced_quote(body: bytes, separator: bytes) -> int | None:
+    """Return the position of the first quote that parsers read differently, if any.
+
+    It closes a text and is followed by more, or it begins inside a field and encloses a
+    separator or a line end. Other quotes inside a field are text.
+
+    Example:
+        >>> [_misplaced_quote(row, b",") for row in (b'"a,b",1', b'5"x6",1')]
+        [None, None]
+        >>> [_misplaced_quote(row, b",") for row in (b'x,"a"b,1', b'a"b,c",1')]
+        [4, 1]
+    """
+    if b'"' not in body:
+        return None
+    data = np.frombuffer(body, np.uint8)
+    is_quote = data == _QUOTE
+    outside = (np.cumsum(is_quote, dtype=np.int64) & 1) == 0
+    is_end = (data == separator[0]) | (data == _NEWLINE)
+    opening, closing = (
+        np.flatnonzero(is_quote & ~outside),
+        np.flatnonzero(is_quote & outside),
+    )
+    ends = np.flatnonzero(is_end & outside)
+    place = np.searchsorted(ends, opening)
+    start = np.where(place > 0, ends[place - 1] + 1 if ends.size else 0, 0)
+    quoted_field = data[start] == _QUOTE
+    opening, whole = opening[: len(closing)], quoted_field[: len(closing)]
+    after = data[np.minimum(closing + 1, len(data) - 1)]
+    allowed = np.frombuffer(separator + b'"\r\n', np.uint8)
+    more = (closing < len(data) - 1) & ~np.isin(after, allowed)
+    inside = np.flatnonzero(is_end & ~outside)
+    encloses = np.searchsorted(inside, closing) > np.searchsorted(inside, opening)
+    wrong = np.where(whole, more, encloses)
+    if not wrong.any():
+        return None
+    first = int(np.argmax(wrong))
+    return int(closing[first] if whole[first] else opening[first])
 
 
 def _has_blank_line(body: bytes) -> bool:
