@@ -325,17 +325,18 @@ constexpr Instruction<F> kInstructions[] = {
 
 // ---- the product -------------------------------------------------------------------
 
-// sums[r][n] += rows[r] [K] times panel [K, N, lanes].
-template <int R, int N, class F>
-INLINE void multiply(typename Vector<F>::Lanes (&sums)[R][N], const F* const* rows,
-                     const F* panel, int64_t K) {
+// sums[r][n] += rows[r] [K] times panels [M, K, N, lanes].
+template <int R, int M, int N, class F>
+INLINE void multiply(typename Vector<F>::Lanes (&sums)[R][M * N], const F* const* rows,
+                     const F* panels, int64_t K) {
   constexpr int L = Vector<F>::kLanes;
-  const F* row[R];
+  const F *row[R], *panel[M];
   for (int r = 0; r < R; ++r) row[r] = rows[r];
-  for (int64_t k = 0; k < K; ++k, panel += N * L) {
+  for (int m = 0; m < M; ++m) panel[m] = panels + m * K * N * L;
+  for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 8
-    for (int n = 0; n < N; ++n) {
-      auto weights = load(panel + n * L);
+    for (int n = 0; n < M * N; ++n) {
+      auto weights = load(panel[n / N] + (k * N + n % N) * L);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sums[r][n] += weights * row[r][k];
     }
@@ -511,7 +512,8 @@ constexpr int64_t kBarrierCost = 1 << 19;  // of a barrier, in bytes read in tha
 constexpr int64_t kTile = 1024;            // numbers of a tile
 constexpr int64_t kAheadRows = 48;         // rows of an input product
 constexpr int64_t kAheadBytes = 1 << 20;   // of the results of input products
-constexpr int kMaxBlocks = 256;            // blocks of a product that are ordered
+constexpr int kMaxBlocks = 256;            // calls for a product that are ordered
+constexpr int kJoined = 2;                 // blocks of a product of one row at a time
 
 template <class F>
 struct Loop {
@@ -666,24 +668,33 @@ struct Loop {
       return product.count == 2 && left >= 2 ? 2 : 1;
     }
 
-    // Calls body(vectors, first chunk, chunks) for the blocks of a slice of a product.
-    // Backward, the blocks that the cache still holds come first.
+    // Calls body(vectors, first chunk, chunks, blocks) for the blocks of a slice of a
+    // product, at most `joined` of the same size in one call. Backward, the blocks that
+    // the cache still holds come first.
     template <class Body>
     static void for_blocks(const Product& product, int64_t begin, int64_t end,
-                           bool backward, const Body& body) {
-      std::pair<int64_t, int64_t> blocks[kMaxBlocks];
-      int64_t count = 0, n = 0;
+                           bool backward, int64_t joined, const Body& body) {
+      struct {
+        int64_t chunk, number, blocks;
+      } calls[kMaxBlocks];
+      int64_t count = 0;
       auto flush = [&] {
-        for (n = 0; n < count; ++n) {
-          auto [chunk, number] = blocks[backward ? count - 1 - n : n];
-          body(number * product.count, chunk, number);
+        for (int64_t n = 0; n < count; ++n) {
+          auto [chunk, number, blocks] = calls[backward ? count - 1 - n : n];
+          body(number * product.count, chunk, number, blocks);
         }
         count = 0;
       };
       for (int64_t chunk = begin, number; chunk < end; chunk += number) {
         number = block_size(product, end - chunk);
-        blocks[count++] = {chunk, number};
+        bool joins = count && calls[count - 1].number == number &&
+                     calls[count - 1].blocks < joined;
+        if (joins) {
+          ++calls[count - 1].blocks;
+          continue;
+        }
         if (count == kMaxBlocks) flush();
+        calls[count++] = {chunk, number, 1};
       }
       flush();
     }
@@ -700,8 +711,8 @@ struct Loop {
         const F* from = (const F*)loop.arguments[product.weight] + p * product.population +
                         product.first;
         int64_t all = chunks(product.width);
-        for_blocks(product, all * slice / slices, all * (slice + 1) / slices, false,
-                   [&](int64_t, int64_t chunk, int64_t count) {
+        for_blocks(product, all * slice / slices, all * (slice + 1) / slices, false, 1,
+                   [&](int64_t, int64_t chunk, int64_t count, int64_t) {
                      if (number++ % groups == group) pack(product, from, n, chunk, count);
                    });
       }
@@ -821,21 +832,34 @@ struct Loop {
       int64_t begin = all * slice / slices, end = all * (slice + 1) / slices;
       const int64_t* chosen = choose_rows(i, p, number);
       int64_t most = chosen ? chosen_rows.size() : count * number;
-      auto block = [&](int64_t vectors, int64_t chunk, int64_t) {
+      auto block = [&](int64_t vectors, int64_t chunk, int64_t, int64_t blocks) {
         const F* weights = panel(n, chunk);
         auto with = [&](auto N) {
+          auto tile = [&](auto R, auto M, const F* weights, const int64_t* chosen,
+                          int64_t first) {
+            multiply_tile<R, M, N>(product, weights, chunk, first, chosen, count, i);
+          };
+          std::integral_constant<int, 1> one;
+          std::integral_constant<int, kJoined> several;
+          if (blocks == kJoined) {
+            tile(one, several, weights, chosen, 0);
+            for (size_t k = 0; chosen && k < skipped_rows.size(); ++k)
+              tile(one, several, nullptr, skipped_rows.data(), k);
+            return;
+          }
           for_row_tiles(most, [&](auto R, int64_t first) {
-            multiply_tile<R, N>(product, weights, chunk, first, chosen, count, i);
+            tile(R, one, weights, chosen, first);
           });
           for (size_t k = 0; chosen && k < skipped_rows.size(); ++k)
-            multiply_tile<1, N>(product, nullptr, chunk, k, skipped_rows.data(), count, i);
+            tile(one, one, nullptr, skipped_rows.data(), k);
         };
         if (vectors == 4) with(std::integral_constant<int, 4>{});
         else if (vectors == 3) with(std::integral_constant<int, 3>{});
         else if (vectors == 2) with(std::integral_constant<int, 2>{});
         else with(std::integral_constant<int, 1>{});
       };
-      for_blocks(product, begin, end, i / number % 2, block);
+      // The sums of one row and one block are too few to hide the latency of an addition.
+      for_blocks(product, begin, end, i / number % 2, most == 1 ? kJoined : 1, block);
     }
 
     // Returns the rows of the steps i, ..., i + number - 1 that have a step, numbered one
@@ -857,7 +881,7 @@ struct Loop {
     }
     std::vector<int64_t> chosen_rows, skipped_rows;
 
-    template <int R, int N>
+    template <int R, int M, int N>
     INLINE void multiply_tile(const Product& product, const F* weights, int64_t chunk,
                               int64_t first, const int64_t* chosen, int64_t count,
                               int64_t i) {
@@ -875,8 +899,8 @@ struct Loop {
           base += (time(i + step) - time(i)) * slot.time;
         x[r] = base + product.x.offset + row[r] * from.row;
       }
-      Lanes sums[R][N];
-      for (int v = 0; v < N; ++v) {
+      Lanes sums[R][M * N];
+      for (int v = 0; v < M * N; ++v) {
         int64_t vector = v % product.count;
         int64_t unit = (chunk + v / product.count) * L;
         int64_t lanes = product.width - unit;
@@ -892,8 +916,8 @@ struct Loop {
         for (int r = 0; r < R; ++r)
           sums[r][v] = load(base + (row[r] * place.row & place.varies), lanes);
       }
-      if (weights) multiply<R, N>(sums, x, weights, product.K);
-      for (int v = 0; v < N; ++v) {
+      if (weights) multiply<R, M, N>(sums, x, weights, product.K);
+      for (int v = 0; v < M * N; ++v) {
         int64_t unit = (chunk + v / product.count) * L;
         F* to = memory.get() + local_at[product.y + v % product.count];
         for (int r = 0; r < R; ++r)
