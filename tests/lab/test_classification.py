@@ -451,7 +451,7 @@ def test_a_sequence_that_is_too_short_for_its_symbols_is_named(tmp_path):
         built(given)
 
 
-@pytest.mark.parametrize("name", ["classify", "tag"])
+@pytest.mark.parametrize("name", ["classify", "ctc", "tag"])
 def test_the_starter_config_has_the_defaults(tmp_path, name):
     path = tmp_path / "a.yaml"
     path.write_text(jl.lab.starter(name))

@@ -1,8 +1,11 @@
 """The memory problems follow their sources, and a run states when it succeeded."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from jaxlstm import lab
 from jaxlstm.lab import config, tasks
 from jaxlstm.lab.tasks.memory import problems
 
@@ -76,3 +79,10 @@ def test_success_is_counted_in_training_sequences():
         "sequences until success": "4,000",
         "published": "74,000",
     }
+
+
+def test_the_starter_config_is_the_shipped_one_with_defaults(tmp_path):
+    path = tmp_path / "adding.yaml"
+    path.write_text(lab.starter("memory"))
+    shipped = Path(__file__).parents[2] / "configs" / "adding.yaml"
+    assert config.load(path) == config.load(shipped)
