@@ -25,6 +25,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxlstm as jl
@@ -156,6 +157,8 @@ plots.forecast_fan(
     {level: columns[name][first] for level, name in levels.items()},
     label="sales of shop_001",
 )
+plt.show()
+
 # %% [markdown]
 # ## A backtest
 #
