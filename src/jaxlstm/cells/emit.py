@@ -54,9 +54,9 @@ def states(state: State, gates: Reported) -> State:
 def trace(state: State, gates: Reported) -> Trace:
     """Return the state and the gates of each step.
 
-    For cells without wrappers, h and c have the bits of `hidden` and `states` if a
-    step has at least eight numbers; with fewer, `scan` may differ in the last bit. For
-    several layers, see `Layer.trace`.
+    h and c are bit-identical to those of `hidden` and `states`. Exceptions, in the last
+    bit: `engine="scan"`, zoneout around a GRU, and steps whose h has fewer than eight
+    numbers over all rows. For several layers, see `Layer.trace`.
     """
     return Trace(state, gates)
 

@@ -95,9 +95,9 @@ class TraceFn(Protocol):
 
     The traces are a dict with a `Trace` for each recurrent layer inside. The key is the
     path of the layer in the parameters, such as "1/0", "1/0/forward" or "rnn/0", and ""
-    if the layer itself is recurrent. For cells without wrappers, state and outputs have
-    the bits of `apply` (see `emit.trace`), except that `engine="scan"` may differ in
-    the last bit.
+    if the layer itself is recurrent. State and outputs are bit-identical to those of
+    `apply`. Exceptions, in the last bit: `engine="scan"`, zoneout around a GRU, and
+    steps whose h has fewer than eight numbers over all rows.
     """
 
     def __call__(
