@@ -199,6 +199,8 @@ def test_layers_on_an_explicit_mesh_need_no_context(layer, rows_mesh):
     run = jax.jit(jax.value_and_grad(loss))
     sharded = jax.device_put(xs, NamedSharding(rows_mesh, ROWS))
     close(jax.device_get(run(params, sharded)), jax.device_get(run(params, xs)), 2e-5)
+    _, ys = layer.apply(params, sharded)  # outside of `jit`, parameters on one device
+    assert jax.typeof(ys).sharding.spec == P(None, "rows", None)
 
 
 # -- rows of a batch ----------------------------------------------------------

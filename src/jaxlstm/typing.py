@@ -139,7 +139,10 @@ def replicate_like(x: jax.Array, tree: Any) -> Any:
     def replicate(leaf: Any) -> Any:
         if is_key(leaf) or is_explicit(jax.typeof(leaf).sharding):
             return leaf
-        return jax.sharding.reshard(leaf, on_mesh_of(x, *(None,) * jnp.ndim(leaf)))
+        if isinstance(x, Tracer):
+            return jax.sharding.reshard(leaf, on_mesh_of(x, *(None,) * jnp.ndim(leaf)))
+        # Outside of `jit`, `reshard` moves no array of one device to several.
+        return jax.device_put(leaf, NamedSharding(x.sharding.mesh, PartitionSpec()))
 
     return jax.tree.map(replicate, tree)
 
