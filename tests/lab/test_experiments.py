@@ -366,6 +366,18 @@ def test_changed_data_is_named_by_path():
         runs.trained.require_same_data(configs.load(), before, {"sha256": ["new"]})
 
 
+def test_lost_and_new_files_are_named():
+    config = configs.load()
+    both = {"sha256": ["1" * 64, "2" * 64], "paths": ["/a.txt", "/b.txt"]}
+    one = {"sha256": ["1" * 64], "paths": ["/moved/a.txt"]}
+    lost = "got 1 files, expected 2 .*: no file with the contents of "
+    with pytest.raises(BadInput, match=f'^data: {lost}"/b.txt"; restore'):
+        runs.trained.require_same_data(config, both, one)
+    new = 'got 2 files, expected 1 .*: "/b.txt", which is not in the checkpoint'
+    with pytest.raises(BadInput, match=f"^data: {new}; restore"):
+        runs.trained.require_same_data(config, one, both)
+
+
 def test_a_run_of_zero_steps_can_be_loaded(book, tmp_path):
     trained, _ = train(book, tmp_path / "run", steps=0)
     assert trained.step == 0

@@ -350,10 +350,28 @@ def require_same_data(
         changed = [k for k, old in enumerate(before) if old != now[k]]
         before, now, paths = ([x[k] for k in changed] for x in (before, now, paths))
     where = f"data: {', '.join(map(quoted, paths))}" if paths else "data"
-    raise BadInput(
+    problem = (
         f"{where}: got sha256 {_digits(now)}, expected {_digits(before)} as in the "
-        "checkpoint; restore the data that the run began with, or start a new run"
     )
+    problem += "checkpoint"
+    old_paths = list(stored.get("paths") or ())
+    if len(old_paths) == len(before) != len(now) == len(paths):
+        problem = f"data: {_other_files(old_paths, before, paths, now)}"
+    raise BadInput(
+        f"{problem}; restore the data that the run began with, or start a new run"
+    )
+
+
+def _other_files(
+    old_paths: Sequence[str], before: Sequence[str], paths: Sequence[str], now: Any
+) -> str:
+    """Name the files that the checkpoint has in addition, and those that it lacks."""
+    lost = [p for p, digest in zip(old_paths, before, strict=True) if digest not in now]
+    new = [p for p, digest in zip(paths, now, strict=True) if digest not in before]
+    parts = [f"no file with the contents of {quoted(path)}" for path in lost]
+    parts += [f"{quoted(path)}, which is not in the checkpoint" for path in new]
+    counts = f"got {len(now)} files, expected {len(before)} as in the checkpoint"
+    return f"{counts}: {'; '.join(parts)}" if parts else counts
 
 
 def _digits(hashes: Sequence[str]) -> str:
