@@ -238,6 +238,7 @@ def test_errors_in_an_extended_file_name_that_file(here):
 
 OVERRIDES = {
     "model.hiden_size=256": 'unknown key; did you mean "hidden_size"?',
+    "hiden_size=256": 'unknown key; did you mean "model.hidden_size"?',
     "modle.hidden_size=256": 'modle: unknown key; did you mean "model"?',
     "model.hidden_size=abc": 'got "abc", expected a whole number',
     "model.hidden_size=": "got null, expected a whole number",

@@ -5,6 +5,7 @@ configs/a.yaml:7: model.layers: got 0, expected at least 1
 """
 
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -175,6 +176,10 @@ def _unknown_key(location: "_Location") -> str:
         meant = f"; did you mean {describe(elsewhere[0])}?"
     else:
         meant = did_you_mean(key, fields)
+        below = {path[-1]: dotted(path) for path in key_paths(location.root)}
+        if not meant and len(location.path) == 1:
+            close = get_close_matches(key, below, n=1, cutoff=0.8)
+            meant = f"; did you mean {describe(below[close[0]])}?" if close else ""
     return f"unknown key{meant or '; expected ' + join_names(fields)}"
 
 
