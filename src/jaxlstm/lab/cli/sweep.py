@@ -2,6 +2,7 @@
 
 import argparse
 
+from jaxlstm.lab._util.errors import Interrupted
 from jaxlstm.lab.cli import common
 from jaxlstm.lab.cli.common import Arguments, Verb
 
@@ -23,13 +24,18 @@ def _run(arguments: Arguments) -> None:
     from jaxlstm.lab import api
 
     config, overrides = common.config_and_overrides(arguments)
-    api.sweep(
-        config,
-        overrides=overrides,
-        out=arguments.out,
-        storage=arguments.storage,
-        trials=arguments.trials,
-    )
+    try:
+        api.sweep(
+            config,
+            overrides=overrides,
+            out=arguments.out,
+            storage=arguments.storage,
+            trials=arguments.trials,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted; the same command goes on with the trials that are missing"
+        ) from None
 
 
 VERB = Verb(
