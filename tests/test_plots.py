@@ -77,6 +77,11 @@ def test_the_caller_names_the_loss_where_it_is_plotted(ax):
         assert ax.get_ylabel() == f"validation {label}"
 
 
+def test_a_single_training_loss_is_visible(ax):
+    line = plots.loss_curve([record(1, 2.0, "train")], ax=ax).get_lines()[0]
+    assert line.get_marker() == "."
+
+
 def test_a_steep_first_descent_is_cut_off_and_its_value_written(ax):
     records = [record(n, 9.0 if n == 1 else 2 + 1 / n) for n in range(1, 101)]
     plots.loss_curve(records, ax=ax)

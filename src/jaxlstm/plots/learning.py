@@ -93,7 +93,9 @@ def loss_curve(
             '"loss": 2.3}.'
         )
     ax = new_axes(ax)
-    ax.plot(*train, color=BLUE, lw=1.0, label="training (batches as they are read)")
+    dot = "." if train.values.size == 1 else None
+    name = "training (batches as they are read)"
+    ax.plot(*train, color=BLUE, lw=1.0, marker=dot, label=name)
     if validation.values.size:
         name = "validation (always the same data)"
         ax.plot(*validation, color=INK, lw=1.8, marker="o", ms=4, label=name)
