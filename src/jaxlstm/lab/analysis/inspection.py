@@ -121,7 +121,8 @@ def show(found: Inspection) -> None:
             text = printable(block).lstrip("# ").replace("**", "")
             console.print(text, style=style, end="\n\n")
     number = markdown.count("\n![")
-    console.print(f"{found.page}, with {number} pictures beside it", soft_wrap=True)
+    pictures = "1 picture" if number == 1 else f"{number} pictures"
+    console.print(f"{found.page}, with {pictures} beside it", soft_wrap=True)
 
 
 def _search(trained: Trained, seen: Traces) -> tuple[Search | None, list[Finding]]:

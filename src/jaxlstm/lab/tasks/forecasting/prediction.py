@@ -225,7 +225,8 @@ def backtest(trained: Any, *, windows: int | None) -> list[Artifact]:
         when = time_text(dataset.series.times[rows[0]])
         each |= {f"{when} {name}": row for name, row in found.scores.items()}
     text = evaluation.table(Evaluation(each, {}, windows * len(spec.ids)))
-    return [Artifact(f"Backtest: {windows} origins, {horizon} steps each", text)]
+    origins = "1 origin" if windows == 1 else f"{windows} origins"
+    return [Artifact(f"Backtest: {origins}, {horizon} steps each", text)]
 
 
 # -- facts --------------------------------------------------------------------
