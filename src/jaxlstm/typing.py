@@ -142,7 +142,8 @@ def replicate_like(x: jax.Array, tree: Any) -> Any:
         if isinstance(x, Tracer):
             return jax.sharding.reshard(leaf, on_mesh_of(x, *(None,) * jnp.ndim(leaf)))
         # Outside of `jit`, `reshard` moves no array of one device to several.
-        return jax.device_put(leaf, NamedSharding(x.sharding.mesh, PartitionSpec()))
+        mesh = x.sharding.mesh  # pyright: ignore[reportAttributeAccessIssue]
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
 
     return jax.tree.map(replicate, tree)
 

@@ -176,7 +176,7 @@ def _unknown_key(location: "_Location") -> str:
         meant = f"; did you mean {describe(elsewhere[0])}?"
     else:
         meant = did_you_mean(key, fields)
-        below = {path[-1]: dotted(path) for path in key_paths(location.root)}
+        below = {str(path[-1]): dotted(path) for path in key_paths(location.root)}
         if not meant and len(location.path) == 1:
             close = get_close_matches(key, below, n=1, cutoff=0.8)
             meant = f"; did you mean {describe(below[close[0]])}?" if close else ""
