@@ -370,11 +370,11 @@ def test_lost_and_new_files_are_named():
     config = configs.load()
     both = {"sha256": ["1" * 64, "2" * 64], "paths": ["/a.txt", "/b.txt"]}
     one = {"sha256": ["1" * 64], "paths": ["/moved/a.txt"]}
-    lost = "got 1 files, expected 2 .*: no file with the contents of "
+    lost = "number of files: got 1, expected 2 .*: no file with the contents of "
     with pytest.raises(BadInput, match=f'^data: {lost}"/b.txt"; restore'):
         runs.trained.require_same_data(config, both, one)
-    new = 'got 2 files, expected 1 .*: "/b.txt", which is not in the checkpoint'
-    with pytest.raises(BadInput, match=f"^data: {new}; restore"):
+    new = 'number of files: got 2, expected 1 .*: "/b.txt", which is not in the'
+    with pytest.raises(BadInput, match=f"^data: {new} checkpoint; restore"):
         runs.trained.require_same_data(config, one, both)
 
 

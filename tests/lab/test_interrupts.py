@@ -17,7 +17,7 @@ def interrupt(*_):
     os.kill(os.getpid(), signal.{name})
     time.sleep(0.1)  # an exception raised here would be lost
 
-with interrupts.exit_on_signal():
+with interrupts.exit_on_signal(remedy="{remedy}"):
     {where}
     time.sleep(20)
 print("not interrupted")
@@ -29,12 +29,14 @@ print("not interrupted")
     [
         ("interrupt()", "SIGINT", "interrupted"),
         ("gc.callbacks.append(interrupt); gc.collect()", "SIGINT", "interrupted"),
-        ("interrupt()", "SIGTERM", "interrupted by SIGTERM"),
-        ("interrupt()", "SIGHUP", "interrupted by SIGHUP"),
+        ("interrupt()", "SIGTERM", "interrupted by SIGTERM; go on"),
+        ("interrupt()", "SIGHUP", "interrupted by SIGHUP; go on"),
     ],
 )
 def test_a_signal_exits_the_process(where, name, message):
-    program = [sys.executable, "-c", PROGRAM.format(where=where, name=name)]
+    remedy = "" if name == "SIGINT" else "go on"
+    text = PROGRAM.format(where=where, name=name, remedy=remedy)
+    program = [sys.executable, "-c", text]
     done = subprocess.run(program, capture_output=True, text=True, timeout=30)
     assert done.returncode == 130
     assert done.stderr.strip() == f"jaxlstm: {message}"

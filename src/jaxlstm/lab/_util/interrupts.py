@@ -46,17 +46,20 @@ def stop_on_signal(again: str = "") -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def exit_on_signal() -> Iterator[None]:
+def exit_on_signal(*, remedy: str = "") -> Iterator[None]:
     """Exit the process on a signal with a message and an exit code.
 
     A KeyboardInterrupt would be lost if it occurred in a garbage collection or in an
     import that catches all exceptions. Files are consistent, as they are written
     atomically.
+
+    Args:
+        remedy: how to continue, the end of the message.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-        _write_to_stderr(f"interrupted{by}")
+        _write_to_stderr(f"interrupted{by}{'; ' if remedy else ''}{remedy}")
         os._exit(Interrupted.exit_code)
 
     with _handled(handle):

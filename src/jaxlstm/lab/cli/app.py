@@ -84,7 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _warnings_as_messages(),
             contextlib.nullcontext()
             if arguments.debug
-            else interrupts.exit_on_signal(),
+            else interrupts.exit_on_signal(
+                remedy=VERBS[arguments.verb].after_interrupt
+            ),
         ):
             _require_kind(arguments)
             VERBS[arguments.verb].run(arguments)

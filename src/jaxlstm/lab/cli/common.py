@@ -21,12 +21,14 @@ class Verb(NamedTuple):
         example: a complete command line.
         declare: adds the verb's arguments to its parser.
         run: carries out the verb.
+        after_interrupt: how to continue after an interruption; "" if there is no way.
     """
 
     help: str
     example: str
     declare: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Arguments], None]
+    after_interrupt: str = ""
 
 
 def declare_run(parser: argparse.ArgumentParser) -> None:

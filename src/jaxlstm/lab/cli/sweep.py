@@ -32,15 +32,16 @@ def _run(arguments: Arguments) -> None:
             storage=arguments.storage,
             trials=arguments.trials,
         )
-    except KeyboardInterrupt:
-        raise Interrupted(
-            "interrupted; the same command goes on with the trials that are missing"
-        ) from None
+    except Interrupted:  # of a trial, which names the run of the trial only
+        raise Interrupted(f"the sweep was interrupted; {_CONTINUE}") from None
 
+
+_CONTINUE = "the same command continues it"
 
 VERB = Verb(
     help="search the best config with Optuna",
     example="jaxlstm sweep my.yaml --out sweeps/a --trials 50",
     declare=_declare,
     run=_run,
+    after_interrupt=_CONTINUE,
 )

@@ -176,10 +176,10 @@ def _unknown_key(location: "_Location") -> str:
         meant = f"; did you mean {describe(elsewhere[0])}?"
     else:
         meant = did_you_mean(key, fields)
-        below = {str(path[-1]): dotted(path) for path in key_paths(location.root)}
-        if not meant and len(location.path) == 1:
-            close = get_close_matches(key, below, n=1, cutoff=0.8)
-            meant = f"; did you mean {describe(below[close[0]])}?" if close else ""
+        if not meant:
+            paths = {str(path[-1]): dotted(path) for path in key_paths(location.root)}
+            close = get_close_matches(key, paths, n=1, cutoff=0.8)
+            meant = f"; did you mean {describe(paths[close[0]])}?" if close else ""
     return f"unknown key{meant or '; expected ' + join_names(fields)}"
 
 

@@ -274,10 +274,10 @@ def _training_pictures(records: Sequence[Record], primary: Metric) -> list[Pictu
 
     size = (8.0, 4.5)
     caption = (
-        "Training and validation loss. Training: the mean over the steps since the "
-        "logged step before, each before its update. It also depends on how hard the "
-        "batches are, so that it may rise while the model improves. Validation: always "
-        "the same data, which is not trained on."
+        "Training and validation loss. Training: the mean loss of the steps since the "
+        "previous logged step, each computed before its update. It also depends on how "
+        "hard the batches are, so that it may rise while the model improves. "
+        "Validation: always the same data, which is not trained on."
     )
     pictures = [Picture("loss.png", caption, size, loss_curve)]
     if any("gradient_norm" in record for record in records):

@@ -345,33 +345,34 @@ def require_same_data(
     if before == now:
         return
     paths = list(found.get("paths") or file_paths(config.data))
+    remedy = "restore the data that the run began with, or start a new run"
+    old_paths = list(stored.get("paths") or ())
+    if len(old_paths) == len(before) != len(now) == len(paths):
+        files = _other_files(old_paths, before, paths, now)
+        raise BadInput(f"data: {files}; {remedy}")
     if len(before) == len(now) == len(paths):
         # Each hash is that of one file; only files that have changed are named.
         changed = [k for k, old in enumerate(before) if old != now[k]]
         before, now, paths = ([x[k] for k in changed] for x in (before, now, paths))
     where = f"data: {', '.join(map(quoted, paths))}" if paths else "data"
-    problem = (
-        f"{where}: got sha256 {_digits(now)}, expected {_digits(before)} as in the "
-    )
-    problem += "checkpoint"
-    old_paths = list(stored.get("paths") or ())
-    if len(old_paths) == len(before) != len(now) == len(paths):
-        problem = f"data: {_other_files(old_paths, before, paths, now)}"
     raise BadInput(
-        f"{problem}; restore the data that the run began with, or start a new run"
+        f"{where}: got sha256 {_digits(now)}, expected {_digits(before)} as in the "
+        f"checkpoint; {remedy}"
     )
 
 
 def _other_files(
     old_paths: Sequence[str], before: Sequence[str], paths: Sequence[str], now: Any
 ) -> str:
-    """Name the files that the checkpoint has in addition, and those that it lacks."""
+    """Name the files of the checkpoint that are missing now, and those that are new."""
     lost = [p for p, digest in zip(old_paths, before, strict=True) if digest not in now]
     new = [p for p, digest in zip(paths, now, strict=True) if digest not in before]
     parts = [f"no file with the contents of {quoted(path)}" for path in lost]
     parts += [f"{quoted(path)}, which is not in the checkpoint" for path in new]
-    counts = f"got {len(now)} files, expected {len(before)} as in the checkpoint"
-    return f"{counts}: {'; '.join(parts)}" if parts else counts
+    return (
+        f"number of files: got {len(now)}, expected {len(before)} as in the checkpoint"
+        f"{': ' if parts else ''}{'; '.join(parts)}"
+    )
 
 
 def _digits(hashes: Sequence[str]) -> str:
