@@ -3,7 +3,8 @@
 import functools
 import importlib
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -258,6 +259,72 @@ def _run(
         emit=emit,
         checkpoint_every=program.checkpoint_every,
     )
+    return _masked(state, emitted, steps)
+
+
+def run_both_directions(
+    cell: Cell, options: Options, calls: Sequence[tuple[Arrays, Key | None]]
+) -> list[tuple[State, Any]]:
+    """Run a cell in both directions over sequences of the same shape, by the kernel.
+
+    The two are a population of two, whose members the kernel runs on separate cores.
+
+    Args:
+        cell: the cell.
+        options: `reverse` has no effect, `emit` is a function of `jl.emit`, and
+            `burn_in` is 0.
+        calls: the arrays and the key of the forward and of the backward direction.
+
+    Raises:
+        NotImplementedError: the kernel cannot run the cell.
+    """
+    programs, key = memo(shortest_lived(cell)), (run_both_directions, cell, options)
+    if key not in programs:
+        run = jax.jit(functools.partial(_run_both_directions, cell, options))
+        programs.setdefault(key, run)
+    return programs[key](calls)
+
+
+def _run_both_directions(
+    cell: Cell, options: Options, calls: Sequence[tuple[Arrays, Key | None]]
+) -> list[tuple[State, Any]]:
+    inputs = []
+    for (params, xs, state, steps), key in calls:
+        prepared, *by_step = _prepared(cell, params, xs, steps, key)
+        inputs.append((prepared, state, (*by_step, steps.active, steps.resets)))
+    (forward, (params, state, by_step)) = inputs
+    backward = params, state, _reverse_time(by_step)
+
+    def run(params: Params, state: State, by_step: Any) -> tuple[State, Any]:
+        xs, per_step, active, resets = by_step
+        return ENGINES["native"](
+            cell,
+            params,
+            xs,
+            per_step,
+            state,
+            StepMask(active, resets, None),
+            reverse=False,
+            emit=options.emit,
+            checkpoint_every=options.checkpoint_every,
+        )
+
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), forward, backward)
+    states, emitted = jax.vmap(run)(*both)
+    results = []
+    for n, ((*_, steps), _) in enumerate(calls):
+        state, of_steps = jax.tree.map(operator.itemgetter(n), (states, emitted))
+        of_steps = _reverse_time(of_steps) if n == 1 else of_steps
+        results.append(_masked(state, of_steps, steps))
+    return results
+
+
+def _reverse_time(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), tree)
+
+
+def _masked(state: State, emitted: Any, steps: StepMask) -> tuple[State, Any]:
+    """Return the results, with zeros at masked steps and NaN for invalid lengths."""
     emitted = masking.mask_outputs(emitted, steps)
     if steps.invalid_length is not None:
         state = masking.nan_rows(state, steps.invalid_length)

@@ -7,7 +7,7 @@ checks that were already made.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -201,6 +201,16 @@ def feature_inputs(xs: ArrayLike, spatial_axes: int = 0) -> tuple[Features, Any]
     return xs, xs.shape[: xs.ndim - 1 - spatial_axes]
 
 
+class Recurrence(NamedTuple):
+    """The arguments of `recurrent`."""
+
+    cell: Cell
+    hidden_size: int
+    reverse: bool
+    checkpoint_every: int | str | None
+    engine: str | Sequence[str] | None
+
+
 class Definition(NamedTuple):
     """A layer as `make_layer` received it.
 
@@ -214,6 +224,7 @@ class Definition(NamedTuple):
             is a dtype that the parameters determine; None for a layer without one.
         step: function `(params, state, x) -> (state, y)` of one step without noise;
             None if outputs depend on later steps.
+        recurrence: the cell and its options, if the layer only runs a cell.
     """
 
     name: str
@@ -221,6 +232,7 @@ class Definition(NamedTuple):
     check_inputs: CheckInputs | None
     begin: Begin | None = None
     step: Step | None = None
+    recurrence: Recurrence | None = None
 
     def __call__(self, params: Params, xs: Any, state: State, call: Call) -> Result:
         """Check the inputs, and the step mask unless it is checked, then run."""
@@ -239,6 +251,7 @@ def make_layer(
     *,
     begin: Begin | None = None,
     step: Step | None = None,
+    recurrence: Recurrence | None = None,
 ) -> Layer:
     """Return a layer that checks the arguments of every call once.
 
@@ -249,8 +262,9 @@ def make_layer(
         check_inputs: see `Definition`.
         begin: see `Definition`.
         step: see `Definition`.
+        recurrence: see `Definition`.
     """
-    definition = Definition(name, run, check_inputs, begin, step)
+    definition = Definition(name, run, check_inputs, begin, step, recurrence)
 
     def checked_init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
         return init(as_key(name, key), input_size)
@@ -364,6 +378,12 @@ def step_of(layer: Layer) -> Step:
             "step; apply it to whole sequences."
         )
     return definition.step
+
+
+def recurrence_of(layer: Layer) -> Recurrence | None:
+    """Return the recurrence of a layer that `recurrent` built; None for others."""
+    definition = definition_of(layer.apply)
+    return None if definition is None else definition.recurrence
 
 
 def input_check_of(layer: Layer) -> CheckInputs | None:

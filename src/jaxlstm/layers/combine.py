@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxlstm import masking
+from jaxlstm import masking, unrolling
 from jaxlstm.cells.base import Cell, Params, State
 from jaxlstm.cells.wrappers.base import check_rate
 from jaxlstm.construction import Arguments, constructor
@@ -26,10 +26,11 @@ from jaxlstm.layers.base import (
     inside,
     make_layer,
     prefix_names,
+    recurrence_of,
     require_input_size,
     step_of,
 )
-from jaxlstm.layers.recurrent import recurrent
+from jaxlstm.layers.recurrent import checked_unroll, recurrent, result_of
 from jaxlstm.masking import StepMask
 from jaxlstm.typing import Features, Key, exportable
 
@@ -208,6 +209,8 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
     """
     layers = Pair(forward, backward)
     check_layers("bidirectional", *layers)
+    one, other = map(recurrence_of, layers)
+    same_cell = one is not None and other == one._replace(reverse=not one.reverse)
 
     def init(key: Key, input_size: int | None = None) -> tuple[Params, int]:
         keys = jax.random.split(key)
@@ -226,12 +229,12 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
             )
         states = _states("bidirectional", "state", layers, (), state)
         keys = _split_key(call.key, 2)
-        calls = (call, _reverse_resets(call))
-        results = []
-        for i, name in enumerate(Pair._fields):
-            own = calls[i]._replace(key=keys[i])
-            with inside(name):
-                results.append(call_layer(layers[i], params[i], xs, states[i], own))
+        calls = [
+            own._replace(key=key)
+            for own, key in zip((call, _reverse_resets(call)), keys, strict=True)
+        ]
+        arguments = list(zip(layers, params, (xs, xs), states, calls, strict=True))
+        results = _run_at_once(arguments) if same_cell else _run_in_turn(arguments)
         (last, ys, traces), (first, zs, backward_traces) = results
         traces = prefix_names("forward", traces) | prefix_names(
             "backward", backward_traces
@@ -250,6 +253,33 @@ def bidirectional(forward: Layer, backward: Layer) -> Layer:
 
     check_inputs = input_check_of(forward) or input_check_of(backward)
     return make_layer("bidirectional", init, run, check_inputs, begin=begin)
+
+
+def _run_in_turn(arguments: Sequence[Any]) -> list[Result]:
+    """Run the layers of `Pair` with `(layer, params, xs, state, call)` for each."""
+    results = []
+    for name, each in zip(Pair._fields, arguments, strict=True):
+        with inside(name):
+            results.append(call_layer(*each))
+    return results
+
+
+def _run_at_once(arguments: Sequence[Any]) -> list[Result]:
+    """Run the two directions of one cell, at once where that is faster."""
+    checked = []
+    for name, (layer, params, xs, state, call) in zip(
+        Pair._fields, arguments, strict=True
+    ):
+        with inside(name):
+            recurrence = recurrence_of(layer)
+            assert recurrence is not None
+            checked.append(checked_unroll(recurrence, params, xs, state, call))
+    with masking.error_prefix("unroll"):
+        results = unrolling.run_both_directions("unroll", *checked)
+    return [
+        result_of(result, call)
+        for result, (*_, call) in zip(results, arguments, strict=True)
+    ]
 
 
 def _reverse_resets(call: Call) -> Call:

@@ -2,18 +2,20 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxlstm import masking
+from jaxlstm import masking, unrolling
 from jaxlstm.cells import emit
 from jaxlstm.cells.base import Cell, Params, State, step_once
 from jaxlstm.construction import constructor, memo, shortest_lived
 from jaxlstm.layers.base import (
     Call,
     Layer,
+    Recurrence,
     Result,
     check_layer_size,
     feature_inputs,
@@ -21,7 +23,6 @@ from jaxlstm.layers.base import (
     require_input_size,
 )
 from jaxlstm.typing import Key
-from jaxlstm.unrolling import unroll
 
 
 @constructor
@@ -69,25 +70,13 @@ def recurrent(
             state = jax.eval_shape(cell.initial_state, params)
             return params, emit.hidden(state, None).shape[-1]
 
+    recurrence = Recurrence(cell, hidden_size, reverse, checkpoint_every, engine)
+
     def run(params: Params, xs: ArrayLike, state: State, call: Call) -> Result:
-        with masking.error_prefix("recurrent"):
-            _check_sizes(cell, params, hidden_size)
-        state, emitted = unroll(
-            cell,
-            params,
-            xs,
-            state,
-            mask=call.steps,
-            reset_state=call.reset_state,
-            reverse=reverse,
-            emit=emit.trace if call.with_trace else emit.hidden,
-            key=call.key,
-            checkpoint_every=checkpoint_every,
-            engine=engine,
-        )
-        if not call.with_trace:
-            return state, emitted, {}
-        return state, emit.hidden(*emitted), {"": emitted}
+        checked = checked_unroll(recurrence, params, xs, state, call)
+        with masking.error_prefix("unroll"):
+            results = unrolling.run_call("unroll", checked)
+        return result_of(results, call)
 
     def begin(
         params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike | None
@@ -102,7 +91,43 @@ def recurrent(
 
     check_inputs = functools.partial(feature_inputs, spatial_axes=cell.spatial_axes)
     one_step = None if reverse else step
-    return make_layer("recurrent", init, run, check_inputs, begin=begin, step=one_step)
+    return make_layer(
+        "recurrent",
+        init,
+        run,
+        check_inputs,
+        begin=begin,
+        step=one_step,
+        recurrence=recurrence,
+    )
+
+
+def checked_unroll(
+    recurrence: Recurrence, params: Params, xs: ArrayLike, state: State, call: Call
+) -> unrolling.Call:
+    """Return the checked call of `unroll` for a layer of this recurrence."""
+    cell, hidden_size, reverse, checkpoint_every, engine = recurrence
+    with masking.error_prefix("recurrent"):
+        _check_sizes(cell, params, hidden_size)
+    options: unrolling.UnrollOptions = {
+        "mask": call.steps,
+        "reset_state": call.reset_state,
+        "reverse": reverse,
+        "emit": emit.trace if call.with_trace else emit.hidden,
+        "key": call.key,
+        "checkpoint_every": checkpoint_every,
+        "engine": engine,
+    }
+    with masking.error_prefix("unroll"):
+        return unrolling.checked_call("unroll", cell, (params, xs, state), options)
+
+
+def result_of(results: tuple[State, Any], call: Call) -> Result:
+    """Return the result of a layer from those of `unroll`."""
+    state, emitted = results
+    if not call.with_trace:
+        return state, emitted, {}
+    return state, emit.hidden(*emitted), {"": emitted}
 
 
 def _check_sizes(cell: Cell, params: Params, hidden_size: int) -> None:

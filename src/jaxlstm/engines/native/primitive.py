@@ -113,8 +113,9 @@ def _bind_loop(
     length: int,
     reverse: bool,
     row_axes: int,
+    member_axes: int = 0,
 ) -> tuple[Any, Any]:
-    """Return the results of a loop; see `compiled_scan`, and `Options.exact`."""
+    """Return the results of a loop; see `compiled_scan` and `Options`."""
     leaves, tree = jax.tree.flatten((arguments, active))
     arguments, active = jax.tree.unflatten(tree, match_varying_axes(*leaves))
     options, used, shapes = trace_loop(
@@ -125,6 +126,7 @@ def _bind_loop(
     exact = [known for known, use in zip(is_exact, used, strict=True) if use]
     options = options._replace(
         exact=tuple(n for n, known in enumerate(exact) if known),
+        member_axes=member_axes,
         masked=active is not None,
     )
     kept += [] if active is None else [active]
@@ -181,6 +183,7 @@ class Options(NamedTuple):
         length: the number of steps.
         reverse: whether they are run from the last to the first.
         row_axes: the number of axes of rows.
+        member_axes: how many of these, the first ones, the consts have too.
         masked: whether the last argument tells which rows have a step.
         exact: numbers of float32 arguments whose conversion to bfloat16 is exact.
     """
@@ -191,6 +194,7 @@ class Options(NamedTuple):
     length: int
     reverse: bool
     row_axes: int
+    member_axes: int = 0
     masked: bool = False
     exact: tuple[int, ...] = ()
 
@@ -423,6 +427,7 @@ def _transpose(cotangents: Any, *arguments: Any, **parameters: Any) -> list[Any]
             length=options.length,
             reverse=not options.reverse,
             row_axes=options.row_axes,
+            member_axes=options.member_axes,
         )
     except Unsupported:
         (d_carry, d_consts), d_inputs = _plain_scan(
@@ -463,7 +468,7 @@ ad.primitive_transposes[loop] = _transpose
 
 
 def _batch(arguments: Any, axes: Any, **parameters: Any) -> tuple[Any, Any]:
-    """Add an axis of rows in front of the others."""
+    """Add an axis of rows: in front, of members, if consts have it, or after these."""
     options = Options(**parameters)
     size = next(
         argument.shape[axis]
@@ -471,28 +476,24 @@ def _batch(arguments: Any, axes: Any, **parameters: Any) -> tuple[Any, Any]:
         if axis is not None
     )
     last = len(arguments) - 1
-
-    def is_mask(n: int) -> bool:
-        return options.masked and n == last
-
     shares = any(axes[n] is not None for n in range(options.consts))
+    first = 0 if shares else options.member_axes
     arrays, at = [], []
     for n, (argument, axis) in enumerate(zip(arguments, axes, strict=True)):
         is_carry = 0 <= n - options.consts < options.carry
         is_input = n >= options.consts + options.carry
-        if axis is None:
-            if is_mask(n):
-                shape = len(argument), size, *argument.shape[1:]
-                argument = jnp.broadcast_to(argument[:, None], shape)
-            elif is_carry:
-                argument = jnp.broadcast_to(argument, (size, *argument.shape))
-            elif is_input and shares:  # members of a population read the same data
-                shape = len(argument), size, *argument.shape[1:]
-                argument = jnp.broadcast_to(argument[:, None], shape)
-            at.append(0 if is_carry or (is_input and shares) else None)
-        else:
-            argument = jnp.moveaxis(argument, axis, 1 if is_input else 0)
-            at.append(0)
+        is_mask = options.masked and n == last
+        # Members of a population read the same data.
+        needs_axis = is_carry or is_mask or (is_input and shares)
+        position = first + is_input if is_carry or is_input else 0
+        if axis is not None:
+            argument = jnp.moveaxis(argument, axis, position)
+        elif needs_axis:
+            argument = jnp.expand_dims(argument, position)
+            shape = list(argument.shape)
+            shape[position] = size
+            argument = jnp.broadcast_to(argument, shape)
+        at.append(position - is_input if axis is not None or needs_axis else None)
         arrays.append(argument)
     function = functools.partial(eval_jaxpr, options.jaxpr.jaxpr, options.jaxpr.consts)
     structs = [
@@ -502,14 +503,19 @@ def _batch(arguments: Any, axes: Any, **parameters: Any) -> tuple[Any, Any]:
         for n, a in enumerate(arrays)
     ]
     number = len(options.jaxpr.jaxpr.invars)
-    batched = jax.vmap(lambda *a: function(*a), in_axes=at[:number], out_axes=0)
+    batched = jax.vmap(lambda *a: function(*a), in_axes=at[:number], out_axes=first)
     closed = jax.make_jaxpr(batched)(*structs[:number])
-    changed = options._replace(jaxpr=closed, row_axes=options.row_axes + 1)
+    changed = options._replace(
+        jaxpr=closed,
+        row_axes=options.row_axes + 1,
+        member_axes=options.member_axes + shares,
+    )
     results = loop.bind(*arrays, **changed._asdict())
     carry, by_step = results[: options.carry], results[options.carry :]
     if shares:  # the order in which the kernel writes the results of a population
         by_step = [jnp.moveaxis(result, 1, 0) for result in by_step]
-    return [*carry, *by_step], [0] * len(carry) + [1 - shares] * len(by_step)
+    position = 0 if shares else first + 1
+    return [*carry, *by_step], [first] * len(carry) + [position] * len(by_step)
 
 
 batching.primitive_batchers[loop] = _batch

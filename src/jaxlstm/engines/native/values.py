@@ -365,10 +365,13 @@ class Evaluator:
         self.outputs = [read(atom) for atom in self.flat.outputs]
 
     def rows_of(self, variable: int) -> tuple[int, ...]:
-        """Return the axes of rows of a variable, which must come first."""
+        """Return the axes of rows of a variable, which must come first, in any order.
+
+        The order is of no effect on the value of a row. It matters in memory only.
+        """
         kinds = self.axes.of(variable)
         rows = tuple(kind for kind in kinds if kind != INNER)
-        if kinds[: len(rows)] != rows or list(rows) != sorted(set(rows)):
+        if kinds[: len(rows)] != rows or len(rows) != len(set(rows)):
             raise Unsupported("an array whose axes of rows do not come first")
         return rows
 
@@ -435,6 +438,8 @@ class Evaluator:
 
     def _argument(self, number: int, variable: int) -> Value:
         aval, rows = self.flat.avals[variable], self.rows_of(variable)
+        if list(rows) != sorted(rows):
+            raise Unsupported("an array with its axes of rows in another order")
         inner = aval.shape[len(rows) :]
         carry = number - self.layout.consts
         is_carry = 0 <= carry < self.layout.carry
@@ -615,10 +620,14 @@ class Evaluator:
         return Value(shape, rows, nodes.reshape(*inner[:-1], inner[-1] // width))
 
     def _transpose(self, equation: Equation, x: Value) -> Value:
-        order = equation.params["permutation"]
+        """Return the value with its axes of rows in another order."""
+        order, number = equation.params["permutation"], len(x.rows)
+        if list(order[number:]) != list(range(number, len(x.shape))):
+            raise Unsupported("a transpose of units")
         if list(order) == sorted(order):
             return x
-        raise Unsupported("a transpose")
+        (result,) = equation.outputs
+        return Value(self.flat.avals[result].shape, self.rows_of(result), x.nodes)
 
     def _slice(self, equation: Equation, x: Value) -> Value:
         params, number = equation.params, len(x.rows)
@@ -746,7 +755,8 @@ class Evaluator:
         if not 0 <= w.argument < self.layout.consts:
             raise Unsupported("a product with a matrix that changes from step to step")
         members = len(w.rows)
-        if w.rows != tuple(range(members)) or list(batch[0]) != list(range(members)):
+        of_rows = [x.rows[n] for n in batch[0] if n < len(x.rows)]
+        if w.rows != tuple(range(members)) or of_rows != list(range(members)):
             raise Unsupported("a product with a matrix for each row")
         if list(batch[1]) != list(range(members)):
             raise Unsupported("a product with a matrix for each row")
